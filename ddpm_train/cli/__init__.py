@@ -1,0 +1,1 @@
+"""The programs. Only they assemble the parts: validate, build, run."""

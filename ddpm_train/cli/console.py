@@ -1,0 +1,60 @@
+"""What a person sees: what will run, one live line, and what to do next."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+# Without a terminal: a line about this often, and always the last.
+_LINE_EVERY_SECONDS = 10.0
+
+
+class Console:
+    """Speaks on the main process only; the other processes' consoles are silent."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._bar: tqdm[Any] | None = None
+        self._last_line = float("-inf")
+        self._total = 0
+
+    @property
+    def live(self) -> bool:
+        """Whether there is a terminal to draw progress bars on."""
+        return self._enabled and sys.stderr.isatty()
+
+    def say(self, *lines: str) -> None:
+        if self._enabled:
+            for line in lines:
+                tqdm.write(line, file=sys.stdout) if self._bar is not None else print(line)
+            sys.stdout.flush()
+
+    def warn(self, line: str) -> None:
+        if self._enabled:
+            tqdm.write(line, file=sys.stderr)
+
+    def table(self, rows: dict[str, str]) -> None:
+        self.say(*(f"  {name:<10} {value}" for name, value in rows.items()))
+
+    def start(self, step: int, total: int) -> None:
+        self._total = total
+        if self.live:
+            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+
+    def progress(self, record: dict[str, Any]) -> None:
+        """Show a step's record: moves the bar, or prints a line now and then."""
+        if "loss" not in record or not self._enabled:
+            return
+        shown = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.0f} img/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update(record["step"] - self._bar.n)
+        elif time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS or record["step"] == self._total:
+            self._last_line = time.monotonic()
+            print(f"step {record['step']}/{self._total}  {shown}", flush=True)
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,79 @@
+"""`ddpm-train`, and `train.py` in a checkout: trains the run that the config describes."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ddpm_train.cli import app
+from ddpm_train.config import Config
+from ddpm_train.data.sources import path_mistakes
+
+
+def main() -> None:
+    app.run(job, preflight)
+
+
+def preflight(config: Config) -> Iterator[str]:
+    """What is wrong with this config on this machine, a line each. Imports torch only if a precision is forced."""
+    yield from path_mistakes(config.dataset)
+    yield from _output_mistakes(Path(config.output_dir))
+    yield from _batch_mistakes(config, int(os.environ.get("WORLD_SIZE", "1")))
+    yield from _resume_mistakes(config)
+    if config.train.mixed_precision in ("bf16", "fp16"):
+        from ddpm_train.cli.assemble import precision_mistakes
+
+        yield from precision_mistakes(config.train.mixed_precision)
+    if config.optimizer.name == "adamw_8bit":
+        from ddpm_train.optim import optimizer_mistakes
+
+        yield from optimizer_mistakes(config.optimizer)
+    if config.tracker.wandb is not None or config.tracker.trackio is not None:
+        from ddpm_train.trackers import tracker_mistakes
+
+        yield from tracker_mistakes(config.tracker)
+
+
+def job(config: Config, values: dict[str, Any]) -> None:
+    # torch and diffusers take seconds to import; a typo must not wait for them.
+    from ddpm_train.cli.assemble import train_run
+
+    train_run(config, values)
+
+
+def _output_mistakes(output_dir: Path) -> Iterator[str]:
+    existing = output_dir
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if output_dir.exists() and not output_dir.is_dir():
+        yield f"output_dir={output_dir}: not a folder; choose another name or output_dir"
+    elif not os.access(existing, os.W_OK):
+        yield f"output_dir={output_dir}: no permission to write in {existing}; choose another output_dir"
+
+
+def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
+    batch_size, micro = config.train.batch_size, config.train.micro_batch_size
+    if batch_size % num_processes:
+        counts = [count for count in range(1, batch_size + 1) if batch_size % count == 0 and count <= 64]
+        yield (
+            f"train.batch_size={batch_size}: not divisible by {num_processes} processes; "
+            f"use {_join(counts)} processes or a multiple of {num_processes}"
+        )
+    elif micro and batch_size % micro == 0 and (batch_size // micro) % num_processes:
+        yield (
+            f"train.micro_batch_size={micro}: {batch_size // micro} micro-batches do not divide over "
+            f"{num_processes} processes; use a divisor of {batch_size // num_processes}"
+        )
+
+
+def _resume_mistakes(config: Config) -> Iterator[str]:
+    if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
+        yield f"resume={config.resume}: no such checkpoint; give auto, never or a checkpoint's folder"
+
+
+def _join(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Images: sources -> cache (uint8) -> order (pure) -> loader."""

@@ -1,0 +1,113 @@
+"""One image file to one uint8 array: modes, orientation, transparency, size. Imports no torch (it runs in workers)."""
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# A random crop keeps what it may choose from, up to this many times the crop's own side.
+MAX_CROP_RANGE = 4
+
+
+class BrokenImage(Exception):
+    """An image that cannot be used; the text says why in one line."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns encoded images into uint8 arrays [channels, height, width].
+
+    With crop="center" every array has the size `resolution`. With crop="random" only the resize has happened:
+    the shorter side fits, the longer one is kept (up to MAX_CROP_RANGE times the crop), and the crop is
+    drawn at each visit of the image.
+
+    Attributes:
+        resolution: (height, width) of the crop.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        background: RGB behind transparent pixels when `channels` is 1 or 3, each in [0, 255].
+        crop: "center" or "random".
+        max_pixels: a larger image is refused before it is decoded.
+    """
+
+    resolution: tuple[int, int]
+    channels: int
+    background: tuple[int, int, int]
+    crop: str
+    max_pixels: int
+
+    def __call__(self, encoded: bytes | Path) -> np.ndarray:
+        """Decode one image.
+
+        Raises:
+            BrokenImage: not an image, truncated, of an unknown mode, or above `max_pixels`.
+        """
+        try:
+            with warnings.catch_warnings():
+                # The size is checked below; Pillow's own warning of large images would only repeat it.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+                    if image.width * image.height > self.max_pixels:
+                        raise BrokenImage(
+                            f"{image.width * image.height / 1e6:.0f} megapixels, more than "
+                            f"dataset.max_pixels={self.max_pixels}"
+                        )
+                    return self.from_image(image)
+        except Image.DecompressionBombError:
+            raise BrokenImage(f"more than twice Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels") from None
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
+            # Pillow's plugins answer damaged files with any of these.
+            raise BrokenImage(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+
+    def from_image(self, image: Image.Image) -> np.ndarray:
+        """The same for an opened image."""
+        image = ImageOps.exif_transpose(image)
+        image = self._resize(to_mode(image, self.channels, self.background))
+        array = np.asarray(image)
+        return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        """Antialiased resize until `resolution` is covered, then the centre crop.
+
+        Lanczos, as in EDM's dataset_tool; Pillow widens the filter when it scales down, which is the antialiasing.
+        """
+        height, width = self.resolution
+        # What a crop can never reach need not be resized.
+        reach = MAX_CROP_RANGE if self.crop == "random" else 1
+        scale = max(height / image.height, width / image.width)
+        box_width = min(image.width, reach * width / scale)
+        box_height = min(image.height, reach * height / scale)
+        left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
+        size = (max(width, round(box_width * scale)), max(height, round(box_height * scale)))
+        box = (left, top, left + box_width, top + box_height)
+        return image.resize(size, Image.Resampling.LANCZOS, box=box)
+
+
+def to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
+    """Convert any mode to L, RGB or RGBA without losing what the mode meant.
+
+    16-bit grey is scaled to 8 bits (value / 257), not cut; transparency is kept for 4 channels and otherwise
+    composed over `background`.
+
+    Raises:
+        BrokenImage: a mode whose range is not known (F).
+    """
+    if image.mode == "F":
+        raise BrokenImage("mode F: the range of its floating-point values is not known; convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image, dtype=np.int64)
+        image = Image.fromarray(np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8))
+    if image.has_transparency_data and channels < 4:
+        image = image.convert("RGBA")
+        backdrop = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(backdrop, image).convert("RGB")
+    return image.convert(MODES[channels])
+
+
+def crop_origin(uniform: float, size: int, crop: int) -> int:
+    """Where a random crop starts: uniform over the size - crop + 1 places, for a uniform number in [0, 1)."""
+    return math.floor(uniform * (size - crop + 1))

@@ -1,0 +1,60 @@
+"""What a training step minimises."""
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from ddpm_train.seeding import Purpose, integers, normal
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 [B, C, H, W] in [0, 255] -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+class Objective:
+    """The weighted denoising loss (Ho et al. 2020, eq. 14, with weights for each timestep).
+
+    Args:
+        noise_scheduler: gives x_t and the target of `prediction_type`.
+        weights: float32 [T], see `loss_weights`.
+        seed: with a sample's position it decides the sample's noise and timestep.
+    """
+
+    def __init__(self, noise_scheduler: DDPMScheduler, weights: Tensor, seed: int) -> None:
+        self.noise_scheduler = noise_scheduler
+        self.weights = weights
+        self.seed = seed
+
+    def draw(
+        self, x_0: Tensor, positions: Tensor, purposes: tuple[Purpose, Purpose] = (Purpose.NOISE, Purpose.TIMESTEP)
+    ) -> tuple[Tensor, Tensor]:
+        """Noise, float32 like `x_0`, and timesteps, int64 [B] in [0, T): a function of seed and position alone."""
+        noise = normal(self.seed, purposes[0], positions, tuple(x_0.shape[1:]))
+        timesteps = integers(self.seed, purposes[1], positions, self.noise_scheduler.config.num_train_timesteps)
+        return noise, timesteps
+
+    def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the model should predict, [B, C, H, W]: the noise, v (Salimans & Ho 2022, appendix D), or x_0."""
+        prediction_type = self.noise_scheduler.config.prediction_type
+        if prediction_type == "epsilon":
+            return noise
+        return self.noise_scheduler.get_velocity(x_0, noise, timesteps) if prediction_type == "v_prediction" else x_0
+
+    def per_image(self, unet: nn.Module, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The weighted squared error of each image, float32 [B]."""
+        x_t = self.noise_scheduler.add_noise(x_0, noise, timesteps)
+        prediction = unet(x_t, timesteps).sample
+        error = (prediction.float() - self.target(x_0, noise, timesteps)).square().mean(dim=(1, 2, 3))
+        return error * self.weights[timesteps]
+
+    def __call__(self, unet: nn.Module, images: Tensor, positions: Tensor) -> Tensor:
+        """The mean loss of a micro-batch: images uint8 [B, C, H, W], positions int64 [B] -> float32 scalar."""
+        x_0 = to_model_range(images)
+        noise, timesteps = self.draw(x_0, positions)
+        return self.per_image(unet, x_0, noise, timesteps).mean()
+
+
+def build_objective(noise_scheduler: DDPMScheduler, weights: Tensor, seed: int, device: torch.device) -> Objective:
+    noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
+    return Objective(noise_scheduler, weights.to(device), seed)

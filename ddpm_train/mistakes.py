@@ -1,0 +1,29 @@
+"""What a user can get wrong, told in one line each."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class Mistakes(Exception):
+    """One or more user mistakes, each a line "key=value: what is wrong; the remedy".
+
+    The programs print the lines and exit with code 2; a traceback would only hide them.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines: Sequence[str] = lines
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`" did you mean 'x'?"` for the known word nearest to `word`, else an empty string.
+
+    A dotted key is also found by its last part: `batch_size` finds `train.batch_size`.
+    """
+    known = list(known)
+    by_tail = [key for key in known if key.rsplit(".", 1)[-1] == word]
+    close = by_tail or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        tails = {key.rsplit(".", 1)[-1]: key for key in known}
+        close = [tails[tail] for tail in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1, cutoff=0.75)]
+    return f" did you mean '{close[0]}'?" if close else ""

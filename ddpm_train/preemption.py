@@ -1,0 +1,63 @@
+"""Signals that ask a run to stop -> a flag that all processes agree on."""
+
+import os
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+# EX_TEMPFAIL of sysexits.h: "try again later"; the same command continues the run.
+EXIT_REQUEUE = 75
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """The run was asked to stop; whatever was being computed is left as it is."""
+
+
+class StopRequest:
+    """Turns SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C into a request; a second Ctrl-C leaves at once.
+
+    Until `connect` there is nothing to save, and a signal raises `Stopped` where the process stands. From then on
+    the request waits until all processes ask for it at the same place.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self._connected = False
+        self._group: dist.ProcessGroup | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal_name == "SIGINT":
+            os._exit(128 + number)
+        self.signal_name = signal.Signals(number).name
+        if not self._connected:
+            raise Stopped
+
+    def connect(self) -> None:
+        """Open the channel over which the processes agree: on the CPU, so that no step waits for a device."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo")
+        self._connected = True
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop. All processes must call this at the same places."""
+        if self._group is None:
+            return self.signal_name is not None
+        flag = torch.tensor([int(self.signal_name is not None)])
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
+        return bool(flag)
+
+    def check(self) -> None:
+        """Raise `Stopped` on all processes if any was asked to stop."""
+        if self.agreed():
+            raise Stopped
+
+
+def leave_signals_to_parent(*_: object) -> None:
+    """For helper processes, which the terminal or a scheduler signals too: the parent ends them in its own time."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
