@@ -22,18 +22,32 @@ DownBlock = Literal[
     "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"
 ]
 UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"]
-Resolution = Annotated[
-    tuple[Positive, Positive],
-    BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
-]
+
+
+def _height_and_width(value: object) -> object:
+    if isinstance(value, int):
+        return value, value
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("must be a whole number or [height,width]")
+    return value
+
+
+def _given(value: object) -> object:
+    if value == "???":
+        raise ValueError("missing; give it a value")
+    return value
+
+
+Resolution = Annotated[tuple[Positive, Positive], BeforeValidator(_height_and_width)]
+Required = BeforeValidator(_given)  # `???` in a config: the user has to say
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Dataset:
     """Where the images come from and how they become uint8 arrays [channels, height, width]."""
 
-    source: Literal["embedded", "folder", "hub"]
-    path: str
+    source: Annotated[Literal["embedded", "folder", "hub"], Required]
+    path: Annotated[str, Required]
     config_name: str | None  # the Hub dataset's configuration
     split: str
     revision: str | None
@@ -234,25 +248,69 @@ def parse(values: Mapping[str, Any]) -> Config:
     Raises:
         Mistakes: every wrong type, range, name and combination in it, a line each.
     """
-    try:
-        config: Config = _ADAPTER.validate_python(values)
-    except ValidationError as error:
-        raise Mistakes(*dict.fromkeys(_explain(detail) for detail in error.errors())) from None
-    lines = list(cross_field_mistakes(config))
-    if lines:
+    config, lines = inspect(values, {})
+    if config is None or lines:
         raise Mistakes(*lines)
     return config
 
 
-def _explain(detail: Any) -> str:
-    """One validation error of pydantic as "key=value: what is wrong"."""
+def inspect(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
+    """Find all mistakes in a composed config.
+
+    Args:
+        values: the config.
+        defaults: takes the place of what is wrong, so that one mistake does not hide the next.
+
+    Returns:
+        The config (None if even the defaults cannot make one) and a line for each mistake.
+    """
+    try:
+        config: Config = _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_explain(detail) for detail in error.errors() if not _is_echo(detail)))
+        try:
+            config = _ADAPTER.validate_python(_repaired(values, defaults, error))
+        except (ValidationError, KeyError, TypeError):
+            return None, lines
+        return config, [*lines, *cross_field_mistakes(config)]
+    return config, list(cross_field_mistakes(config))
+
+
+def _repaired(values: Mapping[str, Any], defaults: Mapping[str, Any], error: ValidationError) -> dict[str, Any]:
+    """A copy of `values` with the two-part keys that `error` names taken from `defaults`."""
+    repaired = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for detail in error.errors():
+        section, *rest = _location(detail)
+        if section not in defaults:
+            del repaired[section]
+        elif not rest or not isinstance(repaired.get(section), dict) or detail["input"] == "???":
+            repaired[section] = defaults[section]
+        elif rest[0] in defaults[section]:
+            repaired[section][rest[0]] = defaults[section][rest[0]]
+        else:
+            repaired[section].pop(rest[0], None)
+    return repaired
+
+
+def _location(detail: Any) -> list[Any]:
     # A tagged union puts its tag (the group's choice) into the location; the user never wrote it.
     tags = {"mse", "min_snr", "adamw", "adam", "adamw_8bit", "sgd", "none", "warmup"}
-    parts = [part for position, part in enumerate(detail["loc"]) if not (position == 1 and part in tags)]
-    key = ".".join(str(part) for part in parts)
+    return [part for position, part in enumerate(detail["loc"]) if not (position == 1 and part in tags)]
+
+
+def _is_echo(detail: Any) -> bool:
+    """A list whose items were wrong is reported a second time, as too short."""
+    return detail["type"] == "too_short" and len(detail["input"]) > 0
+
+
+def _explain(detail: Any) -> str:
+    """One validation error of pydantic as "key=value: what is wrong"."""
+    key = ".".join(str(part) for part in _location(detail))
     value, kind, context = detail["input"], detail["type"], detail.get("ctx", {})
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{key}: no such key"
+    if kind == "value_error":
+        return f"{key}={value}: {context['error']}"
     if kind in ("missing", "missing_argument"):
         return f"{key}: missing; give it a value"
     if kind in ("literal_error", "union_tag_invalid"):

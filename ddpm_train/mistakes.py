@@ -21,9 +21,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     A dotted key is also found by its last part: `batch_size` finds `train.batch_size`.
     """
     known = list(known)
-    by_tail = [key for key in known if key.rsplit(".", 1)[-1] == word]
-    close = by_tail or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = [key for key in known if key.rsplit(".", 1)[-1] == word] or difflib.get_close_matches(word, known, n=1)
     if not close:
         tails = {key.rsplit(".", 1)[-1]: key for key in known}
         close = [tails[tail] for tail in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1, cutoff=0.75)]
-    return f" did you mean '{close[0]}'?" if close else ""
+    return f" did you mean {' or '.join(repr(key) for key in close)}?" if close else ""

@@ -10,9 +10,10 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -97,7 +98,9 @@ class Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(target.query)
         method = "GET" if self.command == "HEAD" else self.command
         try:
-            self.hub.raise_failure(self.path)
+            for text, statuses in self.hub.failures:
+                if text in self.path and (status := next(statuses, None)):
+                    raise Refusal(status, "Injected failure")
             for route_method, pattern, action in self.routes:
                 if route_method == method and (match := re.fullmatch(pattern, target.path)):
                     # Unquoted only now: the clients quote the slashes within a revision or a folder.
@@ -128,15 +131,14 @@ class Handler(BaseHTTPRequestHandler):
     def answer_file(self, file: Path, headers: dict[str, str]) -> None:
         """Answer with a file, or with the part of it that a resumed or a streamed download asks for."""
         data = file.read_bytes()
-        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if part is None:
+        if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            start, stop = int(part[1]), min(int(part[2] or len(data)) + 1, len(data))
+            if start >= stop:
+                raise Refusal(416, "The range lies beyond the end of the file")
+            content_range = {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
+            self.answer(206, headers | content_range, data[start:stop])
+        else:
             self.answer(200, headers, data)
-            return
-        start, stop = int(part[1]), min(int(part[2] or len(data)) + 1, len(data))
-        if start >= stop:
-            raise Refusal(416, "The range lies beyond the end of the file")
-        content_range = {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
-        self.answer(206, headers | content_range, data[start:stop])
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing: `LoopbackHub.requests` is the log."""
@@ -190,13 +192,13 @@ class HubHandler(Handler):
         if entry["type"] != "file":
             raise Refusal(404, "Entry not found", "EntryNotFound", commit.id)
         file, headers = commit.folder / path, {"X-Repo-Commit": commit.id}
-        if "lfs" not in entry:
+        if "lfs" in entry:
+            oid = entry["lfs"]["oid"]
+            self.hub.stored[oid] = file
+            headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(entry["size"])}
+            self.answer(302, headers | {"Location": f"{self.hub.storage_url}/objects/{oid}"})
+        else:
             self.answer_file(file, headers | {"ETag": f'"{entry["oid"]}"'})
-            return
-        oid, size = entry["lfs"]["oid"], entry["size"]
-        self.hub.stored[oid] = file
-        linked = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(size)}
-        self.answer(302, headers | linked | {"Location": f"{self.hub.storage_url}/objects/{oid}"})
 
     _API = r"/api/(?P<kind>datasets|models)/(?P<repo>[^/]+/[^/]+)"
     _REVISION = r"/(?P<revision>[^/]+)"
@@ -238,10 +240,9 @@ class LoopbackHub:
         self.private = frozenset(private)
         self.requests: list[Request] = []
         self.stored: dict[str, Path] = {}
+        self.failures: list[tuple[str, Iterator[int]]] = []
         self.url = self.storage_url = ""
         self._servers: list[Server] = []
-        self._failures: list[tuple[str, int]] = []
-        self._failures_lock = threading.Lock()
 
     def __enter__(self) -> Self:
         for handler in (HubHandler, StorageHandler):
@@ -271,12 +272,4 @@ class LoopbackHub:
 
     def fail(self, path_contains: str, status: int, times: int) -> None:
         """Answer `status` to the next `times` requests, to either port, whose path contains the text."""
-        self._failures += [(path_contains, status)] * times
-
-    def raise_failure(self, path: str) -> None:
-        """Raise, once, a failure that `fail` has in store for the path."""
-        with self._failures_lock:
-            for failure in self._failures:
-                if failure[0] in path:
-                    self._failures.remove(failure)
-                    raise Refusal(failure[1], "Injected failure")
+        self.failures.append((path_contains, repeat(status, times)))

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_train.config import Config, parse
+from ddpm_train.config import Config, inspect, parse
 from ddpm_train.mistakes import Mistakes, did_you_mean
 
 EXIT_MISTAKE = 2
@@ -43,7 +43,7 @@ def run(job: Callable[[Config, dict[str, Any]], None], preflight: Callable[[Conf
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def hydra_job(composed: DictConfig) -> None:
-        values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+        values = _plain(composed)
         try:
             job(parse(values), values)
         except Mistakes as mistakes:
@@ -78,15 +78,17 @@ def _check(arguments: argparse.Namespace, preflight: Callable[[Config], Iterator
     with initialize_config_dir(str(directory), version_base="1.3"):
         lines, overrides = _sort_overrides(arguments.overrides, name, extra)
         try:
-            composed = compose(name, [*extra, *overrides])
-            config = parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
-        except Mistakes as mistakes:
-            raise Mistakes(*lines, *mistakes.lines) from None
+            values, defaults = (_plain(compose(name, [*extra, *chosen])) for chosen in (overrides, []))
         except (HydraException, OmegaConfBaseException) as error:
             raise Mistakes(*lines, str(error).splitlines()[0]) from None
-    lines += preflight(config)
-    if lines:
+    config, found = inspect(values, defaults)
+    if lines := [*lines, *found, *(preflight(config) if config else [])]:
         raise Mistakes(*lines)
+
+
+def _plain(composed: DictConfig) -> dict[str, Any]:
+    values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    return values
 
 
 def _sort_overrides(overrides: list[str], name: str, extra: list[str]) -> tuple[list[str], list[str]]:
@@ -154,7 +156,7 @@ def _first_choice(override: Override, text: str) -> str:
 def _exists(config: DictConfig, key: str) -> bool:
     node: Any = config
     for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
+        if not isinstance(node, DictConfig) or part not in list(node):  # `in` denies keys that are still ???
             return False
         node = node._get_node(part)
     return True

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_train.cli import app
+from ddpm_train.cli import app, cpu_processes
 from ddpm_train.config import Config
 from ddpm_train.data.sources import path_mistakes
 
@@ -18,7 +18,7 @@ def preflight(config: Config) -> Iterator[str]:
     """What is wrong with this config on this machine, a line each. Imports torch only if a precision is forced."""
     yield from path_mistakes(config.dataset)
     yield from _output_mistakes(Path(config.output_dir))
-    yield from _batch_mistakes(config, int(os.environ.get("WORLD_SIZE", "1")))
+    yield from _batch_mistakes(config, cpu_processes.num_processes())
     yield from _resume_mistakes(config)
     if config.train.mixed_precision in ("bf16", "fp16"):
         from ddpm_train.cli.assemble import precision_mistakes
@@ -35,6 +35,7 @@ def preflight(config: Config) -> Iterator[str]:
 
 
 def job(config: Config, values: dict[str, Any]) -> None:
+    cpu_processes.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
     from ddpm_train.cli.assemble import train_run
 

@@ -1,0 +1,41 @@
+"""Makes `accelerate launch --cpu --num_processes N` start N processes.
+
+Accelerate 1.15 leaves CPU processes to mpirun: without a hostfile its `simple_launcher` starts one process, however
+many were asked for, and says nothing. That one process recognises the situation and hands over to torchrun.
+"""
+
+import os
+import sys
+from typing import Any
+
+_STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def num_processes() -> int:
+    """How many processes this run has, or will have after `spread`."""
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    # The launcher sets MASTER_ADDR only when it was asked for more than one process.
+    alone = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
+    if not alone or any(name in os.environ for name in _STARTED_BY_MPI):
+        return 1
+    return int(_launcher_arguments().num_processes or 1)
+
+
+def spread() -> None:
+    """Replace this process by torchrun with as many processes as the launcher was asked for."""
+    if "WORLD_SIZE" in os.environ or (count := num_processes()) == 1:
+        return
+    port = os.environ.get("MASTER_PORT", "29500")
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", port]
+    os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
+
+
+def _launcher_arguments() -> Any:
+    """The parsed command line of the `accelerate launch` that started this process."""
+    import psutil
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    command = psutil.Process(os.getppid()).cmdline()
+    arguments = launch_command_parser().parse_args(command[command.index("launch") + 1 :])
+    return _validate_launch_command(arguments)[0]

@@ -1,0 +1,115 @@
+"""What the tests share: the real command line, real images, a small model that trains in seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+# The smallest UNet with an attention level, 8 x 8 images, a handful of steps: about a second of training.
+TINY = (
+    "dataset.resolution=8",
+    "dataset.num_workers=2",
+    "model.block_out_channels=[8,16]",
+    "model.down_block_types=[DownBlock2D,AttnDownBlock2D]",
+    "model.up_block_types=[AttnUpBlock2D,UpBlock2D]",
+    "model.norm_num_groups=4",
+    "lr_scheduler.warmup_steps=0",
+    "optimizer.lr=1e-3",
+    "train.batch_size=16",
+    "train.max_steps=6",
+    "train.log_every_steps=2",
+    "evaluation.num_images=4",
+    "evaluation.num_inference_steps=2",
+)
+
+
+class Cli:
+    """Runs programs the way a user does, in an empty folder with a cache of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # One thread each: the tests run side by side on few cores.
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "ACCELERATE_"))},
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "HF_HOME": str(folder / "hf"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def start(self, command: Sequence[str], **environment: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, command: Sequence[str], expect: int = 0, **environment: str) -> str:
+        """Run to the end; returns stdout and stderr together."""
+        process = self.start(command, **environment)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == expect, f"exit {process.returncode}, not {expect}\n{out}\n{err}"
+        return out + err
+
+    def train(self, *overrides: str, expect: int = 0, **environment: str) -> str:
+        """`python train.py OVERRIDES` with the tiny model."""
+        return self.run([sys.executable, str(ROOT / "train.py"), *TINY, *overrides], expect, **environment)
+
+    def launch(self, *overrides: str, num_processes: int, expect: int = 0) -> str:
+        """`accelerate launch --cpu --num_processes N train.py OVERRIDES` with the tiny model."""
+        return self.run([*launch_command(num_processes), *TINY, *overrides], expect)
+
+    def metrics(self, name: str = "default") -> list[dict[str, Any]]:
+        lines = (self.folder / "outputs" / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def output(self, name: str = "default") -> Path:
+        return self.folder / "outputs" / name
+
+
+def launch_command(num_processes: int) -> list[str]:
+    program = str(Path(sys.executable).with_name("accelerate"))
+    port = str(20000 + os.getpid() % 20000)
+    return [
+        *(program, "launch", "--cpu", "--num_processes", str(num_processes), "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
+        str(ROOT / "train.py"),
+    ]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def garments() -> list[Image.Image]:
+    """Real images: the embedded validation set as 28 x 28 grey pictures."""
+    with Image.open(ROOT / "ddpm_train/data/fashion_tiny/validation.png") as mosaic:
+        pixels = np.asarray(mosaic).reshape(10, 28, 50, 28).transpose(0, 2, 1, 3).reshape(-1, 28, 28)
+    return [Image.fromarray(tile) for tile in pixels]
+
+
+@pytest.fixture(scope="session")
+def write_images(garments: list[Image.Image]) -> Callable[[Path, int], Path]:
+    """Writes the first `count` garments as PNG files into a folder, half of them one level deeper."""
+
+    def write(folder: Path, count: int) -> Path:
+        (folder / "deeper").mkdir(parents=True)
+        for index, image in enumerate(garments[:count]):
+            image.save((folder if index % 2 else folder / "deeper") / f"{index:03}.png")
+        return folder
+
+    return write
