@@ -8,15 +8,16 @@
 A checkpoint is written into a staging folder, flushed to the disk, and published by one rename.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import safetensors.torch
 from torch import Tensor
 
 from ddpm_train.files import fsync_path, sha256_file
@@ -25,6 +26,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
+_STAGING = re.compile(r"\.step_\d{8,}\.staging")
 
 
 class BadCheckpoint(Exception):
@@ -35,62 +37,72 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise BadCheckpoint(f"{path.name} is not named step_NNNNNNNN")
+    return int(match[1])
+
+
 def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], scalars: Mapping[str, Any]) -> Path:
-    """Write and publish the checkpoint of `step`; returns its folder.
+    """Write, publish and verify the checkpoint of `step`; returns its folder.
 
     Args:
-        tensors: set name -> tensor name -> tensor. A set becomes the file NAME.safetensors.
+        tensors: set name -> tensor name -> tensor, on the CPU. A set becomes the file NAME.safetensors.
         scalars: what JSON can hold.
 
     Raises:
         OSError: the disk did not take it; nothing was published.
+        BadCheckpoint: the disk took it, but gives back something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / step_name(step)
     staging = directory / f".{path.name}.staging"
-    shutil.rmtree(staging, ignore_errors=True)
+    _remove(staging)
     staging.mkdir()
     try:
+        files: dict[str, dict[str, Any]] = {}
         for name, named_tensors in tensors.items():
-            save_file(
-                {key: tensor.contiguous() for key, tensor in named_tensors.items()}, staging / f"{name}.safetensors"
-            )
-        (staging / STATE).write_text(json.dumps(scalars, indent=1))
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in staging.iterdir()}
+            _write(staging / f"{name}.safetensors", safetensors.torch.save(dict(named_tensors)), files)
+        _write(staging / STATE, json.dumps(scalars, indent=1).encode(), files)
         manifest = {"format": FORMAT, "step": step, "files": files}
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for entry in [*staging.iterdir(), staging]:
-            fsync_path(entry)
-        # Only a checkpoint that did not verify can stand here already: whoever resumes has set good ones to use.
-        shutil.rmtree(path, ignore_errors=True)
+        _write(staging / MANIFEST, json.dumps(manifest, indent=1).encode(), {})
+        fsync_path(staging)
         os.rename(staging, path)
         fsync_path(directory)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
+    verify(path)
     return path
 
 
-def verify(path: Path) -> None:
-    """Check every file of a checkpoint against its manifest.
+def _write(path: Path, data: bytes, files: dict[str, dict[str, Any]]) -> None:
+    """Write a file through to the disk and note what it must hold: the hash is of the memory, not of the file."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    files[path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def verify(path: Path, name: str | None = None) -> None:
+    """Check every file of a checkpoint against its manifest. `name` is what the folder is going to be called.
 
     Raises:
         BadCheckpoint: something is missing, foreign, of another size or of another content.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files = manifest["files"]
-        if manifest["format"] != FORMAT:
-            raise BadCheckpoint(f"format {manifest['format']}, this program reads {FORMAT}")
-    except FileNotFoundError:
-        raise BadCheckpoint(f"no {MANIFEST}") from None
-    except (ValueError, KeyError, TypeError, NotADirectoryError) as error:
-        raise BadCheckpoint(f"{MANIFEST} cannot be read ({error})") from None
+    files = _read_manifest(path, name or path.name)
     present = {file.name for file in path.iterdir()} - {MANIFEST}
-    if present != set(files):
-        missing, foreign = sorted(set(files) - present), sorted(present - set(files))
-        raise BadCheckpoint(
-            "; ".join([f"{name} is missing" for name in missing] + [f"{name} is foreign" for name in foreign])
-        )
+    if problems := [f"{name} is missing" for name in sorted(set(files) - present)] + [
+        f"{name} is foreign" for name in sorted(present - set(files))
+    ]:
+        raise BadCheckpoint("; ".join(problems))
     for name, expected in files.items():
         if (size := (path / name).stat().st_size) != expected["bytes"]:
             raise BadCheckpoint(f"{name} has {size} bytes, not {expected['bytes']}")
@@ -98,23 +110,83 @@ def verify(path: Path) -> None:
             raise BadCheckpoint(f"{name} has another SHA-256 than its manifest says")
 
 
-def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors (on the CPU) and scalars of a verified checkpoint."""
-    tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-    return tensors, json.loads((path / STATE).read_text())
+def _read_manifest(path: Path, name: str) -> dict[str, dict[str, Any]]:
+    """File name -> {"bytes", "sha256"} of every file of a checkpoint but the manifest."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files: dict[str, dict[str, Any]] = manifest["files"]
+        if manifest["format"] != FORMAT:
+            raise BadCheckpoint(f"format {manifest['format']}, this program reads {FORMAT}")
+        if step_name(manifest["step"]) != name:
+            raise BadCheckpoint(f"{MANIFEST} is of step {manifest['step']}")
+    except FileNotFoundError:
+        raise BadCheckpoint(f"no {MANIFEST}") from None
+    except (ValueError, KeyError, TypeError, NotADirectoryError) as error:
+        raise BadCheckpoint(f"{MANIFEST} cannot be read ({error})") from None
+    return files
+
+
+def load(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a verified checkpoint, on the CPU, by set."""
+    return {file.stem: safetensors.torch.load_file(file) for file in path.glob("*.safetensors")}
+
+
+def load_scalars(path: Path) -> dict[str, Any]:
+    """The scalars of a verified checkpoint."""
+    scalars: dict[str, Any] = json.loads((path / STATE).read_text())
+    return scalars
 
 
 def published(directory: Path) -> list[Path]:
     """The checkpoints in `directory`, oldest first; unverified."""
     if not directory.is_dir():
         return []
-    found = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((path for path in directory.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
 
-def step_of(path: Path) -> int:
-    """The step in a checkpoint folder's name."""
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        raise BadCheckpoint(f"{path.name} is not named step_NNNNNNNN")
-    return int(match[1])
+def newest_good(directory: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that verifies. Bad ones are named and set aside; staging folders of the dead removed.
+
+    Only the process that owns the run may call this.
+    """
+    if directory.is_dir():
+        for path in directory.iterdir():
+            if _STAGING.fullmatch(path.name):
+                shutil.rmtree(path)
+    for path in reversed(published(directory)):
+        try:
+            verify(path)
+        except BadCheckpoint as error:
+            aside = _free_name(path.with_name(f"{path.name}.bad"))
+            os.rename(path, aside)
+            warn(f"warning: checkpoint {path.name} is set aside as {aside.name}: {error}")
+        else:
+            return path
+    return None
+
+
+def _free_name(path: Path) -> Path:
+    candidate, count = path, 1
+    while candidate.exists():
+        count += 1
+        candidate = path.with_name(f"{path.name}-{count}")
+    return candidate
+
+
+def to_prune(steps: list[int], keep_last: int | None, keep_every_steps: int | None) -> list[int]:
+    """Which of the published `steps` (oldest first) retention lets go.
+
+    Kept are the newest `keep_last` (all, if None) and every multiple of `keep_every_steps`.
+    """
+    old = steps[:-keep_last] if keep_last else []
+    return [step for step in old if not (keep_every_steps and step % keep_every_steps == 0)]
+
+
+def prune(directory: Path, keep_last: int | None, keep_every_steps: int | None) -> None:
+    """Remove what retention lets go. The newest checkpoint must have verified."""
+    for step in to_prune([step_of(path) for path in published(directory)], keep_last, keep_every_steps):
+        # Renamed first: a checkpoint that is half removed must not look like one.
+        doomed = directory / f".{step_name(step)}.staging"
+        _remove(doomed)
+        os.rename(directory / step_name(step), doomed)
+        shutil.rmtree(doomed)

@@ -4,7 +4,9 @@ Hydra composes, `parse` checks once and returns frozen dataclasses; no `DictConf
 Importing it is cheap: no torch, diffusers or datasets.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -13,11 +15,21 @@ from pydantic.dataclasses import dataclass
 
 from ddpm_train.mistakes import Mistakes, did_you_mean
 
-_STRICT = ConfigDict(extra="forbid")
+# A name such as 2024 is a text; infinity is not a rate.
+_STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
-Positive = Annotated[int, Gt(0)]
-NonNegative = Annotated[int, Ge(0)]
-Byte = Annotated[int, Ge(0), Le(255)]
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):  # which Python, and so pydantic, takes for 0 or 1
+        raise ValueError("must be a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Real = Annotated[float, BeforeValidator(_no_bool)]
+Positive = Annotated[Whole, Gt(0)]
+NonNegative = Annotated[Whole, Ge(0)]
+Byte = Annotated[Whole, Ge(0), Le(255)]
 DownBlock = Literal[
     "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"
 ]
@@ -25,7 +37,7 @@ UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUp
 
 
 def _height_and_width(value: object) -> object:
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return value, value
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise ValueError("must be a whole number or [height,width]")
@@ -53,16 +65,16 @@ class Dataset:
     revision: str | None
     image_column: str | None  # None: the one column of images
     validation_split: str | None  # None: hold out `validation_fraction` of the images
-    validation_fraction: Annotated[float, Ge(0), Lt(1)]
+    validation_fraction: Annotated[Real, Ge(0), Lt(1)]
     resolution: Resolution
-    channels: Literal[1, 3, 4]
+    channels: Annotated[Literal[1, 3, 4], BeforeValidator(_no_bool)]
     background: tuple[Byte, Byte, Byte]  # what stands behind transparent pixels when channels < 4
     crop: Literal["center", "random"]
     random_flip: bool
     cache: Literal["disk", "none"]
     cache_dir: str | None  # None: $XDG_CACHE_HOME/ddpm-train
     num_workers: NonNegative | None  # None: one for each core
-    max_broken_fraction: Annotated[float, Ge(0), Le(1)]
+    max_broken_fraction: Annotated[Real, Ge(0), Le(1)]
     max_pixels: Positive  # a larger image is not decoded (decompression bombs)
 
 
@@ -73,23 +85,23 @@ class Model:
     center_input_sample: bool
     time_embedding_type: Literal["positional", "fourier", "learned"]
     time_embedding_dim: Positive | None
-    freq_shift: int
+    freq_shift: Whole
     flip_sin_to_cos: bool
     down_block_types: Annotated[tuple[DownBlock, ...], Len(1)]
     mid_block_type: Literal["UNetMidBlock2D"] | None
     up_block_types: Annotated[tuple[UpBlock, ...], Len(1)]
     block_out_channels: Annotated[tuple[Positive, ...], Len(1)]
     layers_per_block: Positive
-    mid_block_scale_factor: float
+    mid_block_scale_factor: Real
     downsample_padding: NonNegative
     downsample_type: Literal["conv", "resnet"]
     upsample_type: Literal["conv", "resnet"]
-    dropout: Annotated[float, Ge(0), Lt(1)]
+    dropout: Annotated[Real, Ge(0), Lt(1)]
     act_fn: Literal["silu", "swish", "mish", "gelu", "relu"]
     attention_head_dim: Positive | None
     norm_num_groups: Positive
     attn_norm_num_groups: Positive | None
-    norm_eps: Annotated[float, Gt(0)]
+    norm_eps: Annotated[Real, Gt(0)]
     resnet_time_scale_shift: Literal["default", "scale_shift"]
     add_attention: bool
 
@@ -99,19 +111,19 @@ class NoiseScheduler:
     """DDPMScheduler's arguments."""
 
     num_train_timesteps: Positive
-    beta_start: Annotated[float, Gt(0), Lt(1)]
-    beta_end: Annotated[float, Gt(0), Lt(1)]
+    beta_start: Annotated[Real, Gt(0), Lt(1)]
+    beta_end: Annotated[Real, Gt(0), Lt(1)]
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
-    trained_betas: tuple[Annotated[float, Gt(0), Lt(1)], ...] | None
+    trained_betas: tuple[Annotated[Real, Gt(0), Lt(1)], ...] | None
     variance_type: Literal[
         "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"
     ]
     clip_sample: bool
     prediction_type: Literal["epsilon", "v_prediction", "sample"]
     thresholding: bool
-    dynamic_thresholding_ratio: Annotated[float, Gt(0), Le(1)]
-    clip_sample_range: Annotated[float, Gt(0)]
-    sample_max_value: Annotated[float, Gt(0)]
+    dynamic_thresholding_ratio: Annotated[Real, Gt(0), Le(1)]
+    clip_sample_range: Annotated[Real, Gt(0)]
+    sample_max_value: Annotated[Real, Gt(0)]
     timestep_spacing: Literal["linspace", "leading", "trailing"]
     steps_offset: NonNegative
     rescale_betas_zero_snr: bool
@@ -129,7 +141,7 @@ class MinSNR:
     """The mean squared error weighted by min(SNR, gamma) (Hang et al. 2023)."""
 
     name: Literal["min_snr"]
-    gamma: Annotated[float, Gt(0)]
+    gamma: Annotated[Real, Gt(0)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -137,18 +149,18 @@ class Adam:
     """AdamW, Adam, or AdamW with 8-bit state (bitsandbytes)."""
 
     name: Literal["adamw", "adam", "adamw_8bit"]
-    lr: Annotated[float, Gt(0)]
-    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]]
-    eps: Annotated[float, Gt(0)]
-    weight_decay: Annotated[float, Ge(0)]
+    lr: Annotated[Real, Gt(0)]
+    betas: tuple[Annotated[Real, Ge(0), Lt(1)], Annotated[Real, Ge(0), Lt(1)]]
+    eps: Annotated[Real, Gt(0)]
+    weight_decay: Annotated[Real, Ge(0)]
 
 
 @dataclass(frozen=True, config=_STRICT)
 class SGD:
     name: Literal["sgd"]
-    lr: Annotated[float, Gt(0)]
-    momentum: Annotated[float, Ge(0), Lt(1)]
-    weight_decay: Annotated[float, Ge(0)]
+    lr: Annotated[Real, Gt(0)]
+    momentum: Annotated[Real, Ge(0), Lt(1)]
+    weight_decay: Annotated[Real, Ge(0)]
     nesterov: bool
 
 
@@ -168,10 +180,10 @@ class WarmupEMA:
     """diffusers' EMAModel with `use_ema_warmup=True`."""
 
     name: Literal["warmup"]
-    max_decay: Annotated[float, Ge(0), Lt(1)]
-    min_decay: Annotated[float, Ge(0), Lt(1)]
-    inv_gamma: Annotated[float, Gt(0)]
-    power: Annotated[float, Gt(0)]
+    max_decay: Annotated[Real, Ge(0), Lt(1)]
+    min_decay: Annotated[Real, Ge(0), Lt(1)]
+    inv_gamma: Annotated[Real, Gt(0)]
+    power: Annotated[Real, Gt(0)]
     update_after_step: NonNegative
 
 
@@ -180,16 +192,23 @@ class Train:
     batch_size: Positive  # the global batch
     micro_batch_size: Positive | None  # per device; None: the largest that needs no accumulation
     max_steps: Positive | None
-    epochs: Annotated[float, Gt(0)] | None
+    epochs: Annotated[Real, Gt(0)] | None
     mixed_precision: Literal["auto", "no", "bf16", "fp16"]
     gradient_checkpointing: bool
-    max_grad_norm: Annotated[float, Gt(0)] | None
+    max_grad_norm: Annotated[Real, Gt(0)] | None
     log_every_steps: Positive  # how often metrics are read back from the device
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Checkpoint:
+    """When a run saves, and what it keeps. It also saves at its end and when it is asked to stop."""
+
     every_steps: Positive | None
+    every_minutes: Annotated[float, Gt(0)] | None
+    keep_last: Positive | None  # None: all
+    keep_every_steps: Positive | None  # multiples of this are kept besides
+    max_failures: Positive  # saves that may fail in a row before the run stops
+    mirror: str | None  # an fsspec URL that each checkpoint is copied to, below the run's name
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -221,10 +240,11 @@ class Trackers:
 class Config:
     """All keys of `ddpm-train`."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.=,+-]+$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.=,+-]*$")]
     output_dir: str
-    seed: Annotated[int, Ge(0), Lt(2**63)]
+    seed: Annotated[Whole, Ge(0), Lt(2**63)]
     resume: str  # auto | never | a checkpoint's path
+    allow_change: tuple[str, ...]  # keys that a resumed run may change although they make it another run
     dataset: Dataset
     model: Model
     noise_scheduler: NoiseScheduler
@@ -240,6 +260,8 @@ class Config:
 
 
 _ADAPTER = TypeAdapter(Config)
+# Sections whose keys depend on the group's choice; pydantic puts the choice into the location of their errors.
+_TAGGED = {name for name, field in Config.__pydantic_fields__.items() if field.discriminator}  # type: ignore[attr-defined]
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -248,32 +270,42 @@ def parse(values: Mapping[str, Any]) -> Config:
     Raises:
         Mistakes: every wrong type, range, name and combination in it, a line each.
     """
-    config, lines = inspect(values, {})
-    if config is None or lines:
+    if lines := inspect(values, {}):
         raise Mistakes(*lines)
+    config: Config = _ADAPTER.validate_python(values)
     return config
 
 
-def inspect(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
-    """Find all mistakes in a composed config.
+def inspect(
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    preflight: Callable[[Config], Iterator[str]] = lambda config: iter(()),
+) -> list[str]:
+    """Find all mistakes in a composed config, a line each.
 
     Args:
         values: the config.
         defaults: takes the place of what is wrong, so that one mistake does not hide the next.
-
-    Returns:
-        The config (None if even the defaults cannot make one) and a line for each mistake.
+        preflight: yields further mistakes of a config whose keys are right one by one.
     """
+    lines: list[str] = []
+    wrong: set[str] = set()
     try:
         config: Config = _ADAPTER.validate_python(values)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_explain(detail) for detail in error.errors() if not _is_echo(detail)))
+        wrong = {".".join(map(str, _location(detail)[:2])) for detail in error.errors()}
+        known = [key for key in dotted(defaults) if key not in wrong]  # a file of the user may bring wrong keys
+        lines = list(dict.fromkeys(_explain(detail, known) for detail in error.errors() if not _is_echo(detail)))
         try:
             config = _ADAPTER.validate_python(_repaired(values, defaults, error))
-        except (ValidationError, KeyError, TypeError):
-            return None, lines
-        return config, [*lines, *cross_field_mistakes(config)]
-    return config, list(cross_field_mistakes(config))
+        except ValidationError:
+            return lines
+    further = chain(cross_field_mistakes(config), preflight(config))
+    # What involves a repaired key says something of the default, not of what the user wrote.
+    return lines + [line for line in further if not any(_mentions(line, key) for key in wrong)]
+
+
+_STAND_IN = "embedded"  # for what the defaults leave to the user: right as a source and as a path
 
 
 def _repaired(values: Mapping[str, Any], defaults: Mapping[str, Any], error: ValidationError) -> dict[str, Any]:
@@ -282,20 +314,32 @@ def _repaired(values: Mapping[str, Any], defaults: Mapping[str, Any], error: Val
     for detail in error.errors():
         section, *rest = _location(detail)
         if section not in defaults:
-            del repaired[section]
-        elif not rest or not isinstance(repaired.get(section), dict) or detail["input"] == "???":
+            repaired.pop(section, None)
+        elif not rest or not isinstance(repaired.get(section), dict):
             repaired[section] = defaults[section]
         elif rest[0] in defaults[section]:
-            repaired[section][rest[0]] = defaults[section][rest[0]]
+            default = defaults[section][rest[0]]
+            repaired[section][rest[0]] = _STAND_IN if default == "???" else default
         else:
             repaired[section].pop(rest[0], None)
     return repaired
 
 
+def _mentions(line: str, key: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) is not None
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of nested sections as one writes it: `train`, `train.batch_size`, …"""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+
+
 def _location(detail: Any) -> list[Any]:
-    # A tagged union puts its tag (the group's choice) into the location; the user never wrote it.
-    tags = {"mse", "min_snr", "adamw", "adam", "adamw_8bit", "sgd", "none", "warmup"}
-    return [part for position, part in enumerate(detail["loc"]) if not (position == 1 and part in tags)]
+    section, *rest = detail["loc"]
+    return [section, *(rest[1:] if section in _TAGGED else rest)]
 
 
 def _is_echo(detail: Any) -> bool:
@@ -303,39 +347,50 @@ def _is_echo(detail: Any) -> bool:
     return detail["type"] == "too_short" and len(detail["input"]) > 0
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, known_keys: list[str]) -> str:
     """One validation error of pydantic as "key=value: what is wrong"."""
-    key = ".".join(str(part) for part in _location(detail))
-    value, kind, context = detail["input"], detail["type"], detail.get("ctx", {})
-    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{key}: no such key"
+    key = ".".join(map(str, _location(detail)))
+    kind, context = detail["type"], detail.get("ctx", {})
+    given = f"{key}={_text(detail['input'])}"
+    if kind == "unexpected_keyword_argument":
+        return f"{given}: no such key;{did_you_mean(key, known_keys) or ' see --cfg job'}"
     if kind == "value_error":
-        return f"{key}={value}: {context['error']}"
-    if kind in ("missing", "missing_argument"):
-        return f"{key}: missing; give it a value"
-    if kind in ("literal_error", "union_tag_invalid"):
-        choices = context["expected"] if kind == "literal_error" else context["expected_tags"]
-        if kind == "union_tag_invalid":
-            key, value = f"{key}.name", context["tag"]
-        known = [choice.strip("' ") for choice in choices.replace(" or ", ", ").split(",")]
-        return f"{key}={value}: not one of {', '.join(known)};{did_you_mean(str(value), known)}".rstrip(";")
-    wanted = {
-        "int_parsing": "a whole number",
-        "int_type": "a whole number",
-        "int_from_float": "a whole number",
-        "float_parsing": "a number",
-        "float_type": "a number",
-        "bool_parsing": "true or false",
-        "bool_type": "true or false",
-        "string_type": "a text",
-        "tuple_type": "a list",
-        "greater_than": f"greater than {context.get('gt')}",
-        "greater_than_equal": f"at least {context.get('ge')}",
-        "less_than": f"less than {context.get('lt')}",
-        "less_than_equal": f"at most {context.get('le')}",
-        "string_pattern_mismatch": "made of letters, digits and . _ = , + -",
-    }.get(kind)
-    return f"{key}={value}: must be {wanted}" if wanted else f"{key}={value}: {detail['msg']}"
+        return f"{given}: {context['error']}"
+    if kind in ("missing", "union_tag_not_found"):
+        return f"{key}{'' if kind == 'missing' else '.name'}: missing; give it a value"
+    if kind == "union_tag_invalid":
+        given, expected, word = f"{key}.name={context['tag']}", context["expected_tags"], context["tag"]
+    elif kind == "literal_error":
+        expected, word = context["expected"], detail["input"]
+    else:
+        return f"{given}: must be {_WANTED.get(kind, detail['msg']).format_map(context)}"
+    known = [choice.strip("' ") for choice in expected.replace(" or ", ", ").split(",")]
+    return f"{given}: not one of {', '.join(known)};{did_you_mean(str(word), known)}".rstrip(";")
+
+
+# What pydantic's kinds of errors ask for, in words that follow "must be".
+_WANTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "dict_type": "a section of keys",
+    "dataclass_type": "a section of keys",
+    "model_attributes_type": "a section of keys",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "string_pattern_mismatch": "made of letters, digits and . _ = , + - and begin with a letter or digit",
+}
 
 
 def cross_field_mistakes(config: Config) -> Iterator[str]:
@@ -403,6 +458,12 @@ def _model_mistakes(config: Config) -> Iterator[str]:
             f"model.norm_num_groups={model.norm_num_groups}: does not divide {wrong[0]} of "
             f"model.block_out_channels; use a common divisor"
         )
+    groups = model.attn_norm_num_groups
+    if groups and model.mid_block_type and model.block_out_channels[-1] % groups:
+        yield (
+            f"model.attn_norm_num_groups={groups}: does not divide the {model.block_out_channels[-1]} channels of the "
+            "middle block; use a divisor"
+        )
     attending = [
         channels
         for block, channels in zip(model.down_block_types, model.block_out_channels, strict=False)
@@ -420,7 +481,12 @@ def _model_mistakes(config: Config) -> Iterator[str]:
 
 
 def _text(value: object) -> str:
-    return "null" if value is None else str(value)
+    """A value as one writes it on the command line."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_text(item)}' for key, item in value.items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _resolution_text(resolution: tuple[int, int]) -> str:

@@ -20,8 +20,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     A dotted key is also found by its last part: `batch_size` finds `train.batch_size`.
     """
-    known = list(known)
-    close = [key for key in known if key.rsplit(".", 1)[-1] == word] or difflib.get_close_matches(word, known, n=1)
+    known = [key for key in known if not word.startswith(f"{key}.")]  # its section is not what was meant
+    close = [key for key in known if key.rsplit(".", 1)[-1] == word]
+    close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     if not close:
         tails = {key.rsplit(".", 1)[-1]: key for key in known}
         close = [tails[tail] for tail in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1, cutoff=0.75)]

@@ -43,17 +43,22 @@ class StopRequest:
             self._group = dist.new_group(backend="gloo")
         self._connected = True
 
-    def agreed(self) -> bool:
-        """Whether any process was asked to stop. All processes must call this at the same places."""
-        if self._group is None:
-            return self.signal_name is not None
-        flag = torch.tensor([int(self.signal_name is not None)])
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
-        return bool(flag)
+    def agree(self, wish: bool = False) -> tuple[bool, bool]:
+        """Whether any process was asked to stop, and whether any has the `wish`.
+
+        All processes must call this at the same places. It is also how a process learns, within a step, that
+        another one has died: the exchange fails.
+        """
+        flags = [self.signal_name is not None, wish]
+        if self._group is not None:
+            votes = torch.tensor(flags, dtype=torch.uint8)
+            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group)
+            flags = [bool(vote) for vote in votes.tolist()]
+        return flags[0], flags[1]
 
     def check(self) -> None:
         """Raise `Stopped` on all processes if any was asked to stop."""
-        if self.agreed():
+        if self.agree()[0]:
             raise Stopped
 
 

@@ -40,6 +40,7 @@ class Metrics:
         self._accelerator = accelerator
         self._records: list[dict[str, Any]] = []  # read back, not yet written
         self._on_device: list[tuple[dict[str, Any], Tensor]] = []
+        self._carried: dict[str, float] = {}
         self._clock = time.monotonic()
         self.last: dict[str, Any] = {"step": start_step}
         if accelerator.is_main_process:
@@ -50,7 +51,8 @@ class Metrics:
 
     def record(self, step: int, images_seen: int, learning_rate: float, loss: Tensor, grad_norm: Tensor) -> None:
         """Note a step. `loss` (this process's mean) and `grad_norm` are scalars on the device and stay there."""
-        record = {"step": step, "images_seen": images_seen, "lr": learning_rate}
+        record = {"step": step, "images_seen": images_seen, "lr": learning_rate, **self._carried}
+        self._carried = {}
         self._on_device.append((record, torch.stack((loss.float(), grad_norm.float()))))
 
     def read_back(self) -> None:
@@ -89,6 +91,10 @@ class Metrics:
             _replace_records(self._path, [*records, self.last | values])
             self._log({"step": step, **values})
         self.last = self.last | values
+
+    def carry(self, values: dict[str, float]) -> None:
+        """Put values into the next step's record: this step's is on the disk."""
+        self._carried |= values
 
     def write(self) -> None:
         """Write what was read back, durably, in place of anything an earlier process wrote beyond it."""

@@ -87,7 +87,8 @@ class Trainer:
     Attributes:
         model, optimizer: the state's, as Accelerate prepared them.
         evaluate: measures `state`; returns named values for its step's record.
-        save: publishes a checkpoint of `state`.
+        save: starts a checkpoint of `state`; returns the seconds for which that held up the loop.
+        save_overdue: whether a checkpoint is due by the clock (on any process).
         progress: shows a step's record to a person.
         evaluated: whether the evaluation due at `state.step` has been done.
         saved_step: the newest checkpoint's step.
@@ -104,7 +105,8 @@ class Trainer:
     metrics: Metrics
     stop: StopRequest
     evaluate: Callable[[], dict[str, float]]
-    save: Callable[[], None]
+    save: Callable[[], float]
+    save_overdue: Callable[[], bool]
     progress: Callable[[dict[str, Any]], None]
     evaluated: bool
     saved_step: int
@@ -157,18 +159,18 @@ class Trainer:
     def _after_step(self) -> bool:
         """Evaluate, report and save what is due at `state.step`; returns whether to stop."""
         step, finished = self.state.step, self.state.step == self.max_steps
-        stopping = self.stop.agreed()
+        stopping, overdue = self.stop.agree(self.save_overdue())
         if not self.evaluated and not stopping:
             stopping = not self._try_to_evaluate()
         every_steps = self.config.checkpoint.every_steps
-        save_due = finished or stopping or bool(every_steps and step % every_steps == 0)
+        save_due = finished or stopping or overdue or bool(every_steps and step % every_steps == 0)
         if save_due or step % self.config.train.log_every_steps == 0:
             # What is saved has been found finite, and its records are on the disk before it is.
             self.metrics.read_back()
             self.metrics.write()
             self.progress(self.metrics.last)
         if save_due and step != self.saved_step:
-            self.save()
+            self.metrics.carry({"checkpoint_stall_seconds": round(self.save(), 4)})
             self.saved_step = step
             self.metrics.rest_clock()
         return stopping

@@ -24,6 +24,7 @@ TINY = (
     "lr_scheduler.warmup_steps=0",
     "optimizer.lr=1e-3",
     "train.batch_size=16",
+    "train.mixed_precision=no",
     "train.max_steps=6",
     "train.log_every_steps=2",
     "evaluation.num_images=4",

@@ -156,7 +156,7 @@ class HubHandler(Handler):
             raise Refusal(404 if self.token else 401, "Repository not found", "RepoNotFound")
         commit = Commit(folder)
         if revision not in ("main", commit.id):
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise Refusal(404, "Invalid rev id", "RevisionNotFound")
         return commit
 
     def whoami(self) -> None:
@@ -175,7 +175,7 @@ class HubHandler(Handler):
         prefix = f"{folder}/" if folder else ""
         names = [name for name in commit.entries if name.startswith(prefix)]
         if folder and not names:
-            raise Refusal(404, f"{folder} does not exist on {revision}", "EntryNotFound", commit.id)
+            raise Refusal(404, "No such folder", "EntryNotFound", commit.id)
         if self.query.get("recursive") != ["true"]:
             names = [name for name in names if "/" not in name.removeprefix(prefix)]
         self.answer_json(commit.describe(names, self.query.get("expand") == ["true"]))

@@ -21,7 +21,7 @@ def preflight(config: Config) -> Iterator[str]:
     yield from _batch_mistakes(config, cpu_processes.num_processes())
     yield from _resume_mistakes(config)
     if config.train.mixed_precision in ("bf16", "fp16"):
-        from ddpm_train.cli.assemble import precision_mistakes
+        from ddpm_train.cli.build import precision_mistakes
 
         yield from precision_mistakes(config.train.mixed_precision)
     if config.optimizer.name == "adamw_8bit":
@@ -37,7 +37,7 @@ def preflight(config: Config) -> Iterator[str]:
 def job(config: Config, values: dict[str, Any]) -> None:
     cpu_processes.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
-    from ddpm_train.cli.assemble import train_run
+    from ddpm_train.cli.training import train_run
 
     train_run(config, values)
 

@@ -2,32 +2,41 @@
 
 A cache folder appears by one rename when it is complete, so a process killed in the middle leaves nothing that could
 be taken for a cache. A file lock makes a second process wait for the first instead of repeating its work.
+Memory does not grow with the pixels: they pass through in order, a few chunks at a time.
 """
 
 import hashlib
 import json
 import multiprocessing
 import os
-import shutil
+import signal
+import threading
+import time
+from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
 from ddpm_train.data.decode import BrokenImage, Decoder
-from ddpm_train.data.sources import Source, describe
-from ddpm_train.files import fsync_path
+from ddpm_train.data.sources import Source
+from ddpm_train.files import replace_folder
 from ddpm_train.mistakes import Mistakes
 
 FORMAT = 1
-# Below this many images a pool of workers takes longer to start than it saves.
-_MIN_IMAGES_FOR_WORKERS = 1024
-_CHUNK = 64
+# What one process decodes in this time needs no workers; they take about as long to start.
+_ALONE_SECONDS = 0.5
+# A chunk of images goes to a worker at once: enough to hide the passing on, few enough to bound the memory.
+_CHUNK_IMAGES = 64
+_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,7 @@ def default_cache_dir() -> Path:
 
 
 def prepare(
-    source: Source,
-    decoder: Decoder,
-    cache_dir: Path,
-    *,
-    keep_pixels: bool,
-    num_workers: int,
-    max_broken_fraction: float,
-    progress: bool,
+    source: Source, decoder: Decoder, cache_dir: Path, *, keep_pixels: bool, num_workers: int, progress: bool
 ) -> Prepared:
     """Decode every image once, or find where that has been done before.
 
@@ -78,90 +80,117 @@ def prepare(
         progress: show a bar.
 
     Raises:
-        Mistakes: no image decodes, or more are broken than `max_broken_fraction` allows.
+        Mistakes: `cache_dir` cannot be written, or a worker was killed.
     """
     key = hashlib.sha256(
         json.dumps([FORMAT, source.fingerprint, asdict(decoder), keep_pixels], sort_keys=True).encode()
     ).hexdigest()[:32]
     folder = cache_dir / key
+    if (prepared := _open(folder)) is not None:
+        return prepared
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        if not folder.exists():
-            with FileLock(cache_dir / f"{key}.lock"):
-                # Another process may have finished while this one waited.
-                if not folder.exists():
-                    _build(folder, source, decoder, keep_pixels, num_workers, progress)
+        with FileLock(cache_dir / f"{key}.lock"):
+            # Another process may have finished while this one waited.
+            if (prepared := _open(folder)) is None:
+                with replace_folder(folder) as staging:
+                    _build(staging, source, decoder, keep_pixels, num_workers, progress)
+                prepared = _open(folder)
     except OSError as error:
         raise Mistakes(f"dataset.cache_dir={cache_dir}: {error.strerror or error}; choose another folder") from error
-    prepared = _open(folder)
-    _check_broken(prepared, len(source), max_broken_fraction)
+    except BrokenProcessPool:
+        raise Mistakes(
+            f"dataset.num_workers={num_workers}: a worker was killed while it prepared images, perhaps for want of "
+            "memory; use fewer"
+        ) from None
+    assert prepared is not None
     return prepared
 
 
-def _build(folder: Path, source: Source, decoder: Decoder, keep_pixels: bool, num_workers: int, progress: bool) -> None:
-    """Decode into a staging folder and publish it. Called under the lock: a staging folder found here is a dead one."""
-    staging = folder.with_name(f"{folder.name}.staging")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    usable: list[int] = []
-    sizes: list[tuple[int, int]] = []
+def _build(
+    staging: Path, source: Source, decoder: Decoder, keep_pixels: bool, num_workers: int, progress: bool
+) -> None:
+    """Decode everything into an empty folder."""
+    usable, sizes = array("q"), array("i")
     broken: list[str] = []
     digest = hashlib.sha256()
-    with open(staging / "pixels.bin", "wb") as file:
-        bar = tqdm(total=len(source), desc="preparing images", unit="img", disable=not progress, leave=False)
-        for index, decoded in _decode_all(source, decoder, num_workers):
+    with (
+        open(staging / "pixels.bin", "wb") as file,
+        tqdm(total=len(source), desc="preparing images", unit="img", disable=not progress, leave=False) as bar,
+        closing(_decode_all(source, decoder, num_workers)) as images,
+    ):
+        for index, decoded in images:
             bar.update()
             if isinstance(decoded, str):
                 broken.append(f"{source.name(index)}: {decoded}")
                 continue
             usable.append(index)
-            sizes.append((decoded.shape[1], decoded.shape[2]))
+            sizes.extend(decoded.shape[1:])
             digest.update(decoded.data)
             if keep_pixels:
                 file.write(decoded.data)
-        bar.close()
+        num_bytes = file.tell()
     np.save(staging / "usable.npy", np.array(usable, dtype=np.int64))
     np.save(staging / "sizes.npy", np.array(sizes, dtype=np.int32).reshape(-1, 2))
-    (staging / "meta.json").write_text(json.dumps({"content": digest.hexdigest(), "broken": broken}))
-    for entry in [*staging.iterdir(), staging]:
-        fsync_path(entry)
-    os.rename(staging, folder)
-    fsync_path(folder.parent)
+    meta = {"content": digest.hexdigest(), "broken": broken, "num_bytes": num_bytes}
+    (staging / "meta.json").write_text(json.dumps(meta))
 
 
-def _open(folder: Path) -> Prepared:
-    meta = json.loads((folder / "meta.json").read_text())
-    return Prepared(
-        folder=folder,
-        usable=np.load(folder / "usable.npy"),
-        sizes=np.load(folder / "sizes.npy"),
-        content=meta["content"],
-        broken=meta["broken"],
-    )
+def _open(folder: Path) -> Prepared | None:
+    """The cache in a folder; None if there is none, or not all of it (cleaners of temporary files take single ones)."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        if (folder / "pixels.bin").stat().st_size != meta["num_bytes"]:
+            return None
+        usable, sizes = np.load(folder / "usable.npy"), np.load(folder / "sizes.npy")
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    return Prepared(folder, usable, sizes, meta["content"], meta["broken"])
 
 
-def _check_broken(prepared: Prepared, total: int, max_broken_fraction: float) -> None:
-    listed = describe(prepared.broken)
-    if len(prepared) == 0:
-        raise Mistakes(f"dataset.path: none of its {total} images can be read ({listed})")
-    if len(prepared.broken) > max_broken_fraction * total:
-        raise Mistakes(
-            f"dataset.max_broken_fraction={max_broken_fraction}: {len(prepared.broken)} of {total} images cannot be "
-            f"read ({listed}); repair or remove them, or allow more"
-        )
+@contextmanager
+def signals_left_to_parent() -> Iterator[None]:
+    """Processes started in here never see the signals that ask a run to stop.
+
+    A terminal or a scheduler sends those to all processes; the parent ends its helpers in its own time. The mask is
+    inherited, so there is no moment at which a new process could be hit. The parent's own handlers run afterwards
+    (another thread may let a signal in): an exception from one would leave a process behind that nobody knows.
+    """
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    arrived: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 _worker_source: Source
 _worker_decoder: Decoder
+_worker_stop: Any  # ctypes.c_byte in shared memory: the parent needs no more images
 
 
-def _start_worker(source: Source, decoder: Decoder) -> None:
-    global _worker_source, _worker_decoder
-    _worker_source, _worker_decoder = source, decoder
+def _start_worker(source: Source, decoder: Decoder, stop: Any) -> None:
+    global _worker_source, _worker_decoder, _worker_stop
+    _worker_source, _worker_decoder, _worker_stop = source, decoder, stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's workers would wait for ever for the next chunk from a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _decode_chunk(indices: range) -> list[np.ndarray | str]:
-    return [_decode(_worker_source, _worker_decoder, index) for index in indices]
+    return [_decode(_worker_source, _worker_decoder, index) for index in indices if not _worker_stop.value]
 
 
 def _decode(source: Source, decoder: Decoder, index: int) -> np.ndarray | str:
@@ -171,26 +200,41 @@ def _decode(source: Source, decoder: Decoder, index: int) -> np.ndarray | str:
         return str(error)
 
 
-def _decode_all(source: Source, decoder: Decoder, num_workers: int) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Every image in order, or why it is broken. At most four chunks for each worker are under way at once."""
-    if num_workers == 0 or len(source) < _MIN_IMAGES_FOR_WORKERS:
-        for index in range(len(source)):
-            yield index, _decode(source, decoder, index)
-        return
+def _decode_all(
+    source: Source, decoder: Decoder, num_workers: int
+) -> Generator[tuple[int, np.ndarray | str], None, None]:
+    """Every image in order, or why it is broken."""
+    started = time.monotonic()
+    index = 0
+    while index < len(source) and (num_workers == 0 or time.monotonic() - started < _ALONE_SECONDS):
+        yield index, _decode(source, decoder, index)
+        index += 1
+    if index < len(source):
+        yield from _decode_in_workers(source, decoder, num_workers, index)
+
+
+def _decode_in_workers(
+    source: Source, decoder: Decoder, num_workers: int, first: int
+) -> Iterator[tuple[int, np.ndarray | str]]:
+    """The images from `first` on. At most four chunks for each worker are under way at once."""
     # Forking a process that runs torch's threads can deadlock; spawned workers import no torch.
     context = multiprocessing.get_context("spawn")
-    chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (source, decoder)) as pool:
-        pending: deque[tuple[range, Future[list[np.ndarray | str]]]] = deque()
-        try:
-            for chunk in chunks:
+    stop = context.RawValue("b", 0)
+    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // decoder.max_bytes))
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (source, decoder, stop))
+    pending: deque[tuple[range, Future[list[np.ndarray | str]]]] = deque()
+    try:
+        for start in range(first, len(source), size):
+            chunk = range(start, min(start + size, len(source)))
+            with signals_left_to_parent():  # submitting starts the workers
                 pending.append((chunk, pool.submit(_decode_chunk, chunk)))
-                if len(pending) > 4 * num_workers:
-                    yield from _in_order(*pending.popleft())
-            while pending:
+            if len(pending) > 4 * num_workers:
                 yield from _in_order(*pending.popleft())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        while pending:
+            yield from _in_order(*pending.popleft())
+    finally:
+        stop.value = 1
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_order(indices: range, future: "Future[list[np.ndarray | str]]") -> Iterator[tuple[int, np.ndarray | str]]:

@@ -2,14 +2,25 @@
 
 import io
 import math
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# What a dataset holds; Pillow would also hand others to helper programs (EPS to Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+# Pillow's plugins answer damaged files with any of these.
+DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, AttributeError),
+    *(AssertionError, RuntimeError, MemoryError, struct.error, zlib.error),
+)
+# `Decoder.max_pixels` is the limit, compared before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
 # A random crop keeps what it may choose from, up to this many times the crop's own side.
 MAX_CROP_RANGE = 4
 
@@ -40,6 +51,12 @@ class Decoder:
     crop: str
     max_pixels: int
 
+    @property
+    def max_bytes(self) -> int:
+        """No decoded image is larger."""
+        reach = MAX_CROP_RANGE if self.crop == "random" else 1
+        return self.channels * self.resolution[0] * self.resolution[1] * reach
+
     def __call__(self, encoded: bytes | Path) -> np.ndarray:
         """Decode one image.
 
@@ -48,25 +65,25 @@ class Decoder:
         """
         try:
             with warnings.catch_warnings():
-                # The size is checked below; Pillow's own warning of large images would only repeat it.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+                # Whatever Pillow finds odd about a file, either it decodes or the reason is told once.
+                warnings.simplefilter("ignore")
+                file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+                with Image.open(file, formats=FORMATS) as image:
                     if image.width * image.height > self.max_pixels:
                         raise BrokenImage(
                             f"{image.width * image.height / 1e6:.0f} megapixels, more than "
                             f"dataset.max_pixels={self.max_pixels}"
                         )
                     return self.from_image(image)
-        except Image.DecompressionBombError:
-            raise BrokenImage(f"more than twice Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels") from None
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
-            # Pillow's plugins answer damaged files with any of these.
-            raise BrokenImage(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+        except UnidentifiedImageError:
+            raise BrokenImage("not an image") from None
+        except DAMAGE as error:
+            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise BrokenImage(text.splitlines()[0]) from None
 
     def from_image(self, image: Image.Image) -> np.ndarray:
         """The same for an opened image."""
-        image = ImageOps.exif_transpose(image)
-        image = self._resize(to_mode(image, self.channels, self.background))
+        image = self._resize(to_mode(upright(image), self.channels, self.background))
         array = np.asarray(image)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
@@ -87,6 +104,15 @@ class Decoder:
         return image.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says it was meant."""
+    image.load()  # damage to the pixels is told from here
+    try:
+        return ImageOps.exif_transpose(image)
+    except DAMAGE:
+        return image  # damaged EXIF says nothing about the pixels
+
+
 def to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
     """Convert any mode to L, RGB or RGBA without losing what the mode meant.
 
@@ -99,8 +125,8 @@ def to_mode(image: Image.Image, channels: int, background: tuple[int, int, int])
     if image.mode == "F":
         raise BrokenImage("mode F: the range of its floating-point values is not known; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.int64)
-        image = Image.fromarray(np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8))
+        grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     if image.has_transparency_data and channels < 4:
         image = image.convert("RGBA")
         backdrop = Image.new("RGBA", image.size, (*background, 255))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ddpm_train.config import Dataset
-from ddpm_train.data.cache import Prepared, default_cache_dir, prepare
+from ddpm_train.data.cache import Prepared, default_cache_dir, prepare, signals_left_to_parent
 from ddpm_train.data.decode import BrokenImage, Decoder, crop_origin
 from ddpm_train.data.order import image_indices
-from ddpm_train.data.sources import Source, open_source
+from ddpm_train.data.sources import Source, describe, open_source
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.seeding import Purpose, uniform
 
@@ -105,15 +105,17 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
 
     def prepared(split: str) -> tuple[Source, Prepared]:
         source = open_source(config, split)
-        return source, prepare(
+        found = prepare(
             source,
             decoder,
             Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir(),
             keep_pixels=config.cache == "disk",
-            num_workers=num_workers(config),
-            max_broken_fraction=config.max_broken_fraction,
+            # Of all processes of a launch one prepares and the others wait: it has all cores.
+            num_workers=_num_cores() if config.num_workers is None else config.num_workers,
             progress=progress,
         )
+        _check_broken(config, found, len(source))
+        return source, found
 
     def images(source: Source, all_of: Prepared, rows: np.ndarray) -> Images:
         return Images(source, decoder, all_of, rows, cached=config.cache == "disk")
@@ -140,9 +142,27 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
     )
 
 
+def _check_broken(config: Dataset, prepared: Prepared, total: int) -> None:
+    listed = describe(prepared.broken)
+    if total == 0:
+        raise Mistakes(f"dataset.path={config.path}: holds no images")
+    if len(prepared) == 0:
+        raise Mistakes(f"dataset.path={config.path}: none of its {total} images can be read ({listed})")
+    if len(prepared.broken) > config.max_broken_fraction * total:
+        raise Mistakes(
+            f"dataset.max_broken_fraction={config.max_broken_fraction}: {len(prepared.broken)} of {total} images "
+            f"cannot be read ({listed}); repair or remove them, or allow more"
+        )
+
+
 def num_workers(config: Dataset) -> int:
+    """Workers for each training process: by default they share the machine's cores."""
     if config.num_workers is not None:
         return config.num_workers
+    return max(1, _num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -155,15 +175,24 @@ class Batches(torch.utils.data.Dataset):
         self._random_crop = random_crop
         self._random_flip = random_flip
 
-    def __getitem__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [B] positions -> the same positions and their images, uint8 [B, C, H, W]."""
+    def __getitem__(self, positions: Tensor) -> tuple[Tensor, Tensor] | Mistakes:
+        """int64 [B] positions -> the same positions and their images, uint8 [B, C, H, W].
+
+        A mistake is returned: raised in a worker, it would arrive buried in that worker's traceback.
+        """
+        try:
+            return positions, self._load(positions)
+        except Mistakes as mistakes:
+            return mistakes
+
+    def _load(self, positions: Tensor) -> Tensor:
         numbers = image_indices(positions.numpy(), len(self._images), self._seed)
         crops = uniform(self._seed, Purpose.CROP, positions, 2).numpy() if self._random_crop else None
         batch = self._images.load(numbers, crops)
         if self._random_flip:
             flipped = uniform(self._seed, Purpose.FLIP, positions, 1)[:, 0] < 0.5
             batch[flipped] = batch[flipped].flip(-1)
-        return positions, batch
+        return batch
 
 
 def micro_batches(
@@ -172,6 +201,9 @@ def micro_batches(
     """(positions int64 [B], images uint8 [B, C, H, W]) for each element of `positions`, in order.
 
     With workers the images are loaded ahead by other processes; the result is the same.
+
+    Raises:
+        Mistakes: without a cache, an image that could be read at the start cannot be read any more.
     """
     loader = torch.utils.data.DataLoader(
         batches,
@@ -182,4 +214,9 @@ def micro_batches(
         prefetch_factor=4 if num_workers else None,
         pin_memory=pin_memory,
     )
-    return iter(loader)
+    with signals_left_to_parent():
+        loading = iter(loader)
+    for loaded in loading:
+        if isinstance(loaded, Mistakes):
+            raise loaded
+        yield loaded

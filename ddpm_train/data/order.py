@@ -1,12 +1,15 @@
 """The order of the images: a keyed permutation for each epoch, computed and never stored.
 
-A Feistel network over the smallest power of four that holds the dataset, with cycle walking (Black & Rogaway 2002,
-"Ciphers with arbitrary finite domains"): a billion images cost no memory, and any position is found at once.
+A Feistel network over the smallest power of four (from 64 on) that holds the dataset, with cycle walking (Black &
+Rogaway 2002, "Ciphers with arbitrary finite domains"): a billion images cost no memory, and any position is found at
+once.
 """
 
 import numpy as np
 
 _ROUNDS = 6
+# Narrower halves give the round functions too few bits: the orders of a handful of images would not be uniform.
+_MIN_HALF_BITS = 3
 
 
 def image_indices(positions: np.ndarray, num_images: int, seed: int) -> np.ndarray:
@@ -22,10 +25,10 @@ def image_indices(positions: np.ndarray, num_images: int, seed: int) -> np.ndarr
     """
     positions = positions.astype(np.uint64)
     epochs, places = np.divmod(positions, np.uint64(num_images))
-    half = np.uint64(max(1, ((num_images - 1).bit_length() + 1) // 2))
+    half = np.uint64(max(_MIN_HALF_BITS, ((num_images - 1).bit_length() + 1) // 2))
     keys = _mix(np.uint64(seed) ^ _mix(epochs + np.uint64(1)))
     places = _feistel(places, keys, half)
-    # Walk the cycle until the value falls into the dataset: at most four steps on average.
+    # Walk the cycle until the value falls into the dataset: at most four steps on average (from 17 images on).
     while (outside := places >= num_images).any():
         places[outside] = _feistel(places[outside], keys[outside], half)
     return places.astype(np.int64)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_train.config import Dataset
 from ddpm_train.data.decode import BrokenImage, Decoder
+from ddpm_train.data.hub import load_dataset
 from ddpm_train.mistakes import Mistakes, did_you_mean
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -70,12 +71,7 @@ class FolderSource:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._paths = sorted(
-            os.path.relpath(os.path.join(folder, file), root)
-            for folder, _, files in os.walk(root, followlinks=True)
-            for file in files
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-        )
+        self._paths = sorted(_image_files(root))
         if not self._paths:
             raise Mistakes(f"dataset.path={root}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
 
@@ -83,8 +79,12 @@ class FolderSource:
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for path in self._paths:
-            status = os.stat(self._root / path)
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            try:
+                status = os.stat(self._root / path)
+                version = f"{status.st_size}\0{status.st_mtime_ns}"
+            except OSError as error:
+                version = str(error.strerror)
+            digest.update(f"{path}\0{version}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -94,7 +94,29 @@ class FolderSource:
         return self._paths[index]
 
     def load(self, index: int, decoder: Decoder) -> np.ndarray:
-        return decoder(self._root / self._paths[index])
+        path = self._root / self._paths[index]
+        if not path.is_file():
+            raise BrokenImage("no such file, or not a regular one")  # opening a pipe would wait for ever
+        return decoder(path)
+
+
+def _image_files(root: Path) -> Iterator[str]:
+    """Paths relative to `root`. Links are followed, but no folder is entered twice: they may lead in circles."""
+
+    def refuse(error: OSError) -> None:
+        raise Mistakes(f"dataset.path={root}: {error.filename}: {error.strerror}; make it readable or remove it")
+
+    seen = set()
+    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
+        subfolders.sort()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for file in files:
+            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
+                yield os.path.relpath(os.path.join(folder, file), root)
 
 
 class HubSource:
@@ -103,12 +125,14 @@ class HubSource:
     def __init__(self, dataset: Any, column: str) -> None:
         from datasets import Image as ImageFeature
 
-        self._dataset = dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+        self.fingerprint = f"{dataset._fingerprint} {column}"
+        selected = dataset.select_columns([column])
+        try:
+            self._dataset = selected.cast_column(column, ImageFeature(decode=False))
+        except (TypeError, ValueError, NotImplementedError):
+            feature = dataset.features[column]
+            raise Mistakes(f"dataset.image_column={column}: holds no images ({feature}); choose another") from None
         self._column = column
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self._dataset._fingerprint)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -118,9 +142,9 @@ class HubSource:
 
     def load(self, index: int, decoder: Decoder) -> np.ndarray:
         cell = self._dataset[index][self._column]
-        if cell is None:
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise BrokenImage("empty")
-        return decoder(cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]))
+        return decoder(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]))
 
 
 def open_source(config: Dataset, split: str) -> Source:
@@ -135,13 +159,21 @@ def open_source(config: Dataset, split: str) -> Source:
         return EmbeddedSource(config.path, split)
     if config.source == "folder":
         return FolderSource(Path(config.path).expanduser())
-    dataset = _load_dataset(config, split)
+    dataset = load_dataset(config, split)
     return HubSource(dataset, _image_column(dataset, config.image_column))
 
 
 def path_mistakes(config: Dataset) -> list[str]:
     """Mistakes in `dataset.path` that a look at the disk shows, without loading anything."""
     path = Path(config.path).expanduser()
+    if config.validation_split is not None and (
+        config.source == "folder" or path.suffix == ".parquet" or (path / "state.json").exists()
+    ):
+        # The same images would be trained on and held out.
+        return [
+            f"dataset.validation_split={config.validation_split}: {config.path} has no splits; "
+            "use dataset.validation_fraction"
+        ]
     if config.source == "folder":
         if not path.exists():
             return [f"dataset.path={config.path}: no such folder"]
@@ -151,48 +183,6 @@ def path_mistakes(config: Dataset) -> list[str]:
     if config.source == "hub" and looks_local and not path.exists():
         return [f"dataset.path={config.path}: no such file or folder"]
     return []
-
-
-def _load_dataset(config: Dataset, split: str) -> Any:
-    import datasets
-
-    if not datasets.config.HF_ENDPOINT.endswith("huggingface.co"):
-        # A mirror has no such second service; asking for it would only wait for a time-out.
-        datasets.config.USE_PARQUET_EXPORT = False
-    datasets.logging.set_verbosity_error()
-    path = Path(config.path).expanduser()
-    try:
-        if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-            loaded = datasets.load_from_disk(str(path))
-            return _choose_split(loaded, split) if isinstance(loaded, datasets.DatasetDict) else loaded
-        if path.suffix == ".parquet" and path.exists():
-            return datasets.load_dataset("parquet", data_files=str(path), split="train")
-        source = str(path) if path.is_dir() else config.path
-        return datasets.load_dataset(source, config.config_name, split=split, revision=config.revision)
-    except Exception as error:
-        raise Mistakes(_loading_mistake(config, split, error)) from error
-
-
-def _choose_split(loaded: Any, split: str) -> Any:
-    if split not in loaded:
-        raise ValueError(f'Unknown split "{split}". Should be one of {sorted(loaded)}.')
-    return loaded[split]
-
-
-def _loading_mistake(config: Dataset, split: str, error: Exception) -> str:
-    """What `datasets` raised, in one line with the remedy."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)  # type: ignore[arg-type]
-    text = " ".join(str(link) for link in chain)
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    place = f"dataset.path={config.path}"
-    if "Unknown split" in text:
-        key = "split" if split == config.split else "validation_split"
-        return f"dataset.{key}={split}: {first}"
-    if "revision" in text.lower() and config.revision:
-        return f"dataset.revision={config.revision}: not found in {config.path}; give a branch, tag or commit of it"
-    return f"{place}: {first}"
 
 
 def _image_column(dataset: Any, override: str | None) -> str:

@@ -1,0 +1,97 @@
+"""Where a run goes on: which checkpoint `resume` means, and whether it is of the same run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm_train import checkpoint
+from ddpm_train.cli.build import Run
+from ddpm_train.config import Config
+from ddpm_train.identity import accept, identity
+from ddpm_train.mirror import Mirror
+from ddpm_train.mistakes import Mistakes
+
+
+@dataclass(frozen=True)
+class Start:
+    """A verified checkpoint to go on from, and its scalars; path None is a fresh start."""
+
+    path: Path | None
+    scalars: dict[str, Any]
+
+
+def run_mirror(config: Config) -> Mirror | None:
+    return Mirror(f"{config.checkpoint.mirror}/{config.name}") if config.checkpoint.mirror else None
+
+
+def find_start(config: Config, warn: Callable[[str], None]) -> Start:
+    """The checkpoint that `resume` means. On the main process, which holds the run's lock.
+
+    A run's own checkpoints come first, also with `resume=PATH`: the same command, given again after a preemption,
+    must go on where the run stopped and not where it began.
+
+    Raises:
+        Mistakes: asked to go on, and nothing usable is there; or asked not to, over a run that would be lost.
+    """
+    directory = Path(config.output_dir) / "checkpoints"
+    if config.resume == "never":
+        if checkpoint.published(directory):
+            raise Mistakes(
+                f"resume=never: {directory} holds checkpoints; give another name=… or remove {directory.parent}"
+            )
+        return Start(None, {})
+    path = checkpoint.newest_good(directory, warn)
+    mirror = run_mirror(config)
+    if path is None and mirror is not None:
+        path = mirror.fetch_newest(directory, warn)
+    if path is None and config.resume != "auto":
+        path = Path(config.resume)
+        try:
+            checkpoint.verify(path)
+        except checkpoint.BadCheckpoint as error:
+            raise Mistakes(f"resume={config.resume}: not a whole checkpoint: {error}") from None
+    if path is None and directory.is_dir() and any(directory.glob("step_*")):
+        raise Mistakes(
+            f"resume=auto: no checkpoint in {directory} can be used; give another name=… to start afresh, "
+            "or resume=PATH to go on from elsewhere"
+        )
+    return Start(path, checkpoint.load_scalars(path) if path else {})
+
+
+def restore(run: Run, start: Start) -> list[str]:
+    """Load the start into the run's state; returns a line for each change of the config since.
+
+    Raises:
+        Mistakes: it is a checkpoint of another run.
+    """
+    if start.path is None:
+        return []
+    step = start.scalars["step"]
+    where = f"{start.path} (step {step:,})"
+    told, accepted = accept(start.scalars["identity"], run_identity(run), allowed=run.config.allow_change, where=where)
+    old, new = start.scalars["identity"], run_identity(run)
+    recorded = [{"step": step, "key": key, "from": old.get(key), "to": new.get(key)} for key in accepted]
+    run.changes = [*start.scalars["changes"], *recorded]
+    run.state.load(step, checkpoint.load(start.path))
+    scaler = run.accelerator.scaler
+    if scaler is not None and start.scalars["grad_scaler"]:
+        scaler.load_state_dict(start.scalars["grad_scaler"])
+    return told + [f"{change['key']}: {change['from']} -> {change['to']} (accepted, recorded)" for change in recorded]
+
+
+def run_identity(run: Run) -> dict[str, Any]:
+    return identity(run.values, dataset_content=run.data.content, mixed_precision=run.accelerator.mixed_precision)
+
+
+def scalars(run: Run) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors."""
+    scaler = run.accelerator.scaler
+    return {
+        "step": run.state.step,
+        "images_seen": run.state.step * run.plan.batch_size,
+        "precision": run.accelerator.mixed_precision,
+        "grad_scaler": scaler.state_dict() if scaler is not None else {},
+        "identity": run_identity(run),
+        "changes": run.changes,
+    }

@@ -1,0 +1,238 @@
+"""Carries out a run: lock, start, train, evaluate, save, end."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import diffusers
+import torch
+import yaml
+from accelerate import PartialState
+from diffusers import DDPMPipeline
+
+from ddpm_train import checkpoint
+from ddpm_train.cli import words
+from ddpm_train.cli.build import Run, build_run, choose_precision
+from ddpm_train.cli.console import Console
+from ddpm_train.cli.resuming import Start, find_start, restore, run_mirror, scalars
+from ddpm_train.config import Config
+from ddpm_train.data.loader import Batches, micro_batches, num_workers
+from ddpm_train.evaluation.grid import sample_grid
+from ddpm_train.evaluation.held_out import held_out_loss
+from ddpm_train.files import replace_folder, write_atomic
+from ddpm_train.mirror import MirrorThread
+from ddpm_train.mistakes import Mistakes
+from ddpm_train.preemption import EXIT_REQUEUE, Stopped, StopRequest
+from ddpm_train.ranks import on_main
+from ddpm_train.run_lock import RunLock
+from ddpm_train.saving import Saver, SavingFailed
+from ddpm_train.trackers import Metrics, NonFinite, open_trackers
+from ddpm_train.trainer import Trainer, evaluation_due
+
+EXIT_NON_FINITE = 3
+EXIT_NOT_SAVED = 4
+ORIGIN = "training.json"  # in `pipeline/`: which weights these are
+
+
+def train_run(config: Config, values: dict[str, Any]) -> None:
+    """Train the configured run; leaves with the exit code that its end means.
+
+    Raises:
+        Mistakes: something about the dataset, the folder or the checkpoint to resume from is wrong.
+    """
+    stop = StopRequest()
+    diffusers.logging.set_verbosity_error()
+    lock = RunLock(Path(config.output_dir))
+    run: Run | None = None
+    try:
+        console = Console(PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True").is_main_process)
+        start = on_main(lambda: _acquire_and_find(lock, config, console))
+        precision = start.scalars.get("precision") if config.train.mixed_precision == "auto" else None
+        precision = precision or choose_precision(config.train.mixed_precision)
+        run = build_run(config, values, mixed_precision=precision, stop=stop, console=console)
+        changes = restore(run, start)
+        if run.state.step >= run.max_steps and _pipeline_step(run) == run.state.step:
+            console.say(f"{config.name}: finished at step {run.state.step:,}; nothing to do ({run.output_dir})")
+        else:
+            _carry_out(run, start, changes)
+    except Stopped:
+        words.say_stopped(stop.signal_name)
+        sys.exit(EXIT_REQUEUE)
+    except NonFinite as error:
+        assert run is not None
+        words.complain(f"{error}; nothing of it was saved. {words.non_finite_remedy(run)}")
+        sys.exit(EXIT_NON_FINITE)
+    except SavingFailed as error:
+        words.complain(f"{error}. Make room or choose another output_dir; the same command continues")
+        sys.exit(EXIT_NOT_SAVED)
+    except Mistakes:
+        raise
+    except Exception:
+        _fail(lock)
+    finally:
+        lock.release()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _acquire_and_find(lock: RunLock, config: Config, console: Console) -> Start:
+    lock.acquire()
+    return find_start(config, console.warn)
+
+
+def _fail(lock: RunLock) -> NoReturn:
+    """End this process now: the others notice at their next exchange, where an orderly end would wait for them."""
+    traceback.print_exc()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        lock.release()
+        sys.stderr.flush()
+        os._exit(1)
+    raise
+
+
+def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
+    """Train, and leave the pipeline and a word on what to do next."""
+    config, accelerator, state = run.config, run.accelerator, run.state
+    on_main(lambda: write_atomic(run.output_dir / "config.yaml", _config_yaml(run.values)))
+    words.announce(run, start.path is not None, changes)
+    trackers = (
+        open_trackers(config.tracker, config.name, run.output_dir, run.values, state.step)
+        if accelerator.is_main_process
+        else []
+    )
+    metrics = Metrics(run.output_dir / "metrics.jsonl", trackers, accelerator, state.step)
+    model, optimizer = accelerator.prepare(state.unet, state.optimizer)
+    batches = Batches(
+        run.data.train,
+        seed=config.seed,
+        random_crop=config.dataset.crop == "random",
+        random_flip=config.dataset.random_flip,
+    )
+    saving = _Saving(run)
+    run.stop.connect()
+    trainer = Trainer(
+        config=config,
+        plan=run.plan,
+        max_steps=run.max_steps,
+        state=state,
+        model=model,
+        optimizer=optimizer,
+        objective=run.objective,
+        accelerator=accelerator,
+        metrics=metrics,
+        stop=run.stop,
+        evaluate=lambda: _evaluate(run, metrics),
+        save=saving.save,
+        save_overdue=saving.overdue,
+        progress=run.console.progress,
+        evaluated="evaluation_seconds" in metrics.last or not evaluation_due(config, state.step, run.max_steps),
+        saved_step=state.step,
+    )
+    started = time.monotonic()
+    run.console.start(state.step, run.max_steps)
+    data = micro_batches(
+        batches,
+        run.plan.positions(state.step),
+        num_workers=num_workers(config.dataset) if config.dataset.cache == "none" else 0,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    try:
+        trainer.train(data)
+    finally:
+        run.console.finish()
+        metrics.close()
+        saving.finish()
+    on_main(lambda: _save_pipeline(run))
+    words.say_what_next(run, time.monotonic() - started)
+
+
+class _Saving:
+    """The run's checkpoints: saved by the main process, with every process knowing how it went."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        config = run.config.checkpoint
+        mirror = run_mirror(run.config) if run.accelerator.is_main_process else None
+        self._mirror = (
+            MirrorThread(mirror, config.keep_last, config.keep_every_steps, run.console.warn) if mirror else None
+        )
+        self._saver = Saver(
+            run.checkpoints,
+            config,
+            published=self._mirror.submit if self._mirror else lambda path: None,
+            warn=run.console.warn,
+        )
+        self._last = time.monotonic()
+
+    def overdue(self) -> bool:
+        minutes = self._run.config.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self._last > 60 * minutes
+
+    def save(self) -> float:
+        self._last = time.monotonic()
+        run = self._run
+        return on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), scalars(run)))
+
+    def finish(self) -> None:
+        on_main(self._saver.finish)
+        if self._mirror is not None:
+            self._mirror.finish()
+
+
+def _evaluate(run: Run, metrics: Metrics) -> dict[str, float]:
+    """The grid and the held-out loss of the state's sampling weights; the training weights are not touched."""
+    config, state = run.config.evaluation, run.state
+    started = time.monotonic()
+    unet = state.sampling_unet
+    training = unet.training
+    unet.eval()
+    try:
+        grid = sample_grid(
+            unet,
+            run.noise_scheduler,
+            config,
+            sampler_name=run.config.sampler.name,
+            seed=run.config.seed,
+            accelerator=run.accelerator,
+            stop=run.stop,
+        )
+        values = {}
+        if run.data.validation is not None:
+            values["held_out_loss"] = held_out_loss(
+                unet, run.data.validation, run.objective, config.batch_size, accelerator=run.accelerator, stop=run.stop
+            )
+    finally:
+        unet.train(training)
+    if run.accelerator.is_main_process:
+        samples = run.output_dir / "samples"
+        samples.mkdir(exist_ok=True)
+        grid.save(samples / f"{checkpoint.step_name(state.step)}.png")
+        metrics.log_image("samples", grid, state.step)
+    return {**values, "evaluation_seconds": round(time.monotonic() - started, 3)}
+
+
+def _save_pipeline(run: Run) -> None:
+    """A plain DDPMPipeline of the sampling weights, which diffusers loads without this project."""
+    with replace_folder(run.output_dir / "pipeline") as staging:
+        DDPMPipeline(unet=run.state.sampling_unet, scheduler=run.noise_scheduler).save_pretrained(staging)
+        origin = {"step": run.state.step, "weights": "unet" if run.state.ema_unet is None else "ema"}
+        (staging / ORIGIN).write_text(json.dumps(origin))
+
+
+def _pipeline_step(run: Run) -> int | None:
+    """The step whose weights the run's pipeline holds: the last thing that a run does."""
+    origin = run.output_dir / "pipeline" / ORIGIN
+    return json.loads(origin.read_text())["step"] if origin.exists() else None
+
+
+def _config_yaml(values: dict[str, Any]) -> bytes:
+    """The resolved config; `--config-path RUN --config-name config` runs it again."""
+    quiet = {
+        "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
+        "hydra": {"run": {"dir": "."}, "output_subdir": None},
+    }
+    return yaml.safe_dump({**quiet, **values}, sort_keys=False, allow_unicode=True).encode()

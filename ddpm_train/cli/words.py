@@ -1,0 +1,86 @@
+"""What a run says at its start and at its end."""
+
+import os
+import sys
+
+import torch
+
+import ddpm_train
+from ddpm_train import checkpoint
+from ddpm_train.cli.build import Run
+from ddpm_train.model import num_parameters
+
+
+def announce(run: Run, resumed: bool, changes: list[str]) -> None:
+    """What will run, in a few lines."""
+    config, plan, data, accelerator = run.config, run.plan, run.data, run.accelerator
+    height, width = config.dataset.resolution
+    held_out = f", {len(data.validation):,} held out" if data.validation else ""
+    if accelerator.device.type == "cuda":
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{accelerator.device.type}, {_count(torch.get_num_threads(), 'thread')}"
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    epochs = run.max_steps * plan.batch_size / len(data.train)
+    where = f"resumes at step {run.state.step:,}" if resumed else "new run"
+    run.console.say(f"ddpm-train {ddpm_train.__version__}  {config.name}")
+    run.console.table(
+        {
+            "dataset": f"{config.dataset.path}: {len(data.train):,} images "
+            f"{height}x{width}x{config.dataset.channels}{held_out}",
+            "model": f"UNet2DModel, {num_parameters(run.state.unet) / 1e6:.2f}M parameters",
+            "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {_count(plan.num_processes, 'process', 'es')} "
+            f"x {plan.accumulation} accumulated",
+            "steps": f"{run.max_steps:,} ({epochs:.1f} epochs)",
+            "precision": f"{precision} on {device}",
+            "output": f"{run.output_dir} ({where})",
+        }
+    )
+    run.console.say(*(f"  changed    {line}" for line in changes))
+    if data.broken:
+        run.console.warn(f"warning: {_count(len(data.broken), 'image')} cannot be read and are skipped:")
+        for line in data.broken[:20]:
+            run.console.warn(f"  {line}")
+
+
+def say_what_next(run: Run, seconds: float) -> None:
+    """Where the pictures are, and the next commands."""
+    output = run.output_dir
+    pictures = output / "samples" / f"{checkpoint.step_name(run.max_steps)}.png"
+    tensorboard = output / "tensorboard"
+    run.console.say(f"done: step {run.max_steps:,} after {seconds:.0f} s")
+    run.console.table(
+        {
+            **({"pictures": str(pictures)} if pictures.exists() else {}),
+            "pipeline": f'{output / "pipeline"}   DDPMPipeline.from_pretrained("{output / "pipeline"}")',
+            **({"curves": f"tensorboard --logdir {tensorboard}"} if tensorboard.exists() else {}),
+            "longer": f"the same command with train.max_steps={2 * run.max_steps}",
+        }
+    )
+
+
+def say_stopped(signal_name: str | None) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"stopped ({signal_name or 'another process was asked to'}); the same command continues", flush=True)
+
+
+def complain(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+def non_finite_remedy(run: Run) -> str:
+    """From which checkpoint, and with what change, to go on."""
+    lr = run.config.optimizer.lr / 3
+    change = f"optimizer.lr={lr:.1e}"
+    last = checkpoint.published(run.checkpoints)
+    if not last:
+        return f"Start again with a lower learning rate: the same command with {change}"
+    return (
+        f"To go on from {last[-1].name} with a lower learning rate, give the same command with "
+        f"{change} 'allow_change=[optimizer.lr]'"
+    )
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else plural}"

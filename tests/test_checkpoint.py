@@ -1,0 +1,188 @@
+"""A checkpoint exists whole or not at all: killed at every line of a save, torn, bit-flipped, missing, foreign."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddpm_train import checkpoint
+from ddpm_train.checkpoint import BadCheckpoint, newest_good, prune, published, save, step_name, to_prune, verify
+
+
+def state(step: int) -> dict[str, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(step)
+    return {name: {"weight": torch.randn(64, 64, generator=generator)} for name in ("unet", "ema")}
+
+
+def save_step(directory: Path, step: int) -> Path:
+    return save(directory, step, state(step), {"step": step})
+
+
+def holds(path: Path, step: int) -> bool:
+    tensors = checkpoint.load(path)
+    expected = state(step)
+    same = all(torch.equal(tensors[name]["weight"], expected[name]["weight"]) for name in expected)
+    return same and checkpoint.load_scalars(path) == {"step": step}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = save_step(tmp_path, 7)
+    assert path == tmp_path / "step_00000007" and holds(path, 7)
+    assert {file.name for file in path.iterdir()} == {
+        *("unet.safetensors", "ema.safetensors", "state.json", "manifest.json")
+    }
+    assert newest_good(tmp_path, pytest.fail) == path
+
+
+def killed_at(line: int, action: Callable[[], Any]) -> bool:
+    """Fork a process that SIGKILLs itself at the `line`-th executed line of the saving code; whether it died so."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal count
+            if not frame.f_code.co_filename.endswith(("ddpm_train/checkpoint.py", "ddpm_train/files.py", "shutil.py")):
+                return None
+            if event == "line":
+                count += 1
+                if count == line:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            action()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def test_sigkill_at_every_line_of_a_save(tmp_path: Path) -> None:
+    """Whatever the moment, the old checkpoint or the new one is found, whole; the next save needs no help."""
+    directory = tmp_path / "checkpoints"
+    save_step(directory, 1)
+
+    def save_and_prune() -> None:
+        save_step(directory, 2)
+        prune(directory, keep_last=1, keep_every_steps=None)
+
+    found = []
+    line = 0
+    while True:
+        line += 1
+        died = killed_at(line, save_and_prune)
+        path = newest_good(directory, pytest.fail)
+        assert path is not None
+        step = checkpoint.step_of(path)
+        assert holds(path, step)
+        found.append(step)
+        assert not any(entry.name.startswith(".") for entry in directory.iterdir())
+        if not died:
+            break
+        for leftover in published(directory):
+            if leftover.name != step_name(1):
+                leftover.rename(tmp_path / f"done_{line}")
+        if not (directory / step_name(1)).exists():
+            save_step(directory, 1)  # as it was before the save, for the next line
+    assert len(found) > 100 and found[0] == 1 and found[-1] == 2
+    assert found == sorted(found)
+
+
+def damage_truncate(path: Path) -> str:
+    with (path / "unet.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    return "unet.safetensors has 1000 bytes, not 16"
+
+
+def damage_flip(path: Path) -> str:
+    data = bytearray((path / "ema.safetensors").read_bytes())
+    data[5000] ^= 1
+    (path / "ema.safetensors").write_bytes(data)
+    return "ema.safetensors has another SHA-256 than its manifest says"
+
+
+def damage_remove(path: Path) -> str:
+    (path / "state.json").unlink()
+    return "state.json is missing"
+
+
+def damage_add(path: Path) -> str:
+    (path / "notes.txt").write_text("mine")
+    return "notes.txt is foreign"
+
+
+def damage_manifest(path: Path) -> str:
+    (path / "manifest.json").write_text('{"format": 1, "st')
+    return "manifest.json cannot be read"
+
+
+def damage_no_manifest(path: Path) -> str:
+    (path / "manifest.json").unlink()
+    return "no manifest.json"
+
+
+def damage_swap(path: Path) -> str:
+    (path / "manifest.json").write_text((path / "manifest.json").read_text().replace('"step": 2', '"step": 3'))
+    return "manifest.json is of step 3"
+
+
+def damage_empty(path: Path) -> str:
+    for file in path.iterdir():
+        file.unlink()
+    return "no manifest.json"
+
+
+DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith("damage_")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path, damage: Callable[[Path], str]) -> None:
+    save_step(tmp_path, 1)
+    path = save_step(tmp_path, 2)
+    what = damage(path)
+    with pytest.raises(BadCheckpoint, match=what):
+        verify(path)
+    warnings: list[str] = []
+    assert newest_good(tmp_path, warnings.append) == tmp_path / step_name(1)
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"warning: checkpoint step_00000002 is set aside as step_00000002.bad: {what}")
+    assert (tmp_path / "step_00000002.bad").is_dir() and not path.exists()
+    # The place is free again, and a second bad one does not overwrite the first.
+    damage(save_step(tmp_path, 2))
+    newest_good(tmp_path, warnings.append)
+    assert (tmp_path / "step_00000002.bad-2").is_dir()
+
+
+def test_retention() -> None:
+    steps = [10, 20, 30, 40, 50]
+    assert to_prune(steps, None, None) == []
+    assert to_prune(steps, 1, None) == [10, 20, 30, 40]
+    assert to_prune(steps, 2, 20) == [10, 30]
+    assert to_prune(steps, 9, None) == []
+
+
+def test_prune_removes_only_what_retention_lets_go(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save_step(tmp_path, step)
+    prune(tmp_path, keep_last=1, keep_every_steps=2)
+    assert [checkpoint.step_of(path) for path in published(tmp_path)] == [2, 4]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_failing_disk_publishes_nothing(tmp_path: Path) -> None:
+    """The folder cannot take a file name as a folder: the save fails, and what was there stays."""
+    save_step(tmp_path, 1)
+    (tmp_path / step_name(2)).write_text("in the way")
+    with pytest.raises(OSError):
+        save_step(tmp_path, 2)
+    assert holds(tmp_path / step_name(1), 1)
+    assert not any(entry.name.endswith(".staging") for entry in tmp_path.iterdir())

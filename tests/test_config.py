@@ -1,0 +1,175 @@
+"""Every config that comes along composes, checks and means what its header says; so do configs of one's own."""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, Cli
+from diffusers import DDPMScheduler, UNet2DModel
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ddpm_train.config import Config, parse
+from ddpm_train.model import num_parameters
+
+CONF = ROOT / "conf"
+TRAIN = str(ROOT / "train.py")
+# What a choice needs besides itself.
+NEEDS = {
+    "dataset=base": ["dataset.source=folder", "dataset.path=images"],
+    "dataset=imagefolder": ["dataset.path=images"],
+    "dataset=hub": ["dataset.path=owner/name"],
+}
+RESOLUTIONS = {"unet_tiny": 16, "unet_32": 32, "unet_64": 64, "unet_128": 128, "unet_256": 256, "unet2d": 64}
+CHOICES = [
+    f"{path.parent.name}={path.stem}"
+    for path in sorted(CONF.glob("*/*.yaml"))
+    if path.parent.name not in ("hydra", "model")
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def conf() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> Config:
+    values: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    return parse(values)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes(choice: str) -> None:
+    composed(choice, *NEEDS.get(choice, []))
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (CONF / "model").glob("*.yaml")])
+def test_every_model_composes_at_its_resolution(name: str) -> None:
+    composed(f"model={name}", f"dataset.resolution={RESOLUTIONS[name]}")
+
+
+def test_several_trackers_at_once() -> None:
+    tracker = composed("tracker=[tensorboard,wandb,trackio]", "+tracker.wandb.project=cats").tracker
+    assert (tracker.tensorboard, tracker.wandb, tracker.trackio) == ({}, {"project": "cats"}, {})
+    tracker = composed("tracker=none").tracker
+    assert (tracker.tensorboard, tracker.wandb, tracker.trackio) == (None, None, None)
+
+
+def test_numbers_are_taken_for_texts_where_texts_are_wanted() -> None:
+    config = composed("name=2024", "dataset.revision=1234567", "train.max_steps=1e5")
+    assert (config.name, config.dataset.revision, config.train.max_steps) == ("2024", "1234567", 100_000)
+
+
+def test_the_files_hold_exactly_diffusers_arguments() -> None:
+    """Sizes, channels and timesteps of the UNet follow from the rest; class labels have no place here."""
+    derived = {"sample_size", "in_channels", "out_channels", "num_train_timesteps"}
+    labels = {"class_embed_type", "num_class_embeds"}
+    for cls, file, elsewhere in (
+        (UNet2DModel, "model/unet2d.yaml", derived | labels),
+        (DDPMScheduler, "noise_scheduler/linear.yaml", set()),
+    ):
+        arguments = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        assert set(yaml.safe_load((CONF / file).read_text())) == arguments - elsewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("unet_32", 35.75), ("unet_64", 52.76), ("unet_128", 113.67), ("unet_256", 113.67), ("unet_tiny", None)],
+)
+def test_parameter_counts(name: str, millions: float | None) -> None:
+    config = composed(f"model={name}", f"dataset.resolution={RESOLUTIONS[name]}", "dataset.channels=3")
+    with torch.device("meta"):
+        unet = UNet2DModel(in_channels=3, out_channels=3, **asdict(config.model))
+    count = num_parameters(unet) / 1e6
+    if millions is None:
+        assert 0.7 <= count <= 1.4  # "about 1M"
+    else:
+        assert abs(count - millions) < 0.01
+        assert f"{count:.1f}M parameters" in (CONF / f"model/{name}.yaml").read_text()
+
+
+def test_flowers102_64_is_the_recipe_of_diffusers() -> None:
+    config = composed("experiment=flowers102_64")
+    dataset, optimizer, ema, train = config.dataset, config.optimizer, config.ema, config.train
+    assert (dataset.path, dataset.resolution) == ("huggan/flowers-102-categories", (64, 64))
+    assert (dataset.crop, dataset.random_flip) == ("center", True)
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adamw", 1e-4, 1e-6)
+    assert optimizer.name == "adamw" and (optimizer.betas, optimizer.eps) == ((0.95, 0.999), 1e-8)
+    assert (config.lr_scheduler.name, config.lr_scheduler.warmup_steps) == ("cosine", 500)
+    assert ema.name == "warmup" and (ema.inv_gamma, ema.power, ema.max_decay) == (1.0, 0.75, 0.9999)
+    assert (train.batch_size, train.epochs, train.max_steps) == (16, 100, None)
+    assert config.model == composed("model=unet_128", "dataset.resolution=64").model
+
+
+def test_cifar10_is_the_recipe_of_ho_et_al() -> None:
+    config = composed("experiment=cifar10")
+    optimizer, ema, train = config.optimizer, config.ema, config.train
+    assert (config.dataset.path, config.dataset.resolution, config.dataset.random_flip) == (
+        "uoft-cs/cifar10",
+        (32, 32),
+        True,
+    )
+    assert (optimizer.name, optimizer.lr) == ("adam", 2e-4)
+    assert (config.lr_scheduler.name, config.lr_scheduler.warmup_steps) == ("constant", 5000)
+    assert ema.name == "warmup" and ema.min_decay == ema.max_decay == 0.9999
+    assert (train.batch_size, train.max_steps, train.max_grad_norm) == (128, 800_000, 1.0)
+    assert (config.model.dropout, config.noise_scheduler.variance_type) == (0.1, "fixed_large")
+
+
+@pytest.mark.parametrize("name", ["flowers102_64", "cifar10"])
+def test_an_experiment_gives_way_to_the_command_line(cli: Cli, name: str) -> None:
+    command = [sys.executable, TRAIN, "--cfg", "job", f"experiment={name}", "optimizer=sgd", "train.batch_size=3"]
+    values = yaml.safe_load(cli.run(command))
+    assert (values["name"], values["optimizer"]["name"], values["train"]["batch_size"]) == (name, "sgd", 3)
+
+
+def test_configs_of_ones_own(cli: Cli) -> None:
+    """A folder elsewhere holds further choices, chosen like those that come along."""
+    write(cli.folder / "mine/model/mine.yaml", "defaults: [unet_32, _self_]\ndropout: 0.3\n")
+    write(
+        cli.folder / "mine/experiment/mine.yaml",
+        "# @package _global_\ndefaults: [override /model: mine]\ntrain: {batch_size: 5}\n",
+    )
+    run = [sys.executable, TRAIN, "--config-dir", "mine", "--cfg", "job"]
+    assert yaml.safe_load(cli.run([*run, "model=mine"]))["model"]["dropout"] == 0.3
+    values = yaml.safe_load(cli.run([*run, "experiment=mine"]))
+    assert (values["model"]["dropout"], values["train"]["batch_size"]) == (0.3, 5)
+    assert "experiment: cifar10, flowers102_64, mine" in cli.run([*run[:-2], "--help"])
+    # Checked like the others: 10 does not divide by the four levels of `mine`.
+    wrong = cli.run([*run[:-2], "model=mine", "dataset.resolution=10"], expect=2)
+    assert (
+        wrong
+        == "error: dataset.resolution=10: 4 levels need multiples of 8; use dataset.resolution=8 or fewer levels\n"
+    )
+
+
+def test_a_saved_config_runs_again(cli: Cli) -> None:
+    """A run's folder holds all it takes to repeat it: from there it goes on, elsewhere it repeats itself exactly."""
+    cli.train("name=first", "dataset.resolution=[8,12]")
+    again = [sys.executable, TRAIN, "--config-path", "outputs/first", "--config-name", "config"]
+    assert "nothing to do" in cli.run(again)
+    cli.run([*again, "name=again", "output_dir=outputs/again"])
+    losses = [[line["loss"] for line in cli.metrics(name)] for name in ("first", "again")]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    wrong = cli.run([*again, "model.dropoutt=0.1", "optimizer=3"], expect=2)
+    assert wrong.splitlines() == [
+        "error: model.dropoutt=0.1: no such key; did you mean 'model.dropout'?",
+        "error: optimizer=3: must be a section of keys",
+    ]
+
+
+def test_a_sweep_gives_each_choice_its_run(cli: Cli) -> None:
+    cli.train("--multirun", "seed=1,2", "name=run_${seed}_${hydra:job.num}", "train.max_steps=1", "evaluation=none")
+    assert {path.name for path in cli.output("").iterdir()} == {"run_1_0", "run_2_1", "multirun.yaml"}
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)

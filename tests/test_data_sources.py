@@ -1,0 +1,213 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import ROOT, Cli
+from PIL import Image
+from pydantic import TypeAdapter
+
+from ddpm_train.config import Dataset
+from ddpm_train.data.decode import BrokenImage, Decoder
+from ddpm_train.data.sources import FolderSource, open_source, path_mistakes
+from ddpm_train.mistakes import Mistakes
+
+ONE_STEP = ("train.max_steps=1", "evaluation=none", "tracker=none")
+DECODER = Decoder((8, 8), 1, (255, 255, 255), "center", 10**6)
+
+
+def dataset_config(source: str, path: Path | str, **values: Any) -> Dataset:
+    """conf/dataset/base.yaml with some values changed."""
+    base = yaml.safe_load((ROOT / "conf/dataset/base.yaml").read_text())
+    return TypeAdapter(Dataset).validate_python({**base, "source": source, "path": str(path), **values})
+
+
+def mistake(source: str, path: Path, **values: Any) -> str:
+    config = dataset_config(source, path, **values)
+    with pytest.raises(Mistakes) as raised:
+        open_source(config, config.split)
+    (line,) = raised.value.lines
+    assert "\n" not in line
+    return line
+
+
+@pytest.fixture(autouse=True)
+def own_cache_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_datasets")
+
+
+@pytest.fixture
+def rows(garments: list[Image.Image]) -> datasets.Dataset:
+    """24 garments with a label."""
+    features = datasets.Features({"label": datasets.Value("int64"), "picture": datasets.Image()})
+    return datasets.Dataset.from_dict({"label": list(range(24)), "picture": garments[:24]}, features=features)
+
+
+def test_a_folder_of_any_depth_and_every_format(cli: Cli, garments: list[Image.Image]) -> None:
+    folder = cli.folder / "pictures"
+    suffixes = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "JPG", "Png", "TIFF"]
+    for index, suffix in enumerate(suffixes * 2):
+        place = folder.joinpath(*"abcdefgh"[: index % 5])
+        place.mkdir(parents=True, exist_ok=True)
+        garments[index].convert("RGB").save(place / f"{index}.{suffix}")
+    (folder / "labels.txt").write_text("not looked at")
+    (folder / "._0.jpg").write_bytes(b"what macOS leaves behind")
+    said = cli.train("dataset=imagefolder", f"dataset.path={folder}", "dataset.validation_fraction=0", *ONE_STEP)
+    assert "pictures: 22 images 8x8x3" in said
+    assert "cannot be read" not in said
+
+
+def test_a_folder_is_in_the_order_of_its_paths(tmp_path: Path, write_images: Callable[[Path, int], Path]) -> None:
+    source = FolderSource(write_images(tmp_path / "images", 9))
+    names = [source.name(index) for index in range(len(source))]
+    assert names == sorted(names) and len(names) == 9 and names[-1] == "deeper/008.png"
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path, write_images: Callable[[Path, int], Path]) -> None:
+    folder = write_images(tmp_path / "images", 4)
+    elsewhere = write_images(tmp_path / "elsewhere", 2)
+    (folder / "more").symlink_to(elsewhere)
+    (folder / "deeper/circle").symlink_to(folder)
+    (folder / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(folder / "pipe.png")
+    source = FolderSource(folder)
+    names = {source.name(index): index for index in range(len(source))}
+    assert set(names) == {
+        *("001.png", "003.png", "deeper/000.png", "deeper/002.png"),
+        *("more/001.png", "more/deeper/000.png", "lost.png", "pipe.png"),
+    }
+    for name in ("lost.png", "pipe.png"):
+        with pytest.raises(BrokenImage, match="no such file, or not a regular one"):
+            source.load(names[name], DECODER)
+    assert len(source.fingerprint) == 64
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, write_images: Callable[[Path, int], Path]) -> None:
+    folder = write_images(tmp_path / "images", 2)
+    closed = folder / "deeper"
+    closed.chmod(0)
+    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        parent.chmod(0o755)
+    user = os.geteuid()
+    if user == 0:  # root may read everything
+        os.seteuid(65534)
+    try:
+        line = mistake("folder", folder)
+    finally:
+        os.seteuid(user)
+        closed.chmod(0o755)
+    assert line == f"dataset.path={folder}: {closed}: Permission denied; make it readable or remove it"
+
+
+def test_saved_datasets_and_local_parquet_hold_the_same_images(tmp_path: Path, rows: datasets.Dataset) -> None:
+    rows.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict(train=rows, test=rows.select([3])).save_to_disk(str(tmp_path / "dict"))
+    rows.to_parquet(str(tmp_path / "one.parquet"))
+    for part in range(2):
+        rows.select(range(12 * part, 12 * part + 12)).to_parquet(str(tmp_path / f"parts/{part}.parquet"))
+    clone = tmp_path / "clone"
+    rows.to_parquet(str(clone / "data/train-00000-of-00001.parquet"))
+    rows.select([3]).to_parquet(str(clone / "data/test-00000-of-00001.parquet"))
+    (clone / "README.md").write_text("---\nlicense: mit\n---\n# Garments\n")
+    expected = [DECODER.from_image(image) for image in rows["picture"]]
+    for place in ("saved", "dict", "one.parquet", "parts", "clone"):
+        source = open_source(dataset_config("hub", tmp_path / place), "train")
+        assert np.array_equal([source.load(index, DECODER) for index in range(len(source))], expected), place
+        if place in ("dict", "clone"):
+            held_out = open_source(dataset_config("hub", tmp_path / place), "test")
+            assert len(held_out) == 1 and np.array_equal(held_out.load(0, DECODER), expected[3])
+            assert 'dataset.split=nope: Unknown split "nope"' in mistake("hub", tmp_path / place, split="nope")
+
+
+def test_one_dataset_cannot_be_its_own_validation_split(tmp_path: Path, rows: datasets.Dataset) -> None:
+    rows.save_to_disk(str(tmp_path / "saved"))
+    rows.to_parquet(str(tmp_path / "one.parquet"))
+    (tmp_path / "folder").mkdir()
+    for source, place in (("hub", "saved"), ("hub", "one.parquet"), ("folder", "folder")):
+        path = tmp_path / place
+        assert path_mistakes(dataset_config(source, path)) == []
+        assert path_mistakes(dataset_config(source, path, validation_split="test")) == [
+            f"dataset.validation_split=test: {path} has no splits; use dataset.validation_fraction"
+        ]
+
+
+def test_a_parquet_file_that_changes_is_another_dataset(tmp_path: Path, rows: datasets.Dataset) -> None:
+    path = tmp_path / "one.parquet"
+    rows.to_parquet(str(path))
+    before = open_source(dataset_config("hub", path), "train")
+    again = open_source(dataset_config("hub", path), "train")
+    rows.select(range(23, -1, -1)).to_parquet(str(path))
+    after = open_source(dataset_config("hub", path), "train")
+    assert before.fingerprint == again.fingerprint != after.fingerprint
+    assert np.array_equal(after.load(0, DECODER), before.load(23, DECODER))
+
+
+def without_features(path: Path, images: list[bytes], structs: bool) -> Path:
+    """Parquet as other programs write it: nothing says that the column holds images."""
+    cells = [{"bytes": data, "path": None} for data in images] if structs else images
+    pq.write_table(pa.table({"id": list(range(len(images))), "img": cells}), path)
+    return path
+
+
+@pytest.mark.parametrize("structs", [True, False])
+def test_image_column_names_a_column_without_the_feature(
+    structs: bool, tmp_path: Path, write_images: Callable[[Path, int], Path]
+) -> None:
+    files = sorted(write_images(tmp_path / "images", 5).rglob("*.png"))
+    path = without_features(tmp_path / "plain.parquet", [file.read_bytes() for file in files], structs)
+    assert mistake("hub", path) == "dataset.image_column=null: no column of images; choose one of id, img"
+    source = open_source(dataset_config("hub", path, image_column="img"), "train")
+    assert np.array_equal([source.load(i, DECODER) for i in range(5)], [DECODER(file) for file in files])
+
+
+def test_the_wrong_column_is_told(tmp_path: Path, rows: datasets.Dataset) -> None:
+    path = tmp_path / "saved"
+    rows.save_to_disk(str(path))
+    assert mistake("hub", path, image_column="pictures") == (
+        "dataset.image_column=pictures: no such column; did you mean 'picture'? (one of label, picture)"
+    )
+    line = mistake("hub", path, image_column="label")
+    assert line == "dataset.image_column=label: holds no images (Value('int64')); choose another"
+    both = {"picture": rows["picture"][:], "mask": rows["picture"][:]}
+    features = datasets.Features(dict.fromkeys(both, datasets.Image()))
+    datasets.Dataset.from_dict(both, features=features).save_to_disk(str(tmp_path / "two"))
+    assert mistake("hub", tmp_path / "two") == (
+        "dataset.image_column=null: several columns of images (picture, mask); choose one of picture, mask"
+    )
+
+
+def test_empty_and_broken_cells_are_broken_images(tmp_path: Path) -> None:
+    cells = [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}, {"bytes": None, "path": "/gone.png"}]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"image": pa.array(cells, kind)}), tmp_path / "cells.parquet")
+    source = open_source(dataset_config("hub", tmp_path / "cells.parquet", image_column="image"), "train")
+    for index, reason in enumerate(("empty", "empty", "not an image", "No such file or directory")):
+        with pytest.raises(BrokenImage, match=reason):
+            source.load(index, DECODER)
+
+
+def test_mistakes_of_the_command_line(cli: Cli, rows: datasets.Dataset, tmp_path: Path) -> None:
+    rows.save_to_disk(str(tmp_path / "saved"))
+    said = cli.train("dataset=hub", f"dataset.path={tmp_path / 'saved'}", "dataset.image_column=pictur", expect=2)
+    assert said == (
+        "error: dataset.image_column=pictur: no such column; did you mean 'picture'? (one of label, picture)\n"
+    )
+    (tmp_path / "empty").mkdir()
+    said = cli.train("dataset=imagefolder", f"dataset.path={tmp_path / 'empty'}", expect=2)
+    assert said == (
+        f"error: dataset.path={tmp_path / 'empty'}: no images in it "
+        "(looked for .jpg, .jpeg, .png, .webp, .bmp, .gif, .tif, .tiff)\n"
+    )
+
+
+def test_a_saved_dataset_trains(cli: Cli, rows: datasets.Dataset, tmp_path: Path) -> None:
+    rows.to_parquet(str(tmp_path / "parts/0.parquet"))
+    said = cli.train("dataset=hub", f"dataset.path={tmp_path / 'parts'}", "dataset.channels=1", *ONE_STEP)
+    assert "24 images 8x8x1" in said
+    assert "Traceback" not in said and "Generating" not in said

@@ -1,0 +1,61 @@
+"""The arrows of the map: a module may import what stands above it, and what is in its own package."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "ddpm_train"
+# From the top; what shares a line does not import each other.
+MAP = [
+    "mistakes",
+    "config",
+    "seeding files ranks",
+    "identity run_lock",
+    "data",
+    "diffusion",
+    "model optim ema",
+    "checkpoint",
+    "mirror saving",
+    "preemption",
+    "evaluation",
+    "trackers",
+    "trainer",
+    "cli",
+]
+LEVEL = {name: level for level, line in enumerate(MAP) for name in line.split()}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+SLOW = {"torch", "torchvision", "diffusers", "datasets", "transformers", "accelerate"}
+
+
+def part(path: Path) -> str:
+    """The entry of the map that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(nodes: list[ast.stmt] | ast.Module) -> Iterator[str]:
+    """Dotted names of everything imported; with a module, also inside functions."""
+    for node in ast.walk(nodes) if isinstance(nodes, ast.Module) else nodes:
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_above(path: Path) -> None:
+    own = part(path)
+    assert own in LEVEL, "not in the map"
+    for name in imported(ast.parse(path.read_text())):
+        package, other, *_ = *name.split("."), own  # the package itself holds no more than the version
+        if package == "ddpm_train" and other != own:
+            assert LEVEL[other] < LEVEL[own], name
+
+
+@pytest.mark.parametrize("name", ["config.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"])
+def test_what_a_mistake_needs_is_cheap(name: str) -> None:
+    top_level = imported(ast.parse((PACKAGE / name).read_text()).body)
+    assert not SLOW & {name.split(".")[0] for name in top_level}

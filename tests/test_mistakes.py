@@ -1,0 +1,313 @@
+"""Whatever a user gets wrong is told before anything slow starts: all of it at once, one line each, exit code 2."""
+
+import importlib.util
+import sys
+
+import pytest
+from conftest import ROOT, Cli
+
+BLOCKS = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D"
+MODELS = "unet2d, unet_128, unet_256, unet_32, unet_64, unet_tiny"
+
+
+def mistakes(cli: Cli, *arguments: str, **environment: str) -> list[str]:
+    """What `python train.py ARGUMENTS` finds wrong; it must find something, say nothing else and leave nothing."""
+    process = cli.start([sys.executable, str(ROOT / "train.py"), *arguments], **environment)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, ""), out + err
+    lines = err.splitlines()
+    assert all(line.startswith("error: ") for line in lines), err
+    assert not (cli.folder / "outputs").exists()
+    return [line.removeprefix("error: ") for line in lines]
+
+
+# Command line -> the lines. Where keys are independent of each other, one command holds several mistakes.
+TABLE = {
+    # Names.
+    "trainn.max_steps=3": ["trainn.max_steps=3: no such key; did you mean 'train.max_steps'?"],
+    "batch_size=8": ["batch_size=8: no such key; did you mean 'evaluation.batch_size' or 'train.batch_size'?"],
+    "train.batchsize=8": ["train.batchsize=8: no such key; did you mean 'train.batch_size'?"],
+    "modle=unet_32": ["modle=unet_32: no such key; did you mean 'model'?"],
+    "xyz=3 ~xyz ++xyz.a=1": [
+        "xyz=3: no such key; see --cfg job",
+        "~xyz: no such key; see --cfg job",
+        "++xyz.a=1: no such key; see --cfg job",
+    ],
+    "+train.max_step=3": ["train.max_step=3: no such key; did you mean 'train.max_steps'?"],
+    "+xyz=3": ["xyz=3: no such key; see --cfg job"],
+    "model=unet_x loss=xyz model=null": [
+        f"model=unet_x: no such config; did you mean 'unet_64'? (one of {MODELS})",
+        "loss=xyz: no such config; (one of min_snr, mse)",
+        f"model=null: no such config; (one of {MODELS})",
+    ],
+    "tracker=[tensorboard,wandbb]": [
+        "tracker=wandbb: no such config; did you mean 'wandb'? (one of none, tensorboard, trackio, wandb)"
+    ],
+    "dataset=[cifar10,flowers102]": [
+        "dataset=[cifar10,flowers102]: takes one choice, not a list; write dataset=cifar10"
+    ],
+    "+model=unet_32": ["+model=unet_32: chosen already; leave out the +"],
+    "~model ~train.epochs": [
+        "~model: every run needs one; choose another with model=…",
+        "~train.epochs: every run needs this key; give it a value",
+    ],
+    "optimizer.name=sgd": ["optimizer.name=sgd: chosen with its group; write optimizer=sgd"],
+    # Form.
+    "train.max_steps =3": [
+        "train.max_steps: not of the form key=value (quote values with special characters)",
+        "=3: no such key; see --cfg job",
+    ],
+    "model.block_out_channels=[8,16": [
+        "model.block_out_channels=[8,16: not of the form key=value (quote values with special characters)"
+    ],
+    "train.batch_size=${xyz}": ["train.batch_size=${xyz}: Interpolation key 'xyz' not found"],
+    "hydra.xyz=3": ["hydra.xyz=3: Could not override 'hydra.xyz'."],
+    "--xyz --multirunn": [
+        "--xyz: no such flag; see --help",
+        "--multirunn: no such flag; did you mean '--multirun'?",
+    ],
+    "--experimental-rerun x": ["--experimental-rerun: not for these runs; use --config-path RUN --config-name config"],
+    "--config-dir /nowhere/a --config-path /nowhere/b": [
+        "--config-path=/nowhere/b: no such folder",
+        "--config-dir=/nowhere/a: no such folder",
+    ],
+    "--config-name confg": [f"--config-name=confg: no such file in {ROOT / 'conf'}; did you mean 'config'?"],
+    "--config-name xyz": [f"--config-name=xyz: no such file in {ROOT / 'conf'}"],
+    "--cfg job trainn.max_steps=3": ["trainn.max_steps=3: no such key; did you mean 'train.max_steps'?"],
+    # Types and ranges.
+    "seed=-1 train.batch_size=abc train.max_steps=-1 train.log_every_steps=1.5 train.micro_batch_size=[1]": [
+        "seed=-1: must be at least 0",
+        "train.batch_size=abc: must be a whole number",
+        "train.micro_batch_size=[1]: must be a whole number",
+        "train.max_steps=-1: must be greater than 0",
+        "train.log_every_steps=1.5: must be a whole number",
+    ],
+    "optimizer.lr=abc optimizer.eps=null optimizer.betas=[0.9,1] ema.power=inf dataset.max_broken_fraction=2": [
+        "dataset.max_broken_fraction=2: must be at most 1",
+        "optimizer.lr=abc: must be a number",
+        "optimizer.betas.1=1: must be less than 1",
+        "optimizer.eps=null: must be a number",
+        "ema.power=inf: must be a finite number",
+    ],
+    "seed=true optimizer.lr=false dataset.resolution=true dataset.channels=true dataset.random_flip=abc": [
+        "seed=true: must be a number",
+        "dataset.resolution=true: must be a whole number or [height,width]",
+        "dataset.channels=true: must be a number",
+        "dataset.random_flip=abc: must be true or false",
+        "optimizer.lr=false: must be a number",
+    ],
+    "name=a/b dataset.resolution=[32] dataset.random_flip=null dataset.split=[a,null] train=3 tracker.tensorboard=3": [
+        "name=a/b: must be made of letters, digits and . _ = , + - and begin with a letter or digit",
+        "dataset.split=[a,null]: must be a text",
+        "dataset.resolution=[32]: must be a whole number or [height,width]",
+        "dataset.random_flip=null: must be true or false",
+        "train=3: must be a section of keys",
+        "tracker.tensorboard=3: must be a section of keys",
+    ],
+    "name=.. model.block_out_channels=[] model.down_block_types=3 optimizer.betas=[0.9,0.9,0.9]": [
+        "name=..: must be made of letters, digits and . _ = , + - and begin with a letter or digit",
+        "model.down_block_types=3: must be a list",
+        "model.block_out_channels=[]: must be a list of at least 1",
+        "optimizer.betas=[0.9,0.9,0.9]: must be a list of at most 2",
+    ],
+    "optimizer.betas=[0.9]": ["optimizer.betas.1: missing; give it a value"],
+    "++optimizer={name:sgdd}": ["optimizer.name=sgdd: not one of adamw, adam, adamw_8bit, sgd; did you mean 'sgd'?"],
+    "model.down_block_types=[DownBlock2D,XYZ,AttnDownBlock2D] noise_scheduler.prediction_type=v_predictoin": [
+        f"model.down_block_types.1=XYZ: not one of {BLOCKS}",
+        "noise_scheduler.prediction_type=v_predictoin: not one of epsilon, v_prediction, sample; "
+        "did you mean 'v_prediction'?",
+    ],
+    "dataset=base dataset.resolution=30": [
+        "dataset.source=???: missing; give it a value",
+        "dataset.path=???: missing; give it a value",
+        "dataset.resolution=30: 3 levels need multiples of 4; use dataset.resolution=32 or fewer levels",
+    ],
+    # Combinations.
+    "dataset.resolution=[18,32] model=unet_128": [
+        "dataset.resolution=[18,32]: 6 levels need multiples of 32; use dataset.resolution=32 or fewer levels"
+    ],
+    "dataset.resolution=[60,100] model=unet_64": [
+        "dataset.resolution=[60,100]: 4 levels need multiples of 8; use dataset.resolution=[64,96] or fewer levels"
+    ],
+    "model.block_out_channels=[8,16] model.up_block_types=[AttnUpBlock2D,UpBlock2D]": [
+        "model.down_block_types: 3 blocks for 2 model.block_out_channels; make the lists equally long"
+    ],
+    "model.norm_num_groups=7 model.attention_head_dim=5 model.attn_norm_num_groups=7": [
+        "model.norm_num_groups=7: does not divide 24 of model.block_out_channels; use a common divisor",
+        "model.attn_norm_num_groups=7: does not divide the 72 channels of the middle block; use a divisor",
+        "model.attention_head_dim=5: does not divide the 72 channels of a level with attention; use a common divisor",
+    ],
+    "train.epochs=3 train.micro_batch_size=3": [
+        "train.max_steps=2000 train.epochs=3.0: exactly one decides the length; set the other to null",
+        "train.batch_size=64: not divisible by train.micro_batch_size=3; choose a multiple of it",
+    ],
+    "train.max_steps=null": [
+        "train.max_steps=null train.epochs=null: exactly one decides the length; give one of them"
+    ],
+    "noise_scheduler.variance_type=learned_range noise_scheduler.beta_start=0.5": [
+        "noise_scheduler.variance_type=learned_range: there is no loss for a learned variance; "
+        "use fixed_small or fixed_large",
+        "noise_scheduler.beta_start=0.5: above beta_end=0.02; swap them",
+    ],
+    "noise_scheduler.trained_betas=[0.1,0.2] noise_scheduler.num_train_timesteps=3": [
+        "noise_scheduler.trained_betas: 2 values for num_train_timesteps=3; give as many",
+        "evaluation.num_inference_steps=50: more than noise_scheduler.num_train_timesteps=3; use at most that many",
+    ],
+    "noise_scheduler=zero_snr noise_scheduler.prediction_type=epsilon loss=min_snr": [
+        "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
+        "(min-SNR weighs it 0/0); use noise_scheduler.prediction_type=v_prediction"
+    ],
+    "noise_scheduler=zero_snr noise_scheduler.prediction_type=epsilon": [
+        "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
+        "(pure noise says nothing of x_0); use noise_scheduler.prediction_type=v_prediction"
+    ],
+    "ema.min_decay=0.99999 optimizer=sgd optimizer.nesterov=true optimizer.momentum=0": [
+        "ema.min_decay=0.99999: above ema.max_decay=0.9999; lower it",
+        "optimizer.nesterov=true: needs momentum; set optimizer.momentum=0.9",
+    ],
+    # The machine.
+    "dataset=imagefolder": ["dataset.path=???: missing; give it a value"],
+    "dataset=imagefolder dataset.path=/nowhere": ["dataset.path=/nowhere: no such folder"],
+    "dataset=imagefolder dataset.path=a_file": [
+        "dataset.path=a_file: not a folder; give the folder that holds the images"
+    ],
+    "dataset=hub dataset.path=./nowhere": ["dataset.path=./nowhere: no such file or folder"],
+    "resume=nowhere output_dir=a_file": [
+        "output_dir=a_file: not a folder; choose another name or output_dir",
+        "resume=nowhere: no such checkpoint; give auto, never or a checkpoint's folder",
+    ],
+    "train.mixed_precision=fp16": [
+        "train.mixed_precision=fp16: needs a CUDA GPU, and there is none; use bf16, no or auto"
+    ],
+    # Sweeps.
+    "train.batch_size=1,2": [
+        "train.batch_size=1,2: several values; add --multirun to try each, or quote it if it is one text"
+    ],
+    "--multirun model=unet_tiny,unet_x name=run_${seed}": [
+        f"model=unet_x: no such config; did you mean 'unet_64'? (one of {MODELS})"
+    ],
+    "--multirun train.batch_size=8,16,abc seed=range(0,2) name=${train.batch_size}_${seed}": [
+        "train.batch_size=abc: must be a whole number"
+    ],
+    "--multirun optimizer.lr=interval(1,2)": [
+        "optimizer.lr=interval(1,2): a sweep needs choices; write optimizer.lr=A,B or range(A,B)"
+    ],
+    "--multirun model=unet_tiny,unet_32 seed=1,2": [
+        "output_dir=outputs/default: the same for 4 runs of the sweep; "
+        "name them apart, such as name='run_${hydra:runtime.choices.model}_${seed}'"
+    ],
+}
+
+
+@pytest.mark.parametrize("command", TABLE)
+def test_what_is_wrong_is_told_in_one_line(cli: Cli, command: str) -> None:
+    (cli.folder / "a_file").touch()
+    assert mistakes(cli, *command.split(), CUDA_VISIBLE_DEVICES="") == TABLE[command]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["train.batch_size=64"],
+            "train.batch_size=64: not divisible by 3 processes; use 1, 2, 4, 8, 16, 32 or 64 processes "
+            "or a multiple of 3",
+        ),
+        (
+            ["train.batch_size=1"],
+            "train.batch_size=1: not divisible by 3 processes; use 1 processes or a multiple of 3",
+        ),
+        (
+            ["train.batch_size=12", "train.micro_batch_size=6"],
+            "train.micro_batch_size=6: 2 micro-batches do not divide over 3 processes; use a divisor of 4",
+        ),
+        (
+            ["--multirun", "seed=1,2", "name=run_${seed}", "train.batch_size=12"],
+            "--multirun: each of 3 processes would sweep; start a launch for each choice, or sweep without one",
+        ),
+    ],
+)
+def test_the_batch_divides_over_the_processes(cli: Cli, overrides: list[str], line: str) -> None:
+    assert mistakes(cli, *overrides, WORLD_SIZE="3", RANK="0") == [line]
+
+
+def test_only_the_first_process_speaks(cli: Cli) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "train.max_steps=-1"]
+    assert cli.run(command, expect=2, WORLD_SIZE="2", RANK="1") == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "module", "line"),
+    [
+        ("tracker=wandb", "wandb", "tracker=wandb: wandb is not installed; pip install 'ddpm-train[wandb]'"),
+        (
+            "tracker=[trackio]",
+            "trackio",
+            "tracker=trackio: trackio is not installed; pip install 'ddpm-train[trackio]'",
+        ),
+        (
+            "optimizer=adamw_8bit",
+            "bitsandbytes",
+            "optimizer=adamw_8bit: bitsandbytes is not installed; pip install 'ddpm-train[8bit]'",
+        ),
+    ],
+)
+def test_what_is_not_installed_is_named(cli: Cli, override: str, module: str, line: str) -> None:
+    if importlib.util.find_spec(module):
+        pytest.skip(f"{module} is installed")
+    assert mistakes(cli, override) == [line]
+
+
+@pytest.mark.xfail(strict=True, reason="cli/train.py asks os.access, which says yes to root")
+@pytest.mark.parametrize("output_dir", ["a_file/run", "/proc/run"])
+def test_an_output_folder_that_cannot_be_written(cli: Cli, output_dir: str) -> None:
+    (cli.folder / "a_file").touch()
+    (line,) = mistakes(cli, f"output_dir={output_dir}")
+    assert line.startswith(f"output_dir={output_dir}: ") and "; choose another" in line
+
+
+def test_all_mistakes_at_once(cli: Cli) -> None:
+    """Each kind of check has its say, whatever the others found; a repaired key brings up no further lines."""
+    command = (
+        "trainn.max_steps=3 =4 loss=msee loss.gamma=3 model.dropout=2 train.max_steps=abc train.epochs=1 "
+        "dataset.resolution=30 noise_scheduler.variance_type=learned dataset=imagefolder resume=nowhere"
+    )
+    assert mistakes(cli, *command.split(), "name=a b", WORLD_SIZE="5", RANK="0") == [
+        "loss=msee: no such config; did you mean 'mse'? (one of min_snr, mse)",
+        "trainn.max_steps=3: no such key; did you mean 'train.max_steps'?",
+        "=4: no such key; see --cfg job",
+        "name=a b: must be made of letters, digits and . _ = , + - and begin with a letter or digit",
+        "dataset.path=???: missing; give it a value",
+        "model.dropout=2: must be less than 1",
+        "train.max_steps=abc: must be a whole number",
+        "dataset.resolution=30: 3 levels need multiples of 4; use dataset.resolution=32 or fewer levels",
+        "noise_scheduler.variance_type=learned: there is no loss for a learned variance; "
+        "use fixed_small or fixed_large",
+        "train.batch_size=64: not divisible by 5 processes; use 1, 2, 4, 8, 16, 32 or 64 processes or a multiple of 5",
+        "resume=nowhere: no such checkpoint; give auto, never or a checkpoint's folder",
+    ]
+
+
+def test_a_mistake_in_a_users_own_file_is_found(cli: Cli) -> None:
+    files = {
+        "experiment/wrong_key.yaml": "# @package _global_\ntrian: {max_steps: 3}\n",
+        "experiment/wrong_default.yaml": "# @package _global_\ndefaults: [override /model: nowhere]\n",
+        "model/wrong_yaml.yaml": "layers_per_block: : 2\n",
+        "optimizer/nameless.yaml": "lr: 0.1\n",
+        "config.yaml": "train: [\n",
+    }
+    for name, text in files.items():
+        path = cli.folder / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    yaml_file = (cli.folder / "mine/model/wrong_yaml.yaml").resolve()
+    expected = {
+        "experiment=wrong_key": "trian={max_steps:3}: no such key; did you mean 'train'?",
+        "optimizer=nameless": "optimizer.name: missing; give it a value",
+        "experiment=wrong_default": "experiment=wrong_default: In 'config': Could not find 'model/nowhere'",
+        "model=wrong_yaml": f"model=wrong_yaml: {yaml_file}, line 1: mapping values are not allowed here",
+    }
+    for override, line in expected.items():
+        assert mistakes(cli, "--config-dir", "mine", override) == [line]
+    (line,) = mistakes(cli, "--config-path", "mine")
+    assert line.startswith(f"--config-name=config: {cli.folder.resolve() / 'mine/config.yaml'}, line 2: ")

@@ -1,0 +1,80 @@
+"""Loss, targets and weights: agreement with diffusers, and inverses."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.training_utils import compute_snr
+from torch.nn import functional
+
+from ddpm_train.config import MSE, MinSNR
+from ddpm_train.diffusion.noise import loss_weights, signal_to_noise
+from ddpm_train.diffusion.objective import Objective, to_model_range
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def scheduler(prediction_type: str, **arguments: object) -> DDPMScheduler:
+    return DDPMScheduler(prediction_type=prediction_type, **arguments)
+
+
+def test_model_range() -> None:
+    images = torch.tensor([0, 127, 128, 255], dtype=torch.uint8)
+    assert to_model_range(images).tolist() == pytest.approx([-1, -1 / 255, 1 / 255, 1], abs=1e-6)
+
+
+def test_snr_is_diffusers() -> None:
+    noise_scheduler = scheduler("epsilon")
+    theirs = compute_snr(noise_scheduler, torch.arange(1000))
+    assert torch.allclose(signal_to_noise(noise_scheduler), theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_min_snr_weighs_the_error_in_x_0(prediction_type: str) -> None:
+    """Whatever is predicted, weight x squared error = min(SNR, gamma) x squared error of the implied x_0."""
+    noise_scheduler = scheduler(prediction_type, clip_sample=False)
+    weights = loss_weights(noise_scheduler, MinSNR(name="min_snr", gamma=5.0)).double()
+    alphas = noise_scheduler.alphas_cumprod.double()
+    for timestep in (1, 100, 500, 900):
+        alpha, sigma = alphas[timestep].sqrt(), (1 - alphas[timestep]).sqrt()
+        error = 0.1  # in the prediction; x_t is given, so the implied x_0 is off by:
+        x_0_error = {"epsilon": error * sigma / alpha, "v_prediction": error * sigma, "sample": torch.tensor(error)}
+        expected = min(alphas[timestep] / (1 - alphas[timestep]), 5.0) * x_0_error[prediction_type] ** 2
+        assert weights[timestep] * error**2 == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_min_snr_is_finite_with_zero_terminal_snr() -> None:
+    for prediction_type in ("v_prediction", "sample"):
+        noise_scheduler = scheduler(prediction_type, rescale_betas_zero_snr=True)
+        weights = loss_weights(noise_scheduler, MinSNR(name="min_snr", gamma=5.0))
+        assert weights.isfinite().all() and weights[-1] == 0
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_targets_invert(prediction_type: str) -> None:
+    """A model that predicts the target exactly gives back x_0 through diffusers' own scheduler step."""
+    noise_scheduler = scheduler(prediction_type, clip_sample=False)
+    objective = Objective(noise_scheduler, torch.ones(1000), seed=0)
+    x_0 = torch.rand(4, 1, 8, 8) * 2 - 1
+    noise, _ = objective.draw(x_0, torch.arange(4))
+    timesteps = torch.full((4,), 300)
+    x_t = noise_scheduler.add_noise(x_0, noise, timesteps)
+    target = objective.target(x_0, noise, timesteps)
+    recovered = noise_scheduler.step(target, 300, x_t).pred_original_sample
+    assert torch.allclose(recovered, x_0, atol=1e-5)
+    if prediction_type == "v_prediction":
+        assert torch.equal(target, noise_scheduler.get_velocity(x_0, noise, timesteps))
+
+
+def test_the_loss_is_the_tutorials() -> None:
+    """From the same noise and timesteps: add_noise, UNet2DModel, mse_loss."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(8, 1, 1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+                       block_out_channels=(8,), norm_num_groups=4)  # fmt: skip
+    noise_scheduler = scheduler("epsilon")
+    objective = Objective(noise_scheduler, loss_weights(noise_scheduler, MSE(name="mse")), seed=3)
+    images, positions = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4) + 17
+    x_0 = to_model_range(images)
+    noise, timesteps = objective.draw(x_0, positions)
+    noisy = noise_scheduler.add_noise(x_0, noise, timesteps)
+    theirs = functional.mse_loss(unet(noisy, timesteps, return_dict=False)[0], noise)
+    assert objective(unet, images, positions).item() == pytest.approx(theirs.item(), rel=1e-6)

@@ -1,0 +1,76 @@
+"""Learning rate and average as functions of the step, against diffusers' own."""
+
+import copy
+import math
+
+import pytest
+import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from ddpm_train.config import SGD, Adam, LRScheduler, WarmupEMA
+from ddpm_train.ema import ema_decay, update_ema
+from ddpm_train.optim import build_optimizer, learning_rate
+
+
+@pytest.mark.parametrize("name", ["constant_with_warmup", "linear", "cosine"])
+def test_learning_rate_follows_diffusers(name: str) -> None:
+    """After the warm-up, which differs on purpose: diffusers spends its first update at a rate of 0."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=10, num_training_steps=100)
+    ours = LRScheduler(name=name.removesuffix("_with_warmup"), warmup_steps=10)  # type: ignore[arg-type]
+    for step in range(100):
+        if step >= 10:
+            assert learning_rate(0.5, ours, step, 100) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_warm_up_rises_from_the_first_update() -> None:
+    config = LRScheduler(name="constant", warmup_steps=4)
+    assert [learning_rate(1.0, config, step, 100) for step in range(6)] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+
+
+def test_ema_is_diffusers() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    ours = copy.deepcopy(model)
+    config = WarmupEMA(name="warmup", max_decay=0.99, min_decay=0.1, inv_gamma=2.0, power=0.75, update_after_step=3)
+    theirs = EMAModel(
+        model.parameters(),
+        decay=0.99,
+        min_decay=0.1,
+        update_after_step=3,
+        use_ema_warmup=True,
+        inv_gamma=2.0,
+        power=0.75,
+    )
+    for step in range(1, 40):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter)
+        update_ema(ours, model, config, step)
+        theirs.step(model.parameters())
+        assert ema_decay(config, step) == pytest.approx(theirs.cur_decay_value)
+        for mine, shadow in zip(ours.parameters(), theirs.shadow_params, strict=True):
+            assert torch.allclose(mine, shadow, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "config, kind",
+    [
+        (Adam("adamw", 1e-3, (0.9, 0.99), 1e-8, 0.1), torch.optim.AdamW),
+        (Adam("adam", 1e-3, (0.9, 0.99), 1e-8, 0.0), torch.optim.Adam),
+        (SGD("sgd", 1e-3, 0.9, 0.0, True), torch.optim.SGD),
+    ],
+)
+def test_optimizers_minimise(config: Adam | SGD, kind: type[torch.optim.Optimizer]) -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = build_optimizer(config, [weight])
+    assert type(optimizer) is kind
+    for _ in range(50):
+        optimizer.zero_grad()
+        weight.square().sum().backward()
+        optimizer.step()
+    assert 0 < weight.item() < 0.97 and math.isfinite(weight.item())

@@ -1,0 +1,380 @@
+"""Killed at any moment, on any machine, a run ends bit for bit where an undisturbed run ends."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY, Cli, launch_command
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+REQUEUE = 75
+# What a record holds of time and machine, and not of the run's mathematics.
+TIMES = ("images_per_second", "evaluation_seconds", "checkpoint_stall_seconds")
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def same_run(ours: Path, theirs: Path, step: int) -> None:
+    """Weights, average, optimizer, everything logged, and the pictures: equal to the bit."""
+    name = f"checkpoints/step_{step:08d}"
+    for file in ("unet.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        assert (ours / name / file).read_bytes() == (theirs / name / file).read_bytes(), file
+    assert records(ours) == records(theirs)
+    for picture in (theirs / "samples").iterdir():
+        assert (ours / "samples" / picture.name).read_bytes() == picture.read_bytes()
+    weights = "pipeline/unet/diffusion_pytorch_model.safetensors"
+    assert (ours / weights).read_bytes() == (theirs / weights).read_bytes()
+
+
+HARD = (
+    "model.dropout=0.1",
+    "train.micro_batch_size=4",
+    "dataset.crop=random",
+    "dataset.random_flip=true",
+    "evaluation.every_steps=4",
+    "checkpoint.keep_last=null",
+    "lr_scheduler=constant",  # another length must not change the steps before it
+)
+
+
+@pytest.mark.parametrize("extra", [(), ("train.mixed_precision=bf16",), ("dataset.cache=none",)])
+def test_n_and_n_steps_are_2n(cli: Cli, write_images: Callable[[Path, int], Path], extra: tuple[str, ...]) -> None:
+    """Mid-epoch, with accumulation, dropout, crops, flips, evaluations between; save, load, save, load."""
+    images = write_images(cli.folder / "images", 40)
+    mine = (*HARD, *extra, "dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1")
+    cli.train(*mine, "name=whole", "train.max_steps=10")
+    for steps in (3, 4, 10):
+        said = cli.train(*mine, "name=parts", f"train.max_steps={steps}")
+        assert ("train.max_steps: 3 -> 4" in said) == (steps == 4)
+    # The shorter runs also evaluated at their ends, which the undisturbed one did not.
+    whole, parts = cli.output("whole"), cli.output("parts")
+    extras = ("held_out_loss",)
+    assert [{k: v for k, v in r.items() if k not in extras} for r in records(parts)] == [
+        {k: v for k, v in r.items() if k not in extras} for r in records(whole)
+    ]
+    assert records(parts)[7] == records(whole)[7] and "held_out_loss" in records(whole)[7]
+    for file in ("unet.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        name = f"checkpoints/step_00000010/{file}"
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+
+
+def start_training(cli: Cli, *overrides: str) -> "subprocess.Popen[str]":
+    return cli.start([sys.executable, str(ROOT / "train.py"), *TINY, *overrides])
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def steps_written(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+LONG = (
+    *("train.max_steps=400", "checkpoint.every_steps=20", "evaluation.every_steps=100", "train.log_every_steps=10"),
+    *("model.dropout=0.1", "dataset.random_flip=true", "train.micro_batch_size=8"),
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cli = Cli(tmp_path_factory.mktemp("undisturbed"))
+    cli.train(*LONG)
+    return cli.output()
+
+
+def test_sigkill_at_random_moments(cli: Cli, undisturbed: Path) -> None:
+    """Five kills, each at a seeded number of steps further on; metrics and TensorBoard hold each step once."""
+    moments = random.Random(0)
+    for _ in range(5):
+        process = start_training(cli, *LONG)
+        goal = min(390, steps_written(cli.output()) + moments.randrange(1, 100))
+        wait_for(lambda goal=goal: steps_written(cli.output()) >= goal, process)  # type: ignore[misc]
+        time.sleep(moments.random() * 0.05)
+        process.kill()
+        process.communicate()
+    cli.train(*LONG)
+    same_run(cli.output(), undisturbed, 400)
+    assert [record["step"] for record in records(cli.output())] == list(range(1, 401))
+    events = EventAccumulator(str(cli.output() / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 401))
+    assert [event.step for event in events.Images("samples")] == [100, 200, 300, 400]
+    assert not list((cli.output() / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_asks_to_be_requeued(cli: Cli, undisturbed: Path, number: signal.Signals) -> None:
+    process = start_training(cli, *LONG)
+    wait_for(lambda: steps_written(cli.output()) >= 30, process)
+    asked = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == REQUEUE and time.monotonic() - asked < 5
+    assert f"stopped ({number.name}); the same command continues" in out and "Traceback" not in err
+    saved = sorted(path.name for path in (cli.output() / "checkpoints").iterdir())[-1]
+    assert steps_written(cli.output()) == int(saved.removeprefix("step_"))
+    said = cli.train(*LONG)
+    assert f"resumes at step {int(saved.removeprefix('step_'))}" in said
+    same_run(cli.output(), undisturbed, 400)
+
+
+def test_a_signal_during_an_evaluation(cli: Cli) -> None:
+    """The picture that was under way is made again by the resumed run, and the record is as if nothing had been."""
+    slow = ("evaluation.num_inference_steps=1000", "evaluation.num_images=16", "evaluation.batch_size=4")
+    slow = (*slow, "checkpoint.every_steps=6")
+    process = start_training(cli, *slow)
+    # The record of the last step is read back before the evaluation and written after it.
+    wait_for(lambda: (cli.output() / "samples").exists() or steps_written(cli.output()) >= 4, process)
+    time.sleep(1.0)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == REQUEUE and time.monotonic() - asked < 5
+    assert not (cli.output() / "samples/step_00000006.png").exists()
+    cli.train(*slow)
+    cli.train(*slow, "name=undisturbed")
+    assert (cli.output() / "samples/step_00000006.png").exists()
+    same_run(cli.output(), cli.output("undisturbed"), 6)
+
+
+def test_a_second_ctrl_c_leaves_at_once(cli: Cli) -> None:
+    process = start_training(cli, *LONG, "train.max_steps=100000", "evaluation=none")
+    wait_for(lambda: steps_written(cli.output()) >= 10, process)
+    process.send_signal(signal.SIGSTOP)  # both arrive before the first is acted on
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode in (130, REQUEUE)
+
+
+def test_finished_extended_elsewhere(cli: Cli) -> None:
+    """`resume=auto` on a finished run says so; a raised max_steps extends it; PATH takes a checkpoint from elsewhere."""
+    constant = "lr_scheduler=constant"
+    cli.train(constant, "evaluation=none")
+    before = (cli.output() / "metrics.jsonl").stat().st_mtime_ns
+    assert cli.train(constant, "evaluation=none").startswith("default: finished at step 6; nothing to do")
+    assert (cli.output() / "metrics.jsonl").stat().st_mtime_ns == before
+    elsewhere = cli.folder / "elsewhere"
+    shutil.copytree(cli.output() / "checkpoints/step_00000006", elsewhere / "step_00000006")
+    longer = (constant, "evaluation=none", "train.max_steps=9")
+    said = cli.train(*longer)
+    assert "resumes at step 6" in said and "changed    train.max_steps: 6 -> 9" in said
+    taken = cli.train(*longer, "name=taken", f"resume={elsewhere}/step_00000006")
+    assert "resumes at step 6" in taken
+    name = "checkpoints/step_00000009/unet.safetensors"
+    assert (cli.output("taken") / name).read_bytes() == (cli.output() / name).read_bytes()
+    # Given again, the command goes on where its own run stopped, not where it once began.
+    assert "finished at step 9" in cli.train(*longer, "name=taken", f"resume={elsewhere}/step_00000006")
+
+
+def test_nothing_usable_is_an_error(cli: Cli) -> None:
+    cli.train("evaluation=none")
+    state = cli.output() / "checkpoints/step_00000006/state.json"
+    state.write_text("{}")
+    message = "error: resume=auto: no checkpoint in outputs/default/checkpoints can be used; give another name=…"
+    for _ in range(2):
+        assert message in cli.train("evaluation=none", expect=2)
+    assert "set aside" not in cli.train("name=other", "evaluation=none")
+    bad = cli.output() / "checkpoints/step_00000006.bad"
+    said = cli.train("name=third", f"resume={bad}", expect=2)
+    assert f"error: resume={bad}: not a whole checkpoint: state.json has 2 bytes" in said
+    said = cli.train("name=other", "resume=never", expect=2)
+    assert "error: resume=never: outputs/other/checkpoints holds checkpoints" in said
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before(cli: Cli) -> None:
+    saves = ("checkpoint.every_steps=3", "evaluation=none")
+    cli.train(*saves, "train.max_steps=6", "name=undisturbed")
+    cli.train(*saves)
+    torn = cli.output() / "checkpoints/step_00000006/optimizer.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    said = cli.train(*saves)
+    assert "warning: checkpoint step_00000006 is set aside as step_00000006.bad: optimizer.safetensors has" in said
+    assert "resumes at step 3" in said
+    same_run_weights = [load_file(cli.output(n) / "checkpoints/step_00000006/unet.safetensors") for n in
+                        ("default", "undisturbed")]  # fmt: skip
+    assert all((same_run_weights[0][key] == same_run_weights[1][key]).all() for key in same_run_weights[0])
+
+
+def test_a_changed_config_is_another_run(cli: Cli) -> None:
+    cli.train("evaluation=none", "train.max_steps=4")
+    changed = ("evaluation=none", "optimizer.lr=2e-3", "train.batch_size=8", "noise_scheduler=cosine", "seed=1")
+    said = cli.train(*changed, "checkpoint.keep_last=5", expect=2)
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert lines[0] == (
+        "error: this config would make another run than the one in "
+        "outputs/default/checkpoints/step_00000004 (step 4):"
+    )
+    assert lines[1:6] == [
+        "key there now",
+        "seed 0 1",
+        "noise_scheduler.beta_schedule linear squaredcos_cap_v2",
+        "optimizer.lr 0.001 0.002",
+        "train.batch_size 16 8",
+    ]
+    assert "give it another name=…" in lines[6] and "'allow_change=[seed,noise_scheduler.beta_schedule," in lines[6]
+    accepted = cli.train("evaluation=none", "optimizer.lr=2e-3", "allow_change=[optimizer.lr]")
+    assert "changed    optimizer.lr: 0.001 -> 0.002 (accepted, recorded)" in accepted
+    state = json.loads((cli.output() / "checkpoints/step_00000006/state.json").read_text())
+    assert state["changes"] == [{"step": 4, "key": "optimizer.lr", "from": 0.001, "to": 0.002}]
+
+
+def test_changed_images_are_another_run(cli: Cli, write_images: Callable[[Path, int], Path]) -> None:
+    images = write_images(cli.folder / "images", 30)
+    mine = ("dataset=imagefolder", "dataset.channels=1", "evaluation=none", "train.max_steps=4")
+    cli.train(*mine, f"dataset.path={images}")
+    moved = cli.folder / "moved"
+    images.rename(moved)
+    assert "finished at step 4" in cli.train(*mine, f"dataset.path={moved}")
+    next(moved.glob("*.png")).unlink()
+    said = cli.train(*mine, f"dataset.path={moved}", expect=2)
+    assert "dataset content" in said and "another run" in said
+
+
+def test_one_run_at_a_time(cli: Cli) -> None:
+    process = start_training(cli, "train.max_steps=100000", "evaluation=none", "checkpoint.every_steps=50")
+    wait_for(lambda: steps_written(cli.output()) >= 50, process)
+    said = cli.train("train.max_steps=100000", "evaluation=none", expect=2)
+    assert f"error: output_dir=outputs/default: process {process.pid} on " in said and "is training this run" in said
+    process.kill()
+    process.communicate()
+    # The dead one's lock went with it.
+    assert "resumes at step" in cli.train("train.max_steps=100000", "evaluation=none", "train.max_steps=60")
+
+
+def test_a_full_disk_does_not_end_the_run(cli: Cli) -> None:
+    """A small tmpfs holds the first checkpoints, then fills up; room is made, and the next save succeeds."""
+    disk = cli.folder / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk]).returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        filler = disk / "filler"
+        saves = ("checkpoint.every_steps=20", "checkpoint.max_failures=100", "checkpoint.keep_last=1")
+        run = disk / "run"
+        process = start_training(cli, *saves, "train.max_steps=100000", "evaluation=none", f"output_dir={run}")
+        wait_for(lambda: (run / "checkpoints/step_00000040").exists(), process)
+        with filler.open("wb", buffering=0) as file:
+            while True:
+                try:
+                    file.write(b"\0" * 4096)
+                except OSError:
+                    break
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "ERROR" in line)
+        assert "was NOT saved: [Errno 28] No space left on device" in line and "The last good one stays" in line
+        good = {path.name for path in (run / "checkpoints").glob("step_*")}
+        assert good
+        filler.unlink()
+        wait_for(lambda: not good & {path.name for path in (run / "checkpoints").glob("step_*")}, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+        assert process.returncode == REQUEUE
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_too_many_failing_saves_stop_the_run(cli: Cli) -> None:
+    """A file stands where the checkpoints should go."""
+    cli.output().mkdir(parents=True)
+    (cli.output() / "checkpoints").write_text("")
+    saves = ("checkpoint.every_steps=1", "checkpoint.max_failures=2", "evaluation=none")
+    said = cli.train(*saves, expect=4)
+    assert said.count("was NOT saved") == 2
+    assert "error: checkpoint.max_failures=2: that many saves in a row failed" in said
+
+
+def test_sigkill_of_one_of_two_processes(cli: Cli) -> None:
+    """The other one ends within seconds; one process, then two again, go on from there."""
+    import psutil
+
+    long = ("train.max_steps=3000", "checkpoint.every_steps=20", "evaluation=none", "lr_scheduler=constant")
+    process = cli.start([*launch_command(2), *TINY, *long])
+    wait_for(lambda: steps_written(cli.output()) >= 40, process)
+    parent = psutil.Process(process.pid)
+    ranks = [child for child in parent.children(recursive=True) if child.environ().get("LOCAL_RANK")]
+    victim = next(child for child in ranks if child.environ()["LOCAL_RANK"] == "1")
+    family = parent.children(recursive=True)
+    victim.kill()
+    asked = time.monotonic()
+    process.communicate(timeout=60)
+    gone, alive = psutil.wait_procs(family, timeout=30)
+    assert process.returncode != 0 and not alive and time.monotonic() - asked < 20
+    at = steps_written(cli.output())
+    said = cli.train(*long, f"train.max_steps={at + 5}")
+    assert "resumes at step" in said
+    said = cli.launch(*long, f"train.max_steps={at + 10}", num_processes=2)
+    assert "2 processes" in said and f"step {at + 10}/{at + 10}" in said
+    assert [record["step"] for record in records(cli.output())] == list(range(1, at + 11))
+
+
+CONSUMED = """
+import hashlib, json, os, sys, torch
+from ddpm_train.diffusion.objective import Objective
+from ddpm_train.cli.train import main
+call = Objective.__call__
+def note(self, unet, images, positions):
+    noise, timesteps = self.draw(images.float(), positions)
+    with open(os.environ["CONSUMED"] + os.environ.get("RANK", "0"), "a") as file:
+        for parts in zip(positions, images, noise, timesteps):
+            digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+            file.write(json.dumps([int(parts[0]), digest]) + "\\n")
+    return call(self, unet, images, positions)
+Objective.__call__ = note
+main()
+"""
+
+
+def test_another_number_of_processes_goes_on_with_the_same_samples(cli: Cli) -> None:
+    """1 -> 2 -> 1 processes: every step consumes the same images, noise and timesteps; the weights agree."""
+    (cli.folder / "consumed.py").write_text(CONSUMED)
+    options = ("dataset.crop=random", "dataset.random_flip=true", "evaluation=none", "lr_scheduler=constant")
+
+    def run(name: str, max_steps: int, num_processes: int, *extra: str) -> None:
+        command = [sys.executable, "consumed.py"]
+        if num_processes > 1:
+            command = [*launch_command(num_processes)[:-1], "consumed.py"]
+        overrides = (*TINY, *options, f"name={name}", f"train.max_steps={max_steps}", *extra)
+        cli.run([*command, *overrides], CONSUMED=str(cli.folder / f"{name}-"))
+
+    def consumed(name: str) -> list[Any]:
+        return sorted(json.loads(line) for file in cli.folder.glob(f"{name}-*") for line in file.open())
+
+    run("one", 9, 1)
+    run("changing", 3, 1)
+    run("changing", 6, 2, "train.micro_batch_size=4")
+    run("changing", 9, 1)
+    assert consumed("one") == consumed("changing")
+    assert [position for position, _ in consumed("one")] == list(range(9 * 16))
+    one, changing = (load_file(cli.output(name) / "checkpoints/step_00000009/unet.safetensors") for name in
+                     ("one", "changing"))  # fmt: skip
+    difference = sum(float((one[key] - changing[key]).square().sum()) for key in one) ** 0.5
+    assert difference <= 1e-5 * sum(float(one[key].square().sum()) for key in one) ** 0.5
+
+
+def test_a_batch_that_does_not_divide_says_which_counts_would(cli: Cli) -> None:
+    said = cli.train("train.batch_size=20", expect=2, WORLD_SIZE="3")
+    assert said == (
+        "error: train.batch_size=20: not divisible by 3 processes; "
+        "use 1, 2, 4, 5, 10 or 20 processes or a multiple of 3\n"
+    )
