@@ -21,6 +21,7 @@ TINY = (
     "model.down_block_types=[DownBlock2D,AttnDownBlock2D]",
     "model.up_block_types=[AttnUpBlock2D,UpBlock2D]",
     "model.norm_num_groups=4",
+    "model.attention_head_dim=8",
     "lr_scheduler.warmup_steps=0",
     "optimizer.lr=1e-3",
     "train.batch_size=16",

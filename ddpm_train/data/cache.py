@@ -19,6 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def signals_left_to_parent() -> Iterator[None]:
     inherited, so there is no moment at which a new process could be hit. The parent's own handlers run afterwards
     (another thread may let a signal in): an exception from one would leave a process behind that nobody knows.
     """
+    resource_tracker.ensure_running()  # multiprocessing's own helper; starting it would undo the mask
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     arrived: list[int] = []
     handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers}

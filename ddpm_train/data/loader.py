@@ -175,11 +175,12 @@ class Batches(torch.utils.data.Dataset):
         self._random_crop = random_crop
         self._random_flip = random_flip
 
-    def __getitem__(self, positions: Tensor) -> tuple[Tensor, Tensor] | Mistakes:
+    def __getitem__(self, positions: Tensor | np.ndarray) -> tuple[Tensor, Tensor] | Mistakes:
         """int64 [B] positions -> the same positions and their images, uint8 [B, C, H, W].
 
         A mistake is returned: raised in a worker, it would arrive buried in that worker's traceback.
         """
+        positions = torch.as_tensor(positions)
         try:
             return positions, self._load(positions)
         except Mistakes as mistakes:
@@ -207,7 +208,7 @@ def micro_batches(
     """
     loader = torch.utils.data.DataLoader(
         batches,
-        sampler=positions,
+        sampler=(each.numpy() for each in positions),  # a tensor would go to a worker by a shared file, not by value
         batch_size=None,
         num_workers=num_workers,
         multiprocessing_context="spawn" if num_workers else None,
