@@ -73,7 +73,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
         fsync_path(directory)
     finally:
         _remove(staging)
-    verify(path)
+    verify(path, step)
     return path
 
 
@@ -91,13 +91,13 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def verify(path: Path, name: str | None = None) -> None:
-    """Check every file of a checkpoint against its manifest. `name` is what the folder is going to be called.
+def verify(path: Path, step: int | None = None) -> None:
+    """Check every file of a checkpoint against its manifest, and that it is of `step`, if that is known.
 
     Raises:
         BadCheckpoint: something is missing, foreign, of another size or of another content.
     """
-    files = _read_manifest(path, name or path.name)
+    files = _read_manifest(path, step)
     present = {file.name for file in path.iterdir()} - {MANIFEST}
     if problems := [f"{name} is missing" for name in sorted(set(files) - present)] + [
         f"{name} is foreign" for name in sorted(present - set(files))
@@ -110,14 +110,14 @@ def verify(path: Path, name: str | None = None) -> None:
             raise BadCheckpoint(f"{name} has another SHA-256 than its manifest says")
 
 
-def _read_manifest(path: Path, name: str) -> dict[str, dict[str, Any]]:
+def _read_manifest(path: Path, step: int | None) -> dict[str, dict[str, Any]]:
     """File name -> {"bytes", "sha256"} of every file of a checkpoint but the manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files: dict[str, dict[str, Any]] = manifest["files"]
         if manifest["format"] != FORMAT:
             raise BadCheckpoint(f"format {manifest['format']}, this program reads {FORMAT}")
-        if step_name(manifest["step"]) != name:
+        if step is not None and manifest["step"] != step:
             raise BadCheckpoint(f"{MANIFEST} is of step {manifest['step']}")
     except FileNotFoundError:
         raise BadCheckpoint(f"no {MANIFEST}") from None
@@ -155,7 +155,7 @@ def newest_good(directory: Path, warn: Callable[[str], None]) -> Path | None:
                 shutil.rmtree(path)
     for path in reversed(published(directory)):
         try:
-            verify(path)
+            verify(path, step_of(path))
         except BadCheckpoint as error:
             aside = _free_name(path.with_name(f"{path.name}.bad"))
             os.rename(path, aside)

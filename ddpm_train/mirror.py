@@ -64,7 +64,7 @@ class Mirror:
                 with replace_folder(directory / name) as staging:
                     for file in _with_retries(self._fs.ls, f"{self._root}/{name}", False):
                         _with_retries(self._fs.get_file, file, str(staging / Path(file).name))
-                    checkpoint.verify(staging, name)
+                    checkpoint.verify(staging, step)
             except (checkpoint.BadCheckpoint, OSError) as error:
                 warn(f"warning: {name} in {self.url} is passed over: {error}")
             else:

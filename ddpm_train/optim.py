@@ -1,6 +1,5 @@
 """The optimizer and the learning rate, a pure function of the step."""
 
-import importlib.util
 import math
 from collections.abc import Iterable
 
@@ -29,12 +28,6 @@ def build_optimizer(config: Adam | SGD, parameters: Iterable[nn.Parameter]) -> t
     parameters = list(parameters)
     fused = all(parameter.device.type in ("cpu", "cuda", "xpu", "mps") for parameter in parameters)
     return kind(parameters, fused=fused, **arguments)
-
-
-def optimizer_mistakes(config: Adam | SGD) -> list[str]:
-    if config.name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        return ["optimizer=adamw_8bit: bitsandbytes is not installed; pip install 'ddpm-train[8bit]'"]
-    return []
 
 
 def learning_rate(base: float, config: LRScheduler, step: int, max_steps: int) -> float:

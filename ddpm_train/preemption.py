@@ -12,8 +12,11 @@ EXIT_REQUEUE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class Stopped(Exception):
-    """The run was asked to stop; whatever was being computed is left as it is."""
+class Stopped(BaseException):
+    """The run was asked to stop; whatever was being computed is left as it is.
+
+    Not an `Exception`: it can be raised inside any library, and is not for that library to handle.
+    """
 
 
 class StopRequest:
@@ -60,9 +63,3 @@ class StopRequest:
         """Raise `Stopped` on all processes if any was asked to stop."""
         if self.agree()[0]:
             raise Stopped
-
-
-def leave_signals_to_parent(*_: object) -> None:
-    """For helper processes, which the terminal or a scheduler signals too: the parent ends them in its own time."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

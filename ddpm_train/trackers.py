@@ -1,6 +1,5 @@
 """What a run reports: metrics.jsonl always, and Accelerate's trackers."""
 
-import importlib.util
 import json
 import math
 import os
@@ -153,14 +152,6 @@ def open_trackers(
         if start_step == 0:
             tracker.store_init_configuration(dict(_flatten(values)))
     return trackers
-
-
-def tracker_mistakes(config: Trackers) -> list[str]:
-    return [
-        f"tracker={name}: {name} is not installed; pip install 'ddpm-train[{name}]'"
-        for name in ("wandb", "trackio")
-        if getattr(config, name) is not None and importlib.util.find_spec(name) is None
-    ]
 
 
 def _tag(key: str) -> str:

@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path, damage: Callable[[Pat
     path = save_step(tmp_path, 2)
     what = damage(path)
     with pytest.raises(BadCheckpoint, match=what):
-        verify(path)
+        verify(path, 2)
     warnings: list[str] = []
     assert newest_good(tmp_path, warnings.append) == tmp_path / step_name(1)
     assert len(warnings) == 1

@@ -15,8 +15,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ddpm_train.config import Config, parse
+from ddpm_train.config import Config
 from ddpm_train.model import num_parameters
+from ddpm_train.validation import parse
 
 CONF = ROOT / "conf"
 TRAIN = str(ROOT / "train.py")

@@ -44,7 +44,9 @@ def test_the_flowers_preset(cli: Cli, hub: LoopbackHub) -> None:
     assert {request.host for request in hub.requests} == ports
     assert not any(request.had_token for request in hub.requests)
     # The second run finds the prepared images; the third has no hub at all, only the cache.
+    prepared = sorted((cli.folder / "cache/ddpm-train").glob("*"))
     train(cli, hub, "dataset=flowers102", "name=again")
+    assert sorted((cli.folder / "cache/ddpm-train").glob("*")) == prepared
     offline = train(cli, hub, "dataset=flowers102", "name=offline", HF_HUB_OFFLINE="1")
     assert f"{FLOWERS}: 47 images" in offline
     assert cli.metrics("offline")[-1]["loss"] == cli.metrics("default")[-1]["loss"]
@@ -77,7 +79,8 @@ def test_private_repositories_and_revisions(cli: Cli, hub: LoopbackHub) -> None:
         (("dataset.split=test",), "dataset.split=test: Unknown split \"test\". Should be one of ['train']."),
         (("dataset.validation_split=val",), "dataset.validation_split=val: Unknown split \"val\". "
          "Should be one of ['train']."),
-        (("dataset.config_name=big",), "dataset.config_name=big: BuilderConfig 'big' not found. Available: ['default']"),
+        (("dataset.config_name=big",), "dataset.config_name=big: BuilderConfig 'big' not found. "
+         "Available: ['default']"),
         (("dataset.path='a b'",), "dataset.path=a b: neither a folder nor a repository name of the form owner/name"),
     ],
 )  # fmt: skip

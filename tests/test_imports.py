@@ -12,6 +12,7 @@ PACKAGE = ROOT / "ddpm_train"
 MAP = [
     "mistakes",
     "config",
+    "validation",
     "seeding files ranks",
     "identity run_lock",
     "data",
@@ -55,7 +56,10 @@ def test_a_module_imports_only_from_above(path: Path) -> None:
             assert LEVEL[other] < LEVEL[own], name
 
 
-@pytest.mark.parametrize("name", ["config.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"])
+CHEAP = ["config.py", "validation.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"]
+
+
+@pytest.mark.parametrize("name", CHEAP)
 def test_what_a_mistake_needs_is_cheap(name: str) -> None:
     top_level = imported(ast.parse((PACKAGE / name).read_text()).body)
     assert not SLOW & {name.split(".")[0] for name in top_level}

@@ -23,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_train.cli import cpu_processes
-from ddpm_train.config import Config, dotted, inspect, parse
+from ddpm_train.config import Config
 from ddpm_train.mistakes import Mistakes, did_you_mean
+from ddpm_train.validation import dotted, inspect, parse
 
 EXIT_MISTAKE = 2
 

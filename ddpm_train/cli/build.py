@@ -47,16 +47,6 @@ class Run:
         return self.output_dir / "checkpoints"
 
 
-def precision_mistakes(mixed_precision: str) -> list[str]:
-    """Whether this machine can do a precision that the config forces."""
-    cuda = torch.cuda.is_available()
-    if mixed_precision == "fp16" and not cuda:
-        return ["train.mixed_precision=fp16: needs a CUDA GPU, and there is none; use bf16, no or auto"]
-    if mixed_precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return [f"train.mixed_precision=bf16: {torch.cuda.get_device_name()} has none; use fp16, no or auto"]
-    return []
-
-
 def choose_precision(mixed_precision: str) -> str:
     """What `auto` means here: what `accelerate launch` was told, else bf16 where the device multiplies in it."""
     if mixed_precision != "auto":

@@ -1,6 +1,7 @@
 """`ddpm-train`, and `train.py` in a checkout: trains the run that the config describes."""
 
-import os
+import importlib.util
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,8 @@ def preflight(config: Config) -> Iterator[str]:
     yield from _output_mistakes(Path(config.output_dir))
     yield from _batch_mistakes(config, cpu_processes.num_processes())
     yield from _resume_mistakes(config)
-    if config.train.mixed_precision in ("bf16", "fp16"):
-        from ddpm_train.cli.build import precision_mistakes
-
-        yield from precision_mistakes(config.train.mixed_precision)
-    if config.optimizer.name == "adamw_8bit":
-        from ddpm_train.optim import optimizer_mistakes
-
-        yield from optimizer_mistakes(config.optimizer)
-    if config.tracker.wandb is not None or config.tracker.trackio is not None:
-        from ddpm_train.trackers import tracker_mistakes
-
-        yield from tracker_mistakes(config.tracker)
+    yield from _precision_mistakes(config.train.mixed_precision)
+    yield from _extras_mistakes(config)
 
 
 def job(config: Config, values: dict[str, Any]) -> None:
@@ -46,10 +37,15 @@ def _output_mistakes(output_dir: Path) -> Iterator[str]:
     existing = output_dir
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
-    if output_dir.exists() and not output_dir.is_dir():
+    if not existing.is_dir():
         yield f"output_dir={output_dir}: not a folder; choose another name or output_dir"
-    elif not os.access(existing, os.W_OK):
-        yield f"output_dir={output_dir}: no permission to write in {existing}; choose another output_dir"
+        return
+    try:
+        # Tried, not asked: permissions alone do not tell of read-only disks, nor of what root may not do.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        yield f"output_dir={output_dir}: cannot write in {existing} ({error.strerror}); choose another output_dir"
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
@@ -65,6 +61,31 @@ def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
             f"train.micro_batch_size={micro}: {batch_size // micro} micro-batches do not divide over "
             f"{num_processes} processes; use a divisor of {batch_size // num_processes}"
         )
+
+
+def _precision_mistakes(mixed_precision: str) -> Iterator[str]:
+    """Whether this machine can do a precision that the config forces."""
+    if mixed_precision not in ("bf16", "fp16"):
+        return
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if mixed_precision == "fp16" and not cuda:
+        yield "train.mixed_precision=fp16: needs a CUDA GPU, and there is none; use bf16, no or auto"
+    if mixed_precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield f"train.mixed_precision=bf16: {torch.cuda.get_device_name()} has none; use fp16, no or auto"
+
+
+def _extras_mistakes(config: Config) -> Iterator[str]:
+    """Choices that need a package which is not installed."""
+    wanted = {
+        ("tracker=wandb", "wandb", "wandb"): config.tracker.wandb is not None,
+        ("tracker=trackio", "trackio", "trackio"): config.tracker.trackio is not None,
+        ("optimizer=adamw_8bit", "bitsandbytes", "8bit"): config.optimizer.name == "adamw_8bit",
+    }
+    for (choice, package, extra), chosen in wanted.items():
+        if chosen and importlib.util.find_spec(package) is None:
+            yield f"{choice}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
 
 
 def _resume_mistakes(config: Config) -> Iterator[str]:

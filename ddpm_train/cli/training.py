@@ -143,6 +143,7 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
     try:
         trainer.train(data)
     finally:
+        data.close()
         run.console.finish()
         metrics.close()
         saving.finish()

@@ -160,14 +160,14 @@ def signals_left_to_parent() -> Iterator[None]:
     resource_tracker.ensure_running()  # multiprocessing's own helper; starting it would undo the mask
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     arrived: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers}
+    handlers = {each: signal.signal(each, lambda number, _: arrived.append(number)) for each in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
         for number in arrived:
             signal.raise_signal(number)
 

@@ -1,7 +1,7 @@
 """Positions of a run -> batches of images. The only state is the position."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -198,7 +198,7 @@ class Batches(torch.utils.data.Dataset):
 
 def micro_batches(
     batches: Batches, positions: Iterator[Tensor], *, num_workers: int, pin_memory: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """(positions int64 [B], images uint8 [B, C, H, W]) for each element of `positions`, in order.
 
     With workers the images are loaded ahead by other processes; the result is the same.
@@ -217,7 +217,10 @@ def micro_batches(
     )
     with signals_left_to_parent():
         loading = iter(loader)
-    for loaded in loading:
-        if isinstance(loaded, Mistakes):
-            raise loaded
-        yield loaded
+    try:
+        for loaded in loading:
+            if isinstance(loaded, Mistakes):
+                raise loaded
+            yield loaded
+    finally:
+        del loading  # ends the workers now, though a traceback may keep this frame
