@@ -44,9 +44,21 @@ class Saver:
         self._snapshot: dict[str, dict[str, Tensor]] = {}
         self._error: Exception | None = None
         self._failures = 0
+        self._gave_up = False
 
-    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], scalars: Mapping[str, Any]) -> float:
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        scalars: Mapping[str, Any],
+        *,
+        refused: Exception | None = None,
+    ) -> float:
         """Start the save of `step`; returns the seconds that the caller was held up.
+
+        Args:
+            tensors, scalars: see `checkpoint.save`; the tensors on any device.
+            refused: counts as a failed save: what must be on the disk before a checkpoint is not.
 
         Raises:
             SavingFailed: too many saves in a row have failed.
@@ -54,10 +66,14 @@ class Saver:
         started = time.monotonic()
         self._join()
         if self._failures >= self._config.max_failures:
+            self._gave_up = True
             raise SavingFailed(
                 f"checkpoint.max_failures={self._config.max_failures}: that many saves in a row failed, the last "
                 f"with: {self._error}"
             )
+        if refused is not None:
+            self._fail(step, refused)
+            return time.monotonic() - started
         self._take_snapshot(tensors)
         self._thread = threading.Thread(target=self._write, args=(step, dict(scalars)), name="checkpoint")
         self._thread.start()
@@ -70,7 +86,7 @@ class Saver:
             SavingFailed: it, the newest of the run, failed.
         """
         self._join()
-        if self._failures:
+        if self._failures and not self._gave_up:
             raise SavingFailed(f"the last checkpoint could not be saved: {self._error}")
 
     def _join(self) -> None:
@@ -101,13 +117,15 @@ class Saver:
             path = checkpoint.save(self._directory, step, self._snapshot, scalars)
             checkpoint.prune(self._directory, self._config.keep_last, self._config.keep_every_steps)
         except Exception as error:
-            self._error = error
-            self._failures += 1
-            self._warn(
-                f"ERROR: the checkpoint of step {step} was NOT saved: {error}. "
-                f"The last good one stays; the next save tries again "
-                f"(failure {self._failures} of checkpoint.max_failures={self._config.max_failures})."
-            )
+            self._fail(step, error)
         else:
             self._failures = 0
             self._published(path)
+
+    def _fail(self, step: int, error: Exception) -> None:
+        self._error = error
+        self._failures += 1
+        self._warn(
+            f"ERROR: the checkpoint of step {step} was NOT saved: {error}. The last good one stays; the next save "
+            f"tries again (failure {self._failures} of checkpoint.max_failures={self._config.max_failures})."
+        )

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ddpm_train.config import Config
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.ema import update_ema
+from ddpm_train.metrics import Metrics
 from ddpm_train.optim import learning_rate
 from ddpm_train.preemption import Stopped, StopRequest
 from ddpm_train.seeding import Purpose, derived_seed
-from ddpm_train.trackers import Metrics
 
 
 @dataclass

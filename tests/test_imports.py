@@ -22,7 +22,7 @@ MAP = [
     "mirror saving",
     "preemption",
     "evaluation",
-    "trackers",
+    "metrics trackers",
     "trainer",
     "cli",
 ]

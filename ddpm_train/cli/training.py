@@ -24,13 +24,14 @@ from ddpm_train.data.loader import Batches, micro_batches, num_workers
 from ddpm_train.evaluation.grid import sample_grid
 from ddpm_train.evaluation.held_out import held_out_loss
 from ddpm_train.files import replace_folder, write_atomic
+from ddpm_train.metrics import Metrics, NonFinite
 from ddpm_train.mirror import MirrorThread
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.preemption import EXIT_REQUEUE, Stopped, StopRequest
 from ddpm_train.ranks import on_main
 from ddpm_train.run_lock import RunLock
 from ddpm_train.saving import Saver, SavingFailed
-from ddpm_train.trackers import Metrics, NonFinite, open_trackers
+from ddpm_train.trackers import RunTrackers
 from ddpm_train.trainer import Trainer, evaluation_due
 
 EXIT_NON_FINITE = 3
@@ -86,8 +87,8 @@ def _acquire_and_find(lock: RunLock, config: Config, console: Console) -> Start:
 
 def _fail(lock: RunLock) -> NoReturn:
     """End this process now: the others notice at their next exchange, where an orderly end would wait for them."""
-    traceback.print_exc()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        traceback.print_exc()
         lock.release()
         sys.stderr.flush()
         os._exit(1)
@@ -99,12 +100,15 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
     config, accelerator, state = run.config, run.accelerator, run.state
     on_main(lambda: write_atomic(run.output_dir / "config.yaml", _config_yaml(run.values)))
     words.announce(run, start.path is not None, changes)
-    trackers = (
-        open_trackers(config.tracker, config.name, run.output_dir, run.values, state.step)
-        if accelerator.is_main_process
-        else []
+    warn = run.console.warn
+    trackers = RunTrackers(config, run.values, state.step, warn) if accelerator.is_main_process else None
+    metrics = Metrics(
+        run.output_dir / "metrics.jsonl",
+        accelerator,
+        state.step,
+        log=trackers.log if trackers else lambda records: None,
+        warn=warn,
     )
-    metrics = Metrics(run.output_dir / "metrics.jsonl", trackers, accelerator, state.step)
     model, optimizer = accelerator.prepare(state.unet, state.optimizer)
     batches = Batches(
         run.data.train,
@@ -112,7 +116,7 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
         random_crop=config.dataset.crop == "random",
         random_flip=config.dataset.random_flip,
     )
-    saving = _Saving(run)
+    saving = _Saving(run, metrics)
     run.stop.connect()
     trainer = Trainer(
         config=config,
@@ -125,7 +129,7 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
         accelerator=accelerator,
         metrics=metrics,
         stop=run.stop,
-        evaluate=lambda: _evaluate(run, metrics),
+        evaluate=lambda: _evaluate(run, trackers),
         save=saving.save,
         save_overdue=saving.overdue,
         progress=run.console.progress,
@@ -145,8 +149,9 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
     finally:
         data.close()
         run.console.finish()
-        metrics.close()
         saving.finish()
+        if trackers is not None:
+            trackers.close()
     on_main(lambda: _save_pipeline(run))
     words.say_what_next(run, time.monotonic() - started)
 
@@ -154,8 +159,9 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
 class _Saving:
     """The run's checkpoints: saved by the main process, with every process knowing how it went."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, metrics: Metrics) -> None:
         self._run = run
+        self._metrics = metrics
         config = run.config.checkpoint
         mirror = run_mirror(run.config) if run.accelerator.is_main_process else None
         self._mirror = (
@@ -176,7 +182,9 @@ class _Saving:
     def save(self) -> float:
         self._last = time.monotonic()
         run = self._run
-        return on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), scalars(run)))
+        # A checkpoint whose records are not on the disk would leave a gap in them.
+        unwritten = self._metrics.unwritten
+        return on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), scalars(run), refused=unwritten))
 
     def finish(self) -> None:
         on_main(self._saver.finish)
@@ -184,7 +192,7 @@ class _Saving:
             self._mirror.finish()
 
 
-def _evaluate(run: Run, metrics: Metrics) -> dict[str, float]:
+def _evaluate(run: Run, trackers: RunTrackers | None) -> dict[str, float]:
     """The grid and the held-out loss of the state's sampling weights; the training weights are not touched."""
     config, state = run.config.evaluation, run.state
     started = time.monotonic()
@@ -208,11 +216,14 @@ def _evaluate(run: Run, metrics: Metrics) -> dict[str, float]:
             )
     finally:
         unet.train(training)
-    if run.accelerator.is_main_process:
-        samples = run.output_dir / "samples"
-        samples.mkdir(exist_ok=True)
-        grid.save(samples / f"{checkpoint.step_name(state.step)}.png")
-        metrics.log_image("samples", grid, state.step)
+    if trackers is not None:
+        picture = run.output_dir / "samples" / f"{checkpoint.step_name(state.step)}.png"
+        try:
+            picture.parent.mkdir(exist_ok=True)
+            grid.save(picture)
+        except OSError as error:
+            run.console.warn(f"ERROR: {picture} cannot be written: {error}")
+        trackers.log_image("samples", grid, state.step)
     return {**values, "evaluation_seconds": round(time.monotonic() - started, 3)}
 
 
