@@ -44,7 +44,6 @@ class Saver:
         self._snapshot: dict[str, dict[str, Tensor]] = {}
         self._error: Exception | None = None
         self._failures = 0
-        self._gave_up = False
 
     def save(
         self,
@@ -64,9 +63,8 @@ class Saver:
             SavingFailed: too many saves in a row have failed.
         """
         started = time.monotonic()
-        self._join()
+        self.close()
         if self._failures >= self._config.max_failures:
-            self._gave_up = True
             raise SavingFailed(
                 f"checkpoint.max_failures={self._config.max_failures}: that many saves in a row failed, the last "
                 f"with: {self._error}"
@@ -79,17 +77,17 @@ class Saver:
         self._thread.start()
         return time.monotonic() - started
 
-    def finish(self) -> None:
-        """Wait for the save in flight.
+    def check(self) -> None:
+        """Raise if the newest save, which must be over, has failed.
 
         Raises:
-            SavingFailed: it, the newest of the run, failed.
+            SavingFailed: it did.
         """
-        self._join()
-        if self._failures and not self._gave_up:
+        if self._failures:
             raise SavingFailed(f"the last checkpoint could not be saved: {self._error}")
 
-    def _join(self) -> None:
+    def close(self) -> None:
+        """Wait for the save in flight."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -378,3 +378,59 @@ def test_a_batch_that_does_not_divide_says_which_counts_would(cli: Cli) -> None:
         "error: train.batch_size=20: not divisible by 3 processes; "
         "use 1, 2, 4, 5, 10 or 20 processes or a multiple of 3\n"
     )
+
+
+FAILING = """
+import os
+from ddpm_train.diffusion.objective import Objective
+from ddpm_train.cli.train import main
+call = Objective.__call__
+def fail(self, unet, images, positions):
+    if os.environ["RANK"] == "1" and positions[0] >= 16 * 4:
+        raise RuntimeError("this process has had enough")
+    return call(self, unet, images, positions)
+Objective.__call__ = fail
+main()
+"""
+
+
+def test_an_error_on_one_process_ends_all_of_them(cli: Cli) -> None:
+    """With that error, within seconds, and with what was saved before it."""
+    (cli.folder / "failing.py").write_text(FAILING)
+    saves = ("train.max_steps=100000", "checkpoint.every_steps=2", "evaluation=none")
+    process = cli.start([*launch_command(2)[:-1], "failing.py", *TINY, *saves])
+    wait_for(lambda: (cli.output() / "checkpoints/step_00000004").exists(), process)
+    asked = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - asked < 20
+    assert "RuntimeError: this process has had enough" in err
+    with pytest.raises(OSError):
+        os.kill(int(json.loads((cli.output() / ".heartbeat").read_text())["pid"]), 0)
+
+
+HOLDER = """
+import json, sys, time, pathlib
+heartbeat = pathlib.Path(sys.argv[1])
+for beat in range(600):
+    heartbeat.write_text(json.dumps({"host": "elsewhere", "pid": 7, "beat": beat}))
+    time.sleep(0.5)
+"""
+
+
+def test_a_run_on_another_host(cli: Cli) -> None:
+    """Refused while its heartbeat goes on; taken over when it has stopped. The heartbeat is all that hosts share."""
+    cli.output().mkdir(parents=True)
+    heartbeat = cli.output() / ".heartbeat"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(heartbeat)])
+    try:
+        wait_for_file = time.monotonic() + 30
+        while not heartbeat.exists() and time.monotonic() < wait_for_file:
+            time.sleep(0.01)
+        said = cli.train("evaluation=none", expect=2)
+        assert "error: output_dir=outputs/default: process 7 on elsewhere is training this run" in said
+    finally:
+        holder.kill()
+        holder.wait()
+    asked = time.monotonic()
+    assert "done: step 6" in cli.train("evaluation=none")
+    assert time.monotonic() - asked > 15

@@ -147,11 +147,13 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
     try:
         trainer.train(data)
     finally:
+        # Nothing here may wait for another process: this one may be alone in leaving.
         data.close()
         run.console.finish()
-        saving.finish()
+        saving.close()
         if trackers is not None:
             trackers.close()
+    saving.check()
     on_main(lambda: _save_pipeline(run))
     words.say_what_next(run, time.monotonic() - started)
 
@@ -186,10 +188,15 @@ class _Saving:
         unwritten = self._metrics.unwritten
         return on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), scalars(run), refused=unwritten))
 
-    def finish(self) -> None:
-        on_main(self._saver.finish)
+    def close(self) -> None:
+        """Wait for what is being written and copied."""
+        self._saver.close()
         if self._mirror is not None:
             self._mirror.finish()
+
+    def check(self) -> None:
+        """Raise `SavingFailed` on all processes if the run's last checkpoint is not on the disk."""
+        on_main(self._saver.check)
 
 
 def _evaluate(run: Run, trackers: RunTrackers | None) -> dict[str, float]:

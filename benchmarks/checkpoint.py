@@ -1,0 +1,114 @@
+"""What a save costs the training loop: the tutorial's 113.7M-parameter UNet with average and Adam state, 1.8 GB.
+
+    python benchmarks/checkpoint.py [--saves 5] [--folder DIR]
+
+Compares, in one run and in turn, a blocking save with a save beside training: the stall of the loop, the time until
+the checkpoint is published, and how much slower computing goes while it is written.
+"""
+
+import argparse
+import copy
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from report import tell
+
+from ddpm_train import checkpoint
+from ddpm_train.cli.app import CONF
+from ddpm_train.config import Checkpoint, Config
+from ddpm_train.model import build_unet, num_parameters
+from ddpm_train.optim import build_optimizer
+from ddpm_train.saving import Saver
+from ddpm_train.trainer import TrainState
+from ddpm_train.validation import parse
+
+
+def tutorial_config() -> Config:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", ["model=unet_128", "dataset.resolution=64"])
+    return parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+
+
+def full_state() -> TrainState:
+    """Weights, average and optimizer as after a first step: every moment exists."""
+    config = tutorial_config()
+    unet = build_unet(config)
+    optimizer = build_optimizer(config.optimizer, unet.parameters())
+    for parameter in unet.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optimizer.step()
+    optimizer.zero_grad()
+    return TrainState(1, unet, copy.deepcopy(unet), optimizer)
+
+
+def compute(seconds: float, matrix: torch.Tensor) -> float:
+    """Matrix products for at least `seconds`; returns how many a second."""
+    started, count = time.monotonic(), 0
+    while time.monotonic() - started < seconds:
+        matrix @ matrix
+        count += 1
+    return count / (time.monotonic() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--saves", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=None, help="on the disk to write to")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+    state = full_state()
+    gigabytes = sum(t.numel() * t.element_size() for named in state.tensors().values() for t in named.values()) / 1e9
+    config = Checkpoint(
+        every_steps=1, every_minutes=None, keep_last=1, keep_every_steps=None, max_failures=1, mirror=None
+    )
+    saver = Saver(folder / "beside", config, published=lambda path: None, warn=print)
+    matrix = torch.randn(1024, 1024)
+    blocking, stalls, totals, slowdowns = [], [], [], []
+    try:
+        saver.save(0, state.tensors(), {})  # the first snapshot also takes its memory from the system
+        saver.close()
+        for step in range(1, arguments.saves + 1):
+            started = time.monotonic()
+            checkpoint.save(folder / "blocking", step, state.tensors(), {})
+            blocking.append(time.monotonic() - started)
+            checkpoint.prune(folder / "blocking", 1, None)
+            undisturbed = compute(2.0, matrix)
+            started = time.monotonic()
+            stalls.append(saver.save(step, state.tensors(), {}))
+            beside = compute(statistics.median(blocking) / 2, matrix)
+            saver.close()
+            totals.append(time.monotonic() - started)
+            slowdowns.append(1 - beside / undisturbed)
+    finally:
+        shutil.rmtree(folder)
+    ratio = statistics.median(stall / whole for stall, whole in zip(stalls, blocking, strict=True))
+    figures = {
+        "parameters": num_parameters(state.unet),
+        "gigabytes": gigabytes,
+        "blocking_seconds": blocking,
+        "stall_seconds": stalls,
+        "until_published_seconds": totals,
+        "stall_of_blocking": ratio,
+        "slowdown_while_writing": slowdowns,
+    }
+    tell(
+        "checkpoint",
+        [
+            ("state", f"{gigabytes:.2f} GB ({num_parameters(state.unet) / 1e6:.1f}M parameters)"),
+            ("blocking save", f"{statistics.median(blocking):.2f} s"),
+            ("stall of a save beside training", f"{statistics.median(stalls):.3f} s = {100 * ratio:.1f} % of it"),
+            ("until it is published", f"{statistics.median(totals):.2f} s"),
+            ("computing is slower meanwhile by", f"{100 * statistics.median(slowdowns):.0f} %"),
+        ],
+        figures,
+    )
+
+
+if __name__ == "__main__":
+    main()

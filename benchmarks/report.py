@@ -1,0 +1,41 @@
+"""How every benchmark tells its figures: one table for people, one JSON file for machines, with what they depend on."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "diffusers", "accelerate", "safetensors")
+
+
+def circumstances() -> dict[str, Any]:
+    """Date, hardware, versions and command, without names of the machine."""
+    import torch
+
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "commit": commit.stdout.strip(),
+        "cpu": f"{len(os.sched_getaffinity(0))} cores, {models[0].split(':')[1].strip()}" if models else "unknown",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def tell(name: str, rows: list[tuple[str, str]], figures: dict[str, Any]) -> None:
+    """Print the table and write results/NAME.json."""
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        print(f"{label:<{width}}  {value}")
+    RESULTS.mkdir(exist_ok=True)
+    result = {"circumstances": circumstances(), "figures": figures}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
