@@ -1,6 +1,6 @@
 """A run killed again and again against an undisturbed one: is the end the same to the bit, and what did it cost?
 
-    python benchmarks/crash.py [--kills 100] [--seed 0] [--steps 3000]
+    python benchmarks/crash.py [--kills 100] [--seed 0] [--steps 8000]
 
 Each life is ended by SIGKILL after a random time, seeded: during the imports, the preparation, a step, an evaluation,
 a save. Then the same command runs to the end.
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=8000)
     arguments = parser.parse_args()
     moments = random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp())
@@ -70,7 +70,7 @@ def main() -> None:
     while kills < arguments.kills:
         process = start(killed, arguments.steps)
         try:
-            process.wait(timeout=moments.uniform(0.0, 12.0))
+            process.wait(timeout=moments.uniform(0.0, 9.0))
             break  # finished before its time
         except subprocess.TimeoutExpired:
             process.kill()
