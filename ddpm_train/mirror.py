@@ -1,8 +1,12 @@
 """Copies published checkpoints to where disks do not vanish: any fsspec URL (s3://, gs://, a folder)."""
 
+import math
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,15 +16,19 @@ from ddpm_train import checkpoint
 from ddpm_train.files import replace_folder
 from ddpm_train.mistakes import Mistakes
 
-ATTEMPTS = 5
+# A call that fails is tried again, 1, 2, 4 … seconds later, until this long after its first failure.
+RETRY_SECONDS = 30.0
 # At the end of a run the newest upload may take this long; then the run ends without it.
 FINISH_SECONDS = 600.0
+# When the run is asked to stop: Slurm and Kubernetes leave 30 s for this, the save before it and the exit after it.
+STOP_SECONDS = 15.0
+RECORDS = "metrics.jsonl"
 
 T = TypeVar("T")
 
 
 class Mirror:
-    """The checkpoints of one run at a URL, laid out as on the disk: URL/step_00001000/…
+    """The checkpoints and records of one run at a URL, laid out as on the disk: URL/step_00001000/…
 
     The manifest goes up last and is removed first, so that a folder without one is no checkpoint.
     """
@@ -30,46 +38,112 @@ class Mirror:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
-            raise Mistakes(f"checkpoint.mirror={url}: {error}") from None
+            remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
+            raise Mistakes(f"checkpoint.mirror={url}: {_told(error)}{remedy}") from None
+        # botocore tries a request five times; s3fs does that five times, and `_with_retries` that again.
+        if hasattr(self._fs, "config_kwargs"):
+            self._fs.config_kwargs.setdefault("retries", {"total_max_attempts": 1})
 
-    def steps(self) -> list[int]:
-        """The steps of the whole checkpoints there, oldest first."""
+    def steps(self) -> dict[int, bool]:
+        """The steps of the checkpoints there, oldest first, and whether each has its manifest."""
         self._fs.invalidate_cache()
-        try:
-            found = _with_retries(self._fs.glob, f"{self._root}/step_*/{checkpoint.MANIFEST}")
-        except FileNotFoundError:
-            return []
-        return sorted(checkpoint.step_of(Path(manifest).parent) for manifest in found)
+        found = {}
+        for name in self._names(self._root):
+            with suppress(checkpoint.BadCheckpoint):
+                found[checkpoint.step_of(Path(name))] = checkpoint.MANIFEST in self._names(f"{self._root}/{name}")
+        return dict(sorted(found.items()))
 
-    def upload(self, path: Path, keep_last: int | None, keep_every_steps: int | None) -> None:
-        """Copy one checkpoint, then let go of what retention lets go.
+    def upload(self, path: Path, records: Path) -> None:
+        """Copy a checkpoint, and before it the run's records, which reach at least as far.
 
         Raises:
-            Exception: the file system's own, after ATTEMPTS tries.
+            Exception: the file system's own, RETRY_SECONDS after the first of a row.
         """
-        target = f"{self._root}/{path.name}"
-        self._fs.makedirs(target, exist_ok=True)
+        if records.exists():
+            self._put(records, f"{self._root}/{RECORDS}")
+        self._remove(path.name)
         for file in sorted(path.iterdir(), key=lambda file: file.name == checkpoint.MANIFEST):
-            _with_retries(self._fs.put_file, str(file), f"{target}/{file.name}")
-        for step in checkpoint.to_prune(self.steps(), keep_last, keep_every_steps):
-            old = f"{self._root}/{checkpoint.step_name(step)}"
-            _with_retries(self._fs.rm_file, f"{old}/{checkpoint.MANIFEST}")
-            _with_retries(self._fs.rm, old, True)
+            self._put(file, f"{self._root}/{path.name}/{file.name}")
+
+    def prune(self, newest: int, keep_last: int | None, keep_every_steps: int | None) -> None:
+        """Let go of what retention lets go, and of what an interrupted upload left.
+
+        Whole checkpoints beyond `newest` neither count nor go: the run has passed over them, or has not come as far
+        again.
+        """
+        steps = self.steps()
+        until_now = [step for step, whole in steps.items() if whole and step <= newest]
+        torn = [step for step, whole in steps.items() if not whole]
+        for step in torn + checkpoint.to_prune(until_now, keep_last, keep_every_steps):
+            self._remove(checkpoint.step_name(step))
 
     def fetch_newest(self, directory: Path, warn: Callable[[str], None]) -> Path | None:
-        """Copy the newest checkpoint that verifies into `directory`; None if there is none."""
-        for step in reversed(self.steps()):
-            name = checkpoint.step_name(step)
-            try:
-                with replace_folder(directory / name) as staging:
-                    for file in _with_retries(self._fs.ls, f"{self._root}/{name}", False):
-                        _with_retries(self._fs.get_file, file, str(staging / Path(file).name))
-                    checkpoint.verify(staging, step)
-            except (checkpoint.BadCheckpoint, OSError) as error:
-                warn(f"warning: {name} in {self.url} is passed over: {error}")
-            else:
-                return directory / name
-        return None
+        """Copy the newest checkpoint that verifies into `directory`, and the run's records beside that.
+
+        Returns:
+            The checkpoint; None if there never was one, and one could be written.
+
+        Raises:
+            Mistakes: the mirror cannot be read or written, or no checkpoint there can be used. To start afresh then
+                might be to repeat a long run.
+        """
+        try:
+            steps = self.steps()
+            for step in reversed(steps):
+                try:
+                    return self._fetch(checkpoint.step_name(step), directory)
+                except checkpoint.BadCheckpoint as error:
+                    warn(f"warning: {checkpoint.step_name(step)} in {self.url} is passed over: {error}")
+            if not any(steps.values()):
+                # Tried, not asked: a missing bucket must not show first when there is something to lose.
+                self._make_folder(self._root)
+                _with_retries(self._fs.pipe_file, f"{self._root}/{RECORDS}", b"")
+                return None
+        except Exception as error:
+            raise Mistakes(
+                f"checkpoint.mirror={self.url}: {_told(error)}; give another one, or resume=never to start without "
+                "looking there"
+            ) from None
+        raise Mistakes(f"checkpoint.mirror={self.url}: no checkpoint there can be used; give another name=…")
+
+    def _fetch(self, name: str, directory: Path) -> Path:
+        source = f"{self._root}/{name}"
+        with replace_folder(directory / name) as staging:
+            files = self._names(source)
+            if checkpoint.MANIFEST not in files:
+                raise checkpoint.BadCheckpoint(f"no {checkpoint.MANIFEST}")
+            for file in files:
+                _with_retries(self._fs.get_file, f"{source}/{file}", str(staging / file))
+            checkpoint.verify(staging, checkpoint.step_of(Path(name)))
+            # Before the checkpoint is in its place: once it is, nothing is fetched again.
+            with suppress(FileNotFoundError):
+                _with_retries(self._fs.get_file, f"{self._root}/{RECORDS}", str(directory.parent / RECORDS))
+        return directory / name
+
+    def _names(self, folder: str) -> list[str]:
+        """What is in a folder there; nothing if there is no such folder."""
+        # Not `glob` or `find`: they take an error for an empty folder.
+        try:
+            return [Path(entry).name for entry in _with_retries(self._fs.ls, folder, False)]
+        except FileNotFoundError:
+            return []
+
+    def _put(self, file: Path, target: str) -> None:
+        self._make_folder(target.rpartition("/")[0])
+        _with_retries(self._fs.put_file, str(file), target)
+
+    def _make_folder(self, folder: str) -> None:
+        # Only paths that begin with a slash have folders. Of bucket/key this would make a mistyped bucket.
+        if folder.startswith("/"):
+            _with_retries(lambda: self._fs.makedirs(folder, exist_ok=True))
+
+    def _remove(self, name: str) -> None:
+        folder = f"{self._root}/{name}"
+        if self._names(folder):
+            with suppress(FileNotFoundError):
+                _with_retries(self._fs.rm_file, f"{folder}/{checkpoint.MANIFEST}")
+            with suppress(FileNotFoundError):
+                _with_retries(self._fs.rm, folder, True)
 
 
 class MirrorThread:
@@ -83,46 +157,75 @@ class MirrorThread:
         self._warn = warn
         self._condition = threading.Condition()
         self._waiting: Path | None = None
-        self._busy = False
+        self._busy: Path | None = None
         threading.Thread(target=self._run, name="mirror", daemon=True).start()
 
     def submit(self, path: Path) -> None:
+        """Have the checkpoint OUTPUT/checkpoints/NAME copied, and OUTPUT's records."""
         with self._condition:
             self._waiting = path
             self._condition.notify_all()
 
-    def finish(self) -> None:
-        """Wait until nothing waits and nothing is under way, or FINISH_SECONDS have passed."""
+    def finish(self, seconds: float = FINISH_SECONDS) -> None:
+        """Wait until nothing waits and nothing is under way, or that many seconds have passed."""
         with self._condition:
-            if not self._condition.wait_for(lambda: self._waiting is None and not self._busy, FINISH_SECONDS):
-                self._warn(f"ERROR: the newest checkpoint did not reach {self._mirror.url} in {FINISH_SECONDS:.0f} s")
+            if not self._condition.wait_for(lambda: self._waiting is None and self._busy is None, seconds):
+                path = self._waiting or self._busy
+                assert path is not None
+                self._warn(f"ERROR: {path.name} was NOT copied to {self._mirror.url} in {seconds:.0f} s")
 
     def _run(self) -> None:
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._waiting is not None)
-                path, self._waiting, self._busy = self._waiting, None, True
+                path, self._waiting = self._waiting, None
+                self._busy = path
             assert path is not None
+            links = path.parent / ".mirroring"
             try:
-                self._mirror.upload(path, *self._retention)
+                self._copy(path, links)
             except Exception as error:
-                # Pruned while it waited: a newer one is about to be submitted.
-                if path.exists():
-                    self._warn(f"ERROR: {path.name} was NOT copied to {self._mirror.url}: {error}")
+                self._warn(f"ERROR: {path.name} was NOT copied to {self._mirror.url}: {_told(error)}")
+            shutil.rmtree(links, ignore_errors=True)
             with self._condition:
-                self._busy = False
+                self._busy = None
                 self._condition.notify_all()
+
+    def _copy(self, path: Path, links: Path) -> None:
+        """Copy from hard links, else a slow upload would be torn by the pruning of what it reads, each time again."""
+        shutil.rmtree(links, ignore_errors=True)
+        source = links / path.name
+        try:
+            shutil.copytree(path, source, copy_function=os.link)
+        except OSError:
+            if not path.exists():
+                return  # pruned while it waited: a newer one is about to be submitted
+            source = path  # a disk that has no hard links
+        self._mirror.upload(source, path.parent.parent / RECORDS)
+        try:
+            self._mirror.prune(checkpoint.step_of(path), *self._retention)
+        except Exception as error:
+            self._warn(f"warning: old checkpoints in {self._mirror.url} could not be removed: {_told(error)}")
 
 
 def _with_retries(call: Callable[..., T], *arguments: object) -> T:
-    """Try ATTEMPTS times, 1, 2, 4 … seconds apart."""
-    for attempt in range(ATTEMPTS):
+    give_up, pause = math.inf, 1.0
+    while True:
         try:
             return call(*arguments)
-        except FileNotFoundError:
-            raise
-        except Exception:
-            if attempt == ATTEMPTS - 1:
+        except Exception as error:
+            give_up = min(give_up, time.monotonic() + RETRY_SECONDS)
+            if _is_final(error) or time.monotonic() >= give_up:
                 raise
-            time.sleep(2.0**attempt)
-    raise AssertionError("unreachable")
+        time.sleep(pause)
+        pause *= 2
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another try cannot help. Missing credentials have a class in each library, but no common one."""
+    return isinstance(error, FileNotFoundError | PermissionError) or "Credentials" in type(error).__name__
+
+
+def _told(error: Exception) -> str:
+    """The error in one line; some have no text."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -7,8 +7,6 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-# EX_TEMPFAIL of sysexits.h: "try again later"; the same command continues the run.
-EXIT_REQUEUE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 

@@ -10,7 +10,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "ddpm_train"
 # From the top; what shares a line does not import each other.
 MAP = [
-    "mistakes",
+    "mistakes exit_codes",
     "config",
     "validation",
     "seeding files ranks",

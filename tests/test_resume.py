@@ -156,6 +156,16 @@ def test_a_signal_during_an_evaluation(cli: Cli) -> None:
     same_run(cli.output(), cli.output("undisturbed"), 6)
 
 
+@pytest.mark.parametrize("moment", [1.0, 2.0, 3.0])
+def test_a_signal_before_the_first_step(cli: Cli, moment: float) -> None:
+    """During the imports or the preparation: nothing to save, nothing to say but that the same command continues."""
+    process = start_training(cli, *LONG)
+    time.sleep(moment)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == REQUEUE and "Traceback" not in err
+
+
 def test_a_second_ctrl_c_leaves_at_once(cli: Cli) -> None:
     process = start_training(cli, *LONG, "train.max_steps=100000", "evaluation=none")
     wait_for(lambda: steps_written(cli.output()) >= 10, process)

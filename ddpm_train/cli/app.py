@@ -22,12 +22,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_train import exit_codes
 from ddpm_train.cli import cpu_processes
 from ddpm_train.config import Config
 from ddpm_train.mistakes import Mistakes, did_you_mean
 from ddpm_train.validation import dotted, inspect, parse
-
-EXIT_MISTAKE = 2
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries the configs inside the package; a checkout has them beside it.
@@ -75,7 +74,7 @@ def tell(mistakes: Mistakes) -> None:
     if os.environ.get("RANK", "0") == "0":
         for line in mistakes.lines:
             print(f"error: {line}", file=sys.stderr)
-    sys.exit(EXIT_MISTAKE)
+    sys.exit(exit_codes.MISTAKE)
 
 
 def _check(arguments: argparse.Namespace, unknown: list[str], preflight: Preflight) -> None:

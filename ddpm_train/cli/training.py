@@ -14,7 +14,7 @@ import yaml
 from accelerate import PartialState
 from diffusers import DDPMPipeline
 
-from ddpm_train import checkpoint
+from ddpm_train import checkpoint, exit_codes
 from ddpm_train.cli import words
 from ddpm_train.cli.build import Run, build_run, choose_precision
 from ddpm_train.cli.console import Console
@@ -27,15 +27,13 @@ from ddpm_train.files import replace_folder, write_atomic
 from ddpm_train.metrics import Metrics, NonFinite
 from ddpm_train.mirror import MirrorThread
 from ddpm_train.mistakes import Mistakes
-from ddpm_train.preemption import EXIT_REQUEUE, Stopped, StopRequest
+from ddpm_train.preemption import Stopped, StopRequest
 from ddpm_train.ranks import on_main
 from ddpm_train.run_lock import RunLock
 from ddpm_train.saving import Saver, SavingFailed
 from ddpm_train.trackers import RunTrackers
 from ddpm_train.trainer import Trainer, evaluation_due
 
-EXIT_NON_FINITE = 3
-EXIT_NOT_SAVED = 4
 ORIGIN = "training.json"  # in `pipeline/`: which weights these are
 
 
@@ -62,14 +60,14 @@ def train_run(config: Config, values: dict[str, Any]) -> None:
             _carry_out(run, start, changes)
     except Stopped:
         words.say_stopped(stop.signal_name)
-        sys.exit(EXIT_REQUEUE)
+        sys.exit(exit_codes.REQUEUE)
     except NonFinite as error:
         assert run is not None
         words.complain(f"{error}; nothing of it was saved. {words.non_finite_remedy(run)}")
-        sys.exit(EXIT_NON_FINITE)
+        sys.exit(exit_codes.NON_FINITE)
     except SavingFailed as error:
         words.complain(f"{error}. Make room or choose another output_dir; the same command continues")
-        sys.exit(EXIT_NOT_SAVED)
+        sys.exit(exit_codes.NOT_SAVED)
     except Mistakes:
         raise
     except Exception:

@@ -1,0 +1,6 @@
+"""What the end of a run tells a scheduler."""
+
+MISTAKE = 2  # in the command or the data; nothing was changed
+NON_FINITE = 3  # the loss or gradient is not a number; nothing of it was saved
+NOT_SAVED = 4  # checkpoints cannot be written
+REQUEUE = 75  # asked to stop, and saved: EX_TEMPFAIL of sysexits.h, "try again later"
