@@ -77,9 +77,10 @@ def test_tensorboard_shows_the_same_numbers(one: tuple[Cli, str]) -> None:
     assert any("train.batch_size: 16" in file.read_text() for path in hparams for file in path.glob("hparams.yml"))
 
 
-def test_plain_diffusers_loads_the_pipeline_and_repeats_the_grid(one: tuple[Cli, str]) -> None:
+@pytest.mark.parametrize("overrides", [(), ("ema=none", "train.mixed_precision=bf16", "model.dropout=0.1")])
+def test_plain_diffusers_loads_the_pipeline_and_repeats_the_grid(cli: Cli, overrides: tuple[str, ...]) -> None:
     """The README's lines, in a process that never imports this project."""
-    cli, _ = one
+    cli.train(*overrides)
     program = """
 import sys, numpy, torch
 from diffusers import DDPMPipeline, DPMSolverMultistepScheduler

@@ -5,6 +5,8 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +14,7 @@ import diffusers
 import torch
 import yaml
 from accelerate import PartialState
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, UNet2DModel
 
 from ddpm_train import checkpoint, exit_codes
 from ddpm_train.cli import words
@@ -201,10 +203,7 @@ def _evaluate(run: Run, trackers: RunTrackers | None) -> dict[str, float]:
     """The grid and the held-out loss of the state's sampling weights; the training weights are not touched."""
     config, state = run.config.evaluation, run.state
     started = time.monotonic()
-    unet = state.sampling_unet
-    training = unet.training
-    unet.eval()
-    try:
+    with _as_diffusers_loads_it(state.sampling_unet) as unet:
         grid = sample_grid(
             unet,
             run.noise_scheduler,
@@ -219,8 +218,6 @@ def _evaluate(run: Run, trackers: RunTrackers | None) -> dict[str, float]:
             values["held_out_loss"] = held_out_loss(
                 unet, run.data.validation, run.objective, config.batch_size, accelerator=run.accelerator, stop=run.stop
             )
-    finally:
-        unet.train(training)
     if trackers is not None:
         picture = run.output_dir / "samples" / f"{checkpoint.step_name(state.step)}.png"
         try:
@@ -230,6 +227,23 @@ def _evaluate(run: Run, trackers: RunTrackers | None) -> dict[str, float]:
             run.console.warn(f"ERROR: {picture} cannot be written: {error}")
         trackers.log_image("samples", grid, state.step)
     return {**values, "evaluation_seconds": round(time.monotonic() - started, 3)}
+
+
+@contextmanager
+def _as_diffusers_loads_it(unet: UNet2DModel) -> Iterator[UNet2DModel]:
+    """The UNet in eval mode and float32, so that its pictures are those of the pipeline that the run leaves.
+
+    Without an average this is the network that trains, whose `forward` Accelerate has replaced by one that autocasts.
+    """
+    autocasting = unet.__dict__.pop("forward", None)
+    training = unet.training
+    unet.eval()
+    try:
+        yield unet
+    finally:
+        unet.train(training)
+        if autocasting is not None:
+            unet.forward = autocasting
 
 
 def _save_pipeline(run: Run) -> None:
