@@ -36,11 +36,11 @@ class Mirror:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
         except (ImportError, ValueError) as error:
             remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
             raise Mistakes(f"checkpoint.mirror={url}: {_told(error)}{remedy}") from None
-        # botocore tries a request five times; s3fs does that five times, and `_with_retries` that again.
+        # botocore tries a request five times, s3fs does that five times, and `_with_retries` that again: minutes.
         if hasattr(self._fs, "config_kwargs"):
             self._fs.config_kwargs.setdefault("retries", {"total_max_attempts": 1})
 
@@ -147,7 +147,10 @@ class Mirror:
 
 
 class MirrorThread:
-    """Uploads in the background, one at a time; of those that wait, the newest wins. Never raises into training."""
+    """Uploads in the background, one at a time, the newest first. Never raises into training.
+
+    What fails waits for the next submission; what is pruned on the disk meanwhile waits no longer.
+    """
 
     def __init__(
         self, mirror: Mirror, keep_last: int | None, keep_every_steps: int | None, warn: Callable[[str], None]
@@ -156,54 +159,66 @@ class MirrorThread:
         self._retention = (keep_last, keep_every_steps)
         self._warn = warn
         self._condition = threading.Condition()
-        self._waiting: Path | None = None
-        self._busy: Path | None = None
+        self._waiting: list[Path] = []
+        self._due = False  # submitted since the thread last looked
+        self._busy = False
+        self._newest = 0
         threading.Thread(target=self._run, name="mirror", daemon=True).start()
 
     def submit(self, path: Path) -> None:
         """Have the checkpoint OUTPUT/checkpoints/NAME copied, and OUTPUT's records."""
         with self._condition:
-            self._waiting = path
+            self._waiting.append(path)
+            self._due = True
             self._condition.notify_all()
 
     def finish(self, seconds: float = FINISH_SECONDS) -> None:
-        """Wait until nothing waits and nothing is under way, or that many seconds have passed."""
+        """Wait until all that was submitted is copied or has failed, or that many seconds have passed."""
         with self._condition:
-            if not self._condition.wait_for(lambda: self._waiting is None and self._busy is None, seconds):
-                path = self._waiting or self._busy
-                assert path is not None
-                self._warn(f"ERROR: {path.name} was NOT copied to {self._mirror.url} in {seconds:.0f} s")
+            if not self._condition.wait_for(lambda: not self._due and not self._busy, seconds):
+                names = ", ".join(path.name for path in self._waiting)
+                self._warn(f"ERROR: {names} was NOT copied to {self._mirror.url} in {seconds:.0f} s")
 
     def _run(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._waiting is not None)
-                path, self._waiting = self._waiting, None
-                self._busy = path
-            assert path is not None
-            links = path.parent / ".mirroring"
-            try:
-                self._copy(path, links)
-            except Exception as error:
-                self._warn(f"ERROR: {path.name} was NOT copied to {self._mirror.url}: {_told(error)}")
-            shutil.rmtree(links, ignore_errors=True)
+                self._condition.wait_for(lambda: self._due)
+                self._busy, self._due = True, False
+            while path := self._newest_waiting():
+                try:
+                    self._copy(path)
+                except Exception as error:
+                    self._warn(f"ERROR: {path.name} was NOT copied to {self._mirror.url}: {_told(error)}")
+                    break
+                with self._condition:
+                    self._waiting.remove(path)
             with self._condition:
-                self._busy = None
+                self._busy = False
                 self._condition.notify_all()
 
-    def _copy(self, path: Path, links: Path) -> None:
-        """Copy from hard links, else a slow upload would be torn by the pruning of what it reads, each time again."""
+    def _newest_waiting(self) -> Path | None:
+        with self._condition:
+            self._waiting = [path for path in self._waiting if path.exists()]
+            return max(self._waiting, key=checkpoint.step_of, default=None)
+
+    def _copy(self, path: Path) -> None:
+        """Copy from hard links: the disk may prune the checkpoint before a slow upload has read it."""
+        links = path.parent / ".mirroring"
         shutil.rmtree(links, ignore_errors=True)
         source = links / path.name
         try:
             shutil.copytree(path, source, copy_function=os.link)
         except OSError:
             if not path.exists():
-                return  # pruned while it waited: a newer one is about to be submitted
-            source = path  # a disk that has no hard links
-        self._mirror.upload(source, path.parent.parent / RECORDS)
+                return
+            source = path  # on a disk that has no hard links
         try:
-            self._mirror.prune(checkpoint.step_of(path), *self._retention)
+            self._mirror.upload(source, path.parent.parent / RECORDS)
+        finally:
+            shutil.rmtree(links, ignore_errors=True)
+        self._newest = max(self._newest, checkpoint.step_of(path))
+        try:
+            self._mirror.prune(self._newest, *self._retention)
         except Exception as error:
             self._warn(f"warning: old checkpoints in {self._mirror.url} could not be removed: {_told(error)}")
 

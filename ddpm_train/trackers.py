@@ -29,6 +29,7 @@ class RunTrackers:
         self._config = config
         self._warn = warn
         self._unlogged: list[dict[str, Any]] = []
+        self._images: dict[int, tuple[str, Image.Image]] = {}
         self._trackers: list[GeneralTracker] = self._open(start_step)
         if start_step == 0:
             for tracker in self._trackers:
@@ -63,22 +64,18 @@ class RunTrackers:
                 values = {_tag(key): value for key, value in record.items() if key not in ("step", "images_seen")}
                 for tracker in self._trackers:
                     tracker.log(values, step=record["step"])
+                    if record["step"] in self._images:
+                        _log_image(tracker, *self._images[record["step"]], record["step"])
         except Exception as error:
             # TensorBoard's writer thread reports a full disk as whatever it was doing.
             self._give_up(error)
         else:
             self._unlogged.clear()
+            self._images.clear()
 
-    def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        rgb = image.convert("RGB")
-        try:
-            for tracker in self._trackers:
-                if isinstance(tracker, TensorBoardTracker):
-                    tracker.log_images({name: np.asarray(rgb)[None]}, step=step, dataformats="NHWC")
-                else:
-                    tracker.log_images({name: [rgb]}, step=step)
-        except Exception as error:
-            self._give_up(error)
+    def add_image(self, name: str, image: Image.Image, step: int) -> None:
+        """Log a picture together with the record of its step: wandb takes steps in order only."""
+        self._images[step] = (name, image.convert("RGB"))
 
     def _give_up(self, error: Exception) -> None:
         self._warn(f"ERROR: a tracker failed and will be opened again: {error}")
@@ -90,6 +87,13 @@ class RunTrackers:
                 tracker.finish()
         except Exception as error:
             self._give_up(error)
+
+
+def _log_image(tracker: GeneralTracker, name: str, image: Image.Image, step: int) -> None:
+    if isinstance(tracker, TensorBoardTracker):
+        tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats="NHWC")
+    elif isinstance(tracker, WandBTracker):  # Accelerate's tracker for trackio takes numbers only
+        tracker.log_images({name: [image]}, step=step)
 
 
 def _tag(key: str) -> str:

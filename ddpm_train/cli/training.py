@@ -225,7 +225,7 @@ def _evaluate(run: Run, trackers: RunTrackers | None) -> dict[str, float]:
             grid.save(picture)
         except OSError as error:
             run.console.warn(f"ERROR: {picture} cannot be written: {error}")
-        trackers.log_image("samples", grid, state.step)
+        trackers.add_image("samples", grid, state.step)
     return {**values, "evaluation_seconds": round(time.monotonic() - started, 3)}
 
 
