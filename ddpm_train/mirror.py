@@ -18,8 +18,9 @@ from ddpm_train.mistakes import Mistakes
 
 # A call that fails is tried again, 1, 2, 4 … seconds later, until this long after its first failure.
 RETRY_SECONDS = 30.0
-# At the end of a run the newest upload may take this long; then the run ends without it.
-FINISH_SECONDS = 600.0
+# At the end of a run its uploads may take this long; then it ends without them. The other processes wait meanwhile, and
+# NCCL does so for 600 s.
+FINISH_SECONDS = 300.0
 # When the run is asked to stop: Slurm and Kubernetes leave 30 s for this, the save before it and the exit after it.
 STOP_SECONDS = 15.0
 RECORDS = "metrics.jsonl"
