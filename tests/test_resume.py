@@ -261,6 +261,14 @@ def test_changed_images_are_another_run(cli: Cli, write_images: Callable[[Path, 
     assert "dataset content" in said and "another run" in said
 
 
+def test_saves_by_the_clock_and_keeps_what_it_is_told(cli: Cli) -> None:
+    saves = ("checkpoint.every_steps=null", "checkpoint.every_minutes=1e-6", "evaluation=none")
+    cli.train(*saves, "checkpoint.keep_last=1", "checkpoint.keep_every_steps=2")
+    assert [path.name for path in sorted((cli.output() / "checkpoints").iterdir())] == [
+        *("step_00000002", "step_00000004", "step_00000006")
+    ]
+
+
 def test_one_run_at_a_time(cli: Cli) -> None:
     process = start_training(cli, "train.max_steps=100000", "evaluation=none", "checkpoint.every_steps=50")
     wait_for(lambda: steps_written(cli.output()) >= 50, process)

@@ -58,6 +58,7 @@ def test_run_folder(one: tuple[Cli, str]) -> None:
     assert [record["images_seen"] for record in records] == [16, 32, 48, 64, 80, 96]
     for record in records:
         assert record.keys() >= {"loss", "lr", "grad_norm", "images_per_second"}
+    assert ["checkpoint_stall_seconds" in record for record in records] == [False] * 3 + [True] + [False] * 2
     assert ["held_out_loss" in record for record in records] == [False, False, True] * 2
     assert 0.3 < records[-1]["held_out_loss"] < records[2]["held_out_loss"] < 1.3
 
