@@ -132,12 +132,16 @@ class Metrics:
 
 
 def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the records after `step`, which the run is about to repeat, and a line torn by a crash; return the rest."""
+    """Drop the records after `step`, which the run is about to repeat, and from a damaged line on; return the rest."""
     if not path.exists():
         return []
     records = []
     for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n") or (record := json.loads(line))["step"] > step:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or record["step"] > step:
             break
         records.append(record)
     _replace_records(path, records)

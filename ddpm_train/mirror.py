@@ -17,7 +17,7 @@ from ddpm_train.files import replace_folder
 from ddpm_train.mistakes import Mistakes
 
 # A call that fails is tried again, 1, 2, 4 … seconds later, until this long after its first failure.
-RETRY_SECONDS = 30.0
+RETRY_SECONDS = 15.0
 # At the end of a run its uploads may take this long; then it ends without them. The other processes wait meanwhile, and
 # NCCL does so for 600 s.
 FINISH_SECONDS = 300.0
@@ -123,7 +123,7 @@ class Mirror:
 
     def _names(self, folder: str) -> list[str]:
         """What is in a folder there; nothing if there is no such folder."""
-        # Not `glob` or `find`: they take an error for an empty folder.
+        # Not `find`: it takes an error for an empty folder.
         try:
             return [Path(entry).name for entry in _with_retries(self._fs.ls, folder, False)]
         except FileNotFoundError:

@@ -22,7 +22,8 @@ class Start:
 
 
 def run_mirror(config: Config) -> Mirror | None:
-    return Mirror(f"{config.checkpoint.mirror}/{config.name}") if config.checkpoint.mirror else None
+    url = config.checkpoint.mirror
+    return Mirror(f"{url.rstrip('/')}/{config.name}") if url else None
 
 
 def find_start(config: Config, warn: Callable[[str], None]) -> Start:

@@ -29,6 +29,7 @@ def preflight(config: Config) -> Iterator[str]:
     yield from _resume_mistakes(config)
     yield from _precision_mistakes(config.train.mixed_precision)
     yield from _extras_mistakes(config)
+    yield from _mirror_mistakes(config.checkpoint.mirror)
 
 
 def job(config: Config, values: dict[str, Any]) -> None:
@@ -92,6 +93,17 @@ def _extras_mistakes(config: Config) -> Iterator[str]:
     for (choice, package, extra), chosen in wanted.items():
         if chosen and importlib.util.find_spec(package) is None:
             yield f"{choice}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
+
+
+def _mirror_mistakes(url: str | None) -> Iterator[str]:
+    if url:
+        import fsspec
+
+        try:
+            fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
+            yield f"checkpoint.mirror={url}: {error}{remedy}"
 
 
 def _resume_mistakes(config: Config) -> Iterator[str]:

@@ -27,7 +27,7 @@ from ddpm_train.evaluation.grid import sample_grid
 from ddpm_train.evaluation.held_out import held_out_loss
 from ddpm_train.files import replace_folder, write_atomic
 from ddpm_train.metrics import Metrics, NonFinite
-from ddpm_train.mirror import MirrorThread
+from ddpm_train.mirror import FINISH_SECONDS, STOP_SECONDS, MirrorThread
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.preemption import Stopped, StopRequest
 from ddpm_train.ranks import on_main
@@ -144,13 +144,15 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
         num_workers=num_workers(config.dataset) if config.dataset.cache == "none" else 0,
         pin_memory=accelerator.device.type == "cuda",
     )
+    mirror_seconds = STOP_SECONDS
     try:
         trainer.train(data)
+        mirror_seconds = FINISH_SECONDS
     finally:
         # Nothing here may wait for another process: this one may be alone in leaving.
         data.close()
         run.console.finish()
-        saving.close()
+        saving.close(mirror_seconds)
         if trackers is not None:
             trackers.close()
     saving.check()
@@ -188,11 +190,11 @@ class _Saving:
         unwritten = self._metrics.unwritten
         return on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), scalars(run), refused=unwritten))
 
-    def close(self) -> None:
-        """Wait for what is being written and copied."""
+    def close(self, mirror_seconds: float) -> None:
+        """Wait for what is being written, and that long for what is being copied."""
         self._saver.close()
         if self._mirror is not None:
-            self._mirror.finish()
+            self._mirror.finish(mirror_seconds)
 
     def check(self) -> None:
         """Raise `SavingFailed` on all processes if the run's last checkpoint is not on the disk."""
