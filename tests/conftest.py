@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+# One thread each: the tests run side by side on few cores. Set before anything imports torch.
+os.environ["OMP_NUM_THREADS"] = "1"
 # The smallest UNet with an attention level, 8 x 8 images, a handful of steps: about a second of training.
 TINY = (
     "dataset.resolution=8",
@@ -38,12 +40,10 @@ class Cli:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # One thread each: the tests run side by side on few cores.
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "ACCELERATE_"))},
             "XDG_CACHE_HOME": str(folder / "cache"),
             "HF_HOME": str(folder / "hf"),
-            "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
 

@@ -27,7 +27,9 @@ def spread() -> None:
     if "WORLD_SIZE" in os.environ or (count := num_processes()) == 1:
         return
     port = os.environ.get("MASTER_PORT", "29500")
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", port]
+    # Port 0, any that is free, is not for torchrun's plain rendezvous: each process would take another.
+    meeting = ["--standalone"] if port == "0" else ["--master-port", port]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *meeting]
     os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
 
 
@@ -37,5 +39,8 @@ def _launcher_arguments() -> Any:
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     command = psutil.Process(os.getppid()).cmdline()
-    arguments = launch_command_parser().parse_args(command[command.index("launch") + 1 :])
+    # `accelerate launch`, `accelerate-launch`, or `python -m accelerate.commands.launch`
+    launchers = ("launch", "accelerate-launch", "launch.py")
+    launcher = next(place for place, word in enumerate(command) if os.path.basename(word) in launchers)
+    arguments = launch_command_parser().parse_args(command[launcher + 1 :])
     return _validate_launch_command(arguments)[0]

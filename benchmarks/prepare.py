@@ -1,0 +1,190 @@
+"""What images cost before the first step: preparing them, finding them again, their order, and starting late in a run.
+
+    python benchmarks/prepare.py [--counts 1000,10000,100000] [--repeats 3]
+
+Small generated JPEGs, linked many times, so that 100,000 of them need little disk. Each preparation is a process of
+its own with an empty cache, in turns with one core and with all; then another process finds the cache. The order of
+10^4 to 10^9 images and the first batch at position 10^4 to 10^9 are timed in one process: both should be flat.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers import num_cores, write_images
+from report import tell
+
+DISTINCT = 250  # a file system allows some 65,000 links to a file
+BATCH = 64
+MAGNITUDES = range(4, 10)
+
+
+def open_images(folder: Path, cache_dir: Path, num_workers: int | None) -> Any:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from ddpm_train.cli.app import CONF
+    from ddpm_train.data.loader import open_data
+    from ddpm_train.validation import parse
+
+    overrides = [
+        *("dataset=imagefolder", f"dataset.path={folder}", "dataset.resolution=64", "dataset.validation_fraction=0"),
+        *(f"dataset.cache_dir={cache_dir}", f"dataset.num_workers={'null' if num_workers is None else num_workers}"),
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", overrides)
+    config = parse(OmegaConf.to_container(composed, resolve=True)).dataset  # type: ignore[arg-type]
+    started = time.monotonic()
+    data = open_data(config, progress=False)
+    return data.train, time.monotonic() - started
+
+
+def child(folder: Path, cache_dir: Path, num_workers: int | None) -> dict[str, float]:
+    """One preparation, and the peak memory of the process that goes on to train: before and after."""
+    import ddpm_train.data.loader  # noqa: F401
+
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    before = peak()
+    _, seconds = open_images(folder, cache_dir, num_workers)
+    return {
+        "seconds": seconds,
+        "imports_rss": before,
+        "peak_rss": peak(),
+    }
+
+
+def in_process(folder: Path, cache_dir: Path, num_workers: int | None) -> dict[str, float]:
+    workers = [] if num_workers is None else ["--workers", str(num_workers)]
+    command = [sys.executable, __file__, "--prepare", str(folder), "--into", str(cache_dir), *workers]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def link_images(base: Path, folder: Path, count: int) -> None:
+    originals = sorted(base.iterdir())
+    for number in range(count):
+        below = folder / f"{number // 1000:04d}"
+        if number % 1000 == 0:
+            below.mkdir(parents=True)
+        os.link(originals[number % len(originals)], below / f"{number:07d}.jpg")
+
+
+def preparation(base: Path, scratch: Path, count: int, repeats: int) -> dict[str, Any]:
+    folder, cache_dir = scratch / f"images{count}", scratch / "cache"
+    link_images(base, folder, count)
+    turns: dict[str, list[dict[str, float]]] = {"one_core": [], "all_cores": [], "found": []}
+    for _ in range(repeats):
+        for name, num_workers in (("one_core", 0), ("all_cores", None)):
+            shutil.rmtree(cache_dir, ignore_errors=True)
+            turns[name].append(in_process(folder, cache_dir, num_workers))
+        turns["found"].append(in_process(folder, cache_dir, None))
+    shutil.rmtree(folder)
+    seconds = {name: [turn["seconds"] for turn in all_of] for name, all_of in turns.items()}
+    return {
+        "seconds": seconds,
+        "images_per_second": {name: count / statistics.median(seconds[name]) for name in ("one_core", "all_cores")},
+        "all_cores_are_faster_by": statistics.median(
+            a / b for a, b in zip(seconds["one_core"], seconds["all_cores"], strict=True)
+        ),
+        "above_imports_rss": max(turn["peak_rss"] - turn["imports_rss"] for turn in turns["all_cores"]),
+        "peak_rss": max(turn["peak_rss"] for turn in turns["all_cores"]),
+    }
+
+
+def order_seconds(num_images: int, repeats: int) -> float:
+    """Finding the images of one batch, in the middle of the third epoch."""
+    from ddpm_train.data.order import image_indices
+
+    positions = np.arange(BATCH) + 5 * num_images // 2
+    times = []
+    for _ in range(100 * repeats):
+        started = time.perf_counter()
+        image_indices(positions, num_images, seed=0)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def first_batch_seconds(images: Any, position: int, repeats: int) -> float:
+    """From nothing to the batch with which a run goes on after `position` images."""
+    from ddpm_train.data.loader import Batches, micro_batches
+    from ddpm_train.trainer import BatchPlan
+
+    plan = BatchPlan(BATCH, BATCH, num_processes=1, process_index=0)
+    times = []
+    for _ in range(10 * repeats):
+        started = time.perf_counter()
+        batches = Batches(images, seed=0, random_crop=False, random_flip=True)
+        loading = micro_batches(batches, plan.positions(position // BATCH), num_workers=0, pin_memory=False)
+        next(loading)
+        times.append(time.perf_counter() - started)
+        loading.close()
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--counts", default="1000,10000,100000", type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--repeats", type=int, default=3)
+    for option in ("--prepare", "--into", "--workers"):  # how this script calls itself
+        parser.add_argument(option, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.prepare:
+        workers = None if arguments.workers is None else int(arguments.workers)
+        print(json.dumps(child(Path(arguments.prepare), Path(arguments.into), workers)))
+        return
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        figures = measure(scratch, arguments.counts, arguments.repeats)
+    finally:
+        shutil.rmtree(scratch)
+    tell(Path(__file__).stem, rows(figures), figures)
+
+
+def measure(scratch: Path, counts: list[int], repeats: int) -> dict[str, Any]:
+    base = scratch / "base"
+    write_images(base, DISTINCT, shorter_side=96)
+    prepared = {count: preparation(base, scratch, count, repeats) for count in counts}
+    images, _ = open_images(base, scratch / "cache", 0)
+    first_batch_seconds(images, 0, repeats)  # the first one of a process also starts torch's threads
+    return {
+        "cores": num_cores(),
+        "prepared": prepared,
+        "order_seconds": {10**power: order_seconds(10**power, repeats) for power in MAGNITUDES},
+        "first_batch_seconds": {10**power: first_batch_seconds(images, 10**power, repeats) for power in MAGNITUDES},
+    }
+
+
+def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    def flat(seconds: dict[int, float]) -> str:
+        return "  ".join(f"10^{len(str(at)) - 1}: {1e3 * value:.2f} ms" for at, value in seconds.items())
+
+    table = []
+    for count, row in figures["prepared"].items():
+        rate = row["images_per_second"]
+        table.append(
+            (
+                f"preparing {count:,}",
+                f"{rate['one_core']:.0f} images/s with one core, {rate['all_cores']:.0f} with {figures['cores']} "
+                f"({row['all_cores_are_faster_by']:.2f} times); peak {row['peak_rss'] / 1e6:.0f} MB, "
+                f"{row['above_imports_rss'] / 1e6:.0f} MB above the imports",
+            )
+        )
+        table.append((f"finding {count:,} again", f"{statistics.median(row['seconds']['found']):.3f} s"))
+    table.append((f"order of {BATCH} images of", flat(figures["order_seconds"])))
+    table.append(("first batch at position", flat(figures["first_batch_seconds"])))
+    return table
+
+
+if __name__ == "__main__":
+    main()
