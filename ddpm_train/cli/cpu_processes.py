@@ -40,7 +40,7 @@ def _launcher_arguments() -> Any:
 
     command = psutil.Process(os.getppid()).cmdline()
     # `accelerate launch`, `accelerate-launch`, or `python -m accelerate.commands.launch`
-    launchers = ("launch", "accelerate-launch", "launch.py")
+    launchers = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
     launcher = next(place for place, word in enumerate(command) if os.path.basename(word) in launchers)
     arguments = launch_command_parser().parse_args(command[launcher + 1 :])
     return _validate_launch_command(arguments)[0]
