@@ -452,3 +452,25 @@ def test_a_run_on_another_host(cli: Cli) -> None:
     asked = time.monotonic()
     assert "done: step 6" in cli.train("evaluation=none")
     assert time.monotonic() - asked > 15
+
+
+def test_a_signal_to_one_of_two_processes_stops_both(cli: Cli) -> None:
+    """They agree on the step, save it once, and the same command goes on from there."""
+    import psutil
+
+    long = ("train.max_steps=100000", "evaluation=none", "lr_scheduler=constant", "train.log_every_steps=1")
+    process = cli.start([*launch_command(2), *TINY, *long])
+    wait_for(lambda: steps_written(cli.output()) >= 10, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    # The process's own helpers inherit its environment.
+    (one,) = [
+        child
+        for child in family
+        if child.environ().get("LOCAL_RANK") == "1" and "LOCAL_RANK" not in child.parent().environ()
+    ]
+    one.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert "stopped (another process was asked to); the same command continues" in out
+    at = steps_written(cli.output())
+    assert (cli.output() / f"checkpoints/step_{at:08d}/manifest.json").exists()
+    assert f"resumes at step {at:,}" in cli.train(*long, f"train.max_steps={at + 1}")
