@@ -109,7 +109,6 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
         log=trackers.log if trackers else lambda records: None,
         warn=warn,
     )
-    model, optimizer = accelerator.prepare(state.unet, state.optimizer)
     batches = Batches(
         run.data.train,
         seed=config.seed,
@@ -118,24 +117,7 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
     )
     saving = _Saving(run, metrics)
     run.stop.connect()
-    trainer = Trainer(
-        config=config,
-        plan=run.plan,
-        max_steps=run.max_steps,
-        state=state,
-        model=model,
-        optimizer=optimizer,
-        objective=run.objective,
-        accelerator=accelerator,
-        metrics=metrics,
-        stop=run.stop,
-        evaluate=lambda: _evaluate(run, trackers),
-        save=saving.save,
-        save_overdue=saving.overdue,
-        progress=run.console.progress,
-        evaluated="evaluation_seconds" in metrics.last or not evaluation_due(config, state.step, run.max_steps),
-        saved_step=state.step,
-    )
+    trainer = _trainer(run, metrics, trackers, saving)
     started = time.monotonic()
     run.console.start(state.step, run.max_steps)
     data = micro_batches(
@@ -158,6 +140,29 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
     saving.check()
     on_main(lambda: _save_pipeline(run))
     words.say_what_next(run, time.monotonic() - started)
+
+
+def _trainer(run: Run, metrics: Metrics, trackers: RunTrackers | None, saving: "_Saving") -> Trainer:
+    config, accelerator, state = run.config, run.accelerator, run.state
+    model, optimizer = accelerator.prepare(state.unet, state.optimizer)
+    return Trainer(
+        config=config,
+        plan=run.plan,
+        max_steps=run.max_steps,
+        state=state,
+        model=model,
+        optimizer=optimizer,
+        objective=run.objective,
+        accelerator=accelerator,
+        metrics=metrics,
+        stop=run.stop,
+        evaluate=lambda: _evaluate(run, trackers),
+        save=saving.save,
+        save_overdue=saving.overdue,
+        progress=run.console.progress,
+        evaluated="evaluation_seconds" in metrics.last or not evaluation_due(config, state.step, run.max_steps),
+        saved_step=state.step,
+    )
 
 
 class _Saving:
