@@ -38,6 +38,18 @@ def _height_and_width(value: object) -> object:
     return value
 
 
+def _auto_or_bool(value: object) -> object:
+    if value not in ("auto", True, False):
+        raise ValueError("must be auto, true or false")
+    return value
+
+
+def _auto_or_count(value: object) -> object:
+    if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError("must be a whole number above 0, auto or null")
+
+
 def _given(value: object) -> object:
     if value == "???":
         raise ValueError("missing; give it a value")
@@ -45,6 +57,7 @@ def _given(value: object) -> object:
 
 
 Resolution = Annotated[tuple[Positive, Positive], BeforeValidator(_height_and_width)]
+AutoBool = Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)]
 Required = BeforeValidator(_given)  # `???` in a config: the user has to say
 
 
@@ -66,6 +79,7 @@ class Dataset:
     crop: Literal["center", "random"]
     random_flip: bool
     cache: Literal["disk", "none"]
+    device_cache: AutoBool  # all prepared images in the GPU's memory; auto: where they fit
     cache_dir: str | None  # None: $XDG_CACHE_HOME/ddpm-train
     num_workers: NonNegative | None  # None: one for each core
     max_broken_fraction: Annotated[Real, Ge(0), Le(1)]
@@ -184,10 +198,14 @@ class WarmupEMA:
 @dataclass(frozen=True, config=_STRICT)
 class Train:
     batch_size: Positive  # the global batch
-    micro_batch_size: Positive | None  # per device; None: the largest that needs no accumulation
+    micro_batch_size: Annotated[int | Literal["auto"] | None, BeforeValidator(_auto_or_count)]  # per device
     max_steps: Positive | None
     epochs: Annotated[Real, Gt(0)] | None
     mixed_precision: Literal["auto", "no", "bf16", "fp16"]
+    channels_last: AutoBool
+    attention: Literal["auto", "fused", "math"]
+    compile: AutoBool
+    allow_tf32: bool
     gradient_checkpointing: bool
     max_grad_norm: Annotated[Real, Gt(0)] | None
     log_every_steps: Positive  # how often metrics are read back from the device

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm-train"
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file's data, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -9,9 +9,15 @@ from ddpm_train.mistakes import Mistakes
 MAY_CHANGE = (
     *("name", "output_dir", "resume", "allow_change"),
     *("train.max_steps", "train.epochs", "train.micro_batch_size", "train.gradient_checkpointing"),
-    *("train.log_every_steps", "train.mixed_precision"),
+    *("train.log_every_steps", "train.mixed_precision", "train.channels_last", "train.attention", "train.compile"),
     *("dataset.source", "dataset.path", "dataset.config_name", "dataset.revision", "dataset.image_column"),
-    *("dataset.cache", "dataset.cache_dir", "dataset.num_workers", "dataset.max_broken_fraction"),
+    *(
+        "dataset.cache",
+        "dataset.device_cache",
+        "dataset.cache_dir",
+        "dataset.num_workers",
+        "dataset.max_broken_fraction",
+    ),
     *("dataset.max_pixels", "checkpoint", "evaluation", "sampler", "tracker"),
 )
 # Where the run lies and how it was asked to start say nothing about it.

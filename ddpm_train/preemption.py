@@ -28,6 +28,7 @@ class StopRequest:
         self.signal_name: str | None = None
         self._connected = False
         self._group: dist.ProcessGroup | None = None
+        self._vote: tuple[torch.Tensor, dist.Work] | None = None  # under way
         for number in SIGNALS:
             signal.signal(number, self._note)
 
@@ -50,14 +51,28 @@ class StopRequest:
         All processes must call this at the same places. It is also how a process learns, within a step, that
         another one has died: the exchange fails.
         """
-        flags = [self.signal_name is not None, wish]
-        if self._group is not None:
-            votes = torch.tensor(flags, dtype=torch.uint8)
-            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group)
-            flags = [bool(vote) for vote in votes.tolist()]
-        return flags[0], flags[1]
+        if self._group is None:
+            return self.signal_name is not None, wish
+        return _result(*self._start_vote(wish))
+
+    def vote(self, wish: bool = False) -> tuple[bool, bool]:
+        """What all processes agreed on at the call before this one: that exchange ran while the device computed."""
+        if self._group is None:
+            return self.agree(wish)
+        before, self._vote = self._vote, self._start_vote(wish)
+        return _result(*before) if before else (False, False)
+
+    def _start_vote(self, wish: bool) -> tuple[torch.Tensor, dist.Work]:
+        votes = torch.tensor([self.signal_name is not None, wish], dtype=torch.uint8)
+        return votes, dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def check(self) -> None:
         """Raise `Stopped` on all processes if any was asked to stop."""
         if self.agree()[0]:
             raise Stopped
+
+
+def _result(votes: torch.Tensor, exchange: dist.Work) -> tuple[bool, bool]:
+    exchange.wait()
+    stop, wish = votes.tolist()
+    return bool(stop), bool(wish)

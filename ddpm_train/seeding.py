@@ -67,11 +67,6 @@ def bits(seed: int, purpose: Purpose, positions: Tensor, count: int) -> Tensor:
     return torch.stack(drawn, dim=-1).flatten(1)[:, :count]
 
 
-def uniform(seed: int, purpose: Purpose, positions: Tensor, count: int) -> Tensor:
-    """Uniform numbers, float64 [B, count], in [0, 1)."""
-    return bits(seed, purpose, positions, count).double() / 2**32
-
-
 def integers(seed: int, purpose: Purpose, positions: Tensor, high: int) -> Tensor:
     """One uniform integer in [0, high) for each position, int64 [B]; high <= 2**31."""
     return (bits(seed, purpose, positions, 1)[:, 0] * high) >> 32

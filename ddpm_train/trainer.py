@@ -1,14 +1,17 @@
 """The training loop. Everything else is handed in."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from ddpm_train.compute import Compute, out_of_memory
 from ddpm_train.config import Config
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.ema import update_ema
@@ -50,6 +53,11 @@ class TrainState:
             by_parameter.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": by_parameter, "param_groups": groups})
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # In the parameter's memory format, as the optimizer itself makes them.
+                    values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     @property
     def sampling_unet(self) -> UNet2DModel:
@@ -59,7 +67,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the global batch is cut: `batch_size` = micro_batch_size x num_processes x accumulation."""
+    """How the global batch is cut: `batch_size` = micro_batch_size x num_processes x accumulation.
+
+    Each process has one piece of the batch, whatever the others' micro-batches.
+    """
 
     batch_size: int
     micro_batch_size: int
@@ -70,14 +81,23 @@ class BatchPlan:
     def accumulation(self) -> int:
         return self.batch_size // (self.micro_batch_size * self.num_processes)
 
+    def start(self, step: int, micro_step: int) -> int:
+        """The first position of a micro-batch of this process."""
+        piece = self.batch_size // self.num_processes
+        return step * self.batch_size + self.process_index * piece + micro_step * self.micro_batch_size
+
     def positions(self, step: int) -> Iterator[Tensor]:
         """The positions of this process's micro-batches from `step` on, without end; int64 [micro_batch_size]."""
         while True:
             for micro_step in range(self.accumulation):
-                micro_batch = micro_step * self.num_processes + self.process_index
-                start = step * self.batch_size + micro_batch * self.micro_batch_size
+                start = self.start(step, micro_step)
                 yield torch.arange(start, start + self.micro_batch_size)
             step += 1
+
+    def micro_batch_sizes(self) -> list[int]:
+        """What this micro-batch can be cut down to, itself first."""
+        piece = self.batch_size // self.num_processes
+        return [size for size in range(self.micro_batch_size, 0, -1) if piece % size == 0]
 
 
 @dataclass
@@ -86,10 +106,12 @@ class Trainer:
 
     Attributes:
         model, optimizer: the state's, as Accelerate prepared them.
+        open_data: this process's micro-batches from a step on, see `micro_batches`.
         evaluate: measures `state`; returns named values for its step's record.
         save: starts a checkpoint of `state`; returns the seconds for which that held up the loop.
         save_overdue: whether a checkpoint is due by the clock (on any process).
         progress: shows a step's record to a person.
+        cut_smaller: told of a plan with smaller micro-batches, after one did not fit into memory.
         evaluated: whether the evaluation due at `state.step` has been done.
         saved_step: the newest checkpoint's step.
     """
@@ -101,52 +123,47 @@ class Trainer:
     model: nn.Module
     optimizer: Any
     objective: Objective
+    compute: Compute
     accelerator: Accelerator
+    open_data: Callable[[BatchPlan, int], Generator[tuple[Tensor, Tensor], None, None]]
     metrics: Metrics
     stop: StopRequest
     evaluate: Callable[[], dict[str, float]]
     save: Callable[[], float]
     save_overdue: Callable[[], bool]
     progress: Callable[[dict[str, Any]], None]
+    cut_smaller: Callable[[BatchPlan], None]
     evaluated: bool
     saved_step: int
+    _data: Generator[tuple[Tensor, Tensor], None, None] = field(init=False)
 
-    def train(self, data: Iterator[tuple[Tensor, Tensor]]) -> None:
+    def train(self) -> None:
         """Train to the end.
-
-        Args:
-            data: this process's micro-batches from `state.step` on, see `micro_batches`.
 
         Raises:
             Stopped: all processes agreed to stop, and a checkpoint was saved.
             NonFinite: on all processes; nothing of the steps it names has reached a checkpoint.
         """
         self.model.train()
-        stopping = self._after_step()
-        while self.state.step < self.max_steps and not stopping:
-            self.train_step(data)
+        self._data = self.open_data(self.plan, self.state.step)
+        try:
             stopping = self._after_step()
+            while self.state.step < self.max_steps and not stopping:
+                self.train_step()
+                stopping = self._after_step()
+        finally:
+            self._data.close()
         if stopping:
             raise Stopped
 
-    def train_step(self, data: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """One update of weights and average."""
+    def train_step(self) -> None:
+        """One update of weights and average. Nothing in it waits for the device."""
         config, state, accelerator = self.config, self.state, self.accelerator
         lr = learning_rate(config.optimizer.lr, config.lr_scheduler, state.step, self.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        losses = []
-        for _ in range(self.plan.accumulation):
-            positions, images = next(data)
-            if config.model.dropout:
-                # Dropout draws from torch's own generator: seeded by the micro-batch, whichever process has it.
-                torch.manual_seed(derived_seed(config.seed, Purpose.DROPOUT, int(positions[0])))
-            images = images.to(accelerator.device, non_blocking=True)
-            positions = positions.to(accelerator.device, non_blocking=True)
-            with accelerator.accumulate(self.model):
-                loss = self.objective(self.model, images, positions)
-                accelerator.backward(loss)
-            losses.append(loss.detach())
+        while (loss := self._gradients()) is None:
+            self._cut_smaller()
         grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), config.train.max_grad_norm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -154,12 +171,49 @@ class Trainer:
         if state.ema_unet is not None:
             update_ema(state.ema_unet, state.unet, config.ema, state.step)
         self.evaluated = not evaluation_due(config, state.step, self.max_steps)
-        self.metrics.record(state.step, state.step * self.plan.batch_size, lr, torch.stack(losses).mean(), grad_norm)
+        self.metrics.record(state.step, state.step * self.plan.batch_size, lr, loss, grad_norm)
+
+    def _gradients(self) -> Tensor | None:
+        """Accumulate the gradients of this process's piece of the batch; returns its mean loss.
+
+        None if it did not fit into memory and can be cut smaller, which `train.micro_batch_size=auto` allows.
+        """
+        try:
+            return torch.stack([self._micro_step(index) for index in range(self.plan.accumulation)]).mean()
+        except (RuntimeError, MemoryError) as error:
+            may_cut = self.config.train.micro_batch_size == "auto" and self.plan.micro_batch_size > 1
+            if not (may_cut and out_of_memory(error)):
+                raise
+        return None
+
+    def _micro_step(self, index: int) -> Tensor:
+        """Forward and backward of a micro-batch; returns its loss."""
+        config, plan = self.config, self.plan
+        positions, images = next(self._data)
+        if config.model.dropout:
+            # Dropout draws from torch's own generator: seeded by the micro-batch, whichever process has it.
+            torch.manual_seed(derived_seed(config.seed, Purpose.DROPOUT, plan.start(self.state.step, index)))
+        # The processes exchange gradients once a step, while the last micro-batch goes backward.
+        last = index == plan.accumulation - 1
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            with self.compute.attention_kernels():
+                loss = self.objective(self.model, images, positions)
+            self.accelerator.backward(loss / plan.accumulation)
+        return loss.detach()
+
+    def _cut_smaller(self) -> None:
+        """Begin the step anew with smaller micro-batches: other cuts, the same images, noise and order."""
+        self._data.close()
+        self.optimizer.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        self.plan = replace(self.plan, micro_batch_size=self.plan.micro_batch_sizes()[1])
+        self.cut_smaller(self.plan)
+        self._data = self.open_data(self.plan, self.state.step)
 
     def _after_step(self) -> bool:
         """Evaluate, report and save what is due at `state.step`; returns whether to stop."""
         step, finished = self.state.step, self.state.step == self.max_steps
-        stopping, overdue = self.stop.agree(self.save_overdue())
+        stopping, overdue = self.stop.vote(self.save_overdue())
         if not self.evaluated and not stopping:
             stopping = not self._try_to_evaluate()
         every_steps = self.config.checkpoint.every_steps

@@ -155,11 +155,13 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
         given = f"train.max_steps={_text(train.max_steps)} train.epochs={_text(train.epochs)}"
         remedy = "give one of them" if train.epochs is None else "set the other to null"
         yield f"{given}: exactly one decides the length; {remedy}"
-    if train.micro_batch_size and train.batch_size % train.micro_batch_size:
+    if isinstance(train.micro_batch_size, int) and train.batch_size % train.micro_batch_size:
         yield (
             f"train.batch_size={train.batch_size}: not divisible by "
             f"train.micro_batch_size={train.micro_batch_size}; choose a multiple of it"
         )
+    if config.dataset.device_cache is True and config.dataset.cache == "none":
+        yield "dataset.device_cache=true: copies prepared images, and dataset.cache=none keeps none; use disk or auto"
     if noise.variance_type.startswith("learned"):
         yield (
             f"noise_scheduler.variance_type={noise.variance_type}: there is no loss for a learned variance; "

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_train.data.decode import BrokenImage, Decoder, crop_origin
+from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
 
 WHITE = (255, 255, 255)
 EXIF_ORIENTATION = 0x0112
@@ -160,8 +160,8 @@ def test_a_random_crop_keeps_what_it_chooses_from() -> None:
 
 
 def test_random_crops_reach_both_ends() -> None:
-    assert [crop_origin(uniform, 10, 8) for uniform in (0.0, 0.34, 0.67, 1 - 2**-32)] == [0, 1, 2, 2]
-    assert crop_origin(1 - 2**-32, 8, 8) == 0
+    assert [crop_origin(int(share * 2**32), 10, 8) for share in (0.0, 0.34, 0.67, 1 - 2**-32)] == [0, 1, 2, 2]
+    assert crop_origin(2**32 - 1, 8, 8) == 0 and crop_origin(CENTRE, 11, 8) == 2
 
 
 def test_damaged_files_are_told_in_one_line(tmp_path: Path, garments: list[Image.Image]) -> None:

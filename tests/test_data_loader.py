@@ -35,9 +35,15 @@ def opened(folder: Path, **values: object) -> Data:
 
 
 def seen(data: Data, positions: torch.Tensor, seed: int = 0, *, crop: bool = False, flip: bool = False) -> torch.Tensor:
-    loaded = Batches(data.train, seed=seed, random_crop=crop, random_flip=flip)[positions]
-    assert not isinstance(loaded, Mistakes)
-    return loaded[1]
+    batches = Batches(data.train, seed=seed, random_crop=crop, random_flip=flip)
+    return loaded(batches, [positions])[0][1]
+
+
+def loaded(
+    batches: Batches, steps: list[torch.Tensor], *, resident: bool = False, workers: int = 0
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    device = torch.device("cpu")
+    return list(micro_batches(batches, iter(steps), device=device, resident=resident, num_workers=workers))
 
 
 def test_an_epoch_sees_every_image_once(wide: Path) -> None:
@@ -77,18 +83,28 @@ def test_each_visit_draws_its_crop(wide: Path) -> None:
     assert torch.all(data.train.load([0, 5])[:, 0, 0] == torch.arange(80, 160, 10))
 
 
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_a_gather_on_the_device_gives_what_the_cache_gives(wide: Path, crop: str) -> None:
+    data = opened(wide, crop=crop, resolution=[6, 8], validation_fraction=0.25)
+    batches = Batches(data.train, seed=3, random_crop=crop == "random", random_flip=True)
+    steps = [torch.arange(start, start + 40) for start in (0, 40, 10**12)]
+    for one, other in zip(loaded(batches, steps), loaded(batches, steps, resident=True), strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+        assert one[1].shape == (40, 3, 6, 8) and one[1].dtype == torch.uint8
+
+
 def test_workers_give_what_the_cache_gives(wide: Path) -> None:
     (wide / "broken.png").write_bytes(b"")
     allowed = {"crop": "random", "max_broken_fraction": 0.1}
     steps = [torch.arange(start, start + 5) for start in (0, 5, 300, 10**12)]
 
-    def loaded(data: Data, workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def through(data: Data, workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         batches = Batches(data.train, seed=0, random_crop=True, random_flip=True)
-        return list(micro_batches(batches, iter(steps), num_workers=workers, pin_memory=False))
+        return loaded(batches, steps, workers=workers)
 
     cached, uncached = opened(wide, **allowed), opened(wide, **allowed, cache="none")
     assert cached.content == uncached.content and cached.broken == ["broken.png: not an image"]
-    for one, other in zip(loaded(cached, 0), loaded(uncached, 1), strict=True):
+    for one, other in zip(through(cached, 0), through(uncached, 1), strict=True):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
@@ -99,7 +115,7 @@ def test_an_image_lost_during_training_is_told_without_a_traceback(wide: Path) -
     batches = Batches(data.train, seed=0, random_crop=False, random_flip=False)
     for workers in (0, 1):
         with pytest.raises(Mistakes) as raised:
-            next(micro_batches(batches, iter([torch.arange(4)]), num_workers=workers, pin_memory=False))
+            loaded(batches, [torch.arange(4)], workers=workers)
         (line,) = raised.value.lines
         assert line.endswith(".png: could be read at the start, but not now: not an image") and "\n" not in line
 

@@ -17,7 +17,7 @@ MAP = [
     "identity run_lock",
     "data",
     "diffusion",
-    "model optim ema",
+    "model optim ema compute",
     "checkpoint",
     "mirror saving",
     "preemption",

@@ -81,7 +81,7 @@ TABLE = {
     "seed=-1 train.batch_size=abc train.max_steps=-1 train.log_every_steps=1.5 train.micro_batch_size=[1]": [
         "seed=-1: must be at least 0",
         "train.batch_size=abc: must be a whole number",
-        "train.micro_batch_size=[1]: must be a whole number",
+        "train.micro_batch_size=[1]: must be a whole number above 0, auto or null",
         "train.max_steps=-1: must be greater than 0",
         "train.log_every_steps=1.5: must be a whole number",
     ],

@@ -2,7 +2,7 @@
 
 import torch
 
-from ddpm_train.seeding import Purpose, bits, derived_seed, integers, normal, philox, uniform
+from ddpm_train.seeding import Purpose, bits, derived_seed, integers, normal, philox
 
 
 def words(*values: int) -> tuple[torch.Tensor, ...]:
@@ -49,7 +49,7 @@ def test_distributions() -> None:
     assert abs((noise**4).mean() - 3) < 4 * (96 / count) ** 0.5
     correlation = (noise[:, 0] * noise[:, 1]).mean()
     assert abs(correlation) < 4 / len(noise) ** 0.5
-    numbers = uniform(0, Purpose.CROP, positions, 1)
+    numbers = bits(0, Purpose.CROP, positions, 1).double() / 2**32
     assert numbers.min() >= 0 and numbers.max() < 1 and abs(numbers.mean() - 0.5) < 4 * (1 / 12 / len(numbers)) ** 0.5
 
 

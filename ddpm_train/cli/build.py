@@ -2,17 +2,16 @@
 
 import copy
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate import Accelerator, PartialState
 from diffusers import DDPMScheduler
 
 from ddpm_train.cli.console import Console
+from ddpm_train.cli.measuring import Choice, Trial, choose_compute, plan_batch
+from ddpm_train.compute import set_backends
 from ddpm_train.config import Config, NoEMA
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.diffusion.noise import build_noise_scheduler, loss_weights
@@ -26,12 +25,19 @@ from ddpm_train.trainer import BatchPlan, TrainState
 
 @dataclass
 class Run:
-    """The parts of one run. `values` is the config as plain values; `changes` records accepted changes of it."""
+    """The parts of one run.
+
+    Attributes:
+        values: the config as plain values.
+        choice: how steps are computed, and what was measured to choose that.
+        changes: records accepted changes of the config.
+    """
 
     config: Config
     values: dict[str, Any]
     output_dir: Path
     accelerator: Accelerator
+    choice: Choice
     stop: StopRequest
     console: Console
     data: Data
@@ -47,67 +53,53 @@ class Run:
         return self.output_dir / "checkpoints"
 
 
-def choose_precision(mixed_precision: str) -> str:
-    """What `auto` means here: what `accelerate launch` was told, else bf16 where the device multiplies in it."""
-    if mixed_precision != "auto":
-        return mixed_precision
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched in ("bf16", "fp16"):
-        return launched
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
-
-
 def build_run(
-    config: Config, values: dict[str, Any], *, mixed_precision: str, stop: StopRequest, console: Console
+    config: Config, values: dict[str, Any], *, before: dict[str, Any], stop: StopRequest, console: Console
 ) -> Run:
     """Everything that does not depend on where the run stands.
 
+    Args:
+        before: the scalars of the checkpoint to go on from, or none: what was measured then still holds.
+
     Raises:
-        Mistakes: the dataset cannot be had, or is too small.
+        Mistakes: the dataset cannot be had or is too small, or one image does not fit into memory.
     """
-    accumulation = _accumulation(config)
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False),
-    )
+    device = PartialState().device
     data = open_data(config.dataset, progress=console.live)
     if len(data.train) < config.train.batch_size:
         raise Mistakes(
             f"train.batch_size={config.train.batch_size}: more than the {len(data.train)} training images; "
             f"use at most {len(data.train)}"
         )
+    set_backends(config.train)
     noise_scheduler = build_noise_scheduler(config.noise_scheduler)
-    weights = loss_weights(noise_scheduler, config.loss).to(accelerator.device)
-    noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(accelerator.device)
-    unet = build_unet(config).to(accelerator.device)
+    noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
+    objective = Objective(noise_scheduler, loss_weights(noise_scheduler, config.loss).to(device), config.seed)
+    unet = build_unet(config).to(device)
+    max_steps = _max_steps(config, len(data.train))
+    trial = Trial(config, unet, objective, device)
+    choice = choose_compute(config, trial, max_steps=max_steps, before=before)
+    choice.compute.apply(unet)
+    if choice.compute.compile:
+        objective.compile()
+    plan = plan_batch(config, trial, choice.compute, before=before)
     ema_unet = None if isinstance(config.ema, NoEMA) else copy.deepcopy(unet).requires_grad_(False).eval()
     return Run(
         config=config,
         values=values,
         output_dir=Path(config.output_dir),
-        accelerator=accelerator,
+        accelerator=Accelerator(mixed_precision=choice.compute.mixed_precision),
+        choice=choice,
         stop=stop,
         console=console,
         data=data,
-        plan=BatchPlan(
-            config.train.batch_size,
-            config.train.batch_size // (accumulation * accelerator.num_processes),
-            accelerator.num_processes,
-            accelerator.process_index,
-        ),
-        max_steps=_max_steps(config, len(data.train)),
+        plan=plan,
+        max_steps=max_steps,
         noise_scheduler=noise_scheduler,
         state=TrainState(0, unet, ema_unet, build_optimizer(config.optimizer, unet.parameters())),
-        objective=Objective(noise_scheduler, weights, config.seed),
+        objective=objective,
         changes=[],
     )
-
-
-def _accumulation(config: Config) -> int:
-    per_process = config.train.batch_size // int(os.environ.get("WORLD_SIZE", "1"))
-    return per_process // (config.train.micro_batch_size or per_process)
 
 
 def _max_steps(config: Config, num_images: int) -> int:

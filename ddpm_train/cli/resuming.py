@@ -1,12 +1,13 @@
 """Where a run goes on: which checkpoint `resume` means, and whether it is of the same run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ddpm_train import checkpoint
 from ddpm_train.cli.build import Run
+from ddpm_train.compute import device_name
 from ddpm_train.config import Config
 from ddpm_train.identity import accept, identity
 from ddpm_train.mirror import Mirror
@@ -91,7 +92,9 @@ def scalars(run: Run) -> dict[str, Any]:
     return {
         "step": run.state.step,
         "images_seen": run.state.step * run.plan.batch_size,
-        "precision": run.accelerator.mixed_precision,
+        "compute": asdict(run.choice.compute),
+        "device": device_name(run.accelerator.device),
+        "micro_batch_size": run.plan.micro_batch_size,
         "grad_scaler": scaler.state_dict() if scaler is not None else {},
         "identity": run_identity(run),
         "changes": run.changes,

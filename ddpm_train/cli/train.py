@@ -63,7 +63,7 @@ def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
             f"train.batch_size={batch_size}: not divisible by {num_processes} processes; "
             f"use {_join(counts)} processes or a multiple of {num_processes}"
         )
-    elif micro and batch_size % micro == 0 and (batch_size // micro) % num_processes:
+    elif isinstance(micro, int) and batch_size % micro == 0 and (batch_size // micro) % num_processes:
         yield (
             f"train.micro_batch_size={micro}: {batch_size // micro} micro-batches do not divide over "
             f"{num_processes} processes; use a divisor of {batch_size // num_processes}"

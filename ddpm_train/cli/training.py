@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,13 +15,16 @@ import torch
 import yaml
 from accelerate import PartialState
 from diffusers import DDPMPipeline, UNet2DModel
+from torch import Tensor
 
 from ddpm_train import checkpoint, exit_codes
 from ddpm_train.cli import words
-from ddpm_train.cli.build import Run, build_run, choose_precision
+from ddpm_train.cli.build import Run, build_run
 from ddpm_train.cli.console import Console
 from ddpm_train.cli.resuming import Start, find_start, restore, run_mirror, scalars
+from ddpm_train.compute import out_of_memory
 from ddpm_train.config import Config
+from ddpm_train.data.device_cache import fits
 from ddpm_train.data.loader import Batches, micro_batches, num_workers
 from ddpm_train.evaluation.grid import sample_grid
 from ddpm_train.evaluation.held_out import held_out_loss
@@ -34,7 +37,7 @@ from ddpm_train.ranks import on_main
 from ddpm_train.run_lock import RunLock
 from ddpm_train.saving import Saver, SavingFailed
 from ddpm_train.trackers import RunTrackers
-from ddpm_train.trainer import Trainer, evaluation_due
+from ddpm_train.trainer import BatchPlan, Trainer, evaluation_due
 
 ORIGIN = "training.json"  # in `pipeline/`: which weights these are
 
@@ -52,9 +55,7 @@ def train_run(config: Config, values: dict[str, Any]) -> None:
     try:
         console = Console(PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True").is_main_process)
         start = on_main(lambda: _acquire_and_find(lock, config, console))
-        precision = start.scalars.get("precision") if config.train.mixed_precision == "auto" else None
-        precision = precision or choose_precision(config.train.mixed_precision)
-        run = build_run(config, values, mixed_precision=precision, stop=stop, console=console)
+        run = build_run(config, values, before=start.scalars, stop=stop, console=console)
         changes = restore(run, start)
         if run.state.step >= run.max_steps and _pipeline_step(run) == run.state.step:
             console.say(f"{config.name}: finished at step {run.state.step:,}; nothing to do ({run.output_dir})")
@@ -72,8 +73,15 @@ def train_run(config: Config, values: dict[str, Any]) -> None:
         sys.exit(exit_codes.NOT_SAVED)
     except Mistakes:
         raise
-    except Exception:
-        _fail(lock)
+    except Exception as error:
+        if out_of_memory(error):
+            reason = (str(error).splitlines() or ["the host has none left"])[0]
+            print(f"error: out of memory: {reason}. {words.memory_remedy(config)}", file=sys.stderr)
+            _leave(lock, exit_codes.MISTAKE)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            traceback.print_exc()
+            _leave(lock, 1)
+        raise
     finally:
         lock.release()
         if torch.distributed.is_initialized():
@@ -85,14 +93,13 @@ def _acquire_and_find(lock: RunLock, config: Config, console: Console) -> Start:
     return find_start(config, console.warn)
 
 
-def _fail(lock: RunLock) -> NoReturn:
+def _leave(lock: RunLock, code: int) -> NoReturn:
     """End this process now: the others notice at their next exchange, where an orderly end would wait for them."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        traceback.print_exc()
         lock.release()
         sys.stderr.flush()
-        os._exit(1)
-    raise
+        os._exit(code)
+    sys.exit(code)
 
 
 def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
@@ -109,30 +116,17 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
         log=trackers.log if trackers else lambda records: None,
         warn=warn,
     )
-    batches = Batches(
-        run.data.train,
-        seed=config.seed,
-        random_crop=config.dataset.crop == "random",
-        random_flip=config.dataset.random_flip,
-    )
     saving = _Saving(run, metrics)
     run.stop.connect()
     trainer = _trainer(run, metrics, trackers, saving)
     started = time.monotonic()
     run.console.start(state.step, run.max_steps)
-    data = micro_batches(
-        batches,
-        run.plan.positions(state.step),
-        num_workers=num_workers(config.dataset) if config.dataset.cache == "none" else 0,
-        pin_memory=accelerator.device.type == "cuda",
-    )
     mirror_seconds = STOP_SECONDS
     try:
-        trainer.train(data)
+        trainer.train()
         mirror_seconds = FINISH_SECONDS
     finally:
         # Nothing here may wait for another process: this one may be alone in leaving.
-        data.close()
         run.console.finish()
         saving.close(mirror_seconds)
         if trackers is not None:
@@ -153,16 +147,37 @@ def _trainer(run: Run, metrics: Metrics, trackers: RunTrackers | None, saving: "
         model=model,
         optimizer=optimizer,
         objective=run.objective,
+        compute=run.choice.compute,
         accelerator=accelerator,
+        open_data=lambda plan, step: _open_data(run, plan, step),
         metrics=metrics,
         stop=run.stop,
         evaluate=lambda: _evaluate(run, trackers),
         save=saving.save,
         save_overdue=saving.overdue,
         progress=run.console.progress,
+        cut_smaller=lambda plan: _cut_smaller(run, plan),
         evaluated="evaluation_seconds" in metrics.last or not evaluation_due(config, state.step, run.max_steps),
         saved_step=state.step,
     )
+
+
+def _open_data(run: Run, plan: BatchPlan, step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """This process's micro-batches from `step` on."""
+    config, device = run.config.dataset, run.accelerator.device
+    batches = Batches(
+        run.data.train, run.config.seed, random_crop=config.crop == "random", random_flip=config.random_flip
+    )
+    resident = fits(run.data.train, device) if config.device_cache == "auto" else config.device_cache
+    # A CPU trains from the disk cache's own memory; for a GPU somebody must read ahead.
+    loads_ahead = config.cache == "none" or device.type == "cuda"
+    workers = num_workers(config) if loads_ahead else 0
+    return micro_batches(batches, plan.positions(step), device=device, resident=resident, num_workers=workers)
+
+
+def _cut_smaller(run: Run, plan: BatchPlan) -> None:
+    run.plan = plan
+    print(f"out of memory: goes on with micro-batches of {plan.micro_batch_size}", file=sys.stderr, flush=True)
 
 
 class _Saving:
@@ -240,15 +255,18 @@ def _evaluate(run: Run, trackers: RunTrackers | None) -> dict[str, float]:
 def _as_diffusers_loads_it(unet: UNet2DModel) -> Iterator[UNet2DModel]:
     """The UNet in eval mode and float32, so that its pictures are those of the pipeline that the run leaves.
 
-    Without an average this is the network that trains, whose `forward` Accelerate has replaced by one that autocasts.
+    Without an average this is the network that trains, whose `forward` Accelerate has replaced by one that autocasts,
+    and which may be compiled for training.
     """
     autocasting = unet.__dict__.pop("forward", None)
+    compiled, unet._compiled_call_impl = unet._compiled_call_impl, None
     training = unet.training
     unet.eval()
     try:
         yield unet
     finally:
         unet.train(training)
+        unet._compiled_call_impl = compiled
         if autocasting is not None:
             unet.forward = autocasting
 

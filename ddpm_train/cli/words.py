@@ -3,11 +3,12 @@
 import os
 import sys
 
-import torch
-
 import ddpm_train
 from ddpm_train import checkpoint
 from ddpm_train.cli.build import Run
+from ddpm_train.cli.measuring import Choice
+from ddpm_train.compute import device_name
+from ddpm_train.config import Config
 from ddpm_train.model import num_parameters
 
 
@@ -16,11 +17,6 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     config, plan, data, accelerator = run.config, run.plan, run.data, run.accelerator
     height, width = config.dataset.resolution
     held_out = f", {len(data.validation):,} held out" if data.validation else ""
-    if accelerator.device.type == "cuda":
-        device = torch.cuda.get_device_name()
-    else:
-        device = f"{accelerator.device.type}, {_count(torch.get_num_threads(), 'thread')}"
-    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     epochs = run.max_steps * plan.batch_size / len(data.train)
     where = f"resumes at step {run.state.step:,}" if resumed else "new run"
     run.console.say(f"ddpm-train {ddpm_train.__version__}  {config.name}")
@@ -32,7 +28,8 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
             "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {_count(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
             "steps": f"{run.max_steps:,} ({epochs:.1f} epochs)",
-            "precision": f"{precision} on {device}",
+            "compute": f"{run.choice.compute} on {device_name(accelerator.device)}",
+            **({"measured": _measured(run.choice)} if run.choice.seconds else {}),
             "output": f"{run.output_dir} ({where})",
         }
     )
@@ -41,6 +38,11 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
         run.console.warn(f"warning: {_count(len(data.broken), 'image')} cannot be read and are skipped:")
         for line in data.broken[:20]:
             run.console.warn(f"  {line}")
+
+
+def _measured(choice: Choice) -> str:
+    times = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in choice.seconds.items())
+    return f"{times} for {_count(choice.num_images, 'image')} forward and backward"
 
 
 def say_what_next(run: Run, seconds: float) -> None:
@@ -80,6 +82,12 @@ def non_finite_remedy(run: Run) -> str:
         f"To go on from {last[-1].name} with a lower learning rate, give the same command with "
         f"{change} 'allow_change=[optimizer.lr]'"
     )
+
+
+def memory_remedy(config: Config) -> str:
+    if config.train.micro_batch_size == "auto":
+        return "Start again with a number for train.micro_batch_size: the same command continues"
+    return "The same command with train.micro_batch_size=auto continues with the largest that fits"
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:

@@ -66,10 +66,6 @@ class Prepared:
         return np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="r")
 
 
-def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm-train"
-
-
 def prepare(
     source: Source, decoder: Decoder, cache_dir: Path, *, keep_pixels: bool, num_workers: int, progress: bool
 ) -> Prepared:

@@ -1,12 +1,12 @@
 """One image file to one uint8 array: modes, orientation, transparency, size. Imports no torch (it runs in workers)."""
 
 import io
-import math
 import struct
 import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -134,6 +134,12 @@ def to_mode(image: Image.Image, channels: int, background: tuple[int, int, int])
     return image.convert(MODES[channels])
 
 
-def crop_origin(uniform: float, size: int, crop: int) -> int:
-    """Where a random crop starts: uniform over the size - crop + 1 places, for a uniform number in [0, 1)."""
-    return math.floor(uniform * (size - crop + 1))
+CENTRE = 2**31  # the random number that crops at the centre
+
+
+def crop_origin(bits: Any, size: Any, crop: int) -> Any:
+    """Where a random crop starts: one of the size - crop + 1 places, for random integers in [0, 2**32).
+
+    Numbers, arrays and tensors alike.
+    """
+    return (bits * (size - crop + 1)) >> 32

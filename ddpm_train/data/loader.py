@@ -1,8 +1,9 @@
 """Positions of a run -> batches of images. The only state is the position."""
 
 import os
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,79 +11,18 @@ import torch
 from torch import Tensor
 
 from ddpm_train.config import Dataset
-from ddpm_train.data.cache import Prepared, default_cache_dir, prepare, signals_left_to_parent
-from ddpm_train.data.decode import BrokenImage, Decoder, crop_origin
+from ddpm_train.data.cache import Prepared, prepare, signals_left_to_parent
+from ddpm_train.data.decode import Decoder
+from ddpm_train.data.device_cache import DeviceImages
+from ddpm_train.data.images import Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
+from ddpm_train.files import default_cache_dir
 from ddpm_train.mistakes import Mistakes
-from ddpm_train.seeding import Purpose, uniform
+from ddpm_train.seeding import Purpose, bits
 
 # The held-out part of a dataset must not move when the run's seed does.
 _SPLIT_SEED = 0
-
-
-@dataclass
-class Images:
-    """A set of images, by number: decoded from the cache, or from the source when there is no cache.
-
-    Attributes:
-        rows: int64 [N], each image's place in `prepared`.
-        resolution: (height, width) of what `load` returns.
-    """
-
-    source: Source
-    decoder: Decoder
-    prepared: Prepared
-    rows: np.ndarray
-    cached: bool
-    _offsets: np.ndarray = field(init=False, repr=False)
-    _pixels: np.ndarray | None = field(init=False, repr=False, default=None)
-
-    def __post_init__(self) -> None:
-        lengths = self.prepared.sizes.astype(np.int64).prod(axis=1) * self.decoder.channels
-        self._offsets = np.concatenate(([0], np.cumsum(lengths)))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def load(self, numbers: Sequence[int] | np.ndarray, crops: np.ndarray | None = None) -> Tensor:
-        """Images by number.
-
-        Args:
-            numbers: [B] in [0, len(self)).
-            crops: float64 [B, 2] in [0, 1), where each random crop lies; None takes the centre.
-
-        Returns:
-            uint8 [B, C, H, W].
-        """
-        height, width = self.decoder.resolution
-        if self.cached and self.decoder.crop == "center":
-            grid = self._open_pixels().reshape(-1, self.decoder.channels, height, width)
-            return torch.from_numpy(grid[self.rows[numbers]])
-        batch = np.empty((len(numbers), self.decoder.channels, height, width), dtype=np.uint8)
-        for place, number in enumerate(numbers):
-            image = self._image(int(self.rows[number]))
-            vertical, horizontal = (0.5, 0.5) if crops is None else crops[place]
-            top = crop_origin(vertical, image.shape[1], height)
-            left = crop_origin(horizontal, image.shape[2], width)
-            batch[place] = image[:, top : top + height, left : left + width]
-        return torch.from_numpy(batch)
-
-    def _image(self, row: int) -> np.ndarray:
-        if self.cached:
-            height, width = self.prepared.sizes[row]
-            flat = self._open_pixels()[self._offsets[row] : self._offsets[row + 1]]
-            return flat.reshape(self.decoder.channels, height, width)
-        index = int(self.prepared.usable[row])
-        try:
-            return self.source.load(index, self.decoder)
-        except BrokenImage as error:
-            raise Mistakes(f"{self.source.name(index)}: could be read at the start, but not now: {error}") from None
-
-    def _open_pixels(self) -> np.ndarray:
-        if self._pixels is None:  # opened late, so that the object pickles small for workers
-            self._pixels = self.prepared.pixels()
-        return self._pixels
 
 
 @dataclass(frozen=True)
@@ -166,46 +106,76 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass
 class Batches(torch.utils.data.Dataset):
     """What a run sees at each position: the image in the epoch's order, cropped and flipped by the position alone."""
 
-    def __init__(self, images: Images, *, seed: int, random_crop: bool, random_flip: bool) -> None:
-        self._images = images
-        self._seed = seed
-        self._random_crop = random_crop
-        self._random_flip = random_flip
+    images: Images
+    seed: int
+    random_crop: bool
+    random_flip: bool
 
     def __getitem__(self, positions: Tensor | np.ndarray) -> tuple[Tensor, Tensor] | Mistakes:
-        """int64 [B] positions -> the same positions and their images, uint8 [B, C, H, W].
+        """int64 [B] positions -> the same positions and their images, not yet flipped, uint8 [B, C, H, W].
 
         A mistake is returned: raised in a worker, it would arrive buried in that worker's traceback.
         """
         positions = torch.as_tensor(positions)
+        crops = self.crops(positions)
         try:
-            return positions, self._load(positions)
+            return positions, self.images.load(self.numbers(positions), None if crops is None else crops.numpy())
         except Mistakes as mistakes:
             return mistakes
 
-    def _load(self, positions: Tensor) -> Tensor:
-        numbers = image_indices(positions.numpy(), len(self._images), self._seed)
-        crops = uniform(self._seed, Purpose.CROP, positions, 2).numpy() if self._random_crop else None
-        batch = self._images.load(numbers, crops)
-        if self._random_flip:
-            flipped = uniform(self._seed, Purpose.FLIP, positions, 1)[:, 0] < 0.5
-            batch[flipped] = batch[flipped].flip(-1)
-        return batch
+    def numbers(self, positions: Tensor) -> np.ndarray:
+        """Which images stand at the positions, int64 [B]."""
+        return image_indices(positions.numpy(), len(self.images), self.seed)
+
+    def crops(self, positions: Tensor) -> Tensor | None:
+        """The random integers of the crops, int64 [B, 2]; None where the crop is the centre."""
+        return bits(self.seed, Purpose.CROP, positions, 2) if self.random_crop else None
+
+    def flip(self, positions: Tensor, images: Tensor) -> Tensor:
+        """Mirror the images whose position says so; on any device, without asking it anything."""
+        if not self.random_flip:
+            return images
+        flipped = bits(self.seed, Purpose.FLIP, positions, 1)[:, 0] < 2**31
+        return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 
 def micro_batches(
-    batches: Batches, positions: Iterator[Tensor], *, num_workers: int, pin_memory: bool
+    batches: Batches, positions: Iterator[Tensor], *, device: torch.device, resident: bool, num_workers: int
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """(positions int64 [B], images uint8 [B, C, H, W]) for each element of `positions`, in order.
+    """(positions int64 [B], images uint8 [B, C, H, W]) on the device for each element of `positions`, in order.
 
-    With workers the images are loaded ahead by other processes; the result is the same.
+    The result is the same, wherever the images come from.
+
+    Args:
+        resident: copy all images to the device first and gather from there.
+        num_workers: other processes that load the images ahead, unless resident.
 
     Raises:
         Mistakes: without a cache, an image that could be read at the start cannot be read any more.
     """
+    with closing(
+        _gathered(batches, positions, device) if resident else _loaded(batches, positions, device, num_workers)
+    ) as on_device:
+        for places, images in on_device:
+            yield places, batches.flip(places, images)
+
+
+def _gathered(
+    batches: Batches, positions: Iterator[Tensor], device: torch.device
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    images = DeviceImages(batches.images, device)
+    for each in positions:
+        places, numbers = to_device(each, device), to_device(torch.from_numpy(batches.numbers(each)), device)
+        yield places, images.load(numbers, batches.crops(places))
+
+
+def _loaded(
+    batches: Batches, positions: Iterator[Tensor], device: torch.device, num_workers: int
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     loader = torch.utils.data.DataLoader(
         batches,
         sampler=(each.numpy() for each in positions),  # a tensor would go to a worker by a shared file, not by value
@@ -213,7 +183,7 @@ def micro_batches(
         num_workers=num_workers,
         multiprocessing_context="spawn" if num_workers else None,
         prefetch_factor=4 if num_workers else None,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
     )
     with signals_left_to_parent():
         loading = iter(loader)
@@ -221,6 +191,14 @@ def micro_batches(
         for loaded in loading:
             if isinstance(loaded, Mistakes):
                 raise loaded
-            yield loaded
+            places, images = loaded
+            yield to_device(places, device), to_device(images, device)
     finally:
         del loading  # ends the workers now, though a traceback may keep this frame
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for."""
+    if device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
 
-from ddpm_train.data.loader import Images
+from ddpm_train.data.images import Images
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.evaluation.shards import fill_sharded
 from ddpm_train.preemption import StopRequest

@@ -1,0 +1,167 @@
+"""How a device computes a training step: number format, memory layout, attention kernels, compiled or not.
+
+What pays differs from device to device and from network to network, so `auto` is measured, once. The choice stands in
+every checkpoint and is kept on resume: exactness never hangs on a measurement.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ddpm_train.config import Train
+
+# What is less exact or less plain must be faster by this share of the time.
+MARGINS = {"mixed_precision": 0.1, "channels_last": 0.05, "attention": 0.05, "compile": 0.05}
+# Compiling takes about a minute on a GPU, where it saves a third, and minutes on a CPU, where it saves a tenth at best.
+COMPILE_FROM_SECONDS = {"cuda": 300.0, "cpu": 3600.0}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a step is computed.
+
+    Attributes:
+        mixed_precision: no (float32), bf16 or fp16: what autocast multiplies in; weights stay float32.
+        channels_last: whether activations and convolution weights lie as [B, H, W, C] in memory.
+        attention: fused (the best of torch's fused kernels) or math (plain matrix products).
+        compile: whether torch.compile has compiled the network.
+    """
+
+    mixed_precision: str
+    channels_last: bool
+    attention: str
+    compile: bool
+
+    def __str__(self) -> str:
+        words = ["fp32" if self.mixed_precision == "no" else self.mixed_precision]
+        words += ["channels_last"] if self.channels_last else []
+        words += ["math attention"] if self.attention == "math" else []
+        words += ["compiled"] if self.compile else []
+        return " + ".join(words)
+
+    def apply(self, unet: nn.Module) -> None:
+        """Lay out and compile the network's weights, in place; names and values stay."""
+        unet.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        if not self.compile:
+            unet._compiled_call_impl = None  # what `Module.compile` sets
+        elif unet._compiled_call_impl is None:
+            unet.compile(dynamic=False)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
+        return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+    def attention_kernels(self) -> AbstractContextManager[Any]:
+        return sdpa_kernel(SDPBackend.MATH) if self.attention == "math" else nullcontext()
+
+
+class Stopwatch:
+    """Times trial steps, each kind of them once.
+
+    Args:
+        step: a forward and backward pass of some images.
+        seconds: what has been measured before, by the name of what computed it.
+    """
+
+    def __init__(self, step: Callable[[Compute], None], device: torch.device, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self._step = step
+        self._device = device
+
+    def __call__(self, compute: Compute) -> float:
+        """The better of two steps after one that warms up."""
+        if str(compute) not in self.seconds:
+            try:
+                self.seconds[str(compute)] = min([self._once(compute) for _ in range(3)][1:])
+            except Exception as error:
+                # A compiler needs tools that a machine may lack, and knows many ways to say so.
+                if not compute.compile or out_of_memory(error):
+                    raise
+                self.seconds[str(compute)] = math.inf
+        return self.seconds[str(compute)]
+
+    def _once(self, compute: Compute) -> float:
+        started = time.perf_counter()
+        self._step(compute)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+def choose(train: Train, device: torch.device, measure: Callable[[Compute], float], *, steps_left: float) -> Compute:
+    """Settle what the config leaves to `auto`, one thing after the other.
+
+    Args:
+        measure: the seconds of a trial step.
+        steps_left: how many such steps the run takes; a short one does not repay compiling.
+    """
+    precisions = ["no", "bf16"] if _multiplies_in_bf16(device) else ["no"]
+    options: dict[str, list[Any]] = {
+        "mixed_precision": precisions if train.mixed_precision == "auto" else [train.mixed_precision],
+        "channels_last": [False, True] if train.channels_last == "auto" else [train.channels_last],
+        "attention": ["fused", "math"] if train.attention == "auto" else [train.attention],
+    }
+    chosen = Compute(**{key: values[0] for key, values in options.items()}, compile=train.compile is True)
+    repays = COMPILE_FROM_SECONDS.get(device.type)
+    if train.compile == "auto" and repays is not None and steps_left * measure(chosen) > repays:
+        options["compile"] = [False, True]
+    for key, values in options.items():
+        for value in values[1:]:
+            candidate = replace(chosen, **{key: value})
+            if measure(candidate) < (1 - MARGINS[key]) * measure(chosen):
+                chosen = candidate
+    return chosen
+
+
+def _multiplies_in_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def set_backends(train: Train) -> None:
+    """Let CUDA's libraries use what the config allows, and look for the fastest convolution."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if train.allow_tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = train.allow_tf32
+        torch.backends.cudnn.benchmark = True
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def out_of_memory(error: Exception) -> bool:
+    # oneDNN's convolutions do not say why they could not be set up; on a CPU it is for want of memory.
+    unnamed = str(error) == "could not create a primitive"
+    return unnamed or isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
+def largest_fitting(sizes: list[int], trial: Callable[[int], None]) -> int:
+    """The first of `sizes` (largest first) whose trial does not run out of memory.
+
+    Raises:
+        RuntimeError, MemoryError: the last one does, too.
+    """
+    for size in sizes:
+        try:
+            trial(size)
+        except (RuntimeError, MemoryError) as error:
+            if size == sizes[-1] or not out_of_memory(error):
+                raise
+        else:
+            return size
+        clear_device_cache(garbage_collection=True)
+    raise ValueError("no sizes")

@@ -1,0 +1,188 @@
+"""How a step is computed: what `auto` measures and keeps, and that nothing of it changes what a run is."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, Cli, launch_command
+from diffusers import UNet2DModel
+from test_training import relative_difference, weights
+
+from ddpm_train.compute import Compute, Stopwatch, choose
+from ddpm_train.config import Train
+from ddpm_train.trainer import BatchPlan
+
+WATCHED = str(ROOT / "tests/watched_train.py")
+CPU = torch.device("cpu")
+AUTO = ("train.mixed_precision=auto", "train.channels_last=auto", "train.attention=auto", "train.compile=auto")
+# glibc gives large blocks back at once, so that a limit on the memory is one on what is in use.
+LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+LARGE = ("dataset.resolution=16", "train.batch_size=1000", "train.max_steps=4", "evaluation=none", "tracker=none")
+
+
+def train_config(**values: object) -> Train:
+    defaults = {
+        "batch_size": 16,
+        "micro_batch_size": None,
+        "max_steps": 6,
+        "epochs": None,
+        "max_grad_norm": None,
+        "mixed_precision": "no",
+        "channels_last": False,
+        "attention": "fused",
+        "compile": False,
+        "allow_tf32": True,
+        "gradient_checkpointing": False,
+        "log_every_steps": 1,
+    }
+    return Train(**{**defaults, **values})  # type: ignore[arg-type]
+
+
+def test_what_is_faster_by_its_margin_is_chosen() -> None:
+    def chosen(seconds: dict[str, float], steps_left: float = 1, **values: object) -> tuple[str, list[str]]:
+        asked: list[str] = []
+
+        def measure(compute: Compute) -> float:
+            asked.append(str(compute))
+            return seconds[str(compute)]
+
+        everything = {"channels_last": "auto", "attention": "auto", "compile": "auto"}
+        return str(choose(train_config(**{**everything, **values}), CPU, measure, steps_left=steps_left)), asked
+
+    times = {"fp32": 1.0, "fp32 + channels_last": 0.96, "fp32 + math attention": 0.94}
+    assert chosen(times)[0] == "fp32 + math attention"  # 4 % is no reason, 6 % is
+    hour = 3600 / 1.0
+    compiled = {**times, "fp32 + math attention + compiled": 0.5}
+    assert chosen(compiled, steps_left=hour - 1)[0] == "fp32 + math attention"
+    assert chosen(compiled, steps_left=hour + 1)[0] == "fp32 + math attention + compiled"
+    # What is forced is not measured.
+    name, asked = chosen(times, channels_last=True, attention="math", compile=False)
+    assert name == "fp32 + channels_last + math attention" and asked == []
+
+
+def test_auto_measures_once_says_so_and_is_kept(cli: Cli) -> None:
+    said = cli.train(*AUTO, "name=first", "tracker=none", "checkpoint.every_steps=3")
+    (measured,) = (line for line in said.splitlines() if line.startswith("  measured   "))
+    assert "fp32 " in measured and " ms for 8 images forward and backward" in measured
+    state = json.loads((cli.output("first") / "checkpoints/step_00000006/state.json").read_text())
+    (compute,) = (line for line in said.splitlines() if line.startswith("  compute    "))
+    assert compute == f"  compute    {Compute(**state['compute'])} on cpu, 1 thread"
+    # The next run finds the measurements, and so trains the same to the last bit.
+    (kept,) = (cli.folder / "cache/ddpm-train/compute").iterdir()
+    before = kept.read_bytes()
+    assert measured in cli.train(*AUTO, "name=second", "tracker=none") and kept.read_bytes() == before
+    first, second = (weights(cli.output(name)) for name in ("first", "second"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    # A run that goes on measures nothing, whatever would be found now.
+    opposite = {str(Compute("no", False, "fused", False)): 1e9 if state["compute"]["mixed_precision"] == "no" else 0.0}
+    kept.write_text(json.dumps({"num_images": 8, "seconds": opposite}))
+    said = cli.train(*AUTO, "name=first", "tracker=none", "train.max_steps=8")
+    assert compute in said and "measured" not in said
+
+
+def test_a_launcher_decides_the_precision(cli: Cli) -> None:
+    said = cli.train("train.mixed_precision=auto", "tracker=none", ACCELERATE_MIXED_PRECISION="bf16")
+    assert "compute    bf16 on cpu" in said
+
+
+FORCED = ("train.mixed_precision=bf16", "train.channels_last=true", "train.attention=math", "dataset.device_cache=true")
+
+
+@pytest.mark.parametrize("ema", ["none", "warmup"])
+def test_every_fast_path_resumes_to_the_bit(cli: Cli, ema: str) -> None:
+    run = (*FORCED, f"ema={ema}", "tracker=none", "dataset.random_flip=true", "dataset.crop=random")
+    assert "bf16 + channels_last + math attention on cpu" in cli.train(*run, "name=whole")
+    cli.train(*run, "name=parts", "train.max_steps=3", "lr_scheduler=constant")
+    cli.train(*run, "name=parts", "lr_scheduler=constant")
+    cli.train(*run, "name=whole_constant", "lr_scheduler=constant")
+    for name in ("unet", "optimizer"):
+        whole, parts = (weights(cli.output(run), name) for run in ("whole_constant", "parts"))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    pipeline = UNet2DModel.from_pretrained(cli.output("whole") / "pipeline/unet").state_dict()
+    trained = weights(cli.output("whole"), "unet" if ema == "none" else "ema")
+    assert all(torch.equal(pipeline[key], trained[key]) for key in trained)
+
+
+def test_layout_attention_and_images_on_the_device_change_rounding_only(cli: Cli) -> None:
+    cli.train("name=plain", "tracker=none")
+    fast = ("train.channels_last=true", "train.attention=math", "dataset.device_cache=true")
+    cli.train("name=fast", "tracker=none", *fast)
+    plain, other = (weights(cli.output(name)) for name in ("plain", "fast"))
+    assert 0 < relative_difference(plain, other) < 1e-5
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_run_is_the_same_run(cli: Cli) -> None:
+    run = ("tracker=none", "evaluation=none", "lr_scheduler=constant")
+    cli.train(*run, "name=eager")
+    assert "fp32 + compiled on cpu" in cli.train(*run, "name=whole", "train.compile=true")
+    cli.train(*run, "name=parts", "train.compile=true", "train.max_steps=3")
+    cli.train(*run, "name=parts", "train.compile=true")
+    eager, whole, parts = (weights(cli.output(name)) for name in ("eager", "whole", "parts"))
+    assert relative_difference(eager, whole) < 1e-4
+    assert all(torch.equal(parts[key], whole[key]) for key in whole)
+
+
+def test_a_compiler_that_fails_is_not_chosen() -> None:
+    def step(compute: Compute) -> None:
+        if compute.compile:
+            raise RuntimeError("no C++ compiler")
+
+    measure = Stopwatch(step, CPU, {})
+    assert not choose(train_config(compile="auto"), CPU, measure, steps_left=1e12).compile
+
+
+@pytest.mark.parametrize("micro_batch_size", ["null", "4"])
+def test_a_step_never_waits_for_the_device(cli: Cli, micro_batch_size: str) -> None:
+    run = ("tracker=none", "dataset.random_flip=true", "model.dropout=0.1", "dataset.device_cache=true")
+    command = [sys.executable, WATCHED, "syncs", *TINY, *run, f"train.micro_batch_size={micro_batch_size}"]
+    counted = cli.run(command).split("counted ")[1]
+    assert "'waiting': 0" in counted and int(counted.split("'operations': ")[1].split(",")[0]) > 5000
+
+
+def test_gradients_are_exchanged_once_a_step(cli: Cli) -> None:
+    command = [*launch_command(2)[:-1], WATCHED, "exchanges", *TINY, "tracker=none", "train.micro_batch_size=2"]
+    # Six steps of four micro-batches on each of two processes; this network's gradients are one bucket.
+    assert cli.run(command).count("counted {'exchanges': 6}") == 2
+
+
+def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit_any_more(cli: Cli) -> None:
+    cli.train(*LARGE, "name=reference")
+    found = cli.run(
+        [sys.executable, WATCHED, "room=250", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto"], **LEAN
+    )
+    (batch,) = (line for line in found.splitlines() if line.startswith("  batch "))
+    micro = int(batch.split("= ")[1].split(" x")[0])
+    assert micro < 1000 and f"{micro} x 1 process x {1000 // micro} accumulated" in batch
+    assert "out of memory" not in found
+    cut = cli.run(
+        [sys.executable, WATCHED, "room_at_3=250", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto"], **LEAN
+    )
+    assert "batch      1000 = 1000 x 1 process" in cut
+    assert "out of memory: goes on with micro-batches of 500" in cut
+    for name in ("found", "cut"):
+        for record, expected in zip(cli.metrics(name), cli.metrics("reference"), strict=True):
+            assert record["step"] == expected["step"]
+            assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+            assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+        reference, other = (weights(cli.output(run), step=4) for run in ("reference", name))
+        assert relative_difference(reference, other) < 1e-4
+
+
+def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
+    said = cli.run([sys.executable, WATCHED, "room_at_3=250", *TINY, *LARGE], expect=2, **LEAN)
+    assert "error: out of memory: " in said and "Traceback" not in said
+    assert said.endswith("The same command with train.micro_batch_size=auto continues with the largest that fits\n")
+
+
+def test_micro_batches_of_all_processes_tile_the_batch() -> None:
+    for sizes in ((4, 2), (1, 4)):  # each process may cut its piece as its memory demands
+        seen = []
+        for index, size in enumerate(sizes):
+            plan = BatchPlan(8, size, num_processes=2, process_index=index)
+            positions = plan.positions(step=3)
+            seen += [next(positions) for _ in range(plan.accumulation)]
+        assert torch.cat(seen).sort().values.tolist() == list(range(24, 32))
+    assert BatchPlan(24, 12, 2, 0).micro_batch_sizes() == [12, 6, 4, 3, 2, 1]
