@@ -86,6 +86,20 @@ TABLE = {
         "train.log_every_steps=1.5: must be a whole number",
     ],
     (
+        "train.compile=maybe train.channels_last=2 train.attention=flash train.micro_batch_size=0 "
+        "dataset.device_cache=gpu train.allow_tf32=abc"
+    ): [
+        "dataset.device_cache=gpu: must be auto, true or false",
+        "train.micro_batch_size=0: must be a whole number above 0, auto or null",
+        "train.channels_last=2: must be auto, true or false",
+        "train.attention=flash: not one of auto, fused, math",
+        "train.compile=maybe: must be auto, true or false",
+        "train.allow_tf32=abc: must be true or false",
+    ],
+    "dataset.cache=none dataset.device_cache=true": [
+        "dataset.device_cache=true: copies prepared images, and dataset.cache=none keeps none; use disk or auto"
+    ],
+    (
         "optimizer=adamw ema=warmup optimizer.lr=abc optimizer.eps=null optimizer.betas=[0.9,1] "
         "ema.power=inf dataset.max_broken_fraction=2"
     ): [
