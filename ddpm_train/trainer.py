@@ -178,13 +178,19 @@ class Trainer:
 
         None if it did not fit into memory and can be cut smaller, which `train.micro_batch_size=auto` allows.
         """
+        plan = self.plan
+        losses: list[Tensor] = []
         try:
-            return torch.stack([self._micro_step(index) for index in range(self.plan.accumulation)]).mean()
+            while len(losses) < plan.accumulation:
+                losses.append(self._micro_step(len(losses)))
         except (RuntimeError, MemoryError) as error:
-            may_cut = self.config.train.micro_batch_size == "auto" and self.plan.micro_batch_size > 1
-            if not (may_cut and out_of_memory(error)):
+            may_cut = self.config.train.micro_batch_size == "auto" and plan.micro_batch_size > 1
+            # The last micro-batch is under way with the other processes, who would not begin it anew.
+            exchanging = plan.num_processes > 1 and len(losses) == plan.accumulation - 1
+            if exchanging or not (may_cut and out_of_memory(error)):
                 raise
-        return None
+            return None
+        return torch.stack(losses).mean()
 
     def _micro_step(self, index: int) -> Tensor:
         """Forward and backward of a micro-batch; returns its loss."""

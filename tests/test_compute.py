@@ -177,6 +177,13 @@ def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
     assert said.endswith("The same command with train.micro_batch_size=auto continues with the largest that fits\n")
 
 
+def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
+    command = [*launch_command(2)[:-1], WATCHED, "room_at_3=120", *TINY, *LARGE, "train.micro_batch_size=auto"]
+    said = cli.run(command, expect=1, **LEAN)
+    assert "error: out of memory: " in said
+    assert "Start again with a number for train.micro_batch_size: the same command continues" in said
+
+
 def test_micro_batches_of_all_processes_tile_the_batch() -> None:
     for sizes in ((4, 2), (1, 4)):  # each process may cut its piece as its memory demands
         seen = []
