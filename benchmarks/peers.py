@@ -14,7 +14,6 @@ limits    no training: operations for each image, and how many a second the devi
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import resource
@@ -25,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from work import Work, build_model, num_cores
-
-PACKAGE = "denoising_diffusion_pytorch"
 
 
 class Meter:
@@ -155,8 +152,6 @@ def documented(work: Work, tuned: bool) -> dict[str, Any]:
 
 def package(work: Work) -> dict[str, Any]:
     """The installable Trainer, around the same network. It exchanges its own defaults for the case's where it can."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        return {"missing": "not installed: pip install denoising-diffusion-pytorch"}
     import torch
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
 

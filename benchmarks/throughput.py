@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from limits import tell_peak
-from peers import PACKAGE
 from report import tell
 from work import ROOT, Work, add_case, case_of, last_json, run, tell_case, work_of
 
@@ -30,7 +29,11 @@ LABELS = {
     "tuned": "the same, tuned",
     "package": "denoising-diffusion-pytorch",
 }
-PEERS = [name for name in LABELS if name != "ours"]
+NEEDS = {
+    "tutorial": ("datasets", "torchvision"),
+    "tuned": ("datasets", "torchvision"),
+    "package": ("denoising_diffusion_pytorch",),
+}
 
 
 def peer(name: str, work: Work) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def take_turns(contestants: dict[str, Callable[[], dict[str, Any]]], repeats: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_case(parser)
-    parser.add_argument("--against", nargs="*", choices=PEERS, default=PEERS)
+    parser.add_argument("--against", nargs="*", choices=NEEDS, default=list(NEEDS))
     arguments = parser.parse_args()
     with work_of(arguments) as work:
         figures = {"case": case_of(arguments), **measure(work, arguments.against, arguments.repeats)}
@@ -80,10 +83,11 @@ def measure(work: Work, against: list[str], repeats: int) -> dict[str, Any]:
     watched = peer("ours", work)
     contestants: dict[str, Callable[[], dict[str, Any]]] = {"ours": lambda: program(work)}
     for name in against:
-        if name != "package" or importlib.util.find_spec(PACKAGE):
+        if all(map(importlib.util.find_spec, NEEDS[name])):
             contestants[name] = partial(peer, name, work)
     turns = take_turns(contestants, repeats)
-    figures: dict[str, Any] = {"limits": limits, "not_installed": [name for name in against if name not in turns]}
+    missing = {name: NEEDS[name] for name in against if name not in turns}
+    figures: dict[str, Any] = {"limits": limits, "not_installed": missing}
     for name, measured in turns.items():
         last = {**measured[-1], **watched} if name == "ours" else measured[-1]
         rates = [turn["images_per_second"] for turn in measured]
@@ -114,7 +118,8 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for name, label in LABELS.items():
         if name in figures["not_installed"]:
-            table.append((label, "not installed (pip install denoising-diffusion-pytorch)"))
+            needed = " ".join(figures["not_installed"][name]).replace("_", "-")
+            table.append((label, f"not installed (pip install {needed})"))
         if name not in figures:
             continue
         row = figures[name]
