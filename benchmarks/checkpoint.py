@@ -28,6 +28,8 @@ from ddpm_train.saving import Saver
 from ddpm_train.trainer import TrainState
 from ddpm_train.validation import parse
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def tutorial_config() -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -38,7 +40,7 @@ def tutorial_config() -> Config:
 def full_state() -> TrainState:
     """Weights, average and optimizer as after a first step: every moment exists."""
     config = tutorial_config()
-    unet = build_unet(config)
+    unet = build_unet(config).to(DEVICE)
     optimizer = build_optimizer(config.optimizer, unet.parameters())
     for parameter in unet.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
@@ -52,6 +54,8 @@ def compute(seconds: float, matrix: torch.Tensor) -> float:
     started, count = time.monotonic(), 0
     while time.monotonic() - started < seconds:
         matrix @ matrix
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         count += 1
     return count / (time.monotonic() - started)
 
@@ -68,7 +72,7 @@ def main() -> None:
         every_steps=1, every_minutes=None, keep_last=1, keep_every_steps=None, max_failures=1, mirror=None
     )
     saver = Saver(folder / "beside", config, published=lambda path: None, warn=print)
-    matrix = torch.randn(1024, 1024)
+    matrix = torch.randn(1024, 1024, device=DEVICE)
     blocking, stalls, totals, slowdowns = [], [], [], []
     try:
         saver.save(0, state.tensors(), {})  # the first snapshot also takes its memory from the system

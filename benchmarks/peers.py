@@ -8,71 +8,22 @@ tutorial  diffusers' examples/unconditional_image_generation/train_unconditional
           `datasets` decodes and transforms at every visit, in this process; fp32; AdamW; EMAModel; `.item()` each step
 tuned     the same with all that makes it faster short of another program: bf16, one worker for each core that lives on
           between epochs, pinned memory, fused AdamW, EMAModel(foreach=True)
-package   `denoising-diffusion-pytorch`'s Trainer and GaussianDiffusion, in bf16 where the device has it
+package   `denoising-diffusion-pytorch`'s Trainer and GaussianDiffusion, in bf16
 ours      this project's program with a clock around its data (and, for scaling.py, without the gradients' exchange)
 limits    no training: operations for each image, and how many a second the device does in a matrix product
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-# 4.3M parameters: small enough for a laptop's CPU, and for the loop around the network to show on a GPU.
-SMALL = (
-    *("model=unet2d", "model.layers_per_block=1", "model.block_out_channels=[32,64,128,128]"),
-    "model.down_block_types=[DownBlock2D,DownBlock2D,DownBlock2D,AttnDownBlock2D]",
-    *("model.up_block_types=[AttnUpBlock2D,UpBlock2D,UpBlock2D,UpBlock2D]", "model.norm_num_groups=8"),
-)
-PACKAGE = "denoising_diffusion_pytorch"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What all contestants do, and where.
-
-    Attributes:
-        overrides: of this project's config; the peers take the network from there.
-        warmup: steps before the clock starts.
-        exchange: whether the processes of `ours` exchange gradients.
-    """
-
-    images: str
-    overrides: list[str]
-    resolution: int
-    batch_size: int
-    steps: int
-    warmup: int
-    scratch: str
-    exchange: bool = True
-
-
-def model_overrides(name: str) -> list[str]:
-    return list(SMALL) if name == "small" else [f"model={name}"]
-
-
-def write_images(folder: Path, count: int, shorter_side: int) -> None:
-    """JPEGs with a photograph's sizes and coarse-to-fine content; the same ones every time."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for number in range(count):
-        longer_side = int(shorter_side * random.uniform(1.0, 1.5))
-        size = (longer_side, shorter_side) if number % 3 else (shorter_side, longer_side)
-        pixels = np.zeros((size[1], size[0], 3), np.float32)
-        for cells, strength in ((4, 60), (16, 30), (64, 15), (256, 8)):
-            noise = Image.fromarray(random.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-            pixels += (np.asarray(noise.resize(size, Image.Resampling.BICUBIC), np.float32) / 127.5 - 1) * strength
-        Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}.jpg", quality=90)
+from work import Work, build_model, num_cores
 
 
 class Meter:
@@ -117,24 +68,6 @@ class Meter:
         }
 
 
-def build_model(work: Work) -> Any:
-    """The network that this project's program would train."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from ddpm_train.cli.app import CONF
-    from ddpm_train.model import build_unet
-    from ddpm_train.validation import parse
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", work.overrides)
-    return build_unet(parse(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def documented_loader(work: Work, tuned: bool) -> Any:
     """The images as the diffusers example loads them."""
     import torch
@@ -171,7 +104,7 @@ def documented(work: Work, tuned: bool) -> dict[str, Any]:
     folders = ProjectConfiguration(project_dir=work.scratch, logging_dir=f"{work.scratch}/logs")
     precision = "bf16" if tuned else "no"
     accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_config=folders)
-    model = build_model(work)
+    model = build_model(work.overrides)
     faster = {"foreach": True} if tuned else {}
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, **faster)
     ema.to(accelerator.device)
@@ -219,12 +152,8 @@ def documented(work: Work, tuned: bool) -> dict[str, Any]:
 
 def package(work: Work) -> dict[str, Any]:
     """The installable Trainer, around the same network. It exchanges its own defaults for the case's where it can."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        return {"missing": "not installed: pip install denoising-diffusion-pytorch"}
     import torch
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
-
-    from ddpm_train.cli.build import choose_precision
 
     class Adapter(torch.nn.Module):
         """A UNet2DModel with the face of the package's own Unet."""
@@ -240,9 +169,8 @@ def package(work: Work) -> dict[str, Any]:
         def forward(self, x: Any, time: Any, x_self_cond: Any = None) -> Any:
             return self.unet(x, time).sample
 
-    precision = choose_precision("auto")
     diffusion = GaussianDiffusion(
-        Adapter(build_model(work)),
+        Adapter(build_model(work.overrides)),
         image_size=work.resolution,
         timesteps=1000,
         objective="pred_noise",
@@ -257,7 +185,7 @@ def package(work: Work) -> dict[str, Any]:
         train_num_steps=work.steps,
         save_and_sample_every=work.steps + 1,
         results_folder=f"{work.scratch}/package",
-        amp=precision != "no",
+        amp=True,
         mixed_precision_type="bf16",
         calculate_fid=False,
     )
@@ -265,7 +193,7 @@ def package(work: Work) -> dict[str, Any]:
     # Its loader begins again by itself, so the meter sees one without an end.
     trainer.dl = meter.over(trainer.dl, count=len)
     trainer.train()
-    return meter.figures() | {"precision": precision}
+    return meter.figures() | {"precision": "bf16"}
 
 
 def ours(work: Work) -> dict[str, Any]:
@@ -291,9 +219,9 @@ def ours(work: Work) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     train_run = training.Trainer.train
 
-    def train_and_measure(self: Any, data: Any) -> None:
-        train_run(self, data)
-        figures.update(meter.figures(), precision=self.accelerator.mixed_precision)
+    def train_and_measure(self: Any) -> None:
+        train_run(self)
+        figures.update(meter.figures())
 
     training.Trainer.train = train_and_measure
     sys.argv = ["train.py", *work.overrides]
@@ -320,50 +248,19 @@ def keep_gradients() -> None:
     DistributedDataParallel.__init__ = start_and_register
 
 
-def flops_per_image(unet: Any, resolution: int) -> int:
-    """Operations of one image forward and backward; a multiplication and its addition count as two."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    x_t = torch.zeros(1, unet.config.in_channels, resolution, resolution, device="meta")
-    # The counter knows matrix products, not every device's fused attention kernel.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        unet.to("meta")(x_t, torch.zeros(1, device="meta")).sample.square().mean().backward()
-    return counter.get_total_flops()
-
-
 def limits(work: Work) -> dict[str, Any]:
     """Operations for each image, parameters, and measured operations a second in matrix products."""
-    from ddpm_train.cli.build import choose_precision
+    from limits import flops_per_image, peak_flops
+
     from ddpm_train.model import num_parameters
 
-    unet = build_model(work)
+    unet = build_model(work.overrides)
+    parameters = num_parameters(unet)
     return {
-        "parameters": num_parameters(unet),
+        "parameters": parameters,
         "flops_per_image": flops_per_image(unet, work.resolution),
-        "precision": choose_precision("auto"),
-        "peak_flops": {"no": matmul_flops("float32"), "bf16": matmul_flops("bfloat16")},
+        "peak_flops": peak_flops(),
     }
-
-
-def matmul_flops(dtype: str) -> float:
-    """The best of several square matrix products. fp32 as torch has it by default: exact, where convolutions may not
-    be (TF32), so that a share of it can exceed 1 on such a GPU."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    side, products = (8192, 10) if cuda else (2048, 2)
-    matrix = torch.randn(side, side, device="cuda" if cuda else "cpu", dtype=getattr(torch, dtype))
-    best = float("inf")
-    for _ in range(6):
-        started = time.monotonic()
-        for _ in range(products):
-            matrix @ matrix
-        if cuda:
-            torch.cuda.synchronize()
-        best = min(best, (time.monotonic() - started) / products)
-    return 2 * side**3 / best
 
 
 CONTESTANTS: dict[str, Callable[[Work], dict[str, Any]]] = {
@@ -373,11 +270,6 @@ CONTESTANTS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "ours": ours,
     "limits": limits,
 }
-
-
-def write_work(work: Work, path: Path) -> Path:
-    path.write_text(json.dumps(asdict(work)))
-    return path
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("RESULTS") or Path(__file__).parent / "results")
 PACKAGES = ("torch", "diffusers", "accelerate", "safetensors")
 
 
@@ -32,10 +32,10 @@ def circumstances() -> dict[str, Any]:
 
 
 def tell(name: str, rows: list[tuple[str, str]], figures: dict[str, Any]) -> None:
-    """Print the table and write results/NAME.json."""
+    """Print the table and write NAME.json into results/, or where the environment's RESULTS says."""
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
         print(f"{label:<{width}}  {value}")
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     result = {"circumstances": circumstances(), "figures": figures}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
-from peers import Work, build_model, model_overrides
 from report import tell
 from torch import Tensor
+from work import build_model, model_overrides
 
 from ddpm_train.diffusion.sampling import image_seed, sample
 from ddpm_train.model import num_parameters
@@ -44,7 +44,7 @@ def main() -> None:
         *("dataset=imagefolder", "dataset.path=.", f"dataset.resolution={arguments.resolution}"),
     ]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    unet = build_model(Work("", overrides, arguments.resolution, arguments.images, 0, 0, "")).to(device).eval()
+    unet = build_model(overrides).to(device).eval()
     scheduler = DDPMScheduler(timestep_spacing="trailing")
     pipeline = DDPMPipeline(unet=unet, scheduler=DDPMScheduler.from_config(scheduler.config))
     pipeline.set_progress_bar_config(disable=True)

@@ -1,6 +1,6 @@
 """The real program on one process and on several: images a second, and what the exchange of gradients costs.
 
-    python benchmarks/scaling.py [--processes 1,2] [--images DIR] [--steps 60] [--repeats 3] [--batch-size 32]
+    python benchmarks/scaling.py [--processes 1,2] [--images DIR] [--steps 60] [--repeats 3] [-- OVERRIDES…]
     python benchmarks/scaling.py --predict     the tables of SCALING.md: a model, measured on nothing
 
 The global batch is the same for every count, and so are its images and noise. On the CPU all cores work whatever the
@@ -9,19 +9,16 @@ found by leaving it out: the same run in which each process keeps its own gradie
 """
 
 import argparse
-import json
-import shutil
 import socket
 import statistics
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peers import Work, build_model, flops_per_image, num_cores, write_images, write_work
+from limits import flops_per_image
 from report import tell
-from throughput import ENVIRONMENT, ROOT, WINDOW, fresh, overrides_of, run
+from work import ROOT, WINDOW, Work, add_case, build_model, case_of, last_json, num_cores, run, tell_case, work_of
 
 # What the prediction assumes; SCALING.md says where the numbers come from.
 ACHIEVED_FLOPS = 0.4 * 790e12  # of each GPU
@@ -39,20 +36,16 @@ PREDICTED_GPUS = (8, 64, 512)
 
 def launch(work: Work, processes: int, exchange: bool) -> float:
     """Images a second of the program under `accelerate launch`."""
-    scratch = fresh(work)
-    work_file = write_work(replace(work, exchange=exchange), scratch / "work.json")
-    program = [str(ROOT / "benchmarks/peers.py"), "ours", str(work_file)]
+    log = work.fresh() / "scaling.log"
+    program = [str(ROOT / "benchmarks/peers.py"), "ours", replace(work, exchange=exchange).write()]
     if processes > 1:
         devices = ["--multi_gpu"] if num_gpus() else ["--cpu"]
         options = ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", str(free_port())]
         launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", *devices]
         program = [*launcher, "--num_processes", str(processes), *options, *program]
-    ENVIRONMENT["OMP_NUM_THREADS"] = str(max(1, num_cores() // processes))
-    log = scratch / "scaling.log"
-    run([sys.executable, *program], log)
-    figures = next(line for line in reversed(log.read_text().splitlines()) if line.startswith("{"))
+    run([sys.executable, *program], log, OMP_NUM_THREADS=str(max(1, num_cores() // processes)))
     # The clock counts the images of one process.
-    return processes * json.loads(figures)["images_per_second"]
+    return processes * last_json(log)["images_per_second"]
 
 
 def free_port() -> int:
@@ -66,15 +59,8 @@ def num_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    images = arguments.images.resolve() if arguments.images else scratch / "images"
-    if not arguments.images:
-        write_images(images, 300, shorter_side=500)
-    overrides = overrides_of(arguments, images, scratch)
-    work = Work(
-        str(images), overrides, arguments.resolution, arguments.batch_size, arguments.steps, WINDOW, str(scratch)
-    )
-    launch(replace(work, overrides=[*overrides, f"train.max_steps={WINDOW + 1}"]), 1, True)  # prepares the images
+def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
+    launch(replace(work, overrides=[*work.overrides, f"train.max_steps={WINDOW + 1}"]), 1, True)  # prepares the images
     whole: dict[int, list[float]] = {count: [] for count in arguments.processes}
     alone: dict[int, list[float]] = {count: [] for count in arguments.processes if count > 1}
     for repeat in range(arguments.repeats):
@@ -86,7 +72,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     first = arguments.processes[0]
     devices = {count: count / first if num_gpus() else 1.0 for count in whole}
     return {
-        "case": {"model": arguments.model, "resolution": arguments.resolution, "batch_size": arguments.batch_size},
+        "case": case_of(arguments),
         "images_per_second": whole,
         "images_per_second_without_exchange": alone,
         "efficiency": {
@@ -129,7 +115,7 @@ def tell_predictions() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     for model, resolution, batch in PREDICTED:
         overrides = [f"model={model}", f"dataset.resolution={resolution}", "dataset.channels=3"]
-        unet = build_model(Work("", overrides, resolution, batch, 0, 0, ""))
+        unet = build_model(overrides)
         flops = batch * flops_per_image(unet, resolution)
         gradient_bytes = 4 * sum(parameter.numel() for parameter in unet.parameters())
         for gpus in PREDICTED_GPUS:
@@ -146,27 +132,19 @@ def tell_predictions() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", default="1,2", type=lambda text: [int(n) for n in text.split(",")])
-    parser.add_argument("--images", type=Path, help="a folder of photographs")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--model", default="small", help="small, or one of conf/model")
+    add_case(parser)
     parser.add_argument("--predict", action="store_true")
     arguments = parser.parse_args()
     if arguments.predict:
         tell_predictions()
         return
-    scratch = Path(tempfile.mkdtemp())
-    try:
-        figures = measure(arguments, scratch)
-    finally:
-        shutil.rmtree(scratch)
+    with work_of(arguments) as work:
+        figures = measure(work, arguments)
     tell(Path(__file__).stem, rows(figures), figures)
 
 
 def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    table = [("case", ", ".join(f"{name} {value}" for name, value in figures["case"].items()))]
+    table = [("case", tell_case(figures["case"]))]
     for count, rates in figures["images_per_second"].items():
         share = figures["exchange_share"].get(count)
         exchange = "" if share is None else f", exchange of gradients {100 * share:.1f} % of the time"

@@ -1,8 +1,10 @@
-"""How long a person waits: --help, a typo, and from the command to the first step, fresh and resumed.
+"""How long a person waits: --help, a typo, and from the command to the first step, cold and warm.
 
     python benchmarks/startup.py [--runs 5]
 
-The default run on a warm cache of prepared images; fresh and resumed starts take turns.
+Warm: the same has run before. Cold: as after a restart of the machine, the files of Python, of the packages and of
+this project are not in the system's memory (it is asked to forget them, which it does unless another process uses
+them), and the images of the default run have never been prepared. Kinds of starts take turns.
 """
 
 import argparse
@@ -13,12 +15,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from report import tell
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = [sys.executable, str(ROOT / "train.py")]
+LABELS = {
+    "help": "--help",
+    "typo": "a typo",
+    "fresh": "to the first step, new run",
+    "resumed": "to the first step, resumed",
+}
+
+
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -29,13 +41,13 @@ def whole(*arguments: str) -> float:
     return time.monotonic() - started
 
 
-def until_first_step(folder: Path) -> float:
+def until_first_step(folder: Path, cache: Path) -> float:
     """Seconds from the start of the process until a new step's record is on the disk."""
     metrics = folder / "metrics.jsonl"
     before = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
     command = [*TRAIN, f"output_dir={folder}", "train.log_every_steps=1", "evaluation=none"]
     started = time.monotonic()
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env={**ENVIRONMENT, "XDG_CACHE_HOME": str(cache)}, stdout=subprocess.DEVNULL)
     while not metrics.exists() or metrics.read_bytes().count(b"\n") <= before:
         assert process.poll() is None, "the run ended before its first step"
         time.sleep(0.005)
@@ -45,34 +57,59 @@ def until_first_step(folder: Path) -> float:
     return seconds
 
 
+def installed_files() -> set[Path]:
+    """Everything that a start may read."""
+    installed = [Path(entry) for entry in sys.path if not ROOT.is_relative_to(entry)]
+    folders = [*installed, ROOT / "ddpm_train", ROOT / "conf"]
+    return {path.resolve() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def forget(files: set[Path]) -> None:
+    """Ask the system to drop the files from its memory."""
+    for path in files:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def measure(folder: Path, runs: int) -> dict[str, dict[str, list[float]]]:
+    cache, resumed_run = folder / "cache", folder / "resumed"
+    files = installed_files()
+    until_first_step(resumed_run, cache)
+    seconds: dict[str, dict[str, list[float]]] = {name: {"warm": [], "cold": []} for name in LABELS}
+    for run in range(runs):
+        starts: dict[str, Callable[[Path, str], float]] = {
+            "help": lambda cache, kind: whole("--help"),
+            "typo": lambda cache, kind: whole("optimiser.lr=1"),
+            "fresh": lambda cache, kind, run=run: until_first_step(folder / f"{kind}{run}", cache),
+            "resumed": lambda cache, kind: until_first_step(resumed_run, cache),
+        }
+        for name, start in starts.items():
+            seconds[name]["warm"].append(start(cache, "warm"))
+            forget(files)
+            seconds[name]["cold"].append(start(folder / f"cache{name}{run}", "cold"))
+    return seconds
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
-    resumed_run = folder / "resumed"
-    until_first_step(resumed_run)
-    figures: dict[str, list[float]] = {"help": [], "typo": [], "fresh": [], "resumed": []}
     try:
-        for run in range(arguments.runs):
-            figures["help"].append(whole("--help"))
-            figures["typo"].append(whole("optimiser.lr=1"))
-            figures["fresh"].append(until_first_step(folder / f"fresh{run}"))
-            figures["resumed"].append(until_first_step(resumed_run))
+        figures = measure(folder, arguments.runs)
     finally:
         shutil.rmtree(folder)
-    median = {name: statistics.median(values) for name, values in figures.items()}
-    later = statistics.median(b - a for a, b in zip(figures["fresh"], figures["resumed"], strict=True))
-    tell(
-        "startup",
-        [
-            ("--help", f"{median['help']:.2f} s"),
-            ("a typo", f"{median['typo']:.2f} s"),
-            ("to the first step, fresh", f"{median['fresh']:.2f} s"),
-            ("to the first step, resumed", f"{median['resumed']:.2f} s ({later:+.2f} s)"),
-        ],
-        {**figures, "resumed_minus_fresh": later},
-    )
+    tell("startup", rows(figures), figures)
+
+
+def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    def median(name: str, kind: str) -> str:
+        return f"{statistics.median(figures[name][kind]):.2f} s {kind}"
+
+    return [(label, f"{median(name, 'warm')}, {median(name, 'cold')}") for name, label in LABELS.items()]
 
 
 if __name__ == "__main__":

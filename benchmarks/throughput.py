@@ -1,90 +1,61 @@
 """Images a second of this project's program against the loops that people use today, around the same network.
 
-    python benchmarks/throughput.py [--images DIR] [--steps 60] [--repeats 3] [--resolution 64] [--model small]
+    python benchmarks/throughput.py [--images DIR] [--steps 60] [--repeats 3] [--resolution 64] [--batch-size 32]
+                                    [--model small] [--against tutorial tuned package] [-- OVERRIDES…]
 
 The peers stand in `peers.py`. Every contestant is a process of its own; they take turns, and the ratios are medians
 over the turns. Counted are the steps after a warm-up, with the prepared images in place (`datasets` keeps its own).
-Without --images it generates JPEGs of a photograph's size.
+Without --images it generates JPEGs of a photograph's size. OVERRIDES are this project's, such as train.compile=true:
+by itself a run as short as these does not compile.
 """
 
 import argparse
 import importlib.util
 import json
-import os
-import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peers import PACKAGE, Work, model_overrides, write_images, write_work
+from limits import tell_peak
 from report import tell
+from work import ROOT, Work, add_case, case_of, last_json, run, tell_case, work_of
 
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-WINDOW = 10  # steps; the first one is the warm-up
 LABELS = {
     "ours": "ours",
     "tutorial": "diffusers' example",
     "tuned": "the same, tuned",
     "package": "denoising-diffusion-pytorch",
 }
-
-
-def run(command: list[str], log: Path) -> int:
-    """Run a command; returns the peak memory of its process (or of its largest worker), in bytes."""
-    with open(log, "w") as output:
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-3000:]}")
-    return usage.ru_maxrss * 1024
-
-
-def fresh(work: Work) -> Path:
-    """The folder to work in, without the run of the turn before."""
-    shutil.rmtree(Path(work.scratch) / "run", ignore_errors=True)
-    return Path(work.scratch)
+NEEDS = {
+    "tutorial": ("datasets", "torchvision"),
+    "tuned": ("datasets", "torchvision"),
+    "package": ("denoising_diffusion_pytorch",),
+}
 
 
 def peer(name: str, work: Work) -> dict[str, Any]:
-    scratch = fresh(work)
-    log = scratch / f"{name}.log"
-    run([sys.executable, str(ROOT / "benchmarks/peers.py"), name, str(write_work(work, scratch / "work.json"))], log)
-    return json.loads(log.read_text().splitlines()[-1])
+    log = work.fresh() / f"{name}.log"
+    run([sys.executable, str(ROOT / "benchmarks/peers.py"), name, work.write()], log)
+    return last_json(log)
 
 
 def program(work: Work) -> dict[str, Any]:
-    """This project's own program, as a user starts it; its rate from its own record."""
-    scratch = fresh(work)
+    """This project's own program, as a user starts it: its rate from its record, its choices from its checkpoint."""
+    scratch = work.fresh()
     peak = run([sys.executable, str(ROOT / "train.py"), *work.overrides], scratch / "ours.log")
-    records = [json.loads(line) for line in (scratch / "run" / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (scratch / "run/metrics.jsonl").read_text().splitlines()]
     # Every record of a window carries the window's rate.
     rates = [record["images_per_second"] for record in records if record["step"] > work.warmup]
-    return {"images_per_second": statistics.harmonic_mean(rates), "peak_rss": peak}
-
-
-def overrides_of(arguments: argparse.Namespace, images: Path, scratch: Path) -> list[str]:
-    """The example's recipe in this project's words."""
-    return [
-        *model_overrides(arguments.model),
-        *("dataset=imagefolder", f"dataset.path={images}", f"dataset.resolution={arguments.resolution}"),
-        *("dataset.validation_fraction=0", "dataset.random_flip=true", f"dataset.cache_dir={scratch / 'cache'}"),
-        *("noise_scheduler=linear", "ema=warmup", "evaluation=none", f"train.batch_size={arguments.batch_size}"),
-        *("optimizer.lr=1e-4", "optimizer.betas=[0.95,0.999]", "optimizer.weight_decay=1e-6"),
-        *(f"train.max_steps={arguments.steps}", f"train.log_every_steps={WINDOW}", "checkpoint.every_steps=null"),
-        *("resume=never", f"output_dir={scratch / 'run'}"),
-    ]
+    state = json.loads((scratch / f"run/checkpoints/step_{work.steps:08d}/state.json").read_text())
+    return {
+        "images_per_second": statistics.harmonic_mean(rates),
+        "peak_rss": peak,
+        "precision": state["compute"]["mixed_precision"],
+        "chosen": {**state["compute"], "micro_batch_size": state["micro_batch_size"]},
+    }
 
 
 def take_turns(contestants: dict[str, Callable[[], dict[str, Any]]], repeats: int) -> dict[str, list[dict[str, Any]]]:
@@ -97,51 +68,28 @@ def take_turns(contestants: dict[str, Callable[[], dict[str, Any]]], repeats: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=Path, help="a folder of photographs")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--model", default="small", help="small, or one of conf/model")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_case(parser)
+    parser.add_argument("--against", nargs="*", choices=NEEDS, default=list(NEEDS))
     arguments = parser.parse_args()
-    if arguments.steps <= WINDOW:
-        parser.error(f"--steps {arguments.steps}: more than the {WINDOW} of the warm-up")
-    scratch = Path(tempfile.mkdtemp())
-    try:
-        figures = measure(arguments, scratch)
-    finally:
-        shutil.rmtree(scratch)
-    tell("throughput", rows(figures), figures)
+    with work_of(arguments) as work:
+        figures = {"case": case_of(arguments), **measure(work, arguments.against, arguments.repeats)}
+    tell(Path(__file__).stem, rows(figures), figures)
 
 
-def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    images = arguments.images.resolve() if arguments.images else scratch / "images"
-    if not arguments.images:
-        write_images(images, 300, shorter_side=500)
-    overrides = overrides_of(arguments, images, scratch)
-    work = Work(
-        str(images), overrides, arguments.resolution, arguments.batch_size, arguments.steps, WINDOW, str(scratch)
-    )
+def measure(work: Work, against: list[str], repeats: int) -> dict[str, Any]:
     limits = peer("limits", work)
     # Also prepares the images. A clock around the data has no place in the program that is measured.
     watched = peer("ours", work)
-    contestants: dict[str, Callable[[], dict[str, Any]]] = {
-        "ours": lambda: program(work),
-        "tutorial": lambda: peer("tutorial", work),
-        "tuned": lambda: peer("tuned", work),
-    }
-    if importlib.util.find_spec(PACKAGE):
-        contestants["package"] = lambda: peer("package", work)
-    turns = take_turns(contestants, arguments.repeats)
-    figures: dict[str, Any] = {
-        "case": {"model": arguments.model, "resolution": arguments.resolution, "batch_size": arguments.batch_size},
-        "images": "given" if arguments.images else "generated",
-        "limits": limits,
-        "package_installed": "package" in turns,
-    }
+    contestants: dict[str, Callable[[], dict[str, Any]]] = {"ours": lambda: program(work)}
+    for name in against:
+        if all(map(importlib.util.find_spec, NEEDS[name])):
+            contestants[name] = partial(peer, name, work)
+    turns = take_turns(contestants, repeats)
+    missing = {name: NEEDS[name] for name in against if name not in turns}
+    figures: dict[str, Any] = {"limits": limits, "not_installed": missing}
     for name, measured in turns.items():
-        last = watched if name == "ours" else measured[-1]
+        last = {**measured[-1], **watched} if name == "ours" else measured[-1]
         rates = [turn["images_per_second"] for turn in measured]
         achieved = statistics.median(rates) * limits["flops_per_image"]
         figures[name] = {
@@ -153,28 +101,26 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             "peak_rss": statistics.median(turn["peak_rss"] for turn in measured),
             "peak_gpu": last["peak_gpu"],
             "precision": last["precision"],
+            **({"chosen": last["chosen"]} if name == "ours" else {}),
             "flops_utilisation": achieved / limits["peak_flops"]["bf16" if last["precision"] != "no" else "no"],
         }
     return figures
 
 
 def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    case, limits = figures["case"], figures["limits"]
+    limits = figures["limits"]
     table = [
-        (
-            "case",
-            f"{case['model']}, {limits['parameters'] / 1e6:.2f}M parameters, {case['resolution']} px, "
-            f"batch {case['batch_size']}, {figures['images']} images",
-        ),
+        ("case", tell_case(figures["case"])),
+        ("network", f"{limits['parameters'] / 1e6:.2f}M parameters"),
         ("forward and backward", f"{limits['flops_per_image'] / 1e9:.2f} GFLOP an image"),
-        (
-            "matrix products",
-            f"fp32 {limits['peak_flops']['no'] / 1e12:.3f}, bf16 {limits['peak_flops']['bf16'] / 1e12:.3f} TFLOP/s",
-        ),
+        tell_peak(limits["peak_flops"]),
+        ("ours chose", ", ".join(f"{name} {value}" for name, value in figures["ours"]["chosen"].items())),
     ]
     for name, label in LABELS.items():
+        if name in figures["not_installed"]:
+            needed = " ".join(figures["not_installed"][name]).replace("_", "-")
+            table.append((label, f"not installed (pip install {needed})"))
         if name not in figures:
-            table.append((label, "not installed (pip install denoising-diffusion-pytorch)"))
             continue
         row = figures[name]
         gpu = f", {row['peak_gpu'] / 1e9:.2f} GB on the GPU" if row["peak_gpu"] else ""

@@ -9,7 +9,9 @@ import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 import time
 from array import array
@@ -33,11 +35,15 @@ from ddpm_train.files import replace_folder
 from ddpm_train.mistakes import Mistakes
 
 FORMAT = 1
-# What one process decodes in this time needs no workers; they take about as long to start.
+# What one process still decodes in this time needs no workers; they take about as long to start. The pace is known
+# after a while.
 _ALONE_SECONDS = 0.5
-# A chunk of images goes to a worker at once: enough to hide the passing on, few enough to bound the memory.
-_CHUNK_IMAGES = 64
+_PACE_SECONDS = 0.05
+# A chunk of images goes to a worker at once: enough to hide the passing on, few enough to bound the memory and for all
+# to finish together. A worker has this many ahead, so that it need not wait while the parent decodes.
+_CHUNK_IMAGES = 16
 _CHUNK_BYTES = 2**20
+_CHUNKS_AHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def prepare(
 
     Args:
         keep_pixels: False keeps only which images decode and their hash (`dataset.cache=none`).
-        num_workers: processes; 0 decodes in this one.
+        num_workers: processes that decode beside this one.
         progress: show a bar.
 
     Raises:
@@ -114,7 +120,7 @@ def _build(
     with (
         open(staging / "pixels.bin", "wb") as file,
         tqdm(total=len(source), desc="preparing images", unit="img", disable=not progress, leave=False) as bar,
-        closing(_decode_all(source, decoder, num_workers)) as images,
+        closing(_decode_all(source, decoder, num_workers, staging)) as images,
     ):
         for index, decoded in images:
             bar.update()
@@ -173,9 +179,11 @@ _worker_decoder: Decoder
 _worker_stop: Any  # ctypes.c_byte in shared memory: the parent needs no more images
 
 
-def _start_worker(source: Source, decoder: Decoder, stop: Any) -> None:
+def _start_worker(work: str, stop: Any) -> None:
     global _worker_source, _worker_decoder, _worker_stop
-    _worker_source, _worker_decoder, _worker_stop = source, decoder, stop
+    _worker_stop = stop
+    with open(work, "rb") as file:
+        _worker_source, _worker_decoder = pickle.load(file)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -199,40 +207,78 @@ def _decode(source: Source, decoder: Decoder, index: int) -> np.ndarray | str:
 
 
 def _decode_all(
-    source: Source, decoder: Decoder, num_workers: int
+    source: Source, decoder: Decoder, num_workers: int, scratch: Path
 ) -> Generator[tuple[int, np.ndarray | str], None, None]:
-    """Every image in order, or why it is broken."""
+    """Every image in order, or why it is broken.
+
+    This process decodes all the time: alone until it is clear that there is work for others, alone until the first of
+    them is there, then beside them.
+    """
     started = time.monotonic()
     index = 0
-    while index < len(source) and (num_workers == 0 or time.monotonic() - started < _ALONE_SECONDS):
+    while index < len(source) and not (num_workers and _worth_workers(index, len(source), started)):
         yield index, _decode(source, decoder, index)
         index += 1
-    if index < len(source):
-        yield from _decode_in_workers(source, decoder, num_workers, index)
+    if index == len(source):
+        return
+    with _workers(source, decoder, num_workers, scratch) as (pool, ready):
+        while index < len(source) and not ready.done():
+            yield index, _decode(source, decoder, index)
+            index += 1
+        yield from _decode_beside(pool, source, decoder, num_workers, index)
 
 
-def _decode_in_workers(
-    source: Source, decoder: Decoder, num_workers: int, first: int
-) -> Iterator[tuple[int, np.ndarray | str]]:
-    """The images from `first` on. At most four chunks for each worker are under way at once."""
+def _worth_workers(done: int, total: int, started: float) -> bool:
+    """Whether what is left would take this process long, at the pace so far."""
+    elapsed = time.monotonic() - started
+    return elapsed >= _PACE_SECONDS and elapsed * (total - done) >= _ALONE_SECONDS * done
+
+
+@contextmanager
+def _workers(
+    source: Source, decoder: Decoder, num_workers: int, scratch: Path
+) -> Iterator[tuple[ProcessPoolExecutor, "Future[Any]"]]:
+    """Starts workers without waiting for them; the future is done when the first one is there."""
     # Forking a process that runs torch's threads can deadlock; spawned workers import no torch.
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)
+    # By a file: a pipe that many names do not fit into would hold this process up until each worker has imported all.
+    with tempfile.NamedTemporaryFile(dir=scratch) as work:
+        pickle.dump((source, decoder), work)
+        work.flush()
+        pool = ProcessPoolExecutor(num_workers, context, _start_worker, (work.name, stop))
+        try:
+            # A pool starts a worker for each task that finds none idle.
+            ready = [_submit(pool, range(0)) for _ in range(num_workers)]
+            yield pool, ready[0]
+        finally:
+            stop.value = 1
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, indices: range) -> "Future[list[np.ndarray | str]]":
+    with signals_left_to_parent():  # submitting starts workers
+        return pool.submit(_decode_chunk, indices)
+
+
+def _decode_beside(
+    pool: ProcessPoolExecutor, source: Source, decoder: Decoder, num_workers: int, first: int
+) -> Iterator[tuple[int, np.ndarray | str]]:
+    """The images from `first` on. This process takes a chunk itself whenever the workers have enough to do."""
     size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // decoder.max_bytes))
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (source, decoder, stop))
     pending: deque[tuple[range, Future[list[np.ndarray | str]]]] = deque()
-    try:
-        for start in range(first, len(source), size):
-            chunk = range(start, min(start + size, len(source)))
-            with signals_left_to_parent():  # submitting starts the workers
-                pending.append((chunk, pool.submit(_decode_chunk, chunk)))
-            if len(pending) > 4 * num_workers:
-                yield from _in_order(*pending.popleft())
-        while pending:
+    for start in range(first, len(source), size):
+        chunk = range(start, min(start + size, len(source)))
+        if sum(not future.done() for _, future in pending) < _CHUNKS_AHEAD * num_workers:
+            pending.append((chunk, _submit(pool, chunk)))
+        else:
+            own: Future[list[np.ndarray | str]] = Future()
+            own.set_result([_decode(source, decoder, index) for index in chunk])
+            pending.append((chunk, own))
+        while pending and (pending[0][1].done() or len(pending) > 2 * _CHUNKS_AHEAD * num_workers):
             yield from _in_order(*pending.popleft())
-    finally:
-        stop.value = 1
-        pool.shutdown(wait=True, cancel_futures=True)
+    while pending:
+        yield from _in_order(*pending.popleft())
 
 
 def _in_order(indices: range, future: "Future[list[np.ndarray | str]]") -> Iterator[tuple[int, np.ndarray | str]]:

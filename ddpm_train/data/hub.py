@@ -2,13 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ddpm_train.config import Dataset
 from ddpm_train.mistakes import Mistakes
 
+if TYPE_CHECKING:
+    from ddpm_train.config import Dataset
 
-def load_dataset(config: Dataset, split: str) -> Any:
+
+def load_dataset(config: "Dataset", split: str) -> Any:
     """One split of `dataset.path`, a `datasets.Dataset`.
 
     Raises:
@@ -39,7 +41,7 @@ def load_dataset(config: Dataset, split: str) -> Any:
         raise Mistakes(f"dataset.path={config.path}: {str(error).splitlines()[0]}") from None
 
 
-def _load_from_hub(config: Dataset, split: str) -> Any:
+def _load_from_hub(config: "Dataset", split: str) -> Any:
     """One split of the repository `owner/name`.
 
     The Hub is asked first which commit `dataset.revision` means: that answers within a moment where `load_dataset`
@@ -61,7 +63,7 @@ def _load_from_hub(config: Dataset, split: str) -> Any:
         ) from None
 
 
-def _value_mistake(config: Dataset, split: str, error: ValueError) -> str:
+def _value_mistake(config: "Dataset", split: str, error: ValueError) -> str:
     """What `load_dataset` says of a split or a configuration, as a line."""
     first = next(line for line in [*str(error).splitlines(), type(error).__name__] if line)
     if "Unknown split" in first:
@@ -72,7 +74,7 @@ def _value_mistake(config: Dataset, split: str, error: ValueError) -> str:
     return f"dataset.path={config.path}: {first}"
 
 
-def _commit(config: Dataset) -> tuple[str | None, str | None]:
+def _commit(config: "Dataset") -> tuple[str | None, str | None]:
     """The commit that the Hub has for `dataset.revision`, or None and why the Hub does not say.
 
     Raises:

@@ -50,8 +50,8 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
             decoder,
             Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir(),
             keep_pixels=config.cache == "disk",
-            # Of all processes of a launch one prepares and the others wait: it has all cores.
-            num_workers=_num_cores() if config.num_workers is None else config.num_workers,
+            # Of all processes of a launch one prepares and the others wait: it has all cores, one of them for itself.
+            num_workers=_num_cores() - 1 if config.num_workers is None else config.num_workers,
             progress=progress,
         )
         _check_broken(config, found, len(source))

@@ -4,15 +4,17 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from ddpm_train.config import Dataset
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.hub import load_dataset
 from ddpm_train.mistakes import Mistakes, did_you_mean
+
+if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
+    from ddpm_train.config import Dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EMBEDDED = {"fashion_tiny": 28}  # name -> side of a tile, in pixels
@@ -147,7 +149,7 @@ class HubSource:
         return decoder(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]))
 
 
-def open_source(config: Dataset, split: str) -> Source:
+def open_source(config: "Dataset", split: str) -> Source:
     """Open one split of the configured dataset.
 
     Raises:
@@ -163,7 +165,7 @@ def open_source(config: Dataset, split: str) -> Source:
     return HubSource(dataset, _image_column(dataset, config.image_column))
 
 
-def path_mistakes(config: Dataset) -> list[str]:
+def path_mistakes(config: "Dataset") -> list[str]:
     """Mistakes in `dataset.path` that a look at the disk shows, without loading anything."""
     path = Path(config.path).expanduser()
     if config.validation_split is not None and (

@@ -1,0 +1,160 @@
+"""What the contestants of a benchmark share: one case in words that all of them understand, and where it is done."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from photographs import write_photographs
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+WINDOW = 10  # steps; the first one is the warm-up
+NUM_PHOTOGRAPHS = 1188
+# 4.3M parameters: small enough for a laptop's CPU, and for the loop around the network to show on a GPU.
+SMALL = (
+    *("model=unet2d", "model.layers_per_block=1", "model.block_out_channels=[32,64,128,128]"),
+    "model.down_block_types=[DownBlock2D,DownBlock2D,DownBlock2D,AttnDownBlock2D]",
+    *("model.up_block_types=[AttnUpBlock2D,UpBlock2D,UpBlock2D,UpBlock2D]", "model.norm_num_groups=8"),
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all contestants do, and where.
+
+    Attributes:
+        overrides: of this project's config; the peers take the network from there.
+        warmup: steps before the clock starts.
+        exchange: whether the processes of this project's program exchange gradients.
+    """
+
+    images: str
+    overrides: list[str]
+    resolution: int
+    batch_size: int
+    steps: int
+    warmup: int
+    scratch: str
+    exchange: bool = True
+
+    def fresh(self) -> Path:
+        """The folder to work in, without the run of the turn before."""
+        shutil.rmtree(Path(self.scratch) / "run", ignore_errors=True)
+        return Path(self.scratch)
+
+    def write(self) -> str:
+        """A file that `peers.py` reads; returns its path."""
+        path = Path(self.scratch) / "work.json"
+        path.write_text(json.dumps(asdict(self)))
+        return str(path)
+
+
+def add_case(parser: argparse.ArgumentParser) -> None:
+    """The options that describe a case."""
+    parser.add_argument("--images", type=Path, help="a folder of photographs; otherwise they are generated")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--model", default="small", help="small, or one of conf/model")
+    parser.add_argument("overrides", nargs="*", help="more of this project's config, such as train.compile=true")
+
+
+@contextmanager
+def work_of(arguments: argparse.Namespace) -> Iterator[Work]:
+    """The case that the options describe, in a folder that goes with it."""
+    if arguments.steps <= WINDOW:
+        raise SystemExit(f"--steps {arguments.steps}: more than the {WINDOW} of the warm-up")
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        images = arguments.images.resolve() if arguments.images else scratch / "images"
+        if not arguments.images:
+            write_photographs(images, NUM_PHOTOGRAPHS)
+        overrides = _overrides(arguments, images, scratch)
+        yield Work(
+            str(images), overrides, arguments.resolution, arguments.batch_size, arguments.steps, WINDOW, str(scratch)
+        )
+    finally:
+        shutil.rmtree(scratch)
+
+
+def case_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "model": arguments.model,
+        "resolution": arguments.resolution,
+        "batch_size": arguments.batch_size,
+        "images": "given" if arguments.images else "generated",
+        "overrides": arguments.overrides,
+    }
+
+
+def tell_case(case: dict[str, Any]) -> str:
+    overrides = "".join(f", {override}" for override in case["overrides"])
+    return f"{case['model']}, {case['resolution']} px, batch {case['batch_size']}, {case['images']} images{overrides}"
+
+
+def _overrides(arguments: argparse.Namespace, images: Path, scratch: Path) -> list[str]:
+    """The recipe of the diffusers example in this project's words."""
+    return [
+        *model_overrides(arguments.model),
+        *("dataset=imagefolder", f"dataset.path={images}", f"dataset.resolution={arguments.resolution}"),
+        *("dataset.validation_fraction=0", "dataset.random_flip=true", f"dataset.cache_dir={scratch / 'cache'}"),
+        *("noise_scheduler=linear", "ema=warmup", "evaluation=none", f"train.batch_size={arguments.batch_size}"),
+        *("optimizer.lr=1e-4", "optimizer.betas=[0.95,0.999]", "optimizer.weight_decay=1e-6"),
+        *(f"train.max_steps={arguments.steps}", f"train.log_every_steps={WINDOW}", "checkpoint.every_steps=null"),
+        *("resume=never", f"output_dir={scratch / 'run'}"),
+        *arguments.overrides,
+    ]
+
+
+def model_overrides(name: str) -> list[str]:
+    return list(SMALL) if name == "small" else [f"model={name}"]
+
+
+def build_model(overrides: list[str]) -> Any:
+    """The network that this project's program would train."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from ddpm_train.cli.app import CONF
+    from ddpm_train.model import build_unet
+    from ddpm_train.validation import parse
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", overrides)
+    return build_unet(parse(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def run(command: list[str], log: Path, **environment: str) -> int:
+    """Run a command; returns the peak memory of its process (or of its largest worker), in bytes."""
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, env=ENVIRONMENT | environment, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-3000:]}")
+    return usage.ru_maxrss * 1024
+
+
+def last_json(log: Path) -> dict[str, Any]:
+    """The last line that is a JSON object; a launcher may say more after it."""
+    figures: dict[str, Any] = json.loads(next(s for s in reversed(log.read_text().splitlines()) if s.startswith("{")))
+    return figures
