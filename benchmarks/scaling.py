@@ -104,8 +104,8 @@ def predict(gradient_bytes: float, flops: float, gpus: int) -> dict[str, float]:
     exchange += buckets * 2 * ((NODE_GPUS - 1) * NVLINK_LATENCY + (nodes - 1) * NETWORK_LATENCY)
     # The backward pass hides the exchange of all buckets but the last one to be ready.
     exposed = max(exchange / buckets, exchange - BACKWARD_SHARE * computing)
-    # The host runs ahead of the GPU, but the processes agree in each step whether to stop.
-    host = HOST_SECONDS + 2 * (gpus - 1) * HOST_LATENCY
+    # The host runs ahead of the GPU. The processes' vote on stopping has a step's time: the next one waits for it.
+    host = max(HOST_SECONDS, 2 * (gpus - 1) * HOST_LATENCY)
     step = max(computing + exposed, host)
     return {"computing": computing, "exchange": exchange, "exposed": exposed, "host": host, "step": step}
 
