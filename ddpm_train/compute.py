@@ -6,7 +6,7 @@ every checkpoint and is kept on resume: exactness never hangs on a measurement.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,32 +96,50 @@ class Stopwatch:
         return time.perf_counter() - started
 
 
-def choose(train: Train, device: torch.device, measure: Callable[[Compute], float], *, steps_left: float) -> Compute:
-    """Settle what the config leaves to `auto`, one thing after the other.
+def choose(start: Compute, options: Mapping[str, Sequence[Any]], measure: Callable[[Compute], float]) -> Compute:
+    """The fastest way, found field by field.
 
     Args:
+        start: is left for what is faster by the field's margin.
+        options: field of `Compute` -> what else to try there.
         measure: the seconds of a trial step.
-        steps_left: how many such steps the run takes; a short one does not repay compiling.
     """
-    precisions = ["no", "bf16"] if _multiplies_in_bf16(device) else ["no"]
-    options: dict[str, list[Any]] = {
-        "mixed_precision": precisions if train.mixed_precision == "auto" else [train.mixed_precision],
-        "channels_last": [False, True] if train.channels_last == "auto" else [train.channels_last],
-        "attention": ["fused", "math"] if train.attention == "auto" else [train.attention],
-    }
-    chosen = Compute(**{key: values[0] for key, values in options.items()}, compile=train.compile is True)
-    repays = COMPILE_FROM_SECONDS.get(device.type)
-    if train.compile == "auto" and repays is not None and steps_left * measure(chosen) > repays:
-        options["compile"] = [False, True]
+    chosen = start
     for key, values in options.items():
-        for value in values[1:]:
+        for value in values:
             candidate = replace(chosen, **{key: value})
             if measure(candidate) < (1 - MARGINS[key]) * measure(chosen):
                 chosen = candidate
     return chosen
 
 
-def _multiplies_in_bf16(device: torch.device) -> bool:
+def choose_for_training(
+    train: Train, device: torch.device, measure: Callable[[Compute], float], *, steps_left: float
+) -> Compute:
+    """Settle what the config leaves to `auto`.
+
+    Args:
+        steps_left: how many trial steps the run takes; a short one does not repay compiling.
+    """
+    others: dict[str, tuple[Any, list[Any]]] = {
+        "mixed_precision": ("no", ["bf16"] if multiplies_in_bf16(device) else []),
+        "channels_last": (False, [True]),
+        "attention": ("fused", ["math"]),
+        "compile": (False, []),
+    }
+    plain = {
+        key: simplest if getattr(train, key) == "auto" else getattr(train, key) for key, (simplest, _) in others.items()
+    }
+    options = {key: values for key, (_, values) in others.items() if getattr(train, key) == "auto"}
+    chosen = choose(Compute(**plain), options, measure)
+    repaid_after = COMPILE_FROM_SECONDS.get(device.type)
+    if train.compile == "auto" and repaid_after is not None and steps_left * measure(chosen) > repaid_after:
+        chosen = choose(chosen, {"compile": [True]}, measure)
+    return chosen
+
+
+def multiplies_in_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for it, and does not emulate them."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()

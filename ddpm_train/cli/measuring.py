@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from diffusers import UNet2DModel
 
-from ddpm_train.compute import Compute, Stopwatch, choose, device_name, largest_fitting, out_of_memory
+from ddpm_train.compute import Compute, Stopwatch, choose_for_training, device_name, largest_fitting, out_of_memory
 from ddpm_train.config import Config, Train
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.files import default_cache_dir, write_atomic
@@ -96,7 +96,7 @@ def _settled(train: Train, before: dict[str, Any], device: torch.device) -> Trai
 def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
     train, device = config.train, trial.device
     if "auto" not in (train.mixed_precision, train.channels_last, train.attention, train.compile):
-        return Choice(choose(train, device, lambda compute: 0.0, steps_left=0), 0, {})
+        return Choice(choose_for_training(train, device, lambda compute: 0.0, steps_left=0), 0, {})
     at_most = min(_micro_batch_size(config), _GPU_TRIAL_IMAGES if device.type == "cuda" else _CPU_TRIAL_IMAGES)
     circumstances = [device_name(device), torch.backends.cpu.get_cpu_capability(), torch.__version__]
     key = json.dumps([circumstances, trial.unet.config, train.gradient_checkpointing, at_most], default=str)
@@ -106,7 +106,7 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
     seconds = dict(known.get("seconds", {}))
     measure = Stopwatch(lambda compute: trial(compute, num_images), device, seconds)
     images_left = max_steps * train.batch_size / PartialState().num_processes
-    compute = choose(train, device, measure, steps_left=images_left / num_images)
+    compute = choose_for_training(train, device, measure, steps_left=images_left / num_images)
     if seconds != known.get("seconds"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps({"num_images": num_images, "seconds": seconds}).encode())
