@@ -3,6 +3,8 @@
 Hydra composes, `validation.parse` checks once and returns these frozen dataclasses; beyond it there is no `DictConfig`.
 """
 
+from collections.abc import Mapping
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -10,7 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 # A name such as 2024 is a text; infinity is not a rate.
-_STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
 def _no_bool(value: object) -> object:
@@ -28,6 +30,12 @@ DownBlock = Literal[
     "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"
 ]
 UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"]
+
+
+SamplerName = Literal[
+    "ddpm", "ddim", "pndm", "dpm_solver", "dpm_solver_singlestep", "dpm_solver_sde", "unipc", "deis", "sa_solver",
+    "euler", "euler_ancestral", "heun", "kdpm2", "kdpm2_ancestral", "lms",
+]  # fmt: skip
 
 
 def _height_and_width(value: object) -> object:
@@ -48,7 +56,7 @@ Resolution = Annotated[tuple[Positive, Positive], BeforeValidator(_height_and_wi
 Required = BeforeValidator(_given)  # `???` in a config: the user has to say
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Dataset:
     """Where the images come from and how they become uint8 arrays [channels, height, width]."""
 
@@ -72,7 +80,7 @@ class Dataset:
     max_pixels: Positive  # a larger image is not decoded (decompression bombs)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Model:
     """UNet2DModel's arguments; sample size and channels follow from the dataset."""
 
@@ -100,7 +108,7 @@ class Model:
     add_attention: bool
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class NoiseScheduler:
     """DDPMScheduler's arguments."""
 
@@ -123,14 +131,14 @@ class NoiseScheduler:
     rescale_betas_zero_snr: bool
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class MSE:
     """The mean squared error of the prediction (Ho et al. 2020, eq. 14)."""
 
     name: Literal["mse"]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class MinSNR:
     """The mean squared error weighted by min(SNR, gamma) (Hang et al. 2023)."""
 
@@ -138,7 +146,7 @@ class MinSNR:
     gamma: Annotated[Real, Gt(0)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Adam:
     """AdamW, Adam, or AdamW with 8-bit state (bitsandbytes)."""
 
@@ -149,7 +157,7 @@ class Adam:
     weight_decay: Annotated[Real, Ge(0)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SGD:
     name: Literal["sgd"]
     lr: Annotated[Real, Gt(0)]
@@ -158,18 +166,18 @@ class SGD:
     nesterov: bool
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class LRScheduler:
     name: Literal["constant", "linear", "cosine"]
     warmup_steps: NonNegative
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class NoEMA:
     name: Literal["none"]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class WarmupEMA:
     """diffusers' EMAModel with `use_ema_warmup=True`."""
 
@@ -181,7 +189,7 @@ class WarmupEMA:
     update_after_step: NonNegative
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Train:
     batch_size: Positive  # the global batch
     micro_batch_size: Positive | None  # per device; None: the largest that needs no accumulation
@@ -193,7 +201,7 @@ class Train:
     log_every_steps: Positive  # how often metrics are read back from the device
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Checkpoint:
     """When a run saves, and what it keeps. It also saves at its end and when it is asked to stop."""
 
@@ -205,7 +213,7 @@ class Checkpoint:
     mirror: str | None  # an fsspec URL that each checkpoint is copied to, below the run's name
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Evaluation:
     name: Literal["none", "grid"]
     every_steps: Positive | None  # None: at the end only
@@ -214,14 +222,27 @@ class Evaluation:
     num_inference_steps: Positive
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Sampler:
-    """A diffusers scheduler that samples, built from the model's own noise schedule."""
+    """A diffusers scheduler that samples, built from the model's own noise schedule.
 
-    name: Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "heun"]
+    In a config the arguments, of its constructor and of its `step`, stand beside the name: `sampler.eta=0.5`.
+    """
+
+    name: SamplerName
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, config=_STRICT)
+def _arguments_apart(value: object) -> object:
+    if not isinstance(value, Mapping) or "name" not in value:
+        return value
+    return {"name": value["name"], "arguments": {key: item for key, item in value.items() if key != "name"}}
+
+
+SamplerChoice = Annotated[Sampler, BeforeValidator(_arguments_apart)]
+
+
+@dataclass(frozen=True, config=STRICT)
 class Trackers:
     """Accelerate's trackers by name; a value holds the arguments of the tracker's own constructor."""
 
@@ -230,7 +251,7 @@ class Trackers:
     trackio: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """All keys of `ddpm-train`."""
 
@@ -249,5 +270,5 @@ class Config:
     train: Train
     checkpoint: Checkpoint
     evaluation: Evaluation
-    sampler: Sampler
+    sampler: SamplerChoice
     tracker: Trackers
