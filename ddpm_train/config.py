@@ -5,11 +5,16 @@ Hydra composes, `validation.parse` checks once and returns these frozen dataclas
 
 from collections.abc import Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries the configs inside the package; a checkout has them beside it.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 # A name such as 2024 is a text; infinity is not a rate.
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)

@@ -112,7 +112,7 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
     known = json.loads(origin.read_text()) if origin.exists() else {}
     if weights != "auto" and known.get("weights") != weights:
         held = {"ema": "the average (weights=ema)", "unet": "the raw weights (weights=unet)"}
-        told = held.get(known.get("weights"), "one set of weights, without saying which (weights=auto)")
+        told = held.get(known.get("weights", ""), "one set of weights, without saying which (weights=auto)")
         raise Mistakes(f"weights={weights}: {pipeline} holds {told}; use that, or give a run that has both")
     from diffusers.utils import logging
 

@@ -67,6 +67,11 @@ class SampleConfig:
         looks = {"trajectory": self.trajectory, "interpolate": self.interpolate, "compare": bool(self.compare.samplers)}
         return next((name for name, wanted in looks.items() if wanted), None)
 
+    @property
+    def walks_to(self) -> int:
+        """The seed at the end of an interpolation."""
+        return self.seed + 1 if self.interpolate_seed is None else self.interpolate_seed
+
 
 def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
     """What single keys cannot show: a line for each combination that cannot work."""

@@ -25,12 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_train import exit_codes
 from ddpm_train.cli import cpu_processes
+from ddpm_train.config import CONF
 from ddpm_train.mistakes import Mistakes, did_you_mean
 from ddpm_train.validation import Schema, dotted
-
-_PACKAGE = Path(__file__).resolve().parent.parent
-# A wheel carries the configs inside the package; a checkout has them beside it.
-CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 _NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 _SEVERAL_AT_ONCE = ("tracker", "experiment")
@@ -193,9 +190,7 @@ def _jobs(overrides: list[str], multirun: bool) -> tuple[list[str], list[tuple[s
     return lines, list(itertools.product(*choices))
 
 
-def _sweep_mistakes(
-    jobs: list[tuple[str, ...]], configs: list[dict[str, Any]], program: Program[C]
-) -> Iterator[str]:
+def _sweep_mistakes(jobs: list[tuple[str, ...]], configs: list[dict[str, Any]], program: Program[C]) -> Iterator[str]:
     """Runs that share a folder would each go on where the one before it stopped."""
     folders = [config.get(program.output_key) for config in configs]
     for folder in {folder: None for folder in folders if folders.count(folder) > 1}:

@@ -26,14 +26,7 @@ from ddpm_train.sample_config import SampleConfig
 from ddpm_train.sampling import looks, pictures
 from ddpm_train.sampling.engine import Engine, choose_precision, in_batches
 from ddpm_train.sampling.folder import ImageFolder
-from ddpm_train.sampling.recipe import (
-    Inpainting,
-    Recipe,
-    choose_resolution,
-    read_mask,
-    read_picture,
-    recipe_mistakes,
-)
+from ddpm_train.sampling.recipe import Recipe, build_recipe
 
 _GRID_IMAGES = 64
 # A process that has made its share waits for the others, however long they take; a dead one ends all at once.
@@ -87,30 +80,6 @@ def _sample(config: SampleConfig) -> None:
     state.wait_for_everyone()
 
 
-def build_recipe(config: SampleConfig, model: Model) -> Recipe:
-    """What the config asks of this model.
-
-    Raises:
-        Mistakes: all that the model cannot do.
-    """
-    resolution = choose_resolution(model, config.resolution)
-    picture = read_picture(config.from_image, model, resolution) if config.from_image else None
-    mask = read_mask(config.inpaint, resolution) if config.inpaint else None
-    recipe = Recipe(
-        seed=config.seed,
-        sampler=config.sampler,
-        num_inference_steps=config.num_inference_steps,
-        resolution=resolution,
-        picture=picture,
-        strength=config.strength,
-        inpainting=None if mask is None else Inpainting(mask, config.inpaint_jump_steps, config.inpaint_repeats),
-    )
-    # A comparison has samplers and steps of its own, which are checked with it.
-    if config.look != "compare" and (lines := list(recipe_mistakes(model, recipe))):
-        raise Mistakes(*lines)
-    return recipe
-
-
 def _claim(config: SampleConfig, model: Model, recipe: Recipe, folder: ImageFolder, device: torch.device) -> str:
     """The precision, after the output has been found to be free or of the same making."""
     recorded = folder.recorded()
@@ -139,9 +108,8 @@ def _announce(
     parameters = sum(parameter.numel() for parameter in model.unet.parameters())
     height, width = recipe.resolution
     rows = {
-        "model": f"{model.words}: {parameters / 1e6:.2f}M parameters, "
-        f"{height}x{width}x{model.unet.config.in_channels}",
-        "sampler": f"{recipe.identity()['sampler']}, {recipe.num_inference_steps} steps, seed {recipe.seed}",
+        "model": f"{model.words}: {parameters / 1e6:.2f}M parameters, {height}x{width}x{model.unet.config.in_channels}",
+        "sampler": f"{recipe.sampler_words}, {recipe.num_inference_steps} steps, seed {recipe.seed}",
         "precision": f"{'fp32' if precision == 'no' else precision} on {state.device.type}"
         f"{f', {state.num_processes} processes' if state.num_processes > 1 else ''}",
         "output": config.output,
@@ -235,16 +203,17 @@ def _trajectory(config: SampleConfig, engine: Engine, recipe: Recipe, output: Pa
 
 
 def _interpolate(config: SampleConfig, engine: Engine, recipe: Recipe, output: Path, console: Console) -> None:
-    other = recipe.seed + 1 if config.interpolate_seed is None else config.interpolate_seed
     count = config.interpolate_frames
     before_step = _counted(console, engine.num_steps(recipe) * config.num_images)
     walks = []
     for index in range(config.num_images):
 
         def compute(frames: Sequence[int], index: int = index) -> torch.Tensor:
-            return looks.interpolation(engine, recipe, other, index, frames, count, before_step)
+            return looks.interpolation(engine, recipe, config.walks_to, index, frames, count, before_step)
 
-        walks.append(torch.cat([part for _, part in in_batches(range(count), compute, config.batch_size, engine.device)]))
+        walks.append(
+            torch.cat([part for _, part in in_batches(range(count), compute, config.batch_size, engine.device)])
+        )
     console.finish()
     frames = [image_grid(torch.stack([walk[frame] for walk in walks])) for frame in range(count)]
     _write_pair(
@@ -275,11 +244,11 @@ def _compare(config: SampleConfig, engine: Engine, recipe: Recipe, output: Path,
     ]
     table = {"images": config.num_images, "distance_to": reference, "results": rows}
     write_atomic(output / "compare.json", json.dumps(table, indent=1).encode())
-    console.say(f"  {'sampler':<22}{'steps':>6}{'calls':>7}{'seconds':>9}{'distance':>10}")
+    console.say(f"  {'sampler':<22}{'steps':>6}{'calls':>7}{'seconds':>9}{'distance':>12}")
     for row in rows:
         distance = "stochastic" if row["distance"] is None else f"{row['distance']:.2f}"
         console.say(
-            f"  {row['sampler']:<22}{row['steps']:>6}{row['model_calls']:>7}{row['seconds']:>9.2f}{distance:>10}"
+            f"  {row['sampler']:<22}{row['steps']:>6}{row['model_calls']:>7}{row['seconds']:>9.2f}{distance:>12}"
         )
     console.say(f"  distance: root mean square difference to {reference}, in levels of 0 to 255; same noise")
     console.table({"picture": str(output / "compare.png"), "table": str(output / "compare.json")})

@@ -17,7 +17,7 @@ def visits(num_inference_steps: int, jump_steps: int, repeats: int) -> Iterator[
     The order of RePaint's appendix (and of diffusers' RePaintScheduler): every `jump_steps` steps the loop goes back
     by as many, `repeats` - 1 times, so that the new part and the known part can come to agree.
     """
-    jumps = {place: repeats - 1 for place in range(0, num_inference_steps - jump_steps, jump_steps)}
+    jumps = dict.fromkeys(range(0, num_inference_steps - jump_steps, jump_steps), repeats - 1)
     remaining = num_inference_steps
     while remaining > 0:
         yield remaining, remaining - 1

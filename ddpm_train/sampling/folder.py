@@ -1,11 +1,11 @@
 """A folder of images that is filled by any number of processes, killed and filled further, and never mixed.
 
-    OUTPUT/
-      sampling.json       what these images are made of: model, seed, sampler, …
-      images/000000.png   image i
-      grid.png            the first of them
-      images.npz          [N, H, W, C] uint8 under the key arr_0, if asked for
-      images.parquet      a column of images that `datasets` decodes, if asked for
+OUTPUT/
+  sampling.json       what these images are made of: model, seed, sampler, …
+  images/000000.png   image i
+  grid.png            the first of them
+  images.npz          [N, H, W, C] uint8 under the key arr_0, if asked for
+  images.parquet      a column of images that `datasets` decodes, if asked for
 """
 
 import json
@@ -94,7 +94,7 @@ class ImageFolder:
         shape = (num_images, *self.load(0).shape)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         with zipfile.ZipFile(staging, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:
-            np.lib.format.write_array_header_1_0(array, header)  # type: ignore[arg-type]
+            np.lib.format.write_array_header_1_0(array, header)
             for index in range(num_images):
                 array.write(self.load(index).tobytes())
         os.replace(staging, path)
@@ -112,9 +112,7 @@ class ImageFolder:
         schema = Features({"image": ImageFeature(), "index": Value("int64")}).arrow_schema
         with pyarrow.parquet.ParquetWriter(staging, schema) as writer:
             for rows in _groups(num_images):
-                images = [
-                    {"bytes": (self.path / "images" / _name(i)).read_bytes(), "path": _name(i)} for i in rows
-                ]
+                images = [{"bytes": (self.path / "images" / _name(i)).read_bytes(), "path": _name(i)} for i in rows]
                 table = pyarrow.Table.from_pydict({"image": images, "index": list(rows)}, schema=schema)
                 writer.write_table(table)
         os.replace(staging, path)

@@ -32,7 +32,11 @@ class Frame:
 
 @torch.no_grad()
 def trajectory(
-    engine: Engine, recipe: Recipe, indices: Sequence[int], every_steps: int | None = None, before_step: Step = lambda: None
+    engine: Engine,
+    recipe: Recipe,
+    indices: Sequence[int],
+    every_steps: int | None = None,
+    before_step: Step = lambda: None,
 ) -> list[Frame]:
     """x_t and the current estimate of x_0, each `every_steps` calls of the UNet, and the result (timestep 0) last."""
     schedule = Schedule(engine.model.noise_scheduler)
@@ -67,7 +71,12 @@ def slerp(fraction: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def interpolation(
-    engine: Engine, recipe: Recipe, other_seed: int, index: int, frames: Sequence[int], num_frames: int,
+    engine: Engine,
+    recipe: Recipe,
+    other_seed: int,
+    index: int,
+    frames: Sequence[int],
+    num_frames: int,
     before_step: Step = lambda: None,
 ) -> Tensor:
     """Frames of the walk from image `index` of the recipe's seed to that of `other_seed`, uint8 [F, C, H, W].
@@ -149,6 +158,4 @@ def _reference(engine: Engine, recipe: Recipe, most_steps: int) -> Recipe:
     steps = min(max(_REFERENCE_STEPS, 2 * most_steps), trained)
     plain = replace(recipe, sampler=replace(recipe.sampler, arguments={}))
     candidates = [plain.with_sampler(name, steps) for name in _REFERENCE_SAMPLERS]
-    return next(
-        (wanted for wanted in candidates if not list(recipe_mistakes(engine.model, wanted))), candidates[-1]
-    )
+    return next((wanted for wanted in candidates if not list(recipe_mistakes(engine.model, wanted))), candidates[-1])

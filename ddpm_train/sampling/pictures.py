@@ -38,9 +38,7 @@ def animate(frames: Sequence[Image.Image], path: Path) -> None:
     if kind == "webp":
         shown = [frame.convert("RGBA" if frame.mode == "RGBA" else "RGB") for frame in shown]
     file = io.BytesIO()
-    shown[0].save(
-        file, format=kind, save_all=True, append_images=shown[1:], duration=_MILLISECONDS, loop=0, **options
-    )
+    shown[0].save(file, format=kind, save_all=True, append_images=shown[1:], duration=_MILLISECONDS, loop=0, **options)
     write_atomic(path, file.getvalue())
 
 

@@ -1,13 +1,13 @@
 """What image i is made of, besides the model: (seed, i) and this."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ddpm_train.config import Sampler
@@ -15,6 +15,7 @@ from ddpm_train.data.decode import MODES, BrokenImage, Decoder
 from ddpm_train.diffusion.fitness import fitting, refusal
 from ddpm_train.loading import Model
 from ddpm_train.mistakes import Mistakes, as_written
+from ddpm_train.sample_config import SampleConfig
 
 _MAX_PIXELS = 10**9
 
@@ -50,7 +51,7 @@ class Recipe:
         """The same as plain values, pictures by their hash."""
         values: dict[str, Any] = {
             "seed": self.seed,
-            "sampler": as_written({"name": self.sampler.name, **self.sampler.arguments}),
+            "sampler": self.sampler_words,
             "num_inference_steps": self.num_inference_steps,
             "resolution": list(self.resolution),
         }
@@ -61,6 +62,12 @@ class Recipe:
             values |= {"inpaint": _hash(self.inpainting.mask), "inpaint_jump_steps": self.inpainting.jump_steps}
             values |= {"inpaint_repeats": self.inpainting.repeats}
         return values
+
+    @property
+    def sampler_words(self) -> str:
+        """The sampler and its arguments."""
+        written = (f"{key}={as_written(value)}" for key, value in sorted(self.sampler.arguments.items()))
+        return " ".join([self.sampler.name, *written])
 
     def with_sampler(self, name: str, num_inference_steps: int) -> "Recipe":
         """The same with another sampler, without arguments of its own."""
@@ -102,50 +109,74 @@ def recipe_mistakes(model: Model, recipe: Recipe) -> Iterator[str]:
     if strength is not None and int(steps * strength) < 1:
         yield f"strength={strength}: less than one of {steps} steps; use at least {1 / steps:.3g}"
         return
-    known = {"learned_variance": model.learned_variance, "strength": strength}
-    reason = refusal(name, model.noise_scheduler, steps, arguments=recipe.sampler.arguments, **known)
+    learned = model.learned_variance
+
+    def refused(arguments: Mapping[str, Any]) -> str | None:
+        return refusal(
+            name,
+            model.noise_scheduler,
+            steps,
+            arguments=arguments,
+            learned_variance=learned,
+            strength=strength,
+        )
+
+    reason = refused(recipe.sampler.arguments)
     if reason is None:
         return
     given = f"sampler={name}"
-    if recipe.sampler.arguments and refusal(name, model.noise_scheduler, steps, arguments={}, **known) is None:
+    if recipe.sampler.arguments and refused({}) is None:
         written = " ".join(f"sampler.{key}={as_written(value)}" for key, value in recipe.sampler.arguments.items())
         yield f"{written}: {given} cannot ({reason}); without it, it can"
         return
     config = model.noise_scheduler.config
-    able = fitting(model.noise_scheduler, steps, **known)
+    able = fitting(model.noise_scheduler, steps, learned_variance=learned, strength=strength)
     yield (
         f"{given}: cannot sample this model (prediction_type={config.prediction_type}, "
         f"beta_schedule={config.beta_schedule}) in {steps} steps: {reason}; use one of {', '.join(able)}"
     )
 
 
-def read_picture(path: str, model: Model, resolution: tuple[int, int], key: str = "from_image") -> Tensor:
-    """A picture as the model sees them, float32 [1, C, H, W] in [-1, 1]: resized to cover, cropped at the centre.
+def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Image.Image] | None = None) -> Recipe:
+    """What the config asks of this model.
+
+    Args:
+        pictures: opened images in the place of the files that `from_image` and `inpaint` name.
 
     Raises:
-        Mistakes: it is no picture.
+        Mistakes: all that the model cannot do.
     """
-    return torch.from_numpy(_decoded(path, model.unet.config.in_channels, resolution, key)).float()[None] / 127.5 - 1
+    resolution = choose_resolution(model, config.resolution)
 
+    def decoded(key: str, channels: int) -> Tensor:
+        decoder = Decoder(resolution, channels, (255, 255, 255), "center", _MAX_PIXELS)
+        path, image = getattr(config, key), (pictures or {}).get(key)
+        try:
+            array = decoder(Path(path).expanduser()) if image is None else decoder.from_image(image)
+        except BrokenImage as error:
+            raise Mistakes(f"{key}={path}: {error}; give a picture") from None
+        return torch.tensor(array).float()[None]
 
-def read_mask(path: str, resolution: tuple[int, int]) -> Tensor:
-    """A mask, float32 [1, 1, H, W]: 1 where the picture is lighter than middle grey.
-
-    Raises:
-        Mistakes: it is no picture, or nothing in it is white.
-    """
-    mask = torch.from_numpy(_decoded(path, 1, resolution, "inpaint")).float()[None] > 127.5
-    if not bool(mask.any()):
-        raise Mistakes(f"inpaint={path}: nothing in this mask is white; white is what is painted anew")
-    return mask.float()
-
-
-def _decoded(path: str, channels: int, resolution: tuple[int, int], key: str) -> np.ndarray:
-    decoder = Decoder(resolution, channels, (255, 255, 255), "center", _MAX_PIXELS)
-    try:
-        return decoder(Path(path).expanduser())
-    except BrokenImage as error:
-        raise Mistakes(f"{key}={path}: {error}; give a picture") from None
+    inpainting = None
+    if config.inpaint is not None:
+        mask = decoded("inpaint", 1) > 127.5
+        if not bool(mask.any()):
+            raise Mistakes(f"inpaint={config.inpaint}: nothing in this mask is white, which is what is painted anew")
+        inpainting = Inpainting(mask.float(), config.inpaint_jump_steps, config.inpaint_repeats)
+    recipe = Recipe(
+        seed=config.seed,
+        sampler=config.sampler,
+        num_inference_steps=config.num_inference_steps,
+        resolution=resolution,
+        # As the model sees images: resized to cover, cropped at the centre, in [-1, 1].
+        picture=None if config.from_image is None else decoded("from_image", model.unet.config.in_channels) / 127.5 - 1,
+        strength=config.strength,
+        inpainting=inpainting,
+    )
+    # A comparison has samplers and steps of its own, which are checked with it.
+    if config.look != "compare" and (lines := list(recipe_mistakes(model, recipe))):
+        raise Mistakes(*lines)
+    return recipe
 
 
 def _hash(tensor: Tensor) -> str:
