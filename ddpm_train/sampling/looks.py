@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ddpm_train.config import Sampler, SamplerName
 from ddpm_train.diffusion.fitness import Schedule, is_stochastic
 from ddpm_train.diffusion.sampling import image_generators, to_uint8
-from ddpm_train.mistakes import Mistakes
 from ddpm_train.sampling.engine import Engine
-from ddpm_train.sampling.recipe import Recipe, recipe_mistakes
+from ddpm_train.sampling.recipe import Recipe, compared, sampler_mistakes
 
 # The result of many steps that others are compared with; also a multiple of the most that were asked for.
 _REFERENCE_STEPS = 200
-_REFERENCE_SAMPLERS = ("dpm_solver", "ddim")
+_REFERENCE_SAMPLERS: tuple[SamplerName, ...] = ("dpm_solver", "ddim")
 _FRAMES = 10
 
 Step = Callable[[], None]
@@ -116,19 +116,17 @@ class Compared:
 def comparison(
     engine: Engine,
     recipe: Recipe,
-    samplers: Sequence[str],
+    samplers: Sequence[SamplerName],
     steps: Sequence[int],
     indices: Sequence[int],
     before_step: Step = lambda: None,
 ) -> tuple[list[Compared], str]:
-    """Every sampler at every number of steps from the same noise, and in words what they are compared with.
-
-    Raises:
-        Mistakes: a sampler cannot sample this model, in so many steps.
-    """
-    recipes = [recipe.with_sampler(name, count) for name in samplers for count in steps]
-    if lines := [line for wanted in recipes for line in recipe_mistakes(engine.model, wanted)]:
-        raise Mistakes(*dict.fromkeys(lines))
+    """Every sampler at every number of steps from the same noise, and in words what they are compared with."""
+    recipes = [
+        replace(recipe, sampler=compared(recipe.sampler, name), num_inference_steps=count)
+        for name in samplers
+        for count in steps
+    ]
     reference = _reference(engine, recipe, max(steps))
     towards = engine.images(reference, indices, before_step=before_step).float()
     results = []
@@ -156,6 +154,6 @@ def _reference(engine: Engine, recipe: Recipe, most_steps: int) -> Recipe:
     """The first deterministic sampler that can, at many steps."""
     trained = engine.model.noise_scheduler.config.num_train_timesteps
     steps = min(max(_REFERENCE_STEPS, 2 * most_steps), trained)
-    plain = replace(recipe, sampler=replace(recipe.sampler, arguments={}))
-    candidates = [plain.with_sampler(name, steps) for name in _REFERENCE_SAMPLERS]
-    return next((wanted for wanted in candidates if not list(recipe_mistakes(engine.model, wanted))), candidates[-1])
+    candidates = [Sampler(name) for name in _REFERENCE_SAMPLERS]
+    able = (sampler for sampler in candidates if not list(sampler_mistakes(engine.model, sampler, steps)))
+    return replace(recipe, sampler=next(able, candidates[-1]), num_inference_steps=steps)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_train.config import Sampler
+from ddpm_train.config import Sampler, SamplerName
 from ddpm_train.data.decode import MODES, BrokenImage, Decoder
 from ddpm_train.diffusion.fitness import fitting, refusal
 from ddpm_train.loading import Model
@@ -69,71 +69,68 @@ class Recipe:
         written = (f"{key}={as_written(value)}" for key, value in sorted(self.sampler.arguments.items()))
         return " ".join([self.sampler.name, *written])
 
-    def with_sampler(self, name: str, num_inference_steps: int) -> "Recipe":
-        """The same with another sampler, without arguments of its own."""
-        arguments = self.sampler.arguments if name == self.sampler.name else {}
-        return replace(self, sampler=Sampler(name, arguments), num_inference_steps=num_inference_steps)  # type: ignore[arg-type]
 
-
-def choose_resolution(model: Model, wanted: tuple[int, int] | None) -> tuple[int, int]:
-    """The resolution to sample at.
-
-    Raises:
-        Mistakes: the model cannot take it, or does not say its own.
-    """
-    resolution = wanted or model.sample_size
+def resolution_mistakes(model: Model, wanted: tuple[int, int] | None) -> Iterator[str]:
+    """A line if the model cannot make pictures of this size, or does not say its own."""
     config = model.unet.config
-    if resolution is None:
-        raise Mistakes("resolution=null: the model does not say its own; give resolution=64 or [height,width]")
     if config.in_channels not in MODES:
-        raise Mistakes(f"pipeline: a model of {config.in_channels} channels, which make no picture (1, 3 or 4 do)")
+        yield f"pipeline: a model of {config.in_channels} channels, which make no picture; 1, 3 or 4 do"
+    resolution = wanted or model.sample_size
     factor = 2 ** (len(config.block_out_channels) - 1)
-    if any(side % factor for side in resolution):
-        fitting_sides = [max(factor, round(side / factor) * factor) for side in resolution]
-        shown = fitting_sides[0] if fitting_sides[0] == fitting_sides[1] else fitting_sides
-        raise Mistakes(
-            f"resolution={as_written(resolution)}: the model's {len(config.block_out_channels)} levels need multiples "
-            f"of {factor}; use resolution={as_written(shown)}"
+    if resolution is None:
+        yield f"resolution=null: the model does not say its own; give a multiple of {factor}"
+    elif any(side % factor for side in resolution):
+        fits = tuple(max(factor, round(side / factor) * factor) for side in resolution)
+        yield (
+            f"resolution={_written(resolution)}: the model's {len(config.block_out_channels)} levels need multiples "
+            f"of {factor}; use resolution={_written(fits)}"
         )
-    return resolution
 
 
-def recipe_mistakes(model: Model, recipe: Recipe) -> Iterator[str]:
-    """A line for each thing that this model cannot do."""
-    steps, name = recipe.num_inference_steps, recipe.sampler.name
+def _written(resolution: tuple[int, ...]) -> str:
+    return as_written(resolution[0] if len(set(resolution)) == 1 else resolution)
+
+
+def sampler_mistakes(
+    model: Model, sampler: Sampler, num_inference_steps: int, strength: float | None = None
+) -> Iterator[str]:
+    """A line if this sampler cannot sample this model in so many steps; with a strength: from a noised picture."""
+    steps, name = num_inference_steps, sampler.name
     trained = model.noise_scheduler.config.num_train_timesteps
     if steps > trained:
         yield f"num_inference_steps={steps}: more than the model's {trained} training timesteps; use at most {trained}"
         return
-    strength = recipe.strength if recipe.picture is not None and recipe.inpainting is None else None
     if strength is not None and int(steps * strength) < 1:
         yield f"strength={strength}: less than one of {steps} steps; use at least {1 / steps:.3g}"
         return
     learned = model.learned_variance
 
-    def refused(arguments: Mapping[str, Any]) -> str | None:
+    def refused(arguments: Mapping[str, Any], num_inference_steps: int = steps) -> str | None:
         return refusal(
             name,
             model.noise_scheduler,
-            steps,
+            num_inference_steps,
             arguments=arguments,
             learned_variance=learned,
             strength=strength,
         )
 
-    reason = refused(recipe.sampler.arguments)
+    reason = refused(sampler.arguments)
     if reason is None:
         return
     given = f"sampler={name}"
-    if recipe.sampler.arguments and refused({}) is None:
-        written = " ".join(f"sampler.{key}={as_written(value)}" for key, value in recipe.sampler.arguments.items())
-        yield f"{written}: {given} cannot ({reason}); without it, it can"
+    if sampler.arguments and refused({}) is None:
+        written = " ".join(f"sampler.{key}={as_written(value)}" for key, value in sampler.arguments.items())
+        yield f"{written}: {reason}; leave it out or change it"
         return
     config = model.noise_scheduler.config
+    enough = [count for count in (2 * steps, 4 * steps, 8 * steps) if count <= trained]
+    enough = [count for count in enough if refused(sampler.arguments, count) is None]
+    more = f"use num_inference_steps={enough[0]}, or " if enough else ""
     able = fitting(model.noise_scheduler, steps, learned_variance=learned, strength=strength)
     yield (
         f"{given}: cannot sample this model (prediction_type={config.prediction_type}, "
-        f"beta_schedule={config.beta_schedule}) in {steps} steps: {reason}; use one of {', '.join(able)}"
+        f"beta_schedule={config.beta_schedule}) in {steps} steps: {reason}; {more}use one of {', '.join(able)}"
     )
 
 
@@ -146,7 +143,10 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
     Raises:
         Mistakes: all that the model cannot do.
     """
-    resolution = choose_resolution(model, config.resolution)
+    if unfit := list(resolution_mistakes(model, config.resolution)):
+        raise Mistakes(*unfit, *_sampler_mistakes(config, model))
+    resolution = config.resolution or model.sample_size
+    assert resolution is not None  # resolution_mistakes sees to it
 
     def decoded(key: str, channels: int) -> Tensor:
         decoder = Decoder(resolution, channels, (255, 255, 255), "center", _MAX_PIXELS)
@@ -173,10 +173,26 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
         strength=config.strength,
         inpainting=inpainting,
     )
-    # A comparison has samplers and steps of its own, which are checked with it.
-    if config.look != "compare" and (lines := list(recipe_mistakes(model, recipe))):
+    if lines := list(_sampler_mistakes(config, model)):
         raise Mistakes(*lines)
     return recipe
+
+
+def _sampler_mistakes(config: SampleConfig, model: Model) -> Iterator[str]:
+    """Those of the samplers and step counts that the config chooses, one or several."""
+    begins_with_picture = config.from_image is not None and config.inpaint is None
+    strength = config.strength if begins_with_picture else None
+    chosen = [(config.sampler, config.num_inference_steps)]
+    if config.look == "compare":
+        samplers = (compared(config.sampler, name) for name in config.compare.samplers)
+        chosen = [(sampler, steps) for sampler in samplers for steps in config.compare.steps]
+    lines = (line for sampler, steps in chosen for line in sampler_mistakes(model, sampler, steps, strength))
+    yield from dict.fromkeys(lines)
+
+
+def compared(chosen: Sampler, name: SamplerName) -> Sampler:
+    """A sampler of a comparison: without arguments, unless it is the chosen one."""
+    return chosen if name == chosen.name else Sampler(name)
 
 
 def _hash(tensor: Tensor) -> str:
