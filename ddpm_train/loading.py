@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from ddpm_train import checkpoint
 from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub_access import find_commit
-from ddpm_train.mistakes import Mistakes, did_you_mean
+from ddpm_train.mistakes import Mistakes
 from ddpm_train.model import build_unet
+from ddpm_train.pipeline_path import path_mistakes
 from ddpm_train.samplers import CLASSES
 from ddpm_train.validation import parse
 
@@ -192,11 +194,14 @@ def _download(pipeline: str, revision: str | None) -> Path:
     Raises:
         Mistakes: there is no such repository or revision, or it cannot be had now.
     """
-    if folder_meant := _missing_folder(pipeline):
-        raise Mistakes(folder_meant)
+    if lines := list(path_mistakes(pipeline)):
+        raise Mistakes(*lines)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     commit, problem = find_commit("model", pipeline, revision, key="pipeline", revision_key="revision")
 
     def fetch(*patterns: str) -> Path:
@@ -224,16 +229,6 @@ def _download(pipeline: str, revision: str | None) -> Path:
             f"pipeline={pipeline}: no such folder; {problem or 'the Hub went away'}, and there is no copy of it in the "
             "cache; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         ) from None
-
-
-def _missing_folder(pipeline: str) -> str | None:
-    """A line if a folder was meant and is not there."""
-    path = Path(pipeline).expanduser()
-    siblings = [str(path.parent / other.name) for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    inside_something = path.parent != Path(".") and path.parent.is_dir()
-    if inside_something or not re.fullmatch(r"[\w.-]+/[\w.-]+", pipeline):
-        return f"pipeline={pipeline}: no such folder;{did_you_mean(pipeline, siblings) or ' give a run or a model'}"
-    return None
 
 
 def _read_json(pipeline: str, path: Path) -> dict[str, Any]:

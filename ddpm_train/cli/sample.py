@@ -1,7 +1,6 @@
 """`ddpm-sample`: images, and looks at how they come about, from a trained model."""
 
 import os
-import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from ddpm_train import exit_codes
 from ddpm_train.cli import app, cpu_processes
+from ddpm_train.pipeline_path import path_mistakes
 from ddpm_train.sample_config import SAMPLING, SampleConfig
 
 
@@ -38,8 +38,7 @@ def preflight(config: SampleConfig) -> Iterator[str]:
             yield f"{key}={path}: no such file"
     if config.mixed_precision == "bf16":
         yield from _precision_mistakes()
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.pipeline) and not Path(config.pipeline).expanduser().is_dir():
-        yield f"pipeline={config.pipeline}: no such folder, and not a Hub repository of the form owner/name"
+    yield from path_mistakes(config.pipeline)
 
 
 def job(config: SampleConfig, values: dict[str, Any]) -> None:

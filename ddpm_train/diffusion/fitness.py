@@ -122,7 +122,9 @@ def refusal(
             spread = run(0.0, _SPREAD).std() / _SPREAD
     except Exception as error:  # diffusers' schedulers refuse by many kinds, some by an index that is out of range
         return (str(error).strip() or type(error).__name__).splitlines()[0]
-    if not bool(miss <= _TOLERANCE):  # nor if it is not a number
+    if not bool(miss.isfinite()):
+        return "with a perfect model its images are not numbers"
+    if bool(miss > _TOLERANCE):
         return f"with a perfect model it misses x_0 by {float(miss):.2g}"
     if not bool(spread <= _LARGEST_SPREAD):
         return f"it diverges: with a perfect model its images vary {float(spread):.3g} times as much as the data"
