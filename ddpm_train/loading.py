@@ -202,27 +202,24 @@ def _download(pipeline: str, revision: str | None) -> Path:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    commit, problem = find_commit("model", pipeline, revision, key="pipeline", revision_key="revision")
+    _, problem = find_commit("model", pipeline, revision, key="pipeline", revision_key="revision")
 
-    def fetch(*patterns: str) -> Path:
-        return Path(
-            snapshot_download(
-                pipeline,
-                revision=commit or revision,
-                allow_patterns=list(patterns),
-                local_files_only=problem is not None,
-            )
+    def fetch(commit: str | None, *patterns: str) -> Path:
+        offline = problem is not None
+        found = snapshot_download(
+            pipeline, revision=commit, allow_patterns=["*.json", *patterns], local_files_only=offline
         )
+        return Path(found)
 
     try:
-        folder = fetch("*.json")
+        # Asked for by its name, so that the cache knows what the name means when there is no network.
+        folder = fetch(revision)
         part = folder / "unet" if (folder / "unet" / _CONFIG).exists() else folder
         _refuse_other_models(pipeline, folder, part)
-        prefix = "unet/" if part != folder else ""
-        weights = f"{prefix}diffusion_pytorch_model*"
-        fetch("*.json", f"{weights}.safetensors")
+        weights = f"{'unet/' if part != folder else ''}diffusion_pytorch_model*"
+        fetch(folder.name, f"{weights}.safetensors")
         if not any(part.glob("*.safetensors")):
-            fetch("*.json", f"{weights}.bin")
+            fetch(folder.name, f"{weights}.bin")
         return folder
     except LocalEntryNotFoundError:
         raise Mistakes(

@@ -63,13 +63,14 @@ class ImageFolder:
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path / RECORD, json.dumps(identity, indent=1).encode())
-        (self.path / "images").mkdir(exist_ok=True)
-        for torn in (self.path / "images").glob(".*"):
-            torn.unlink(missing_ok=True)
 
     def missing(self, num_images: int) -> list[int]:
         """Which of the first images are not here; one that does not decode (a full disk, a lost machine) is not."""
-        present = {path.name for path in (self.path / "images").iterdir()}
+        images = self.path / "images"
+        images.mkdir(exist_ok=True)
+        for torn in images.glob(".*"):  # what a killed process was writing
+            torn.unlink(missing_ok=True)
+        present = {path.name for path in images.iterdir()}
         return [index for index in range(num_images) if not (_name(index) in present and self._whole(index))]
 
     def save(self, index: int, pixels: np.ndarray) -> None:
