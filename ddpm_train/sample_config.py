@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from ddpm_train.config import STRICT, Positive, Real, Required, Resolution, SamplerChoice, SamplerName, Whole
 from ddpm_train.mistakes import as_written
-from ddpm_train.samplers import argument_mistakes, package_mistakes
+from ddpm_train.samplers import argument_mistakes
 from ddpm_train.validation import Schema
 
 # Between two of its steps it must stand at x_t = alpha x_0 + sigma noise, with no memory of the steps before.
@@ -76,8 +76,6 @@ class SampleConfig:
 def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
     """What single keys cannot show: a line for each combination that cannot work."""
     yield from argument_mistakes(config.sampler)
-    for name in config.compare.samplers:
-        yield from package_mistakes(name, f"compare.samplers={as_written(config.compare.samplers)}")
     if bool(config.compare.samplers) != bool(config.compare.steps):
         missing = "steps=[10,20,50]" if config.compare.samplers else "samplers=[ddim,dpm_solver]"
         yield f"compare={as_written(_compare_values(config))}: needs both lists; add compare.{missing}"

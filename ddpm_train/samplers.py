@@ -60,7 +60,7 @@ def arguments(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def argument_mistakes(sampler: Sampler) -> Iterator[str]:
-    """A line for each argument that the sampler does not take, and for a package that it needs and does not find."""
+    """A line for each argument that the sampler does not take."""
     constructor, step = arguments(sampler.name)
     free = [key for key in (*constructor, *step) if key not in OF_THE_MODEL]
     for key, value in sampler.arguments.items():
@@ -69,7 +69,6 @@ def argument_mistakes(sampler: Sampler) -> Iterator[str]:
         elif key not in free:
             remedy = did_you_mean(key, free) or f" it takes {', '.join(sorted(free))}"
             yield f"sampler.{key}={as_written(value)}: no argument of {CLASSES[sampler.name][1]};{remedy}"
-    yield from package_mistakes(sampler.name, f"sampler={sampler.name}")
 
 
 def package_mistakes(name: str, given: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import traceback
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -74,12 +76,16 @@ class Cli:
         """`accelerate launch --cpu --num_processes N train.py OVERRIDES` with the tiny model."""
         return self.run([*launch_command(num_processes), *TINY, *overrides], expect)
 
-    def sample(self, *arguments: str, expect: int = 0) -> str:
-        """`ddpm-sample ARGUMENTS`: its `main` in a fork of this process, which has paid for the imports already."""
+    def sample(self, *arguments: str, expect: int = 0, megabytes: int | None = None) -> str:
+        """`ddpm-sample ARGUMENTS`: its `main` in a fork of this process, which has paid for the imports already.
+
+        Args:
+            megabytes: how much more memory than now it may have.
+        """
         said = self.folder / "said.txt"
         child = os.fork()
         if child == 0:
-            _become_ddpm_sample(self.folder, said, arguments)
+            _become_ddpm_sample(self.folder, said, arguments, megabytes)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert code == expect, f"exit {code}, not {expect}\n{said.read_text()}"
         return said.read_text()
@@ -92,9 +98,12 @@ class Cli:
         return self.folder / "outputs" / name
 
 
-def _become_ddpm_sample(folder: Path, said: Path, arguments: Sequence[str]) -> NoReturn:
+def _become_ddpm_sample(folder: Path, said: Path, arguments: Sequence[str], megabytes: int | None) -> NoReturn:
     code: object = 1
     try:
+        if megabytes is not None:
+            limit = psutil.Process().memory_info().vms + megabytes * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         os.chdir(folder)
         output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)

@@ -22,6 +22,7 @@ from ddpm_train.diffusion.sampling import SAMPLERS, image_seed
 from ddpm_train.samplers import NEEDS
 
 FAST = ("num_inference_steps=5", "mixed_precision=no")
+MEGABYTES = 400  # for 64 images of 64 x 64 the UNet needs more, for 8 less
 PROGRAM = (sys.executable, "-m", "ddpm_train.cli.sample")
 
 
@@ -260,6 +261,21 @@ def test_beginning_with_a_picture(cli: Cli, trained: Path, garments: list[Image.
     assert not np.array_equal(filled[0, :, 4:], filled[1, :, 4:]) and "made 2 images" in said
     other = cli.sample(*command, "inpaint=coat.png", "num_inference_steps=10", "output=filled", expect=2)
     assert other.startswith("error: output=filled: holds images of another kind (inpaint ")
+
+
+def test_a_batch_that_does_not_fit_is_halved(cli: Cli, trained: Path) -> None:
+    command = (f"pipeline={trained}", "num_images=64", "num_inference_steps=1", "resolution=64", "mixed_precision=no")
+    said = cli.sample(*command, "batch_size=64", "output=fixed", expect=2, megabytes=MEGABYTES)
+    assert said.endswith("error: batch_size=64: does not fit in the memory of cpu; use less, or auto\n")
+    assert "made 64 images" in cli.sample(*command, "output=halved", megabytes=MEGABYTES)
+
+
+def test_the_trainer_takes_a_samplers_arguments(cli: Cli) -> None:
+    cli.train("sampler=ddim", "sampler.eta=0.5", "train.max_steps=2")
+    keys = ("sampler=ddim", "sampler.eta=0.5", "num_images=4", "num_inference_steps=2", "mixed_precision=no")
+    cli.sample("pipeline=outputs/default", *keys, "output=again")
+    grids = [cli.folder / "again/grid.png", cli.output() / "samples/step_00000002.png"]
+    assert np.array_equal(*(np.asarray(Image.open(path)) for path in grids))
 
 
 def test_bf16_and_compiling_make_nearly_the_same(cli: Cli, trained: Path) -> None:

@@ -5,34 +5,26 @@ import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import yaml
-from hydra import compose, version
+from hydra import version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from ddpm_train import exit_codes
 from ddpm_train.cli import cpu_processes
+from ddpm_train.cli.composing import compose_job, opened, plain
 from ddpm_train.config import CONF
 from ddpm_train.mistakes import Mistakes, did_you_mean
-from ddpm_train.validation import Schema, dotted
-
-_NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-_SEVERAL_AT_ONCE = ("tracker", "experiment")
-# Sections that may hold keys which no file names: the schema knows them.
-_OPEN_SECTIONS = ("sampler",)
+from ddpm_train.validation import Schema
 
 C = TypeVar("C")
 
@@ -70,7 +62,7 @@ def run(program: Program[C]) -> None:
     arguments.config_name = (arguments.config_name or program.config_name).removesuffix(".yaml")
 
     def hydra_job(composed: DictConfig) -> None:
-        values = _plain(composed)
+        values = plain(composed)
         try:
             program.job(program.schema.parse(values), values)
         except Mistakes as mistakes:
@@ -81,7 +73,7 @@ def run(program: Program[C]) -> None:
         _check(arguments, unknown, program)
     except Mistakes as mistakes:
         tell(mistakes)
-    arguments.overrides = [_opened(text) for text in arguments.overrides]
+    arguments.overrides = [opened(text) for text in arguments.overrides]
     # What the decorator `hydra.main` does, which would parse the command line once more.
     _run_hydra(arguments, parser, hydra_job, arguments.config_path, arguments.config_name)
 
@@ -124,7 +116,7 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
     lines, jobs = _jobs(arguments.overrides, arguments.multirun)
     _open_configs(arguments.config_path, arguments.config_dir)
     compositions = [
-        _compose_job(arguments.config_name, [f"hydra.job.num={number}"], overrides, program.groups)
+        compose_job(arguments.config_name, [f"hydra.job.num={number}"], overrides, program.groups)
         for number, overrides in enumerate(jobs)
     ]
     GlobalHydra.instance().clear()
@@ -201,116 +193,3 @@ def _sweep_mistakes(jobs: list[tuple[str, ...]], configs: list[dict[str, Any]], 
             f"{program.output_key}={folder}: the same for {folders.count(folder)} runs of the sweep; "
             f"name them apart, such as {program.naming.format(name)}"
         )
-
-
-@dataclass
-class _Composition:
-    """What became of one job's overrides: those with a mistake are left out."""
-
-    mistakes: list[str]
-    values: dict[str, Any] = field(default_factory=dict)  # empty: nothing could be composed
-    defaults: dict[str, Any] = field(default_factory=dict)  # the same with no more than the group choices
-
-
-def _compose_job(
-    name: str, hydra: list[str], overrides: Iterable[str], own_groups: tuple[str, ...] | None
-) -> _Composition:
-    lines, groups, keys, wrong_groups = [], list(hydra), [], []
-    loader = GlobalHydra.instance().config_loader()
-    known_groups = [group for group in loader.list_groups("") if group in (own_groups or [group]) and group != "hydra"]
-    for text in overrides:
-        override = OverridesParser.create().parse_override(text)
-        if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
-            groups.append(text)
-        elif override.key_or_group not in known_groups or isinstance(override.value(), dict):
-            keys.append((override, text))
-        elif mistakes := list(_group_mistakes(override, loader.get_group_options(override.key_or_group))):
-            lines += mistakes
-            wrong_groups.append(override.key_or_group)
-        else:
-            groups.append(text)
-    try:
-        defaults = _compose(name, groups)
-    except _NOT_COMPOSED as error:
-        return _Composition(lines + _blame(name, hydra, groups[len(hydra) :], error))
-    usable = []
-    for override, text in keys:
-        section = override.key_or_group.split(".")[0]
-        if section in wrong_groups:
-            continue  # which keys there are depends on the choice
-        if mistake := _key_mistake(override, text, defaults, known_groups):
-            lines.append(mistake)
-        else:
-            usable.append(_opened(text))
-    try:
-        return _Composition(lines, _compose(name, [*groups, *usable]), defaults)
-    except _NOT_COMPOSED as error:
-        return _Composition(lines + _blame(name, groups, usable, error))
-
-
-def _opened(text: str) -> str:
-    """The override as Hydra takes it for a key of an open section."""
-    return f"++{text}" if text.split("=")[0].rpartition(".")[0] in _OPEN_SECTIONS else text
-
-
-def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
-    composed = compose(name, overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)  # for ${hydra:…} in values
-    with open_dict(composed):
-        del composed["hydra"]
-    return _plain(composed)
-
-
-def _plain(composed: DictConfig) -> dict[str, Any]:
-    values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    return values
-
-
-def _blame(name: str, common: list[str], suspects: list[str], error: Exception) -> list[str]:
-    """A line for each override that Hydra cannot compose with the common ones."""
-    lines = []
-    for text in suspects:
-        try:
-            _compose(name, [*common, text])
-        except _NOT_COMPOSED as reason:
-            if text.startswith("+") and "Multiple values" in str(reason):
-                lines.append(f"{text}: chosen already; leave out the +")
-            else:
-                lines.append(f"{text}: {_first_line(reason)}")
-    return lines or [f"--config-name={name}: {_first_line(error)}"]
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
-    return str(error).splitlines()[0]
-
-
-def _group_mistakes(override: Override, options: list[str]) -> Iterator[str]:
-    group, value = override.key_or_group, override.value()
-    if override.is_delete():
-        yield f"~{group}: every run needs one; choose another with {group}=…"
-    elif isinstance(value, list) and group not in _SEVERAL_AT_ONCE:
-        yield f"{override.input_line}: takes one choice, not a list; write {group}={value[0] if value else '…'}"
-    else:
-        for choice in value if isinstance(value, list) else [value]:
-            choice = "null" if choice is None else str(choice)
-            if choice not in options:
-                yield (
-                    f"{group}={choice}: no such config;{did_you_mean(choice, options)} (one of {', '.join(options)})"
-                )
-
-
-def _key_mistake(override: Override, text: str, defaults: dict[str, Any], known_groups: list[str]) -> str | None:
-    key = override.key_or_group
-    group, _, last = key.rpartition(".")
-    if group in known_groups and last == "name":
-        return f"{text}: chosen with its group; write {group}={override.value()}"
-    known = [*dotted(defaults), *known_groups]
-    if group in _OPEN_SECTIONS and not override.is_delete():
-        return None
-    if key not in known and not override.is_add():
-        return f"{text}: no such key;{did_you_mean(key, known) or ' see --cfg job'}"
-    if override.is_delete() and not key.startswith("tracker."):
-        return f"{text}: every run needs this key; give it a value"
-    return None

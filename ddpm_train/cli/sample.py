@@ -8,8 +8,10 @@ from typing import Any
 
 from ddpm_train import exit_codes
 from ddpm_train.cli import app, cpu_processes
+from ddpm_train.mistakes import as_written
 from ddpm_train.pipeline_path import path_mistakes
 from ddpm_train.sample_config import SAMPLING, SampleConfig
+from ddpm_train.samplers import package_mistakes
 
 
 def main() -> None:
@@ -39,6 +41,9 @@ def preflight(config: SampleConfig) -> Iterator[str]:
     if config.mixed_precision == "bf16":
         yield from _precision_mistakes()
     yield from path_mistakes(config.pipeline)
+    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
+    for name in config.compare.samplers:
+        yield from package_mistakes(name, f"compare.samplers={as_written(config.compare.samplers)}")
 
 
 def job(config: SampleConfig, values: dict[str, Any]) -> None:

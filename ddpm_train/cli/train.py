@@ -11,6 +11,7 @@ from ddpm_train import exit_codes
 from ddpm_train.cli import app, cpu_processes
 from ddpm_train.config import Config
 from ddpm_train.data.sources import path_mistakes
+from ddpm_train.samplers import package_mistakes
 from ddpm_train.validation import TRAINING
 
 
@@ -80,6 +81,7 @@ def _precision_mistakes(mixed_precision: str) -> Iterator[str]:
 
 def _extras_mistakes(config: Config) -> Iterator[str]:
     """Choices that need a package which is not installed."""
+    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
     wanted = {
         ("tracker=wandb", "wandb", "wandb"): config.tracker.wandb is not None,
         ("tracker=trackio", "trackio", "trackio"): config.tracker.trackio is not None,

@@ -16,6 +16,7 @@ from ddpm_train.diffusion.fitness import fitting, refusal
 from ddpm_train.loading import Model
 from ddpm_train.mistakes import Mistakes, as_written
 from ddpm_train.sample_config import SampleConfig
+from ddpm_train.samplers import package_mistakes
 
 _MAX_PIXELS = 10**9
 
@@ -96,6 +97,9 @@ def sampler_mistakes(
 ) -> Iterator[str]:
     """A line if this sampler cannot sample this model in so many steps; with a strength: from a noised picture."""
     steps, name = num_inference_steps, sampler.name
+    if absent := list(package_mistakes(name, f"sampler={name}")):
+        yield from absent
+        return
     trained = model.noise_scheduler.config.num_train_timesteps
     if steps > trained:
         yield f"num_inference_steps={steps}: more than the model's {trained} training timesteps; use at most {trained}"
