@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.utils import logging
 
 from ddpm_train import checkpoint
 from ddpm_train.diffusion.noise import build_noise_scheduler
@@ -116,18 +119,27 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
         held = {"ema": "the average (weights=ema)", "unet": "the raw weights (weights=unet)"}
         told = held.get(known.get("weights", ""), "one set of weights, without saying which (weights=auto)")
         raise Mistakes(f"weights={weights}: {pipeline} holds {told}; use that, or give a run that has both")
-    from diffusers.utils import logging
-
-    logging.set_verbosity_error()
     try:
-        unet, info = UNet2DModel.from_pretrained(part, output_loading_info=True)
+        with _quiet_diffusers():
+            unet, info = UNet2DModel.from_pretrained(part, output_loading_info=True)
+            scheduler, assumed = _stored_scheduler(pipeline, folder, unet)
     except (OSError, ValueError, RuntimeError) as error:
-        raise Mistakes(f"pipeline={pipeline}: its UNet cannot be loaded: {_first_line(error)}") from None
+        raise Mistakes(f"pipeline={pipeline}: it cannot be loaded: {_first_line(error)}") from None
     if absent := info["missing_keys"]:
         raise Mistakes(f"pipeline={pipeline}: its weights lack {len(absent)} tensors, {sorted(absent)[0]} first")
     words = _words(known["step"], known["weights"]) if known else ""
-    scheduler, assumed = _stored_scheduler(pipeline, folder, unet)
     return _model(pipeline, unet.float(), scheduler, ", ".join(filter(None, (words, assumed))))
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Without its warnings of pickled weights and of keys that older versions wrote; what matters is told in a line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _refuse_other_models(pipeline: str, folder: Path, part: Path) -> None:

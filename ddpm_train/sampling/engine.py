@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddpm_train.compute import fastest
@@ -70,14 +70,16 @@ class Engine:
         self.precision = precision
         choice = PRECISIONS[precision]
         unet = copy.deepcopy(model.unet) if choice.bf16 or choice.channels_last else model.unet
-        unet = unet.to(
+        # Not ModelMixin's `to`, which warns of float32 modules even where it finds none.
+        unet = nn.Module.to(
+            unet,
             device=device,
             dtype=torch.bfloat16 if choice.bf16 else torch.float32,
             memory_format=torch.channels_last if choice.channels_last else torch.preserve_format,
         )
         self.unet = torch.compile(unet, dynamic=False) if compile else unet
         self._math_attention = choice.math_attention
-        self._compiled_batch: int | None = None
+        self._compiled_batch = 0
         self._compile = compile
 
     def noise(self, recipe: Recipe, generators: list[torch.Generator]) -> Tensor:
@@ -96,14 +98,16 @@ class Engine:
         """Images `indices` of the recipe, uint8 [B, C, H, W] on the device."""
         count = len(indices)
         if self._compile:
-            self._compiled_batch = self._compiled_batch or count
             # Another batch size would be compiled anew.
             indices = [*indices, *[indices[-1]] * (self._compiled_batch - count)]
         generators = image_generators(recipe.seed, indices)
         if recipe.inpainting is not None:
-            return to_uint8(self._inpainted(recipe, generators, before_step, observe))[:count]
-        noise = self.noise(recipe, generators)
-        return to_uint8(self.denoised(recipe, noise, generators, before_step=before_step, observe=observe))[:count]
+            x_0 = self._inpainted(recipe, generators, before_step, observe)
+        else:
+            noise = self.noise(recipe, generators)
+            x_0 = self.denoised(recipe, noise, generators, before_step=before_step, observe=observe)
+        self._compiled_batch = len(indices)
+        return to_uint8(x_0)[:count]
 
     def denoised(
         self,
