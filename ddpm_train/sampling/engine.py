@@ -242,7 +242,10 @@ def in_batches(
 
 
 def out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or bool(should_reduce_batch_size(error))
+    # oneDNN, which convolves on a CPU, has only these words for it.
+    if isinstance(error, MemoryError) or "could not create a primitive" in str(error):
+        return True
+    return bool(should_reduce_batch_size(error))
 
 
 def _largest_batch(device: torch.device) -> int:
