@@ -47,6 +47,17 @@ class Compute:
         words += ["compiled"] if self.compile else []
         return " + ".join(words)
 
+    @classmethod
+    def named(cls, name: str) -> "Compute":
+        """The inverse of `str`."""
+        precision, *words = name.split(" + ")
+        return cls(
+            "no" if precision == "fp32" else precision,
+            channels_last="channels_last" in words,
+            attention="math" if "math attention" in words else "fused",
+            compile="compiled" in words,
+        )
+
     def apply(self, unet: nn.Module) -> None:
         """Lay out and compile the network's weights, in place; names and values stay."""
         unet.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)

@@ -3,14 +3,21 @@
 Hydra composes, `validation.parse` checks once and returns these frozen dataclasses; beyond it there is no `DictConfig`.
 """
 
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries the configs inside the package; a checkout has them beside it.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+
 # A name such as 2024 is a text; infinity is not a rate.
-_STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
 def _no_bool(value: object) -> object:
@@ -28,6 +35,12 @@ DownBlock = Literal[
     "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"
 ]
 UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"]
+
+
+SamplerName = Literal[
+    "ddpm", "ddim", "pndm", "dpm_solver", "dpm_solver_singlestep", "dpm_solver_sde", "unipc", "deis", "sa_solver",
+    "euler", "euler_ancestral", "heun", "kdpm2", "kdpm2_ancestral", "lms",
+]  # fmt: skip
 
 
 def _height_and_width(value: object) -> object:
@@ -61,7 +74,7 @@ AutoBool = Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)]
 Required = BeforeValidator(_given)  # `???` in a config: the user has to say
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Dataset:
     """Where the images come from and how they become uint8 arrays [channels, height, width]."""
 
@@ -86,7 +99,7 @@ class Dataset:
     max_pixels: Positive  # a larger image is not decoded (decompression bombs)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Model:
     """UNet2DModel's arguments; sample size and channels follow from the dataset."""
 
@@ -114,7 +127,7 @@ class Model:
     add_attention: bool
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class NoiseScheduler:
     """DDPMScheduler's arguments."""
 
@@ -137,14 +150,14 @@ class NoiseScheduler:
     rescale_betas_zero_snr: bool
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class MSE:
     """The mean squared error of the prediction (Ho et al. 2020, eq. 14)."""
 
     name: Literal["mse"]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class MinSNR:
     """The mean squared error weighted by min(SNR, gamma) (Hang et al. 2023)."""
 
@@ -152,7 +165,7 @@ class MinSNR:
     gamma: Annotated[Real, Gt(0)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Adam:
     """AdamW, Adam, or AdamW with 8-bit state (bitsandbytes)."""
 
@@ -163,7 +176,7 @@ class Adam:
     weight_decay: Annotated[Real, Ge(0)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SGD:
     name: Literal["sgd"]
     lr: Annotated[Real, Gt(0)]
@@ -172,18 +185,18 @@ class SGD:
     nesterov: bool
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class LRScheduler:
     name: Literal["constant", "linear", "cosine"]
     warmup_steps: NonNegative
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class NoEMA:
     name: Literal["none"]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class WarmupEMA:
     """diffusers' EMAModel with `use_ema_warmup=True`."""
 
@@ -195,7 +208,7 @@ class WarmupEMA:
     update_after_step: NonNegative
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Train:
     batch_size: Positive  # the global batch
     micro_batch_size: Annotated[int | Literal["auto"] | None, BeforeValidator(_auto_or_count)]  # per device
@@ -211,7 +224,7 @@ class Train:
     log_every_steps: Positive  # how often metrics are read back from the device
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Checkpoint:
     """When a run saves, and what it keeps. It also saves at its end and when it is asked to stop."""
 
@@ -223,7 +236,7 @@ class Checkpoint:
     mirror: str | None  # an fsspec URL that each checkpoint is copied to, below the run's name
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Evaluation:
     name: Literal["none", "grid"]
     every_steps: Positive | None  # None: at the end only
@@ -232,14 +245,27 @@ class Evaluation:
     num_inference_steps: Positive
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Sampler:
-    """A diffusers scheduler that samples, built from the model's own noise schedule."""
+    """A diffusers scheduler that samples, built from the model's own noise schedule.
 
-    name: Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "heun"]
+    In a config the arguments, of its constructor and of its `step`, stand beside the name: `sampler.eta=0.5`.
+    """
+
+    name: SamplerName
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, config=_STRICT)
+def _arguments_apart(value: object) -> object:
+    if not isinstance(value, Mapping) or "name" not in value:
+        return value
+    return {"name": value["name"], "arguments": {key: item for key, item in value.items() if key != "name"}}
+
+
+SamplerChoice = Annotated[Sampler, BeforeValidator(_arguments_apart)]
+
+
+@dataclass(frozen=True, config=STRICT)
 class Trackers:
     """Accelerate's trackers by name; a value holds the arguments of the tracker's own constructor."""
 
@@ -248,7 +274,7 @@ class Trackers:
     trackio: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """All keys of `ddpm-train`."""
 
@@ -267,5 +293,5 @@ class Config:
     train: Train
     checkpoint: Checkpoint
     evaluation: Evaluation
-    sampler: Sampler
+    sampler: SamplerChoice
     tracker: Trackers

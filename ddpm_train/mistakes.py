@@ -1,7 +1,7 @@
 """What a user can get wrong, told in one line each."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class Mistakes(Exception):
@@ -27,3 +27,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         tails = {key.rsplit(".", 1)[-1]: key for key in known}
         close = [tails[tail] for tail in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1, cutoff=0.75)]
     return f" did you mean {' or '.join(repr(key) for key in close)}?" if close else ""
+
+
+def as_written(value: object) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(as_written, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{as_written(item)}' for key, item in value.items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

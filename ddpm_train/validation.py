@@ -6,57 +6,76 @@ Importing it is cheap: no torch, diffusers or datasets.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from ddpm_train.config import SGD, Config, WarmupEMA
-from ddpm_train.mistakes import Mistakes, did_you_mean
+from ddpm_train.mistakes import Mistakes, as_written, did_you_mean
+from ddpm_train.samplers import argument_mistakes
 
-_ADAPTER = TypeAdapter(Config)
-# Sections whose keys depend on the group's choice; pydantic puts the choice into the location of their errors.
-_TAGGED = {name for name, field in Config.__pydantic_fields__.items() if field.discriminator}  # type: ignore[attr-defined]
+C = TypeVar("C")
+
+
+class Schema(Generic[C]):
+    """What a program's config must be.
+
+    Args:
+        config_type: a pydantic dataclass.
+        cross_field_mistakes: yields a line for each combination of keys that cannot work.
+    """
+
+    def __init__(self, config_type: type[C], cross_field_mistakes: Callable[[C], Iterator[str]]) -> None:
+        self._adapter: TypeAdapter[C] = TypeAdapter(config_type)
+        self._cross_field_mistakes = cross_field_mistakes
+
+    def parse(self, values: Mapping[str, Any]) -> C:
+        """Check a composed config (plain dicts and lists) and return it typed.
+
+        Raises:
+            Mistakes: every wrong type, range, name and combination in it, a line each.
+        """
+        if lines := self.inspect(values, {}):
+            raise Mistakes(*lines)
+        return self._adapter.validate_python(values)
+
+    def inspect(
+        self,
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        preflight: Callable[[C], Iterator[str]] = lambda config: iter(()),
+    ) -> list[str]:
+        """Find all mistakes in a composed config, a line each.
+
+        Args:
+            values: the config.
+            defaults: takes the place of what is wrong, so that one mistake does not hide the next.
+            preflight: yields further mistakes of a config whose keys are right one by one.
+        """
+        lines: list[str] = []
+        wrong: set[str] = set()
+        try:
+            config = self._adapter.validate_python(values)
+        except ValidationError as error:
+            wrong = {".".join(map(str, _location(detail)[:2])) for detail in error.errors()}
+            known = [key for key in dotted(defaults) if key not in wrong]  # a file of the user may bring wrong keys
+            lines = list(dict.fromkeys(_explain(detail, known) for detail in error.errors() if not _is_echo(detail)))
+            try:
+                config = self._adapter.validate_python(_repaired(values, defaults, error))
+            except ValidationError:
+                return lines
+        further = chain(self._cross_field_mistakes(config), preflight(config))
+        # What involves a repaired key says something of the default, not of what the user wrote.
+        return lines + [line for line in further if not any(_mentions(line, key) for key in wrong)]
 
 
 def parse(values: Mapping[str, Any]) -> Config:
-    """Check a composed config (plain dicts and lists) and return it typed.
+    """Check a composed config of a run (plain dicts and lists) and return it typed.
 
     Raises:
         Mistakes: every wrong type, range, name and combination in it, a line each.
     """
-    if lines := inspect(values, {}):
-        raise Mistakes(*lines)
-    config: Config = _ADAPTER.validate_python(values)
-    return config
-
-
-def inspect(
-    values: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    preflight: Callable[[Config], Iterator[str]] = lambda config: iter(()),
-) -> list[str]:
-    """Find all mistakes in a composed config, a line each.
-
-    Args:
-        values: the config.
-        defaults: takes the place of what is wrong, so that one mistake does not hide the next.
-        preflight: yields further mistakes of a config whose keys are right one by one.
-    """
-    lines: list[str] = []
-    wrong: set[str] = set()
-    try:
-        config: Config = _ADAPTER.validate_python(values)
-    except ValidationError as error:
-        wrong = {".".join(map(str, _location(detail)[:2])) for detail in error.errors()}
-        known = [key for key in dotted(defaults) if key not in wrong]  # a file of the user may bring wrong keys
-        lines = list(dict.fromkeys(_explain(detail, known) for detail in error.errors() if not _is_echo(detail)))
-        try:
-            config = _ADAPTER.validate_python(_repaired(values, defaults, error))
-        except ValidationError:
-            return lines
-    further = chain(cross_field_mistakes(config), preflight(config))
-    # What involves a repaired key says something of the default, not of what the user wrote.
-    return lines + [line for line in further if not any(_mentions(line, key) for key in wrong)]
+    return TRAINING.parse(values)
 
 
 _STAND_IN = "embedded"  # for what the defaults leave to the user: right as a source and as a path
@@ -77,6 +96,10 @@ def _repaired(values: Mapping[str, Any], defaults: Mapping[str, Any], error: Val
         else:
             repaired[section].pop(rest[0], None)
     return repaired
+
+
+# Sections whose keys depend on the group's choice; pydantic puts the choice into the location of their errors.
+_TAGGED = {name for name, field in Config.__pydantic_fields__.items() if field.discriminator}  # type: ignore[attr-defined]
 
 
 def _mentions(line: str, key: str) -> bool:
@@ -105,7 +128,7 @@ def _explain(detail: Any, known_keys: list[str]) -> str:
     """One validation error of pydantic as "key=value: what is wrong"."""
     key = ".".join(map(str, _location(detail)))
     kind, context = detail["type"], detail.get("ctx", {})
-    given = f"{key}={_text(detail['input'])}"
+    given = f"{key}={as_written(detail['input'])}"
     if kind == "unexpected_keyword_argument":
         return f"{given}: no such key;{did_you_mean(key, known_keys) or ' see --cfg job'}"
     if kind == "value_error":
@@ -152,7 +175,7 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
     yield from _model_mistakes(config)
     train, noise = config.train, config.noise_scheduler
     if (train.max_steps is None) == (train.epochs is None):
-        given = f"train.max_steps={_text(train.max_steps)} train.epochs={_text(train.epochs)}"
+        given = f"train.max_steps={as_written(train.max_steps)} train.epochs={as_written(train.epochs)}"
         remedy = "give one of them" if train.epochs is None else "set the other to null"
         yield f"{given}: exactly one decides the length; {remedy}"
     if isinstance(train.micro_batch_size, int) and train.batch_size % train.micro_batch_size:
@@ -189,6 +212,7 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
         yield f"ema.min_decay={config.ema.min_decay}: above ema.max_decay={config.ema.max_decay}; lower it"
     if isinstance(config.optimizer, SGD) and config.optimizer.nesterov and config.optimizer.momentum == 0:
         yield "optimizer.nesterov=true: needs momentum; set optimizer.momentum=0.9"
+    yield from argument_mistakes(config.sampler)
 
 
 def _model_mistakes(config: Config) -> Iterator[str]:
@@ -236,13 +260,7 @@ def _model_mistakes(config: Config) -> Iterator[str]:
         )
 
 
-def _text(value: object) -> str:
-    """A value as one writes it on the command line."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{_text(item)}' for key, item in value.items())}}}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+TRAINING = Schema(Config, cross_field_mistakes)
 
 
 def _resolution_text(resolution: tuple[int, int]) -> str:

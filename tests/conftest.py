@@ -2,13 +2,16 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -76,6 +79,20 @@ class Cli:
         """`accelerate launch --cpu --num_processes N train.py OVERRIDES` with the tiny model."""
         return self.run([*launch_command(num_processes), *TINY, *overrides], expect)
 
+    def sample(self, *arguments: str, expect: int = 0, megabytes: int | None = None) -> str:
+        """`ddpm-sample ARGUMENTS`: its `main` in a fork of this process, which has paid for the imports already.
+
+        Args:
+            megabytes: how much more memory than now it may have.
+        """
+        said = self.folder / "said.txt"
+        child = os.fork()
+        if child == 0:
+            _become_ddpm_sample(self.folder, said, arguments, megabytes)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code == expect, f"exit {code}, not {expect}\n{said.read_text()}"
+        return said.read_text()
+
     def metrics(self, name: str = "default") -> list[dict[str, Any]]:
         lines = (self.folder / "outputs" / name / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
@@ -84,19 +101,53 @@ class Cli:
         return self.folder / "outputs" / name
 
 
-def launch_command(num_processes: int) -> list[str]:
+def _become_ddpm_sample(folder: Path, said: Path, arguments: Sequence[str], megabytes: int | None) -> NoReturn:
+    code: object = 1
+    try:
+        if megabytes is not None:
+            limit = psutil.Process().memory_info().vms + megabytes * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        os.chdir(folder)
+        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.argv = ["ddpm-sample", *arguments]
+        from ddpm_train.cli.sample import main
+
+        main()
+        code = 0
+    except SystemExit as left:
+        code = left.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def launch_command(num_processes: int, *program_arguments: str) -> list[str]:
     program = str(Path(sys.executable).with_name("accelerate"))
     port = str(20000 + os.getpid() % 20000)
     return [
         *(program, "launch", "--cpu", "--num_processes", str(num_processes), "--num_machines", "1"),
         *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
-        str(ROOT / "train.py"),
+        *(program_arguments or (str(ROOT / "train.py"),)),
     ]
 
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of six steps with checkpoints at 3 and 6."""
+    cli = Cli(tmp_path_factory.mktemp("trained"))
+    cli.train("checkpoint.every_steps=3")
+    return cli.output()
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,23 @@ PACKAGE = ROOT / "ddpm_train"
 MAP = [
     "mistakes exit_codes",
     "config",
+    "samplers",
     "validation",
-    "seeding files ranks",
+    "sample_config pipeline_path",
+    "seeding files ranks hub_access",
     "identity run_lock",
     "data",
     "diffusion",
     "model optim ema compute",
     "checkpoint",
+    "loading",
     "mirror saving",
     "preemption",
     "evaluation",
+    "sampling",
     "metrics trackers",
     "trainer",
+    "api",
     "cli",
 ]
 LEVEL = {name: level for level, line in enumerate(MAP) for name in line.split()}
@@ -56,7 +61,10 @@ def test_a_module_imports_only_from_above(path: Path) -> None:
             assert LEVEL[other] < LEVEL[own], name
 
 
-CHEAP = ["config.py", "validation.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"]
+CHEAP = [
+    *("config.py", "validation.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"),
+    *("samplers.py", "sample_config.py", "pipeline_path.py", "hub_access.py", "cli/sample.py"),
+]
 
 
 @pytest.mark.parametrize("name", CHEAP)

@@ -4,69 +4,95 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import yaml
-from hydra import compose, version
+from hydra import version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from ddpm_train import exit_codes
 from ddpm_train.cli import cpu_processes
-from ddpm_train.config import Config
+from ddpm_train.cli.composing import compose_job, opened, plain
+from ddpm_train.config import CONF
 from ddpm_train.mistakes import Mistakes, did_you_mean
-from ddpm_train.validation import dotted, inspect, parse
+from ddpm_train.validation import Schema
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-# A wheel carries the configs inside the package; a checkout has them beside it.
-CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-
-_NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-_SEVERAL_AT_ONCE = ("tracker", "experiment")
-
-Preflight = Callable[[Config], Iterator[str]]
+C = TypeVar("C")
 
 
-def run(job: Callable[[Config, dict[str, Any]], None], preflight: Preflight) -> None:
-    """Compose the command line's config with Hydra and hand it to `job`, typed and checked.
+@dataclass(frozen=True)
+class Program(Generic[C]):
+    """What one program makes of a command line.
 
-    Args:
-        job: takes the config, and the same as plain values to be saved with the run.
+    Attributes:
+        config_name: its config in `conf/`.
+        groups: the groups that its config chooses from; None: all.
+        output_key: the key that names the folder of a run.
+        naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
+        job: takes the config, and the same as plain values to be saved with the run.
     """
+
+    config_name: str
+    schema: Schema[C]
+    groups: tuple[str, ...] | None
+    output_key: str
+    naming: str
+    preflight: Callable[[C], Iterator[str]]
+    job: Callable[[C, dict[str, Any]], None]
+
+
+def run(program: Program[C]) -> None:
+    """Compose the command line's config with Hydra and hand it to the program's job, typed and checked."""
     parser = get_args_parser()
     arguments, unknown = parser.parse_known_args()
     # argparse takes no overrides after a flag that stands between them.
     arguments.overrides += [text for text in unknown if not text.startswith("-")]
     # Hydra would look for a relative folder beside this file.
     arguments.config_path = str(Path(arguments.config_path or CONF).resolve())
-    arguments.config_name = (arguments.config_name or "config").removesuffix(".yaml")
+    arguments.config_name = (arguments.config_name or program.config_name).removesuffix(".yaml")
 
     def hydra_job(composed: DictConfig) -> None:
-        values = _plain(composed)
+        values = plain(composed)
         try:
-            job(parse(values), values)
+            program.job(program.schema.parse(values), values)
         except Mistakes as mistakes:
             tell(mistakes)
 
     version.setbase("1.3")
     try:
-        _check(arguments, unknown, preflight)
+        _check(arguments, unknown, program)
     except Mistakes as mistakes:
         tell(mistakes)
+    arguments.overrides = [opened(text) for text in arguments.overrides]
     # What the decorator `hydra.main` does, which would parse the command line once more.
     _run_hydra(arguments, parser, hydra_job, arguments.config_path, arguments.config_name)
+
+
+def output_mistakes(key: str, folder: str) -> Iterator[str]:
+    """A line if the folder cannot be made or written in."""
+    remedy = "choose another name or output_dir" if key == "output_dir" else f"choose another {key}"
+    existing = Path(folder)
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        yield f"{key}={folder}: not a folder; {remedy}"
+        return
+    try:
+        # Tried, not asked: permissions alone do not tell of read-only disks, nor of what root may not do.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        yield f"{key}={folder}: cannot write in {existing} ({error.strerror}); choose another {key}"
 
 
 def tell(mistakes: Mistakes) -> None:
@@ -77,7 +103,7 @@ def tell(mistakes: Mistakes) -> None:
     sys.exit(exit_codes.MISTAKE)
 
 
-def _check(arguments: argparse.Namespace, unknown: list[str], preflight: Preflight) -> None:
+def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C]) -> None:
     """Find every mistake of a command line at once; Hydra alone would stop at the first.
 
     Raises:
@@ -90,16 +116,17 @@ def _check(arguments: argparse.Namespace, unknown: list[str], preflight: Preflig
     lines, jobs = _jobs(arguments.overrides, arguments.multirun)
     _open_configs(arguments.config_path, arguments.config_dir)
     compositions = [
-        _compose_job(arguments.config_name, [f"hydra.job.num={number}"], overrides)
+        compose_job(arguments.config_name, [f"hydra.job.num={number}"], overrides, program.groups)
         for number, overrides in enumerate(jobs)
     ]
     GlobalHydra.instance().clear()
     for composition in compositions:
         lines += composition.mistakes
         if composition.values and not (arguments.cfg or arguments.info):
-            lines += inspect(composition.values, composition.defaults, preflight)
+            lines += program.schema.inspect(composition.values, composition.defaults, program.preflight)
     if arguments.multirun:
-        lines += _sweep_mistakes(jobs, [composition.values for composition in compositions if not composition.mistakes])
+        composed = [composition.values for composition in compositions if not composition.mistakes]
+        lines += _sweep_mistakes(jobs, composed, program)
     if lines:
         raise Mistakes(*dict.fromkeys(lines))
 
@@ -155,118 +182,14 @@ def _jobs(overrides: list[str], multirun: bool) -> tuple[list[str], list[tuple[s
     return lines, list(itertools.product(*choices))
 
 
-def _sweep_mistakes(jobs: list[tuple[str, ...]], configs: list[dict[str, Any]]) -> Iterator[str]:
+def _sweep_mistakes(jobs: list[tuple[str, ...]], configs: list[dict[str, Any]], program: Program[C]) -> Iterator[str]:
     """Runs that share a folder would each go on where the one before it stopped."""
-    folders = [config.get("output_dir") for config in configs]
+    folders = [config.get(program.output_key) for config in configs]
     for folder in {folder: None for folder in folders if folders.count(folder) > 1}:
         swept = [texts[0].split("=")[0].lstrip("+") for texts in zip(*jobs, strict=True) if len(set(texts)) > 1]
         values = (f"hydra:runtime.choices.{key}" if isinstance(configs[0].get(key), dict) else key for key in swept)
         name = "_".join(["run", *(f"${{{value}}}" for value in values)])
         yield (
-            f"output_dir={folder}: the same for {folders.count(folder)} runs of the sweep; "
-            f"name them apart, such as name='{name}'"
+            f"{program.output_key}={folder}: the same for {folders.count(folder)} runs of the sweep; "
+            f"name them apart, such as {program.naming.format(name)}"
         )
-
-
-@dataclass
-class _Composition:
-    """What became of one job's overrides: those with a mistake are left out."""
-
-    mistakes: list[str]
-    values: dict[str, Any] = field(default_factory=dict)  # empty: nothing could be composed
-    defaults: dict[str, Any] = field(default_factory=dict)  # the same with no more than the group choices
-
-
-def _compose_job(name: str, hydra: list[str], overrides: Iterable[str]) -> _Composition:
-    lines, groups, keys, wrong_groups = [], list(hydra), [], []
-    loader = GlobalHydra.instance().config_loader()
-    known_groups = [group for group in loader.list_groups("") if group != "hydra"]
-    for text in overrides:
-        override = OverridesParser.create().parse_override(text)
-        if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
-            groups.append(text)
-        elif override.key_or_group not in known_groups or isinstance(override.value(), dict):
-            keys.append((override, text))
-        elif mistakes := list(_group_mistakes(override, loader.get_group_options(override.key_or_group))):
-            lines += mistakes
-            wrong_groups.append(override.key_or_group)
-        else:
-            groups.append(text)
-    try:
-        defaults = _compose(name, groups)
-    except _NOT_COMPOSED as error:
-        return _Composition(lines + _blame(name, hydra, groups[len(hydra) :], error))
-    usable = []
-    for override, text in keys:
-        section = override.key_or_group.split(".")[0]
-        if section in wrong_groups:
-            continue  # which keys there are depends on the choice
-        if mistake := _key_mistake(override, text, defaults, known_groups):
-            lines.append(mistake)
-        else:
-            usable.append(text)
-    try:
-        return _Composition(lines, _compose(name, [*groups, *usable]), defaults)
-    except _NOT_COMPOSED as error:
-        return _Composition(lines + _blame(name, groups, usable, error))
-
-
-def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
-    composed = compose(name, overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)  # for ${hydra:…} in values
-    with open_dict(composed):
-        del composed["hydra"]
-    return _plain(composed)
-
-
-def _plain(composed: DictConfig) -> dict[str, Any]:
-    values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    return values
-
-
-def _blame(name: str, common: list[str], suspects: list[str], error: Exception) -> list[str]:
-    """A line for each override that Hydra cannot compose with the common ones."""
-    lines = []
-    for text in suspects:
-        try:
-            _compose(name, [*common, text])
-        except _NOT_COMPOSED as reason:
-            if text.startswith("+") and "Multiple values" in str(reason):
-                lines.append(f"{text}: chosen already; leave out the +")
-            else:
-                lines.append(f"{text}: {_first_line(reason)}")
-    return lines or [f"--config-name={name}: {_first_line(error)}"]
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
-    return str(error).splitlines()[0]
-
-
-def _group_mistakes(override: Override, options: list[str]) -> Iterator[str]:
-    group, value = override.key_or_group, override.value()
-    if override.is_delete():
-        yield f"~{group}: every run needs one; choose another with {group}=…"
-    elif isinstance(value, list) and group not in _SEVERAL_AT_ONCE:
-        yield f"{override.input_line}: takes one choice, not a list; write {group}={value[0] if value else '…'}"
-    else:
-        for choice in value if isinstance(value, list) else [value]:
-            choice = "null" if choice is None else str(choice)
-            if choice not in options:
-                yield (
-                    f"{group}={choice}: no such config;{did_you_mean(choice, options)} (one of {', '.join(options)})"
-                )
-
-
-def _key_mistake(override: Override, text: str, defaults: dict[str, Any], known_groups: list[str]) -> str | None:
-    key = override.key_or_group
-    group, _, last = key.rpartition(".")
-    if group in known_groups and last == "name":
-        return f"{text}: chosen with its group; write {group}={override.value()}"
-    known = [*dotted(defaults), *known_groups]
-    if key not in known and not override.is_add():
-        return f"{text}: no such key;{did_you_mean(key, known) or ' see --cfg job'}"
-    if override.is_delete() and not key.startswith("tracker."):
-        return f"{text}: every run needs this key; give it a value"
-    return None

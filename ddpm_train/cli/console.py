@@ -18,6 +18,7 @@ class Console:
         self._bar: tqdm[Any] | None = None
         self._last_line = float("-inf")
         self._total = 0
+        self._unit = "step"
 
     @property
     def live(self) -> bool:
@@ -37,22 +38,28 @@ class Console:
     def table(self, rows: dict[str, str]) -> None:
         self.say(*(f"  {name:<10} {value}" for name, value in rows.items()))
 
-    def start(self, step: int, total: int) -> None:
+    def start(self, done: int, total: int, unit: str = "step") -> None:
         self._total = total
+        self._unit = unit
         if self.live:
-            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True)
 
     def progress(self, record: dict[str, Any]) -> None:
-        """Show a step's record: moves the bar, or prints a line now and then."""
-        if "loss" not in record or not self._enabled:
+        """Show a training step's record."""
+        if "loss" in record:
+            shown = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.0f} img/s"
+            self.update(record["step"], shown)
+
+    def update(self, done: int, shown: str = "") -> None:
+        """Move the bar, or print a line now and then."""
+        if not self._enabled:
             return
-        shown = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.0f} img/s"
         if self._bar is not None:
             self._bar.set_postfix_str(shown, refresh=False)
-            self._bar.update(record["step"] - self._bar.n)
-        elif time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS or record["step"] == self._total:
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS or done == self._total:
             self._last_line = time.monotonic()
-            print(f"step {record['step']}/{self._total}  {shown}", flush=True)
+            print(f"{self._unit} {done}/{self._total}  {shown}".rstrip(), flush=True)
 
     def finish(self) -> None:
         if self._bar is not None:

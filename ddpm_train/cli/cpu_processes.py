@@ -30,7 +30,13 @@ def spread() -> None:
     # Port 0, any that is free, is not for torchrun's plain rendezvous: each process would take another.
     meeting = ["--standalone"] if port == "0" else ["--master-port", port]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *meeting]
-    os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
+    os.execv(sys.executable, [sys.executable, *torchrun, *_program(), *sys.argv[1:]])
+
+
+def _program() -> list[str]:
+    """How torchrun starts this program again: a module that was started as one (`-m`), or a file."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return ["-m", module.name] if module is not None else [sys.argv[0]]
 
 
 def _launcher_arguments() -> Any:

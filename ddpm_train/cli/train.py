@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,31 @@ from ddpm_train import exit_codes
 from ddpm_train.cli import app, cpu_processes
 from ddpm_train.config import Config
 from ddpm_train.data.sources import path_mistakes
+from ddpm_train.samplers import package_mistakes
+from ddpm_train.validation import TRAINING
 
 
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
         signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
-    app.run(job, preflight)
+    app.run(
+        app.Program(
+            config_name="config",
+            schema=TRAINING,
+            groups=None,
+            output_key="output_dir",
+            naming="name='{}'",
+            preflight=preflight,
+            job=job,
+        )
+    )
 
 
 def preflight(config: Config) -> Iterator[str]:
     """What is wrong with this config on this machine, a line each. Imports torch only if a precision is forced."""
     yield from path_mistakes(config.dataset)
-    yield from _output_mistakes(Path(config.output_dir))
+    yield from app.output_mistakes("output_dir", config.output_dir)
     yield from _batch_mistakes(config, cpu_processes.num_processes())
     yield from _resume_mistakes(config)
     yield from _precision_mistakes(config.train.mixed_precision)
@@ -38,21 +49,6 @@ def job(config: Config, values: dict[str, Any]) -> None:
     from ddpm_train.cli.training import train_run
 
     train_run(config, values)
-
-
-def _output_mistakes(output_dir: Path) -> Iterator[str]:
-    existing = output_dir
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        yield f"output_dir={output_dir}: not a folder; choose another name or output_dir"
-        return
-    try:
-        # Tried, not asked: permissions alone do not tell of read-only disks, nor of what root may not do.
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        yield f"output_dir={output_dir}: cannot write in {existing} ({error.strerror}); choose another output_dir"
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
@@ -85,6 +81,7 @@ def _precision_mistakes(mixed_precision: str) -> Iterator[str]:
 
 def _extras_mistakes(config: Config) -> Iterator[str]:
     """Choices that need a package which is not installed."""
+    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
     wanted = {
         ("tracker=wandb", "wandb", "wandb"): config.tracker.wandb is not None,
         ("tracker=trackio", "trackio", "trackio"): config.tracker.trackio is not None,

@@ -29,6 +29,7 @@ from ddpm_train.data.loader import Batches, micro_batches, num_workers
 from ddpm_train.evaluation.grid import sample_grid
 from ddpm_train.evaluation.held_out import held_out_loss
 from ddpm_train.files import replace_folder, write_atomic
+from ddpm_train.loading import ORIGIN
 from ddpm_train.metrics import Metrics, NonFinite
 from ddpm_train.mirror import FINISH_SECONDS, STOP_SECONDS, MirrorThread
 from ddpm_train.mistakes import Mistakes
@@ -38,8 +39,6 @@ from ddpm_train.run_lock import RunLock
 from ddpm_train.saving import Saver, SavingFailed
 from ddpm_train.trackers import RunTrackers
 from ddpm_train.trainer import BatchPlan, Trainer, evaluation_due
-
-ORIGIN = "training.json"  # in `pipeline/`: which weights these are
 
 
 def train_run(config: Config, values: dict[str, Any]) -> None:
@@ -230,7 +229,7 @@ def _evaluate(run: Run, trackers: RunTrackers | None) -> dict[str, float]:
             unet,
             run.noise_scheduler,
             config,
-            sampler_name=run.config.sampler.name,
+            sampler=run.config.sampler,
             seed=run.config.seed,
             accelerator=run.accelerator,
             stop=run.stop,

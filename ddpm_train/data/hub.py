@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_train.hub_access import find_commit
 from ddpm_train.mistakes import Mistakes
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def _load_from_hub(config: "Dataset", split: str) -> Any:
     import datasets
 
     datasets.config.USE_PARQUET_EXPORT = False
-    commit, problem = _commit(config)
+    commit, problem = find_commit(
+        "dataset", config.path, config.revision, key="dataset.path", revision_key="dataset.revision"
+    )
     if problem is not None:
         datasets.config.HF_HUB_OFFLINE = True
     try:
@@ -72,43 +75,3 @@ def _value_mistake(config: "Dataset", split: str, error: ValueError) -> str:
     if "BuilderConfig" in first or "Config name" in first:
         return f"dataset.config_name={config.config_name or 'null'}: {' '.join(str(error).split())}"
     return f"dataset.path={config.path}: {first}"
-
-
-def _commit(config: "Dataset") -> tuple[str | None, str | None]:
-    """The commit that the Hub has for `dataset.revision`, or None and why the Hub does not say.
-
-    Raises:
-        Mistakes: the Hub says that there is no such thing, or that the token may not see it.
-    """
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    place = f"dataset.path={config.path}"
-    try:
-        return HfApi().dataset_info(config.path, revision=config.revision, timeout=20).sha, None
-    except RepositoryNotFoundError:
-        token = "with this HF_TOKEN" if get_token() else "without a token; if it is private, set HF_TOKEN"
-        raise Mistakes(f"{place}: no such dataset on the Hub {token}") from None
-    except RevisionNotFoundError:
-        raise Mistakes(
-            f"dataset.revision={config.revision}: not in {config.path}; give a branch, tag or commit of it"
-        ) from None
-    except HFValidationError:
-        raise Mistakes(f"{place}: neither a folder nor a repository name of the form owner/name") from None
-    except OfflineModeIsEnabled:
-        return None, "HF_HUB_OFFLINE is set"
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
-            raise Mistakes(
-                f"{place}: the Hub refuses this HF_TOKEN; check it, or unset it for a public dataset"
-            ) from None
-        return None, f"the Hub answers {str(error).splitlines()[0]}"
-    except Exception as error:
-        # The HTTP client's own errors (it was httpx, and is not always): nobody answers at HF_ENDPOINT.
-        return None, f"the Hub cannot be reached ({type(error).__name__})"

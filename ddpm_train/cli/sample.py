@@ -1,0 +1,65 @@
+"""`ddpm-sample`: images, and looks at how they come about, from a trained model."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ddpm_train import exit_codes
+from ddpm_train.cli import app, cpu_processes
+from ddpm_train.mistakes import as_written
+from ddpm_train.pipeline_path import path_mistakes
+from ddpm_train.sample_config import SAMPLING, SampleConfig
+from ddpm_train.samplers import package_mistakes
+
+
+def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        # Until `StopRequest` takes over, after seconds of imports, there is nothing to leave in order.
+        signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
+    app.run(
+        app.Program(
+            config_name="sample",
+            schema=SAMPLING,
+            groups=("sampler",),
+            output_key="output",
+            naming="output='samples/{}'",
+            preflight=preflight,
+            job=job,
+        )
+    )
+
+
+def preflight(config: SampleConfig) -> Iterator[str]:
+    """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
+    yield from app.output_mistakes("output", config.output)
+    for key in ("from_image", "inpaint"):
+        path = getattr(config, key)
+        if path is not None and not Path(path).expanduser().is_file():
+            yield f"{key}={path}: no such file"
+    if config.mixed_precision == "bf16":
+        yield from _precision_mistakes()
+    yield from path_mistakes(config.pipeline)
+    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
+    for name in config.compare.samplers:
+        yield from package_mistakes(name, f"compare.samplers={as_written(config.compare.samplers)}")
+
+
+def job(config: SampleConfig, values: dict[str, Any]) -> None:
+    cpu_processes.spread()
+    # torch and diffusers take seconds to import; a typo must not wait for them.
+    from ddpm_train.cli.sampling import sample_images
+
+    sample_images(config)
+
+
+def _precision_mistakes() -> Iterator[str]:
+    import torch
+
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield f"mixed_precision=bf16: {torch.cuda.get_device_name()} has none; use no or auto"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""A model on a device, ready to make one batch after another."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+
+from ddpm_train.compute import Compute, Stopwatch, choose, multiplies_in_bf16, out_of_memory
+from ddpm_train.diffusion.inpainting import inpaint, visits
+from ddpm_train.diffusion.sampling import (
+    Observer,
+    build_sampler,
+    denoise,
+    first_step,
+    image_generators,
+    noised,
+    step_arguments,
+    to_uint8,
+)
+from ddpm_train.loading import Model
+from ddpm_train.mistakes import Mistakes
+from ddpm_train.sampling.recipe import Recipe
+
+T = TypeVar("T")
+# Where `auto` begins to look for what fits. A CPU gains nothing from more, and is not told when memory runs out.
+_LARGEST_BATCH = {"cpu": 64}
+_LARGEST_BATCH_ELSEWHERE = 1024
+# Fewer denoising steps than these take less time than finding out how to make them faster.
+_WORTH_MEASURING_STEPS = 20
+# A CPU is measured with few images: it works through them one by one, and a trial must not cost what it saves.
+_TRIAL_IMAGES_ON_CPU = 4
+
+
+# The same numbers as diffusers' own loop.
+PLAIN = Compute("no", channels_last=False, attention="fused", compile=False)
+
+
+class Engine:
+    """Makes batches of images with one model.
+
+    Args:
+        compute: in bf16 the weights are rounded once; x_t and the sampler are in float32 always. Compiled, the UNet
+            works for one batch size: smaller batches are filled up to that of the first.
+    """
+
+    def __init__(self, model: Model, device: torch.device, *, compute: Compute = PLAIN) -> None:
+        self.model = model
+        self.device = device
+        self.compute = compute
+        unet = model.unet if compute == PLAIN else copy.deepcopy(model.unet)
+        # Not ModelMixin's `to`, which warns of float32 modules even where it finds none.
+        self.unet = nn.Module.to(
+            unet, device=device, dtype=torch.bfloat16 if compute.mixed_precision == "bf16" else torch.float32
+        )
+        compute.apply(self.unet)
+        self._compiled_batch = 0
+
+    def noise(self, recipe: Recipe, generators: list[torch.Generator]) -> Tensor:
+        """float32 [B, C, H, W], the first numbers of the images' generators."""
+        shape = (len(generators), self.model.unet.config.in_channels, *recipe.resolution)
+        return randn_tensor(shape, generator=generators, device=self.device, dtype=torch.float32)
+
+    def images(
+        self,
+        recipe: Recipe,
+        indices: Sequence[int],
+        *,
+        before_step: Callable[[], None] = lambda: None,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """Images `indices` of the recipe, uint8 [B, C, H, W] on the device."""
+        count = len(indices)
+        if self.compute.compile:
+            # Another batch size would be compiled anew.
+            indices = [*indices, *[indices[-1]] * (self._compiled_batch - count)]
+        generators = image_generators(recipe.seed, indices)
+        if recipe.inpainting is not None:
+            x_0 = self._inpainted(recipe, generators, before_step, observe)
+        else:
+            noise = self.noise(recipe, generators)
+            x_0 = self.denoised(recipe, noise, generators, before_step=before_step, observe=observe)
+        self._compiled_batch = len(indices)
+        return to_uint8(x_0)[:count]
+
+    def denoised(
+        self,
+        recipe: Recipe,
+        noise: Tensor,
+        generators: list[torch.Generator],
+        *,
+        before_step: Callable[[], None] = lambda: None,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """x_0 from this noise (with the recipe's picture in it, if it has one), float32 [B, C, H, W]."""
+        sampler, arguments = self._sampler(recipe)
+        x_t, start = noise * sampler.init_noise_sigma, 0
+        if recipe.picture is not None:
+            x_t, start = noised(sampler, recipe.picture.to(self.device), noise, recipe.strength)
+        with self.compute.attention_kernels():
+            return denoise(
+                self.unet,
+                sampler,
+                x_t,
+                generators,
+                start=start,
+                step_arguments=arguments,
+                before_step=before_step,
+                observe=observe,
+            )
+
+    def call(self, x_t: Tensor) -> Tensor:
+        """One call of the UNet, at timestep 0: what a step costs."""
+        with torch.no_grad(), self.compute.attention_kernels():
+            return self.unet(x_t.to(self.unet.dtype), torch.zeros((), device=self.device)).sample.float()
+
+    def num_steps(self, recipe: Recipe) -> int:
+        """How often the loop calls the UNet for a batch."""
+        sampler, _ = self._sampler(recipe)
+        if recipe.inpainting is not None:
+            jumps = visits(len(sampler.timesteps), recipe.inpainting.jump_steps, recipe.inpainting.repeats)
+            return sum(there < here for here, there in jumps)
+        start = 0 if recipe.picture is None else first_step(sampler, recipe.strength)
+        return len(sampler.timesteps) - start
+
+    def _inpainted(
+        self,
+        recipe: Recipe,
+        generators: list[torch.Generator],
+        before_step: Callable[[], None],
+        observe: Observer | None,
+    ) -> Tensor:
+        assert recipe.picture is not None and recipe.inpainting is not None
+        sampler, arguments = self._sampler(recipe)
+        with self.compute.attention_kernels():
+            return inpaint(
+                self.unet,
+                sampler,
+                recipe.picture.to(self.device),
+                recipe.inpainting.mask.to(self.device),
+                generators,
+                jump_steps=recipe.inpainting.jump_steps,
+                repeats=recipe.inpainting.repeats,
+                step_arguments=arguments,
+                before_step=before_step,
+                observe=observe,
+            )
+
+    def _sampler(self, recipe: Recipe) -> tuple[Any, dict[str, Any]]:
+        name, arguments = recipe.sampler.name, recipe.sampler.arguments
+        sampler = build_sampler(name, self.model.noise_scheduler, arguments)
+        sampler.set_timesteps(recipe.num_inference_steps)
+        return sampler, step_arguments(name, arguments)
+
+
+def choose_compute(
+    model: Model, device: torch.device, recipe: Recipe, *, mixed_precision: str, num_images: int, batch_size: int | None
+) -> Compute:
+    """How to call the UNet: for `auto` the fastest way, measured, if there is enough to do to make it worth while."""
+    if mixed_precision != "auto":
+        return replace(PLAIN, mixed_precision=mixed_precision)
+    batch = min(batch_size or _largest_batch(device), num_images)
+    num_steps = Engine(model, device).num_steps(recipe) * -(-num_images // batch)
+    if num_steps < _WORTH_MEASURING_STEPS or not multiplies_in_bf16(device):
+        return PLAIN
+    trial = batch if device.type != "cpu" else min(batch, _TRIAL_IMAGES_ON_CPU)
+    x_t = torch.zeros(trial, model.unet.config.in_channels, *recipe.resolution, device=device)
+    engines = functools.cache(lambda compute: Engine(model, device, compute=compute))
+    measure = Stopwatch(lambda compute: engines(compute).call(x_t), device, {})
+    try:
+        rounded = choose(PLAIN, {"mixed_precision": ["bf16"]}, measure)
+        if rounded == PLAIN:  # any other way rounds, too
+            return PLAIN
+        return choose(rounded, {"channels_last": [True], "attention": ["math"]}, measure)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        return replace(PLAIN, mixed_precision="bf16")  # which takes less of it
+
+
+def in_batches(
+    indices: Sequence[int], compute: Callable[[Sequence[int]], T], batch_size: int | None, device: torch.device
+) -> Iterator[tuple[Sequence[int], T]]:
+    """Apply `compute` to all indices in batches; None: the largest that fit, found by halving.
+
+    Raises:
+        Mistakes: the batch that was asked for, or a single image, does not fit.
+    """
+    size = min(batch_size or _largest_batch(device), max(len(indices), 1))
+    place = 0
+    while place < len(indices):
+        batch = indices[place : place + size]
+        try:
+            result = compute(batch)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if batch_size is not None:
+                raise Mistakes(
+                    f"batch_size={batch_size}: does not fit in the memory of {device}; use less, or auto"
+                ) from None
+            if size == 1:
+                raise Mistakes(f"batch_size=auto: one image alone does not fit in the memory of {device}") from None
+            size = max(1, size // 2)
+        else:
+            yield batch, result
+            place += len(batch)
+            continue
+        clear_device_cache(garbage_collection=True)
+
+
+def _largest_batch(device: torch.device) -> int:
+    return _LARGEST_BATCH.get(device.type, _LARGEST_BATCH_ELSEWHERE)

@@ -1,0 +1,87 @@
+"""Grids, strips, animations and labelled tables of images."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ddpm_train.evaluation.grid import image_grid
+from ddpm_train.files import write_atomic
+from ddpm_train.sampling.looks import Compared, Frame
+
+_GAP = 2
+_LABEL_HEIGHT = 16
+_MILLISECONDS = 120
+_HOLD_FRAMES = 8  # an animation stands still at its end for a moment
+
+
+def rows(images: Sequence[Tensor]) -> Image.Image:
+    """Rows of equally many images, each uint8 [N, C, H, W], as one picture."""
+    return image_grid(torch.cat(list(images)), columns=len(images[0]))
+
+
+def strip(frames: Sequence[Frame]) -> Image.Image:
+    """For each image two rows, x_t and the estimate of x_0, from noise on the left to the result on the right."""
+    kinds = [torch.stack([frame.x_t for frame in frames]), torch.stack([frame.x_0 for frame in frames])]
+    return rows([kind[:, image] for image in range(kinds[0].shape[1]) for kind in kinds])
+
+
+def animate(frames: Sequence[Image.Image], path: Path) -> None:
+    """Write an animation that runs for ever; GIF or WebP (lossless) by the name's ending."""
+    shown = [*frames, *[frames[-1]] * _HOLD_FRAMES]
+    kind = path.suffix.removeprefix(".")
+    options = {"lossless": True} if kind == "webp" else {"disposal": 2}
+    if kind == "webp":
+        shown = [frame.convert("RGBA" if frame.mode == "RGBA" else "RGB") for frame in shown]
+    file = io.BytesIO()
+    shown[0].save(file, format=kind, save_all=True, append_images=shown[1:], duration=_MILLISECONDS, loop=0, **options)
+    write_atomic(path, file.getvalue())
+
+
+def trajectory_frames(frames: Sequence[Frame]) -> list[Image.Image]:
+    """x_t on the left, the estimate of x_0 on the right."""
+    return [beside([image_grid(frame.x_t), image_grid(frame.x_0)]) for frame in frames]
+
+
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    width = sum(picture.width for picture in pictures)
+    canvas = Image.new(pictures[0].mode, (width, max(picture.height for picture in pictures)))
+    left = 0
+    for picture in pictures:
+        canvas.paste(picture, (left, 0))
+        left += picture.width
+    return canvas
+
+
+def comparison_table(results: Sequence[Compared]) -> Image.Image:
+    """A row for each sampler, a column for each number of steps, and in each cell all images under their label."""
+    names = list(dict.fromkeys(result.sampler for result in results))
+    columns = list(dict.fromkeys(result.num_inference_steps for result in results))
+    grids = [image_grid(result.images).convert("RGB") for result in results]
+    labels = [_label(result) for result in results]
+    font = ImageFont.load_default()
+    width = max(max(grid.width for grid in grids), *(math.ceil(font.getlength(label)) + 2 * _GAP for label in labels))
+    height = grids[0].height + _LABEL_HEIGHT
+    canvas = Image.new("RGB", (width * len(columns), height * len(names)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for result, grid, label in zip(results, grids, labels, strict=True):
+        left = columns.index(result.num_inference_steps) * width
+        top = names.index(result.sampler) * height
+        draw.text((left + _GAP, top + _GAP), label, fill="black", font=font)
+        canvas.paste(grid, (left, top + _LABEL_HEIGHT))
+    return canvas
+
+
+def _label(result: Compared) -> str:
+    distance = "" if result.distance is None else f"  d={result.distance:.1f}"
+    return f"{result.sampler} {result.num_inference_steps}{distance}"
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    file = io.BytesIO()
+    picture.save(file, format="png", optimize=True)
+    write_atomic(path, file.getvalue())

@@ -1,0 +1,203 @@
+"""What image i is made of, besides the model: (seed, i) and this."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpm_train.config import Sampler, SamplerName
+from ddpm_train.data.decode import MODES, BrokenImage, Decoder
+from ddpm_train.diffusion.fitness import fitting, refusal
+from ddpm_train.loading import Model
+from ddpm_train.mistakes import Mistakes, as_written
+from ddpm_train.sample_config import SampleConfig
+from ddpm_train.samplers import package_mistakes
+
+_MAX_PIXELS = 10**9
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """A mask, float32 [1, 1, H, W], 1 where to paint, and how often RePaint goes back."""
+
+    mask: Tensor
+    jump_steps: int
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the images of a model depend on; image i also on (seed, i).
+
+    Attributes:
+        resolution: (height, width).
+        picture: float32 [1, C, H, W] in [-1, 1], to begin with instead of noise.
+        strength: how much noise the picture is given, in (0, 1].
+    """
+
+    seed: int
+    sampler: Sampler
+    num_inference_steps: int
+    resolution: tuple[int, int]
+    picture: Tensor | None = None
+    strength: float = 1.0
+    inpainting: Inpainting | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """The same as plain values, pictures by their hash."""
+        values: dict[str, Any] = {
+            "seed": self.seed,
+            "sampler": self.sampler_words,
+            "num_inference_steps": self.num_inference_steps,
+            "resolution": list(self.resolution),
+        }
+        if self.picture is not None:
+            values |= {"from_image": _hash(self.picture)}
+            values |= {} if self.inpainting else {"strength": self.strength}
+        if self.inpainting is not None:
+            values |= {"inpaint": _hash(self.inpainting.mask), "inpaint_jump_steps": self.inpainting.jump_steps}
+            values |= {"inpaint_repeats": self.inpainting.repeats}
+        return values
+
+    @property
+    def sampler_words(self) -> str:
+        """The sampler and its arguments."""
+        written = (f"{key}={as_written(value)}" for key, value in sorted(self.sampler.arguments.items()))
+        return " ".join([self.sampler.name, *written])
+
+
+def resolution_mistakes(model: Model, wanted: tuple[int, int] | None) -> Iterator[str]:
+    """A line if the model cannot make pictures of this size, or does not say its own."""
+    config = model.unet.config
+    if config.in_channels not in MODES:
+        yield f"pipeline: a model of {config.in_channels} channels, which make no picture; 1, 3 or 4 do"
+    resolution = wanted or model.sample_size
+    factor = 2 ** (len(config.block_out_channels) - 1)
+    if resolution is None:
+        yield f"resolution=null: the model does not say its own; give a multiple of {factor}"
+    elif any(side % factor for side in resolution):
+        fits = tuple(max(factor, round(side / factor) * factor) for side in resolution)
+        yield (
+            f"resolution={_written(resolution)}: the model's {len(config.block_out_channels)} levels need multiples "
+            f"of {factor}; use resolution={_written(fits)}"
+        )
+
+
+def _written(resolution: tuple[int, ...]) -> str:
+    return as_written(resolution[0] if len(set(resolution)) == 1 else resolution)
+
+
+def sampler_mistakes(
+    model: Model, sampler: Sampler, num_inference_steps: int, strength: float | None = None
+) -> Iterator[str]:
+    """A line if this sampler cannot sample this model in so many steps; with a strength: from a noised picture."""
+    steps, name = num_inference_steps, sampler.name
+    if absent := list(package_mistakes(name, f"sampler={name}")):
+        yield from absent
+        return
+    trained = model.noise_scheduler.config.num_train_timesteps
+    if steps > trained:
+        yield f"num_inference_steps={steps}: more than the model's {trained} training timesteps; use at most {trained}"
+        return
+    if strength is not None and int(steps * strength) < 1:
+        yield f"strength={strength}: less than one of {steps} steps; use at least {1 / steps:.3g}"
+        return
+    learned = model.learned_variance
+
+    def refused(arguments: Mapping[str, Any], num_inference_steps: int = steps) -> str | None:
+        return refusal(
+            name,
+            model.noise_scheduler,
+            num_inference_steps,
+            arguments=arguments,
+            learned_variance=learned,
+            strength=strength,
+        )
+
+    reason = refused(sampler.arguments)
+    if reason is None:
+        return
+    given = f"sampler={name}"
+    if sampler.arguments and refused({}) is None:
+        written = " ".join(f"sampler.{key}={as_written(value)}" for key, value in sampler.arguments.items())
+        yield f"{written}: {reason}; leave it out or change it"
+        return
+    config = model.noise_scheduler.config
+    enough = [count for count in (2 * steps, 4 * steps, 8 * steps) if count <= trained]
+    enough = [count for count in enough if refused(sampler.arguments, count) is None]
+    more = f"use num_inference_steps={enough[0]}, or " if enough else ""
+    able = fitting(model.noise_scheduler, steps, learned_variance=learned, strength=strength)
+    yield (
+        f"{given}: cannot sample this model (prediction_type={config.prediction_type}, "
+        f"beta_schedule={config.beta_schedule}) in {steps} steps: {reason}; {more}use one of {', '.join(able)}"
+    )
+
+
+def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Image.Image] | None = None) -> Recipe:
+    """What the config asks of this model.
+
+    Args:
+        pictures: opened images in the place of the files that `from_image` and `inpaint` name.
+
+    Raises:
+        Mistakes: all that the model cannot do.
+    """
+    if unfit := list(resolution_mistakes(model, config.resolution)):
+        raise Mistakes(*unfit, *_sampler_mistakes(config, model))
+    resolution = config.resolution or model.sample_size
+    assert resolution is not None  # resolution_mistakes sees to it
+
+    def decoded(key: str, channels: int) -> Tensor:
+        decoder = Decoder(resolution, channels, (255, 255, 255), "center", _MAX_PIXELS)
+        path, image = getattr(config, key), (pictures or {}).get(key)
+        try:
+            array = decoder(Path(path).expanduser()) if image is None else decoder.from_image(image)
+        except BrokenImage as error:
+            raise Mistakes(f"{key}={path}: {error}; give a picture") from None
+        return torch.tensor(array).float()[None]
+
+    inpainting = None
+    if config.inpaint is not None:
+        mask = decoded("inpaint", 1) > 127.5
+        if not bool(mask.any()):
+            raise Mistakes(f"inpaint={config.inpaint}: nothing in this mask is white, which is what is painted anew")
+        inpainting = Inpainting(mask.float(), config.inpaint_jump_steps, config.inpaint_repeats)
+    recipe = Recipe(
+        seed=config.seed,
+        sampler=config.sampler,
+        num_inference_steps=config.num_inference_steps,
+        resolution=resolution,
+        # As the model sees images: resized to cover, cropped at the centre, in [-1, 1].
+        picture=None if config.from_image is None else decoded("from_image", model.unet.config.in_channels) / 127.5 - 1,
+        strength=config.strength,
+        inpainting=inpainting,
+    )
+    if lines := list(_sampler_mistakes(config, model)):
+        raise Mistakes(*lines)
+    return recipe
+
+
+def _sampler_mistakes(config: SampleConfig, model: Model) -> Iterator[str]:
+    """Those of the samplers and step counts that the config chooses, one or several."""
+    begins_with_picture = config.from_image is not None and config.inpaint is None
+    strength = config.strength if begins_with_picture else None
+    chosen = [(config.sampler, config.num_inference_steps)]
+    if config.look == "compare":
+        samplers = (compared(config.sampler, name) for name in config.compare.samplers)
+        chosen = [(sampler, steps) for sampler in samplers for steps in config.compare.steps]
+    lines = (line for sampler, steps in chosen for line in sampler_mistakes(model, sampler, steps, strength))
+    yield from dict.fromkeys(lines)
+
+
+def compared(chosen: Sampler, name: SamplerName) -> Sampler:
+    """A sampler of a comparison: without arguments, unless it is the chosen one."""
+    return chosen if name == chosen.name else Sampler(name)
+
+
+def _hash(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
