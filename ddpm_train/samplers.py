@@ -75,4 +75,4 @@ def package_mistakes(name: str, given: str) -> Iterator[str]:
     """A line if the sampler needs a package that is not installed; `given` is what the user wrote."""
     package = NEEDS.get(name)
     if package and importlib.util.find_spec(package) is None:
-        yield f"{given}: {name} needs {package}, which is not installed; pip install {package}"
+        yield f"{given}: {name} needs {package}, which is not installed; pip install 'ddpm-train[samplers]'"
