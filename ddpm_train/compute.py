@@ -4,7 +4,10 @@ What pays differs from device to device and from network to network, so `auto` i
 every checkpoint and is kept on resume: exactness never hangs on a measurement.
 """
 
+import ctypes
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +25,9 @@ from ddpm_train.config import Train
 MARGINS = {"mixed_precision": 0.1, "channels_last": 0.05, "attention": 0.05, "compile": 0.05}
 # Compiling takes about a minute on a GPU, where it saves a third, and minutes on a CPU, where it saves a tenth at best.
 COMPILE_FROM_SECONDS = {"cuda": 300.0, "cpu": 3600.0}
+_TURNS = 2
+# glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD (malloc.h).
+_KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 2**28}
 
 
 @dataclass(frozen=True)
@@ -88,16 +94,25 @@ class Stopwatch:
         self._device = device
 
     def __call__(self, compute: Compute) -> float:
-        """The better of two steps after one that warms up."""
+        """The best time seen, after a step that warms up."""
         if str(compute) not in self.seconds:
             try:
-                self.seconds[str(compute)] = min([self._once(compute) for _ in range(3)][1:])
+                self._once(compute)
+                self.seconds[str(compute)] = self._once(compute)
             except Exception as error:
                 # A compiler needs tools that a machine may lack, and knows many ways to say so.
                 if not compute.compile or out_of_memory(error):
                     raise
                 self.seconds[str(compute)] = math.inf
         return self.seconds[str(compute)]
+
+    def compare(self, one: Compute, other: Compute) -> float:
+        """The other's time as a share of the one's. They take turns: a machine is not equally busy all the time."""
+        if not {str(one), str(other)} <= self.seconds.keys() and math.isfinite(self(one) + self(other)):
+            for _ in range(_TURNS):
+                for compute in (one, other):
+                    self.seconds[str(compute)] = min(self.seconds[str(compute)], self._once(compute))
+        return self(other) / self(one)
 
     def _once(self, compute: Compute) -> float:
         started = time.perf_counter()
@@ -107,26 +122,23 @@ class Stopwatch:
         return time.perf_counter() - started
 
 
-def choose(start: Compute, options: Mapping[str, Sequence[Any]], measure: Callable[[Compute], float]) -> Compute:
+def choose(start: Compute, options: Mapping[str, Sequence[Any]], stopwatch: Stopwatch) -> Compute:
     """The fastest way, found field by field.
 
     Args:
         start: is left for what is faster by the field's margin.
         options: field of `Compute` -> what else to try there.
-        measure: the seconds of a trial step.
     """
     chosen = start
     for key, values in options.items():
         for value in values:
             candidate = replace(chosen, **{key: value})
-            if measure(candidate) < (1 - MARGINS[key]) * measure(chosen):
+            if stopwatch.compare(chosen, candidate) < 1 - MARGINS[key]:
                 chosen = candidate
     return chosen
 
 
-def choose_for_training(
-    train: Train, device: torch.device, measure: Callable[[Compute], float], *, steps_left: float
-) -> Compute:
+def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch, *, steps_left: float) -> Compute:
     """Settle what the config leaves to `auto`.
 
     Args:
@@ -142,10 +154,10 @@ def choose_for_training(
         key: simplest if getattr(train, key) == "auto" else getattr(train, key) for key, (simplest, _) in others.items()
     }
     options = {key: values for key, (_, values) in others.items() if getattr(train, key) == "auto"}
-    chosen = choose(Compute(**plain), options, measure)
+    chosen = choose(Compute(**plain), options, stopwatch)
     repaid_after = COMPILE_FROM_SECONDS.get(device.type)
-    if train.compile == "auto" and repaid_after is not None and steps_left * measure(chosen) > repaid_after:
-        chosen = choose(chosen, {"compile": [True]}, measure)
+    if train.compile == "auto" and repaid_after is not None and steps_left * stopwatch(chosen) > repaid_after:
+        chosen = choose(chosen, {"compile": [True]}, stopwatch)
     return chosen
 
 
@@ -157,7 +169,13 @@ def multiplies_in_bf16(device: torch.device) -> bool:
 
 
 def set_backends(train: Train) -> None:
-    """Let CUDA's libraries use what the config allows, and look for the fastest convolution."""
+    """Let CUDA's libraries use what the config allows, and look for the fastest convolution; keep the CPU's memory."""
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        # glibc gives large blocks back to the system at once, and each step would take and clear them anew.
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            for option, value in _KEEP_MEMORY.items():
+                libc.mallopt(option, value)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if train.allow_tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = train.allow_tf32

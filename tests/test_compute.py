@@ -43,15 +43,10 @@ def train_config(**values: object) -> Train:
 def test_what_is_faster_by_its_margin_is_chosen() -> None:
     def chosen(seconds: dict[str, float], steps_left: float = 1, **values: object) -> tuple[str, list[str]]:
         asked: list[str] = []
-
-        def measure(compute: Compute) -> float:
-            asked.append(str(compute))
-            return seconds[str(compute)]
-
+        stopwatch = Stopwatch(lambda compute: asked.append(str(compute)), CPU, dict(seconds))
         everything = {"channels_last": "auto", "attention": "auto", "compile": "auto"}
-        return str(
-            choose_for_training(train_config(**{**everything, **values}), CPU, measure, steps_left=steps_left)
-        ), asked
+        chosen = choose_for_training(train_config(**{**everything, **values}), CPU, stopwatch, steps_left=steps_left)
+        return str(chosen), asked
 
     times = {"fp32": 1.0, "fp32 + channels_last": 0.96, "fp32 + math attention": 0.94}
     assert chosen(times)[0] == "fp32 + math attention"  # 4 % is no reason, 6 % is
@@ -67,7 +62,7 @@ def test_what_is_faster_by_its_margin_is_chosen() -> None:
 def test_auto_measures_once_says_so_and_is_kept(cli: Cli) -> None:
     said = cli.train(*AUTO, "name=first", "tracker=none", "checkpoint.every_steps=3")
     (measured,) = (line for line in said.splitlines() if line.startswith("  measured   "))
-    assert "fp32 " in measured and " ms for 8 images forward and backward" in measured
+    assert "fp32 " in measured and " ms for 16 images forward and backward" in measured
     state = json.loads((cli.output("first") / "checkpoints/step_00000006/state.json").read_text())
     (compute,) = (line for line in said.splitlines() if line.startswith("  compute    "))
     assert compute == f"  compute    {Compute(**state['compute'])} on cpu, 1 thread"
@@ -79,7 +74,7 @@ def test_auto_measures_once_says_so_and_is_kept(cli: Cli) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
     # A run that goes on measures nothing, whatever would be found now.
     opposite = {str(Compute("no", False, "fused", False)): 1e9 if state["compute"]["mixed_precision"] == "no" else 0.0}
-    kept.write_text(json.dumps({"num_images": 8, "seconds": opposite}))
+    kept.write_text(json.dumps({"num_images": 16, "seconds": opposite}))
     said = cli.train(*AUTO, "name=first", "tracker=none", "train.max_steps=8")
     assert compute in said and "measured" not in said
 
@@ -132,8 +127,7 @@ def test_a_compiler_that_fails_is_not_chosen() -> None:
         if compute.compile:
             raise RuntimeError("no C++ compiler")
 
-    measure = Stopwatch(step, CPU, {})
-    assert not choose_for_training(train_config(compile="auto"), CPU, measure, steps_left=1e12).compile
+    assert not choose_for_training(train_config(compile="auto"), CPU, Stopwatch(step, CPU, {}), steps_left=1e12).compile
 
 
 @pytest.mark.parametrize("micro_batch_size", ["null", "4"])

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from ddpm_train.ranks import on_main
 from ddpm_train.trainer import BatchPlan
 
 # On a CPU a trial step takes no longer than this, for as many images as that allows; a GPU needs a real batch.
-_CPU_TRIAL_SECONDS, _CPU_TRIAL_IMAGES, _GPU_TRIAL_IMAGES = 0.5, 8, 64
+_CPU_TRIAL_SECONDS, _TRIAL_IMAGES = 1.0, 64
 # What is left free of a GPU's memory, for what comes and goes: evaluation, the exchange of gradients.
 _SPARE_SHARE = 0.05
 # Optimizer state and average, which do not exist yet: so many times the weights.
@@ -96,17 +96,19 @@ def _settled(train: Train, before: dict[str, Any], device: torch.device) -> Trai
 def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
     train, device = config.train, trial.device
     if "auto" not in (train.mixed_precision, train.channels_last, train.attention, train.compile):
-        return Choice(choose_for_training(train, device, lambda compute: 0.0, steps_left=0), 0, {})
-    at_most = min(_micro_batch_size(config), _GPU_TRIAL_IMAGES if device.type == "cuda" else _CPU_TRIAL_IMAGES)
+        unused = Stopwatch(lambda compute: None, device, {})
+        return Choice(choose_for_training(train, device, unused, steps_left=0), 0, {})
+    at_most = min(_micro_batch_size(config), _TRIAL_IMAGES)
     circumstances = [device_name(device), torch.backends.cpu.get_cpu_capability(), torch.__version__]
-    key = json.dumps([circumstances, trial.unet.config, train.gradient_checkpointing, at_most], default=str)
+    network = [asdict(config.model), config.dataset.resolution, config.dataset.channels, train.gradient_checkpointing]
+    key = json.dumps([circumstances, network, at_most])
     path = default_cache_dir() / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     num_images = known.get("num_images") or _trial_images(trial, at_most)
     seconds = dict(known.get("seconds", {}))
-    measure = Stopwatch(lambda compute: trial(compute, num_images), device, seconds)
+    stopwatch = Stopwatch(lambda compute: trial(compute, num_images), device, seconds)
     images_left = max_steps * train.batch_size / PartialState().num_processes
-    compute = choose_for_training(train, device, measure, steps_left=images_left / num_images)
+    compute = choose_for_training(train, device, stopwatch, steps_left=images_left / num_images)
     if seconds != known.get("seconds"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps({"num_images": num_images, "seconds": seconds}).encode())

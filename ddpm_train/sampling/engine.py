@@ -171,12 +171,12 @@ def choose_compute(
     trial = batch if device.type != "cpu" else min(batch, _TRIAL_IMAGES_ON_CPU)
     x_t = torch.zeros(trial, model.unet.config.in_channels, *recipe.resolution, device=device)
     engines = functools.cache(lambda compute: Engine(model, device, compute=compute))
-    measure = Stopwatch(lambda compute: engines(compute).call(x_t), device, {})
+    stopwatch = Stopwatch(lambda compute: engines(compute).call(x_t), device, {})
     try:
-        rounded = choose(PLAIN, {"mixed_precision": ["bf16"]}, measure)
+        rounded = choose(PLAIN, {"mixed_precision": ["bf16"]}, stopwatch)
         if rounded == PLAIN:  # any other way rounds, too
             return PLAIN
-        return choose(rounded, {"channels_last": [True], "attention": ["math"]}, measure)
+        return choose(rounded, {"channels_last": [True], "attention": ["math"]}, stopwatch)
     except Exception as error:
         if not out_of_memory(error):
             raise
