@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Cli, launch_command
+from conftest import LEAN, ROOT, TINY, Cli, launch_command
 from diffusers import UNet2DModel
 from test_training import relative_difference, weights
 
@@ -17,8 +17,6 @@ from ddpm_train.trainer import BatchPlan
 WATCHED = str(ROOT / "tests/watched_train.py")
 CPU = torch.device("cpu")
 AUTO = ("train.mixed_precision=auto", "train.channels_last=auto", "train.attention=auto", "train.compile=auto")
-# glibc gives large blocks back at once, so that a limit on the memory is one on what is in use.
-LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 LARGE = ("dataset.resolution=16", "train.batch_size=1000", "train.max_steps=4", "evaluation=none", "tracker=none")
 
 
