@@ -293,7 +293,18 @@ def test_the_trainer_takes_a_samplers_arguments(cli: Cli) -> None:
     assert np.array_equal(*(np.asarray(Image.open(path)) for path in grids))
 
 
-def test_bf16_and_compiling_make_nearly_the_same(cli: Cli, trained: Path) -> None:
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiling_makes_the_same(cli: Cli, trained: Path) -> None:
+    # The last batch of one image is filled up to two.
+    command = (f"pipeline={trained}", "num_images=3", "batch_size=2", "num_inference_steps=2", "mixed_precision=no")
+    cli.sample(*command, "output=eager")
+    program = [sys.executable, "-m", "ddpm_train.cli.sample", *command]
+    assert "fp32 + compiled on cpu" in cli.run([*program, "compile=true", "output=compiled"])
+    eager, compiled = (pixels(cli.folder / name, 3).astype(int) for name in ("eager", "compiled"))
+    assert np.abs(eager - compiled).max() <= 1
+
+
+def test_bf16_makes_nearly_the_same(cli: Cli, trained: Path) -> None:
     command = (f"pipeline={trained}", "num_images=4", "num_inference_steps=10")
     cli.sample(*command, "mixed_precision=no", "output=fp32")
     said = cli.sample(*command, "mixed_precision=bf16", "output=bf16")
