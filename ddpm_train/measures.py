@@ -46,9 +46,7 @@ def extractor_mistakes(
     if not of_features(metrics):
         return
     if absent := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        yield (
-            f"{keys[0]}={as_written(metrics)}: {absent[0]} is not installed; pip install 'ddpm-train[evaluate]'"
-        )
+        yield (f"{keys[0]}={as_written(metrics)}: {absent[0]} is not installed; pip install 'ddpm-train[evaluate]'")
     if "isc" in metrics and extractor not in CLASSIFIERS:
         yield (
             f"{keys[1]}={extractor}: the Inception score needs classes, which this has not; "

@@ -1,20 +1,19 @@
 """Confidence intervals: how far a score might be off if other images had been drawn, of the model and of the data.
 
-All are 95 % intervals from 1,000 seeded resamples of the images, without computing any image or feature anew:
+All are 95 % intervals from 500 seeded resamples of the images, without computing any image or feature anew:
 
-- FID and KID: the images of both sets are resampled. KID resamples exactly: resampling gives each image a weight, and
-  the U-statistic of weighted images is a quadratic form in kernel matrices that are computed once (pairs of an image with
-  itself stay out; above `MOST_IMAGES` a set is represented by that many of its images). A resampled FID would need a
-  matrix square root each time, so FID is linearised: each image's influence on it is known in closed form, and the
+- FID and KID: the images of both sets are resampled. KID resamples exactly: a resample gives each image a weight, and
+  the U-statistic of weighted images is a quadratic form in kernel matrices that are computed once (pairs of an image
+  with itself stay out; above `MOST_IMAGES` a set is represented by that many of its images). A resampled FID would need
+  a matrix square root each time, so FID is linearised: each image's influence on it is known in closed form, and the
   resampled influences are summed.
 - The Inception score resamples exactly, within its splits.
-- Shares (precision, recall, the copy rate): the share's own uncertainty, Beta(k + 1/2, n - k + 1/2) (Jeffreys), which has
-  a width even at 0 and 1. The neighbourhoods of precision and recall stay as they are.
+- Shares (precision, recall, the copy rate): the share's own uncertainty, Beta(k + 1/2, n - k + 1/2) (Jeffreys), which
+  has a width even at 0 and 1. The neighbourhoods of precision and recall stay as they are.
 
 The interval says where the *expected score at this number of images* lies: FID is biased upwards by few images, and an
-interval cannot take that away. Both ends lie around the reported score. What it does not cover: another seed of the
-training, another extractor. FID's is first order: with fewer than some three images for each feature dimension it is too
-narrow.
+interval cannot take that away. What it does not cover: another seed of the training, another extractor. FID's is first
+order, which is no good where it carries a warning.
 """
 
 from collections.abc import Sequence
@@ -25,9 +24,9 @@ from torch import Tensor
 
 from ddpm_train.evaluation.scores import CONFIDENCE
 
-RESAMPLES = 1000
-# Kernel matrices grow with the square of the images: 2 x 10,000 take seconds.
-MOST_IMAGES = 10_000
+RESAMPLES = 500
+# Kernel matrices grow with the square of the images: 2 x 5,000 take seconds.
+MOST_IMAGES = 5_000
 _CHUNK = 2048
 
 
@@ -94,16 +93,16 @@ def fid(generated: Tensor, real: Tensor, rng: np.random.Generator) -> np.ndarray
     return resampled.numpy()
 
 
-def inception_score(logits: Tensor, splits: Sequence[Sequence[int]], rng: np.random.Generator) -> np.ndarray:
+def inception_score(logits: Tensor, splits: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """Resampled Inception scores (Salimans et al. 2016), float64 [RESAMPLES].
 
     Args:
         logits: float32 [N, classes].
-        splits: the images of each split; the score is the mean over them.
+        splits: which images are in each split; the score is the mean over them.
     """
     scores = torch.zeros(RESAMPLES, dtype=torch.float64)
     for split in splits:
-        of_split = logits[list(split)].double()
+        of_split = logits[split].double()
         p, log_p = of_split.softmax(dim=1), of_split.log_softmax(dim=1)
         w = weights(rng, len(split)).double().T / len(split)
         q = w @ p

@@ -41,7 +41,9 @@ class Extractor:
     def __init__(self, name: str, network: FeatureExtractorBase, classify: nn.Linear | None, weights: Path) -> None:
         self.name = name
         self.weights_hash = sha256_file(weights)
-        self.warning = None if is_published(name, self.weights_hash) else f"{weights} are not {name}'s published weights"
+        self.warning = (
+            None if is_published(name, self.weights_hash) else f"{weights} are not {name}'s published weights"
+        )
         self._network = network.requires_grad_(False).eval()
         self._classify = classify
         self.dimension = self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device=self.device)).shape[1]
@@ -157,9 +159,7 @@ def extract(
         return extractor(load(items))
 
     results = torch.zeros(count, extractor.dimension, device=extractor.device)
-    return fill_sharded(
-        results, compute, BATCH_IMAGES, polls_per_batch=1, accelerator=accelerator, stop=stop
-    ).cpu()
+    return fill_sharded(results, compute, BATCH_IMAGES, polls_per_batch=1, accelerator=accelerator, stop=stop).cpu()
 
 
 def to_rgb(images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Where an extractor's weights are, and how they are read: as tensors, never as programs.
 
-torch.load(weights_only=True) unpickles tensors and nothing else. A TorchScript archive (CLIP is published as such) holds
-code that loading may run, so it is opened only if its SHA-256 is that of the published file.
+torch.load(weights_only=True) unpickles tensors and nothing else. A TorchScript archive (CLIP is published as such)
+needs no pickle but holds code that loading may run, so it is opened only if its SHA-256 is that of the published file.
 """
 
 import pickle
