@@ -1,6 +1,7 @@
 """The loss on images that training never sees, at noise and timesteps that never change."""
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def loss_by_timestep(measured: HeldOutLosses, num_train_timesteps: int, num_bins
     num_bins = min(num_bins, num_train_timesteps)
     edges = [round(number * num_train_timesteps / num_bins) for number in range(num_bins + 1)]
     losses, timesteps = measured.losses.double().cpu(), measured.timesteps.cpu()
-    within = [(start <= timesteps) & (timesteps < end) for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    within = [(start <= timesteps) & (timesteps < end) for start, end in pairwise(edges)]
     return LossByTimestep(
         edges=tuple(edges),
         loss=tuple(float(losses[mask].mean()) if mask.any() else None for mask in within),
