@@ -27,7 +27,7 @@ from ddpm_train.config import Config
 from ddpm_train.data.device_cache import fits
 from ddpm_train.data.loader import Batches, micro_batches, num_workers
 from ddpm_train.evaluation.grid import sample_grid
-from ddpm_train.evaluation.held_out import held_out_loss
+from ddpm_train.evaluation.held_out import held_out_losses
 from ddpm_train.files import replace_folder, write_atomic
 from ddpm_train.loading import ORIGIN
 from ddpm_train.metrics import Metrics, NonFinite
@@ -236,9 +236,10 @@ def _evaluate(run: Run, trackers: RunTrackers | None) -> dict[str, float]:
         )
         values = {}
         if run.data.validation is not None:
-            values["held_out_loss"] = held_out_loss(
+            held_out = held_out_losses(
                 unet, run.data.validation, run.objective, config.batch_size, accelerator=run.accelerator, stop=run.stop
             )
+            values["held_out_loss"] = held_out.mean()
     if trackers is not None:
         picture = run.output_dir / "samples" / f"{checkpoint.step_name(state.step)}.png"
         try:
