@@ -1,5 +1,6 @@
 """What the tests share: the real command line, real images, a small model that trains in seconds."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -80,11 +81,19 @@ class Cli:
         return self.run([*launch_command(num_processes), *TINY, *overrides], expect)
 
     def sample(self, *arguments: str, expect: int = 0) -> str:
-        """`ddpm-sample ARGUMENTS`: its `main` in a fork of this process, which has paid for the imports already."""
+        """`ddpm-sample ARGUMENTS`."""
+        return self._forked("sample", arguments, expect)
+
+    def evaluate(self, *arguments: str, expect: int = 0) -> str:
+        """`ddpm-evaluate ARGUMENTS`."""
+        return self._forked("evaluate", arguments, expect)
+
+    def _forked(self, program: str, arguments: Sequence[str], expect: int) -> str:
+        """The program's `main` in a fork of this process, which has paid for the imports already."""
         said = self.folder / "said.txt"
         child = os.fork()
         if child == 0:
-            _become_ddpm_sample(self.folder, said, arguments)
+            _become(program, self.folder, said, arguments)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert code == expect, f"exit {code}, not {expect}\n{said.read_text()}"
         return said.read_text()
@@ -97,7 +106,7 @@ class Cli:
         return self.folder / "outputs" / name
 
 
-def _become_ddpm_sample(folder: Path, said: Path, arguments: Sequence[str]) -> NoReturn:
+def _become(program: str, folder: Path, said: Path, arguments: Sequence[str]) -> NoReturn:
     code: object = 1
     try:
         os.chdir(folder)
@@ -105,10 +114,9 @@ def _become_ddpm_sample(folder: Path, said: Path, arguments: Sequence[str]) -> N
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        sys.argv = ["ddpm-sample", *arguments]
-        from ddpm_train.cli.sample import main
-
-        main()
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        sys.argv = [f"ddpm-{program}", *arguments]
+        importlib.import_module(f"ddpm_train.cli.{program}").main()
         code = 0
     except SystemExit as left:
         code = left.code or 0

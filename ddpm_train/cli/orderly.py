@@ -11,6 +11,7 @@ import diffusers
 import torch
 
 from ddpm_train import exit_codes
+from ddpm_train.compute import keep_memory
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.preemption import Stopped, StopRequest
 
@@ -27,6 +28,7 @@ def orderly(*, again: str) -> Iterator[StopRequest]:
     """
     stop = StopRequest()
     diffusers.logging.set_verbosity_error()
+    keep_memory()
     try:
         with torch.inference_mode():
             yield stop

@@ -258,8 +258,9 @@ class Scoring:
         return describe(images, self.dataset.path, self._split(held_out))
 
     def _reference(self, extractor: Extractor, images: Images, held_out: bool) -> ReferenceFeatures:
-        cache_dir = self.dataset.cache_dir
-        return reference_features(
+        cache_dir, console = self.dataset.cache_dir, self.workers.console
+        console.start(0, len(images), "features of real images")
+        found = reference_features(
             images,
             extractor,
             dataset=self.dataset.path,
@@ -267,7 +268,10 @@ class Scoring:
             cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
             accelerator=self.workers.accelerator,
             stop=self.workers.stop,
+            before_batch=console.update,
         )
+        console.finish()
+        return found
 
     def _about_held_out(self, seed: int) -> DependsOn:
         """Of scores that sample nothing."""

@@ -147,15 +147,18 @@ def extract(
     *,
     accelerator: Accelerator,
     stop: StopRequest,
+    before_batch: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Features of many images, float32 [count, D] on the CPU, shared over processes.
 
     Args:
         load: images by number, uint8 [B, C, H, W].
+        before_batch: is told how many images are done.
     """
 
     def compute(items: range, poll: Callable[[], None]) -> Tensor:
         poll()
+        before_batch(items.start)
         return extractor(load(items))
 
     results = torch.zeros(count, extractor.dimension, device=extractor.device)
