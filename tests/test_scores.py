@@ -63,7 +63,9 @@ def features(offline: Extractor, garments: list[Image.Image]) -> dict[str, Tenso
 
     first, second = garments[:SET_SIZE], garments[SET_SIZE : 2 * SET_SIZE]
     sets = {"first": first, "second": second}
-    sets |= {f"blur {radius}": [image.filter(ImageFilter.GaussianBlur(radius)) for image in second] for radius in (1, 2)}
+    sets |= {
+        f"blur {radius}": [image.filter(ImageFilter.GaussianBlur(radius)) for image in second] for radius in (1, 2)
+    }
     sets |= {f"noise {level}": [noised(image, level) for image in second] for level in (10, 20)}
     return {name: offline(pixels(images)) for name, images in sets.items()}
 

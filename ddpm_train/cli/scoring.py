@@ -110,13 +110,15 @@ class Scoring:
 
     def run_all(self) -> None:
         """Measure, keep and tell."""
-        self._announce()
         config = self.config
-        if of_features(config.distribution_metrics):
+        if not of_features(config.distribution_metrics):
+            self._announce()
+        else:
             held_out = config.reference == "held_out"
             against = at_most(self._images(held_out), config.num_reference_images)
             on_main(lambda: refuse_other_reference(self.output, self._described(against, held_out)))
             extractor = open_extractor(config.extractor.name, config.extractor.weights, self.device)
+            self._announce()
             reference = self._reference(extractor, against, held_out)
             if of_features(config.metrics):
                 self._score_images(extractor, reference)
