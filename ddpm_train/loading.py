@@ -16,12 +16,14 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
 from ddpm_train import checkpoint
+from ddpm_train.config import Config
 from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub_access import find_commit
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.model import build_unet
-from ddpm_train.pipeline_path import path_mistakes
+from ddpm_train.pipeline_path import is_best, path_mistakes
 from ddpm_train.samplers import CLASSES
+from ddpm_train.selection import read_selection
 from ddpm_train.validation import parse
 
 ORIGIN = "training.json"  # in a run's `pipeline/`: which weights these are
@@ -68,7 +70,9 @@ def load_model(pipeline: str, *, revision: str | None = None, weights: str = "au
         Mistakes: there is no such thing, half of it is missing, or it is no unconditional image model.
     """
     folder = Path(pipeline).expanduser()
-    if not folder.is_dir():
+    if is_best(pipeline):
+        folder = _best(pipeline, folder.parent)
+    elif not folder.is_dir():
         folder = _download(pipeline, revision)
     if re.match(r"step_\d+", folder.name) or (folder / checkpoint.MANIFEST).exists():
         return _from_checkpoint(pipeline, folder, weights)
@@ -96,11 +100,7 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
         checkpoint.verify(path, checkpoint.step_of(path))
     except checkpoint.BadCheckpoint as error:
         raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
-    described = path.parent.parent / "config.yaml"
-    if not described.is_file():
-        raise Mistakes(f"pipeline={pipeline}: no {described}, which says what model this is; keep it with the run")
-    values = yaml.safe_load(described.read_text())
-    config = parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+    config = _run_config(pipeline, path.parent.parent)
     tensors = checkpoint.load(path)
     chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
     if chosen not in tensors:
@@ -109,6 +109,24 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
     unet.load_state_dict(tensors[chosen])
     known = {"step": checkpoint.load_scalars(path)["step"], "weights": chosen}
     return _model(pipeline, unet, build_noise_scheduler(config.noise_scheduler), known)
+
+
+def _run_config(pipeline: str, run: Path) -> Config:
+    described = run / "config.yaml"
+    if not described.is_file():
+        raise Mistakes(f"pipeline={pipeline}: no {described}, which says what model this is; keep it with the run")
+    values = yaml.safe_load(described.read_text())
+    return parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+
+
+def _best(pipeline: str, checkpoints: Path) -> Path:
+    """The best of the checkpoints that are there, by the run's own objective and records."""
+    run = checkpoints.parent
+    steps = [checkpoint.step_of(path) for path in checkpoint.published(checkpoints)]
+    best = read_selection(run, _run_config(pipeline, run)).best(steps)
+    if best is None:
+        raise Mistakes(f"pipeline={pipeline}: none of the checkpoints there has been evaluated; give one by its name")
+    return checkpoints / checkpoint.step_name(best)
 
 
 def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:

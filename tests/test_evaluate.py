@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Cli, launch_command
+from conftest import ROOT, Cli
 from PIL import Image
 
-import ddpm_train.cli.scoring  # noqa: F401 (what is imported here, the forks of `Cli.evaluate` need not)
 from ddpm_train.evaluate_config import EvaluateConfig
-from ddpm_train.measures import EXTRACTORS, OF_THE_MODEL
+from ddpm_train.measures import EXTRACTORS, OF_THE_MODEL, package_mistakes
 
 PROGRAM = (sys.executable, "-m", "ddpm_train.cli.evaluate")
 FAST = ("num_images=40", "num_inference_steps=3", "batch_size=20")
@@ -74,7 +73,7 @@ def test_the_numbers_do_not_depend_on_processes_or_batches(evaluated: tuple[Cli,
     cli, _, found = evaluated
     command = ["pipeline=run", *FAST[:2], "metrics=[kid,precision,recall,isc,copy_rate]", *against("garments")]
     cli.evaluate(*command, "batch_size=7", "output=sevens")
-    cli.run([*launch_command(2, "-m", "ddpm_train.cli.evaluate"), *command, "batch_size=40", "output=two"])
+    cli.evaluate(*command, "batch_size=40", "output=two", num_processes=2)
     for folder in ("sevens", "two"):
         again = results(cli.folder / folder)
         assert [score["name"] for score in again["scores"]] == [score["name"] for score in found["scores"][1:]]
@@ -193,12 +192,11 @@ def test_mistakes_about_the_images(
     evaluated: tuple[Cli, str, dict[str, Any]],
     write_images: WriteImages,
     garments: list[Image.Image],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cli, _, _ = evaluated
 
-    def mistakes(*arguments: str) -> list[str]:
-        lines = cli.evaluate(*arguments, "output=never", expect=2).splitlines()
+    def mistakes(*arguments: str, **environment: str) -> list[str]:
+        lines = cli.evaluate(*arguments, "output=never", expect=2, **environment).splitlines()
         assert all(line.startswith("error: ") for line in lines), lines
         assert not (cli.folder / "never").exists()
         return [line.removeprefix("error: ") for line in lines]
@@ -242,17 +240,16 @@ def test_mistakes_about_the_images(
         "extractor.name=clip-vit-b-32: the Inception score needs classes, which this has not; "
         "use efficientnet_lite0 or inception-v3-compat, or leave isc out"
     ]
-    monkeypatch.setenv("TORCH_HOME", str(cli.folder / "torch"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    (unreached,) = mistakes("pipeline=run", scores, "extractor.name=inception-v3-compat", *against("garments"))
+    command = ("pipeline=run", scores, "extractor.name=inception-v3-compat", *against("garments"))
+    (unreached,) = mistakes(*command, TORCH_HOME=str(cli.folder / "torch"), https_proxy="http://127.0.0.1:9")
     assert unreached.startswith("extractor.name=inception-v3-compat: its weights are not here and cannot be fetched")
 
 
-def test_the_extra_is_asked_for(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch_fidelity" else find(name))
-    said = cli.evaluate(f"pipeline={trained}", "metrics=[kid]", "output=never", expect=2)
-    assert said == "error: metrics=[kid]: torch_fidelity is not installed; pip install 'ddpm-train[evaluate]'\n"
+    (line,) = package_mistakes(["kid"], "metrics")
+    assert line == "metrics=[kid]: torch_fidelity is not installed; pip install 'ddpm-train[evaluate]'"
 
 
 def test_help_names_every_choice_and_only_keys_that_exist(cli: Cli) -> None:

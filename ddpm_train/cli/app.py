@@ -2,13 +2,15 @@
 
 import argparse
 import itertools
+import math
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from hydra import version
 from hydra._internal.hydra import Hydra
@@ -39,7 +41,7 @@ class Program(Generic[C]):
         output_key: the key that names the folder of a run.
         naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
-        job: takes the config, and the same as plain values to be saved with the run.
+        job: takes the config, and the same as plain values to be saved with the run; returns what a sweeper optimises.
     """
 
     config_name: str
@@ -48,11 +50,14 @@ class Program(Generic[C]):
     output_key: str
     naming: str
     preflight: Callable[[C], Iterator[str]]
-    job: Callable[[C, dict[str, Any]], None]
+    job: Callable[[C, dict[str, Any]], float | None]
 
 
 def run(program: Program[C]) -> None:
     """Compose the command line's config with Hydra and hand it to the program's job, typed and checked."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
+        signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
     parser = get_args_parser()
     arguments, unknown = parser.parse_known_args()
     # argparse takes no overrides after a flag that stands between them.
@@ -61,12 +66,17 @@ def run(program: Program[C]) -> None:
     arguments.config_path = str(Path(arguments.config_path or CONF).resolve())
     arguments.config_name = (arguments.config_name or program.config_name).removesuffix(".yaml")
 
-    def hydra_job(composed: DictConfig) -> None:
+    def hydra_job(composed: DictConfig) -> float | None:
         values = plain(composed)
         try:
-            program.job(program.schema.parse(values), values)
+            return program.job(program.schema.parse(values), values)
         except Mistakes as mistakes:
             tell(mistakes)
+        except SystemExit as left:
+            # One that diverges is a result of a sweep, and not its end.
+            if arguments.multirun and left.code == exit_codes.NON_FINITE:
+                return math.nan
+            raise
 
     version.setbase("1.3")
     try:
@@ -95,7 +105,7 @@ def output_mistakes(key: str, folder: str) -> Iterator[str]:
         yield f"{key}={folder}: cannot write in {existing} ({error.strerror}); choose another {key}"
 
 
-def tell(mistakes: Mistakes) -> None:
+def tell(mistakes: Mistakes) -> NoReturn:
     """Print the mistakes once, whatever the number of processes, and leave with code 2."""
     if os.environ.get("RANK", "0") == "0":
         for line in mistakes.lines:

@@ -1,14 +1,11 @@
 """`ddpm-evaluate`: how good a model is, or a folder of images."""
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ddpm_train import exit_codes
 from ddpm_train.cli import app, cpu_processes
 from ddpm_train.cli.sample import precision_mistakes
 from ddpm_train.config import Config, Dataset
@@ -24,9 +21,6 @@ from ddpm_train.validation import parse
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        # Until `StopRequest` takes over, after seconds of imports, there is nothing to leave in order.
-        signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
     app.run(
         app.Program(
             config_name="evaluate",
