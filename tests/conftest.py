@@ -1,6 +1,5 @@
 """What the tests share: the real command line, real images, a small model that trains in seconds."""
 
-import importlib
 import json
 import os
 import subprocess
