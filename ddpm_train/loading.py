@@ -122,7 +122,10 @@ def _best(pipeline: str, checkpoints: Path) -> Path:
     steps = [checkpoint.step_of(path) for path in checkpoint.published(checkpoints)]
     best = read_selection(run, _run_config(pipeline, run)).best(steps)
     if best is None:
-        raise Mistakes(f"pipeline={pipeline}: none of the checkpoints there has been evaluated; give one by its name")
+        raise Mistakes(
+            f"pipeline={pipeline}: none of the checkpoints there has been evaluated by the run's objective; "
+            "give one by its name"
+        )
     return checkpoints / checkpoint.step_name(best)
 
 
