@@ -14,7 +14,7 @@ mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 parts=("$@")
 if [ ${#parts[@]} -eq 0 ]; then
-  parts=(limits tests unet_128_64px unet_128_128px unet_32_32px flowers_64 sampling checkpoint startup)
+  parts=(limits tests unet_128_64px unet_128_128px unet_32_32px flowers_64 sampling compiling checkpoint startup)
 fi
 python=${PYTHON:-python}
 export PYTHONPATH=$repository
@@ -69,6 +69,7 @@ for part in "${parts[@]}"; do
       flowers
       ;;
     sampling) limited 80 "$part" "$python" benchmarks/sampling.py --model unet_32 --resolution 32 --images 64 --repeats 3 ;;
+    compiling) limited 100 "$part" "$python" benchmarks/compiling.py --model unet_32 --resolution 32 --batch-size 128 ;;
     checkpoint) limited 80 "$part" "$python" benchmarks/checkpoint.py --saves 3 ;;
     startup) limited 90 "$part" "$python" benchmarks/startup.py --runs 1 ;;
     *)
