@@ -1,0 +1,70 @@
+"""What to do next, derived from what was found."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ddpm_train.report import commands
+from ddpm_train.report.findings import held_out, main_score, small_learning_rate, trend
+from ddpm_train.report.folder import Evidence
+from ddpm_train.report.numerals import count, duration
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something to do, why, and the command, if it is one."""
+
+    text: str
+    command: str | None = None
+
+
+def advice(evidence: Evidence) -> Iterator[Advice]:
+    """The most useful first."""
+    if evidence.is_run:
+        yield from _of_training(evidence)
+    if evidence.is_run and (main_score(evidence) is None or not evidence.copying):
+        yield Advice("Score its images, and see whether it copies:", commands.evaluate(evidence))
+    yield from _of_sampling(evidence)
+
+
+def _of_training(evidence: Evidence) -> Iterator[Advice]:
+    step, max_steps, loss = evidence.step, evidence.max_steps, held_out(evidence)
+    if step is None:
+        return
+    if max_steps is not None and step < max_steps:
+        yield Advice(
+            f"It stands at step {count(step)} of {count(max_steps)}. The same command goes on, as does this:",
+            commands.go_on(evidence),
+        )
+    kind = trend(loss).kind
+    if kind == "falling" and (max_steps is None or step >= max_steps):
+        yield Advice("Train it longer, for instance twice as long:", commands.go_on(evidence, 2 * step))
+    if kind == "level" and small_learning_rate(evidence):
+        yield Advice(
+            "A new run with more steps, and so a longer learning rate schedule, or with a larger model may do better; "
+            "a few more steps of this one will not."
+        )
+    elif kind == "level":
+        yield Advice("More steps will bring little at these settings; a larger model or more images may do better.")
+    if kind == "rose":
+        yield Advice(
+            "It has begun to learn its training images by heart. More images, dataset.random_flip=true (where a "
+            "mirrored image is a plausible one), model.dropout=0.1 or fewer steps may do better."
+        )
+    if kind == "unknown" and evidence.value("evaluation", "name") != "none":
+        yield Advice(
+            f"Next time measure along the way, with evaluation.every_steps={max(1, step // 10)}: "
+            "only so one sees when a run stops getting better."
+        )
+
+
+def _of_sampling(evidence: Evidence) -> Iterator[Advice]:
+    cost = evidence.cost or {}
+    best = cost.get("fewest_within_5_percent")
+    for row in cost.get("rows", []):
+        chosen = (row["sampler"], row["num_inference_steps"])
+        if best and chosen == (best["sampler"], best["num_inference_steps"]):
+            yield Advice(
+                f"Sample in {count(chosen[1])} steps of {chosen[0]}: the fewest that come within 5 % of the best, at "
+                f"{duration(row['seconds_per_image'])} an image:",
+                commands.sample(evidence, *chosen),
+            )
