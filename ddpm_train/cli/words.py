@@ -10,6 +10,7 @@ from ddpm_train.cli.measuring import Choice
 from ddpm_train.compute import device_name
 from ddpm_train.config import Config
 from ddpm_train.model import num_parameters
+from ddpm_train.report import REPORT
 
 
 def announce(run: Run, resumed: bool, changes: list[str]) -> None:
@@ -48,11 +49,13 @@ def _measured(choice: Choice) -> str:
 def say_what_next(run: Run, seconds: float) -> None:
     """Where the pictures are, and the next commands."""
     output = run.output_dir
+    report = output / REPORT
     pictures = output / "samples" / f"{checkpoint.step_name(run.max_steps)}.png"
     tensorboard = output / "tensorboard"
     run.console.say(f"done: step {run.max_steps:,} after {seconds:.0f} s")
     run.console.table(
         {
+            **({"report": str(report)} if report.exists() else {}),
             **({"pictures": str(pictures)} if pictures.exists() else {}),
             "pipeline": f'{output / "pipeline"}   DDPMPipeline.from_pretrained("{output / "pipeline"}")',
             **({"curves": f"tensorboard --logdir {tensorboard}"} if tensorboard.exists() else {}),

@@ -38,7 +38,7 @@ def in_diffusers(evidence: Evidence) -> str:
 def _pipeline(evidence: Evidence) -> str:
     """`pipeline=…`, in quotes where Hydra would read more than a string into it."""
     path = str(evidence.path)
-    if re.fullmatch(r"[\w./~+-]+", path):
+    if re.fullmatch(r"[\w./~+-]+", path, re.ASCII):
         return f"pipeline={path}"
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", path)
     return f"pipeline='{escaped}'"

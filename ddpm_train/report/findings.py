@@ -20,9 +20,9 @@ SMALL_LR = 0.1
 
 RULES = (
     f"“Got worse again”: the last held-out loss is more than {100 * LEVEL:.0f} % above the lowest.",
-    f"“Still getting better”: otherwise, it fell by at least {100 * LEVEL:.0f} % since the last evaluation that lies "
-    f"before the run's last {100 * LAST_SHARE:.0f} %.",
-    "“Levelled off”: neither. With no evaluation before that, the answer is not known.",
+    f"“Still getting better”: otherwise, it fell by at least {100 * LEVEL:.0f} % since the evaluation nearest to "
+    f"{100 * (1 - LAST_SHARE):.0f} % of the steps.",
+    "“Levelled off”: neither. With a single evaluation the answer is not known.",
     "The score told first is the KID, or else the FID, of the newest step over the most samples.",
     "“No sign of copies”: the rate of the held-out images is not below the whole interval of the samples' rate.",
 )
@@ -69,10 +69,7 @@ def trend(series: Series) -> Trend:
     rise = series.last / float(series.values[lowest]) - 1
     if rise > LEVEL:
         return Trend("rose", int(series.steps[lowest]), rise)
-    earlier = np.flatnonzero(series.steps <= (1 - LAST_SHARE) * series.steps[-1])
-    if not len(earlier):
-        return Trend("unknown")
-    since = earlier[-1]
+    since = int(np.argmin(np.abs(series.steps[:-1] - (1 - LAST_SHARE) * series.steps[-1])))
     change = series.last / float(series.values[since]) - 1
     return Trend("falling" if change <= -LEVEL else "level", int(series.steps[since]), change)
 
@@ -129,7 +126,7 @@ def did_it_stop(evidence: Evidence) -> Finding:
     since = f"since step {count(found.since)}"
     amount = f"{100 * abs(found.change):.1f} %"
     if found.kind == "unknown":
-        why = "was not measured" if not len(loss) else "was measured only once" if len(loss) == 1 else "came too late"
+        why = "was measured only once" if len(loss) else "was not measured"
         return Finding(question, "Not known", (f"The held-out loss {why}.",))
     if found.kind == "rose":
         told = f"The held-out loss was lowest at step {count(found.since)} and has risen by {amount} since."
