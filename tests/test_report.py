@@ -20,6 +20,7 @@ import yaml
 from conftest import Cli
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from ddpm_train import report
 from ddpm_train.report import commands, write_report
 from ddpm_train.report.charts import Axis, over_steps, shorten
 from ddpm_train.report.findings import trend
@@ -125,6 +126,26 @@ def test_for_people_who_cannot_see_it_and_for_phones(told: tuple[Cli, str]) -> N
     charts = [attributes for attributes in page.all("svg") if attributes.get("role") == "img"]
     assert len(charts) >= 5
     assert all(set((chart["aria-labelledby"] or "").split()) <= set(page.ids) for chart in charts)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of "#rrggbb", as WCAG 2 defines it."""
+    channels = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+@pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
+def test_text_and_curves_stand_out(theme: int) -> None:
+    style = (Path(report.__file__).parent / "style.css").read_text()
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6});", style.split(":root")[theme + 1].partition("}")[0]))
+    for name, paper, least in [
+        *((ink, paper, 4.5) for ink in ("ink", "quiet") for paper in ("paper", "raised")),
+        ("caution", "caution-paper", 4.5),
+        *((f"curve-{place}", "paper", 4.5) for place in range(4)),
+    ]:
+        darker, lighter = sorted((luminance(colours[name]), luminance(colours[paper])))
+        assert (lighter + 0.05) / (darker + 0.05) >= least, (name, paper)
 
 
 def test_whatever_a_name_holds_stays_text(run: Path) -> None:

@@ -93,20 +93,20 @@ def how_good(evidence: Evidence) -> Finding:
         details += _score_sentences(score, ends)
     elif len(loss):
         answer = f"Held-out loss {number(loss.last)}{after}"
-        details.append("This is how well it predicts noise; how its images look has not been scored.")
+        details += ["It says how well noise is predicted; how the images look has not been scored."]
     else:
         answer = f"Not measured{after}"
         details.append("Neither the held-out loss nor a score of the images is known.")
     if len(loss):
-        fell = (
-            f", down from {number(loss.values[0])} at step {count(loss.steps[0])}" if loss.last < loss.values[0] else ""
-        )
-        told = "It" if score is None else f"The held-out loss is {number(loss.last)} and"
-        details.append(f"{told} was measured on images that training never sees{fell}.")
+        details.append(f"On images that training never sees, the loss is {number(loss.last)}{_before(loss)}.")
     if evidence.bound:
         bits = number(evidence.bound["bits_per_dim"])
         details.append(f"An unseen image takes at most {bits} bits per dimension.")
     return Finding("How good is it?", answer, tuple(details))
+
+
+def _before(loss: Series) -> str:
+    return f"; it was {number(loss.values[0])} at step {count(loss.steps[0])}" if len(loss) > 1 else ""
 
 
 def _score_sentences(score: Score, ends: str) -> list[str]:

@@ -8,6 +8,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import ddpm_train
+from ddpm_train.mistakes import as_written
 from ddpm_train.report import commands, figures, numerals, words
 from ddpm_train.report.advice import advice
 from ddpm_train.report.charts import Chart
@@ -126,7 +127,7 @@ def _about(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if state.get("device"):
         yield "Device", str(state["device"])
     if state.get("compute"):
-        yield "Compute", ", ".join(f"{key} {value}" for key, value in state["compute"].items())
+        yield "Compute", ", ".join(f"{key}={as_written(value)}" for key, value in state["compute"].items())
     if pipeline.get("step") is not None:
         weights = {"ema": "averaged weights (EMA)", "unet": "raw weights"}.get(pipeline.get("weights", ""), "weights")
         yield "pipeline/ holds", f"{weights} of step {count(pipeline['step'])}"
