@@ -27,44 +27,51 @@ def advice(evidence: Evidence) -> Iterator[Advice]:
 
 
 def _of_training(evidence: Evidence) -> Iterator[Advice]:
-    step, max_steps, loss = evidence.step, evidence.max_steps, held_out(evidence)
+    step, found = evidence.step, trend(held_out(evidence))
     if step is None:
         return
-    if max_steps is not None and step < max_steps:
+    if not evidence.finished:
+        max_steps = evidence.value("train", "max_steps")
+        end = f" of {count(max_steps)}" if max_steps else ""
         yield Advice(
-            f"It stands at step {count(step)} of {count(max_steps)}. The same command goes on, as does this:",
-            commands.go_on(evidence),
+            f"It stands at step {count(step)}{end}. The same command goes on, as does this:", commands.go_on(evidence)
         )
-    kind = trend(loss).kind
-    if kind == "falling" and (max_steps is None or step >= max_steps):
+    elif found.kind == "falling":
         yield Advice("Train it longer, for instance twice as long:", commands.go_on(evidence, 2 * step))
-    if kind == "level" and small_learning_rate(evidence):
+    if found.kind == "level" and small_learning_rate(evidence):
         yield Advice(
             "A new run with more steps, and so a longer learning rate schedule, or with a larger model may do better; "
             "a few more steps of this one will not."
         )
-    elif kind == "level":
+    elif found.kind == "level":
         yield Advice("More steps will bring little at these settings; a larger model or more images may do better.")
-    if kind == "rose":
-        yield Advice(
-            "It has begun to learn its training images by heart. More images, dataset.random_flip=true (where a "
-            "mirrored image is a plausible one), model.dropout=0.1 or fewer steps may do better."
-        )
-    if kind == "unknown" and evidence.value("evaluation", "name") != "none":
+    if found.kind == "rose":
+        yield from _of_overfitting(evidence, found.since)
+    if found.kind == "unknown" and evidence.value("evaluation", "name") != "none":
         yield Advice(
             f"Next time measure along the way, with evaluation.every_steps={max(1, step // 10)}: "
             "only so one sees when a run stops getting better."
         )
 
 
+def _of_overfitting(evidence: Evidence, best_step: int) -> Iterator[Advice]:
+    best = evidence.path / "checkpoints" / f"step_{best_step:08d}"
+    if best.is_dir():
+        yield Advice(f"Its best checkpoint is that of step {count(best_step)}:", commands.sample(evidence, of=best))
+    yield Advice(
+        "It has begun to learn its training images by heart. More images, dataset.random_flip=true (where a mirrored "
+        "image is a plausible one), model.dropout=0.1 or fewer steps may do better."
+    )
+
+
 def _of_sampling(evidence: Evidence) -> Iterator[Advice]:
     cost = evidence.cost or {}
     best = cost.get("fewest_within_5_percent")
     for row in cost.get("rows", []):
-        chosen = (row["sampler"], row["num_inference_steps"])
-        if best and chosen == (best["sampler"], best["num_inference_steps"]):
+        sampler, steps = row["sampler"], row["num_inference_steps"]
+        if best and (sampler, steps) == (best["sampler"], best["num_inference_steps"]):
             yield Advice(
-                f"Sample in {count(chosen[1])} steps of {chosen[0]}: the fewest that come within 5 % of the best, at "
-                f"{duration(row['seconds_per_image'])} an image:",
-                commands.sample(evidence, *chosen),
+                f"Sample in {count(steps)} steps of {sampler}, at {duration(row['seconds_per_image'])} an image: no fewer "
+                "come within 5 % of the score of the most steps.",
+                commands.sample(evidence, sampler, steps) if evidence.is_run else None,
             )

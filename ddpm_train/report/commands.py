@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 from ddpm_train.report.folder import Evidence
 
@@ -12,13 +13,14 @@ def go_on(evidence: Evidence, max_steps: int | None = None) -> str:
     return shlex.join(command + ([f"train.max_steps={max_steps}"] if max_steps else []))
 
 
-def sample(evidence: Evidence, sampler: str | None = None, steps: int | None = None) -> str:
+def sample(evidence: Evidence, sampler: str | None = None, steps: int | None = None, of: Path | None = None) -> str:
+    """Sample from a run, or from one `of` its checkpoints."""
     chosen = [f"sampler={sampler}", f"num_inference_steps={steps}"] if sampler else []
-    return shlex.join(["ddpm-sample", _pipeline(evidence), *chosen])
+    return shlex.join(["ddpm-sample", _pipeline(of or evidence.path), *chosen])
 
 
 def evaluate(evidence: Evidence) -> str:
-    return shlex.join(["ddpm-evaluate", _pipeline(evidence)])
+    return shlex.join(["ddpm-evaluate", _pipeline(evidence.path)])
 
 
 def in_diffusers(evidence: Evidence) -> str:
@@ -35,9 +37,9 @@ def in_diffusers(evidence: Evidence) -> str:
     )
 
 
-def _pipeline(evidence: Evidence) -> str:
+def _pipeline(folder: Path) -> str:
     """`pipeline=…`, in quotes where Hydra would read more than a string into it."""
-    path = str(evidence.path)
+    path = str(folder)
     if re.fullmatch(r"[\w./~+-]+", path, re.ASCII):
         return f"pipeline={path}"
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", path)

@@ -23,8 +23,8 @@ RULES = (
     f"“Still getting better”: otherwise, it fell by at least {100 * LEVEL:.0f} % since the evaluation nearest to "
     f"{100 * (1 - LAST_SHARE):.0f} % of the steps.",
     "“Levelled off”: neither. With a single evaluation the answer is not known.",
-    "The score told first is the KID, or else the FID, of the newest step over the most samples.",
-    "“No sign of copies”: the rate of the held-out images is not below the whole interval of the samples' rate.",
+    "The score told first is the KID, or else the FID, of the newest step over the most images.",
+    "“Copies some”: the whole interval of the samples' rate lies above the rate of unseen real images.",
 )
 
 
@@ -121,23 +121,33 @@ def _score_sentences(score: Score, ends: str) -> list[str]:
 
 
 def did_it_stop(evidence: Evidence) -> Finding:
-    question, loss = "Did it stop getting better?", held_out(evidence)
+    loss = held_out(evidence)
     found = trend(loss)
-    since = f"since step {count(found.since)}"
-    amount = f"{100 * abs(found.change):.1f} %"
+    amount, since = f"{100 * abs(found.change):.1f} %", f"since step {count(found.since)}"
     if found.kind == "unknown":
-        why = "was measured only once" if len(loss) else "was not measured"
-        return Finding(question, "Not known", (f"The held-out loss {why}.",))
-    if found.kind == "rose":
-        told = f"The held-out loss was lowest at step {count(found.since)} and has risen by {amount} since."
-        return Finding(question, "Yes, and it got worse again", (told,))
-    if found.kind == "falling":
-        told = f"The held-out loss fell by {amount} {since}."
-        return Finding(question, "No: still getting better at the end", (told,))
-    details = [f"The held-out loss changed by only {amount} {since}."]
-    if small_learning_rate(evidence):
-        details.append("By then the learning rate had nearly run out, which levels any loss.")
-    return Finding(question, "Yes, it has levelled off", tuple(details))
+        answer = "Not known"
+        details = [f"The held-out loss was {'measured only once' if len(loss) else 'not measured'}."]
+    elif found.kind == "rose":
+        answer = "Yes, and it got worse again"
+        details = [f"The held-out loss was lowest at step {count(found.since)} and has risen by {amount} since."]
+    elif found.kind == "falling":
+        answer = "No: still getting better at the end"
+        details = [f"The held-out loss fell by {amount} {since}."]
+    else:
+        answer = "Yes, it has levelled off"
+        details = [f"The held-out loss changed by only {amount} {since}."]
+        if small_learning_rate(evidence):
+            details.append("By then the learning rate had nearly run out, which levels any loss.")
+    if ended_early(evidence):
+        patience = evidence.value("train", "patience")
+        details.append(f"The run ended early: train.patience={patience} evaluations in a row were no better.")
+    return Finding("Did it stop getting better?", answer, tuple(details))
+
+
+def ended_early(evidence: Evidence) -> bool:
+    """Whether the run is finished with fewer steps than it might have made: its patience came to an end."""
+    step, max_steps = evidence.step, evidence.value("train", "max_steps")
+    return bool(evidence.finished and step and max_steps and step < max_steps)
 
 
 def small_learning_rate(evidence: Evidence) -> bool:
@@ -149,12 +159,12 @@ def does_it_copy(evidence: Evidence) -> Finding:
     question, copying = "Does it copy its training images?", evidence.copying
     if not copying:
         return Finding(question, "Not measured", ("Its samples have not been compared with the training images.",))
-    rate, interval, usual = copying["copy_rate"], copying.get("interval"), copying.get("held_out_rate")
-    value, ends = digits(rate, interval, percent=True)
-    told = f"{value} of {count(copying['num_images'])} samples lie suspiciously near to one"
-    told += f" (interval {ends})" if ends else ""
-    if usual is None:
-        return Finding(question, f"{value} of its samples are near-copies", (f"{told}.",))
-    told += f"; of real images that it never saw, {number(100 * usual, 2)} % do."
-    copies = (interval[0] if interval else rate) > usual
-    return Finding(question, "Yes, in part: look at the pairs below" if copies else "No sign of it", (told,))
+    interval, usual = copying["interval"], copying["held_out_rate"]
+    value, ends = digits(copying["copy_rate"], interval, percent=True)
+    told = (
+        f"{value} of {count(copying['num_images'])} samples (interval {ends}) are nearer to a training image than all "
+        f"but {number(100 * usual, 2)} % of unseen real images are."
+    )
+    cautions = (f"Caution: {one.warning}." for one in evidence.scores if one.metric == "copy_rate" and one.warning)
+    answer = "Yes, some of them: see the pairs below" if interval[0] > usual else "No sign of it"
+    return Finding(question, answer, (told, *cautions))

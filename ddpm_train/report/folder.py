@@ -3,6 +3,7 @@
 import json
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,12 @@ class Score:
     @property
     def num_images(self) -> int:
         return self.depends_on.get("num_images") or 0
+
+    @property
+    def sampled(self) -> tuple[str, int]:
+        """The sampler, with its arguments, and its number of steps."""
+        sampler = json.dumps(self.depends_on.get("sampler"), sort_keys=True)
+        return sampler, self.depends_on.get("num_inference_steps") or 0
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,9 @@ class Evidence:
         return int(loss.steps[-1]) if len(loss) else self.pipeline.get("step")
 
     @property
-    def max_steps(self) -> int | None:
-        return self.value("train", "max_steps")
+    def finished(self) -> bool:
+        """Whether the run came to its end: its pipeline, which it leaves last, holds the last step."""
+        return self.pipeline.get("step") == self.step
 
     def value(self, *keys: str) -> Any:
         """A value of the config, None if it is not there."""
@@ -200,7 +208,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _scores(stored: dict[str, Any], evaluations: list[dict[str, Any]]) -> list[Score]:
     """What was measured afterwards, and of the last evaluation during training what that does not cover.
 
-    The newest step comes first, and of that the most images.
+    The newest step comes first, of that the most images, and of those the sampler and steps that most was measured
+    with. Scores that only tell one sampler from another are left to the table of costs.
     """
     afterwards = [read_score(found) for found in stored.get("scores", [])]
     during = [read_score(found) for evaluation in evaluations[-1:] for found in evaluation.get("scores", [])]
@@ -209,7 +218,15 @@ def _scores(stored: dict[str, Any], evaluations: list[dict[str, Any]]) -> list[S
         for score in during
         if not any(other.metric == score.metric and other.step >= score.step for other in afterwards)
     ]
-    return sorted([*afterwards, *besides], key=lambda score: (score.step, score.num_images), reverse=True)
+    companions = Counter(score.sampled for score in afterwards)
+    ranked = sorted(
+        [*afterwards, *besides],
+        key=lambda score: (score.step, score.num_images, companions[score.sampled], score.sampled[1]),
+        reverse=True,
+    )
+    compared = (stored.get("cost") or {}).get("metric")
+    first = {score.name: score for score in reversed(ranked)}
+    return [score for score in ranked if score.name != compared or score is first[score.name]]
 
 
 def read_score(found: dict[str, Any]) -> Score:

@@ -30,7 +30,7 @@ def render(evidence: Evidence) -> str:
     templates.filters |= {
         name: getattr(numerals, name) for name in ("count", "digits", "duration", "measured", "number")
     }
-    templates.filters["metric"] = words.name_of
+    templates.filters |= {"metric": words.name_of, "extractor": words.extractor_name}
     unreadable = list(evidence.unreadable)
     frames = list(_frames(evidence, unreadable))
     copying = evidence.copying or {}

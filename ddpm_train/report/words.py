@@ -23,11 +23,10 @@ _MEANINGS = {
     "isc": "How clearly the samples fall into a classifier's classes, and into how many.",
     "bits_per_dim": "An upper bound on the bits that a held-out image takes, per pixel and channel.",
     "held_out_loss": "The training objective on images that training never sees, always at the same noise.",
-    "copy_rate": "The share of samples that are nearer to a training image than real images are.",
+    "copy_rate": "The share of samples that are nearer to a training image than unseen real images usually are.",
 }
 _EXTRACTORS = {
     "inception": "Inception v3",
-    "inception-v3-compat": "Inception v3",
     "efficientnet_lite0": "EfficientNet-Lite0",
     "dinov2": "DINOv2",
     "clip": "CLIP",
@@ -48,7 +47,7 @@ def meaning(score: Score) -> str:
 
 
 def extractor_name(extractor: str) -> str:
-    return _EXTRACTORS.get(extractor, extractor)
+    return next((name for family, name in _EXTRACTORS.items() if extractor.startswith(family)), extractor)
 
 
 def circumstances(score: Score) -> str:
