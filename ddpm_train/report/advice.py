@@ -68,10 +68,10 @@ def _of_sampling(evidence: Evidence) -> Iterator[Advice]:
     cost = evidence.cost or {}
     best = cost.get("fewest_within_5_percent")
     for row in cost.get("rows", []):
-        sampler, steps = row["sampler"], row["num_inference_steps"]
+        sampler, steps, seconds = row["sampler"], row["num_inference_steps"], row["seconds_per_image"]
         if best and (sampler, steps) == (best["sampler"], best["num_inference_steps"]):
             yield Advice(
-                f"Sample in {count(steps)} steps of {sampler}, at {duration(row['seconds_per_image'])} an image: no fewer "
-                "come within 5 % of the score of the most steps.",
+                f"Sample in {count(steps)} steps of {sampler}, at {duration(seconds)} an image: no fewer come "
+                "within 5 % of the score of the most steps.",
                 commands.sample(evidence, sampler, steps) if evidence.is_run else None,
             )
