@@ -265,7 +265,9 @@ def test_numbers_have_sensible_digits_and_units() -> None:
     assert [duration(seconds) for seconds in (0.0123, 4.23, 59.7, 150, 11100, 187200)] == [
         *("12 ms", "4.2 s", "1 min", "2 min 30 s", "3 h 5 min", "2 d 4 h"),
     ]
-    assert [tick(value) for value in (0, 0.05, 1400, 20000, 1.5e6)] == ["0", "0.05", "1,400", "20k", "1.5M"]
+    assert [tick(value) for value in (0, 0.05, 7.5e-5, 1e-4, 1400, 20000, 1.5e6)] == [
+        *("0", "0.05", "7.5 × 10⁻⁵", "1 × 10⁻⁴", "1,400", "20k", "1.5M"),
+    ]
 
 
 HARNESS = """<!doctype html><title>harness</title><body><script>

@@ -137,7 +137,7 @@ def did_it_stop(evidence: Evidence) -> Finding:
         answer = "Yes, it has levelled off"
         details = [f"The held-out loss changed by only {amount} {since}."]
         if small_learning_rate(evidence):
-            details.append("By then the learning rate had nearly run out, which levels any loss.")
+            details.append("Towards the end the learning rate had nearly run out, which levels any loss.")
     if ended_early(evidence):
         patience = evidence.value("train", "patience")
         details.append(f"The run ended early: train.patience={patience} evaluations in a row were no better.")

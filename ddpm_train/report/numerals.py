@@ -11,13 +11,16 @@ def count(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """To so many significant digits: `0.0712`, `1,234`, `2.1 × 10⁻⁷`."""
+    """To so many significant digits: `0.0712`, `1,234`, `2.10 × 10⁻⁷`."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "not a number"
-    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
-    if -5 < exponent < 7:
-        return f"{value:,.{max(0, digits - 1 - exponent)}f}"
-    mantissa = f"{value / 10**exponent:.{digits - 1}f}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    if -5 < int(exponent) < 7:
+        return f"{value:,.{max(0, digits - 1 - int(exponent))}f}"
+    return _times_ten_to(mantissa, int(exponent))
+
+
+def _times_ten_to(mantissa: str, exponent: int) -> str:
     return f"{mantissa} × 10{str(exponent).translate(_SUPERSCRIPT)}"
 
 
@@ -59,6 +62,7 @@ def tick(value: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * size or (size > 1e3 and abs(value) >= size):
             return f"{value / size:.6g}{letter}"
-    if value and abs(value) < 1e-4:
-        return number(value, 1)
+    if value and abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.5e}".split("e")
+        return _times_ten_to(f"{float(mantissa):g}", int(exponent))
     return f"{value:,.6g}"
