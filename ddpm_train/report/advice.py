@@ -7,6 +7,7 @@ from ddpm_train.report import commands
 from ddpm_train.report.findings import held_out, main_score, small_learning_rate, trend
 from ddpm_train.report.folder import Evidence
 from ddpm_train.report.numerals import count, duration
+from ddpm_train.report.words import name_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ def advice(evidence: Evidence) -> Iterator[Advice]:
     """The most useful first."""
     if evidence.is_run:
         yield from _of_training(evidence)
+        yield from _of_the_best(evidence)
     if evidence.is_run and (main_score(evidence) is None or not evidence.copying):
         yield Advice("Score its images, and see whether it copies:", commands.evaluate(evidence))
     yield from _of_sampling(evidence)
@@ -46,7 +48,10 @@ def _of_training(evidence: Evidence) -> Iterator[Advice]:
     elif found.kind == "level":
         yield Advice("More steps will bring little at these settings; a larger model or more images may do better.")
     if found.kind == "rose":
-        yield from _of_overfitting(evidence, found.since)
+        yield Advice(
+            "It has begun to learn its training images by heart. More images, dataset.random_flip=true (where a "
+            "mirrored image is a plausible one), model.dropout=0.1 or fewer steps may do better."
+        )
     if found.kind == "unknown" and evidence.value("evaluation", "name") != "none":
         yield Advice(
             f"Next time measure along the way, with evaluation.every_steps={max(1, step // 10)}: "
@@ -54,14 +59,16 @@ def _of_training(evidence: Evidence) -> Iterator[Advice]:
         )
 
 
-def _of_overfitting(evidence: Evidence, best_step: int) -> Iterator[Advice]:
-    best = evidence.path / "checkpoints" / f"step_{best_step:08d}"
-    if best.is_dir():
-        yield Advice(f"Its best checkpoint is that of step {count(best_step)}:", commands.sample(evidence, of=best))
-    yield Advice(
-        "It has begun to learn its training images by heart. More images, dataset.random_flip=true (where a mirrored "
-        "image is a plausible one), model.dropout=0.1 or fewer steps may do better."
-    )
+def _of_the_best(evidence: Evidence) -> Iterator[Advice]:
+    """Where another step than the last was the best, and is kept."""
+    best, objective = evidence.result.get("best_step"), evidence.result.get("objective")
+    if evidence.finished and best not in (None, evidence.step):
+        checkpoints = evidence.path / "checkpoints"
+        if (checkpoints / f"step_{best:08d}").is_dir():
+            yield Advice(
+                f"By its {name_of(objective)} it was best at step {count(best)}; that checkpoint is kept:",
+                commands.sample(evidence, of=checkpoints / "best"),
+            )
 
 
 def _of_sampling(evidence: Evidence) -> Iterator[Advice]:

@@ -145,9 +145,8 @@ def did_it_stop(evidence: Evidence) -> Finding:
 
 
 def ended_early(evidence: Evidence) -> bool:
-    """Whether the run is finished with fewer steps than it might have made: its patience came to an end."""
-    step, max_steps = evidence.step, evidence.value("train", "max_steps")
-    return bool(evidence.finished and step and max_steps and step < max_steps)
+    """Whether patience ended the run before its last step."""
+    return evidence.finished and bool(evidence.result.get("stopped_early"))
 
 
 def small_learning_rate(evidence: Evidence) -> bool:

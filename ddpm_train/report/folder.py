@@ -78,6 +78,7 @@ class Evidence:
         scores: what was measured afterwards, and what the last evaluation knows besides.
         bound, copying, cost: parts of `scores.json`.
         state: the scalars of the newest checkpoint.
+        result: what the run has come to (`result.json`).
         pipeline: which weights `pipeline/` holds, with the version of diffusers that saved it.
         num_parameters: of the UNet in `pipeline/`.
         unreadable: files that are damaged, and therefore left out, in words.
@@ -93,6 +94,7 @@ class Evidence:
     copying: dict[str, Any] | None
     cost: dict[str, Any] | None
     state: dict[str, Any]
+    result: dict[str, Any]
     pipeline: dict[str, Any]
     num_parameters: int | None
     unreadable: list[str] = field(default_factory=list)
@@ -152,6 +154,7 @@ def read_folder(path: Path) -> Evidence:
         copying=stored.get("copying"),
         cost=stored.get("cost"),
         state=_newest_state(path, unreadable),
+        result=_read(path / "result.json", unreadable),
         pipeline=_read(pipeline / "model_index.json", unreadable) | _read(pipeline / "training.json", unreadable),
         num_parameters=_num_parameters(pipeline / "unet", unreadable),
         unreadable=unreadable,
