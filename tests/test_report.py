@@ -205,6 +205,105 @@ def test_missing_parts_are_left_out(run: Path, missing: tuple[str, ...]) -> None
     assert ("What it makes" in page.text) == ("samples" not in missing)
 
 
+def score(metric: str, value: float, interval: list[float], **depends_on: object) -> dict[str, object]:
+    known = {
+        "num_images": 512,
+        "extractor": "efficientnet_lite0",
+        "sampler": {"name": "ddim"},
+        "step": 8,
+        "weights": "ema",
+    }
+    return {
+        "name": f"{metric}_efficientnet_lite0_n512",
+        "metric": metric,
+        "value": value,
+        "standard_deviation": None,
+        "interval": interval,
+        "confidence": 0.95,
+        "lower_is_better": metric in ("kid", "fid", "copy_rate"),
+        "warning": "too few <b>images</b>" if metric == "fid" else None,
+        "depends_on": {"num_inference_steps": 25, **known, **depends_on},
+    }
+
+
+@pytest.fixture
+def evaluated(run: Path) -> Path:
+    """The run with what an evaluation of everything adds to it."""
+    rows = [
+        {
+            "sampler": "ddim",
+            "num_inference_steps": steps,
+            "value": kid,
+            "interval": None,
+            "seconds_per_image": steps / 500,
+        }
+        for steps, kid in ((5, 0.09), (10, 0.0402), (20, 0.0401))
+    ]
+    everything = {
+        "scores": [
+            score("kid", 0.0312, [0.0291, 0.0334]),
+            *(score("kid", row["value"], [0, 1], num_inference_steps=row["num_inference_steps"]) for row in rows),
+            score("fid", 38.41, [37.1, 39.9]),
+            score("copy_rate", 0.004, [0.001, 0.009]),
+        ],
+        "bound": {
+            "bits_per_dim": 3.4129,
+            "prior": 0.001,
+            "decoder": 1.7,
+            "num_images": 500,
+            "split": "validation",
+            "by_timestep": {"timesteps": [1, 2, 3, 4], "bits_per_dim": [0.9, 0.5, 0.2, 0.1]},
+        },
+        "copying": {
+            "copy_rate": 0.004,
+            "interval": [0.001, 0.009],
+            "held_out_rate": 0.01,
+            "num_images": 512,
+            "extractor": "efficientnet_lite0",
+            "picture": "nearest.png",
+        },
+        "cost": {
+            "metric": "kid_efficientnet_lite0_n512",
+            "rows": rows,
+            "picture": "cost.png",
+            "fewest_within_5_percent": {"sampler": "ddim", "num_inference_steps": 10},
+        },
+    }
+    (run / "evaluation").mkdir(exist_ok=True)
+    (run / "evaluation/scores.json").write_text(json.dumps(everything))
+    shutil.copy(run / "samples/step_00000008.png", run / "evaluation/nearest.png")
+    return run
+
+
+def test_what_an_evaluation_found_stands_on_the_page(evaluated: Path) -> None:
+    page = Page(write_report(evaluated))
+    assert (
+        "How good is it? KID 0.0312 after 8 steps Lower is better, 0 is perfect; 95 % interval 0.0291 to" in page.text
+    )
+    assert "An unseen image takes at most 3.41 bits per dimension" in page.text
+    assert "Does it copy its training images? No sign of it 0.40 % of 512 samples (interval 0.10 to 0.90)" in page.text
+    assert "ddpm-sample" in page.text and "num_inference_steps=10" in page.text
+    assert "Caution: too few <b>images</b>" in page.text
+    assert [attributes["alt"] for attributes in page.all("img")][-1].startswith("Rows of images")  # type: ignore[union-attr]
+    rows = re.findall(r"ddim (\d+) ([\d.]+) (\d+ ms)", page.text)
+    assert rows == [("5", "0.0900", "10 ms"), ("10", "0.0402", "20 ms"), ("20", "0.0401", "40 ms")]
+    assert page.text.count("kid_efficientnet_lite0_n512") == 1
+
+
+def test_copies_are_told(evaluated: Path) -> None:
+    path = evaluated / "evaluation/scores.json"
+    stored = json.loads(path.read_text())
+    stored["copying"] |= {"copy_rate": 0.05, "interval": [0.04, 0.06]}
+    path.write_text(json.dumps(stored))
+    assert "Does it copy its training images? Yes, some of them" in Page(write_report(evaluated)).text
+
+
+def test_a_folder_that_is_no_run(evaluated: Path) -> None:
+    page = Page(write_report(evaluated / "evaluation"))
+    assert "Evaluation report" in page.text and "How good is it? KID 0.0312" in page.text
+    assert "Did it stop" not in page.text and "ddpm-train --" not in page.text and "ddpm-sample" not in page.text
+
+
 def test_a_report_that_cannot_be_written_does_not_fail_the_run(cli: Cli) -> None:
     (cli.output() / "report.html").mkdir(parents=True)
     said = cli.train("train.max_steps=2", "evaluation=none", "tracker=none")

@@ -61,14 +61,12 @@ def _of_training(evidence: Evidence) -> Iterator[Advice]:
 
 def _of_the_best(evidence: Evidence) -> Iterator[Advice]:
     """Where another step than the last was the best, and is kept."""
-    best, objective = evidence.result.get("best_step"), evidence.result.get("objective")
-    if evidence.finished and best not in (None, evidence.step):
-        checkpoints = evidence.path / "checkpoints"
-        if (checkpoints / f"step_{best:08d}").is_dir():
-            yield Advice(
-                f"By its {name_of(objective)} it was best at step {count(best)}; that checkpoint is kept:",
-                commands.sample(evidence, of=checkpoints / "best"),
-            )
+    best, checkpoints = evidence.result.get("best_step"), evidence.path / "checkpoints"
+    if evidence.finished and best not in (None, evidence.step) and (checkpoints / f"step_{best:08d}").is_dir():
+        yield Advice(
+            f"{name_of(evidence.result['objective'])} was best at step {count(best)}, whose checkpoint is kept:",
+            commands.sample(evidence, of=checkpoints / "best"),
+        )
 
 
 def _of_sampling(evidence: Evidence) -> Iterator[Advice]:

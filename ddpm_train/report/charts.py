@@ -15,6 +15,7 @@ from ddpm_train.report.folder import NOTHING, Floats, Series
 from ddpm_train.report.numerals import number, tick
 
 BUCKETS = 300
+MAX_DOTS = 100
 SMOOTHED_SHARE = 0.02  # of the run: the width of the moving mean
 _UNITS = 1000
 _MAX_TICKS = 6
@@ -81,6 +82,9 @@ class Chart:
         self.areas.append((kind, _path(around, edge) + "Z"))
 
     def points(self, kind: str, x: Floats, y: Floats, titles: list[str]) -> None:
+        """Dots that say what they are, while one can tell them apart."""
+        if len(titles) > MAX_DOTS:
+            return
         places = zip(self.x.place(x), self.y.place(y), titles, strict=True)
         self.dots += [Dot(round(float(px), 2), round(100 - float(py), 2), title, kind) for px, py, title in places]
 
