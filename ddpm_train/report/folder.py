@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -147,7 +148,7 @@ def read_folder(path: Path) -> Evidence:
         path=path,
         config={key: value for key, value in config.items() if key not in ("defaults", "hydra")},
         metrics=_read_metrics(path / "metrics.jsonl", unreadable),
-        grids=sorted((int(grid.stem.removeprefix("step_")), grid) for grid in path.glob("samples/step_*[0-9].png")),
+        grids=_grids(path / "samples"),
         evaluations=evaluations,
         scores=_scores(stored, evaluations),
         bound=stored.get("bound"),
@@ -163,6 +164,11 @@ def read_folder(path: Path) -> Evidence:
 
 def _evaluation_folder(path: Path) -> Path:
     return path / "evaluation" if (path / "evaluation").is_dir() else path
+
+
+def _grids(folder: Path) -> list[tuple[int, Path]]:
+    found = ((re.fullmatch(r"step_(\d+)\.png", path.name), path) for path in folder.glob("*.png"))
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _read(path: Path, unreadable: list[str]) -> dict[str, Any]:
