@@ -35,7 +35,7 @@ from ddpm_train.mirror import FINISH_SECONDS, STOP_SECONDS, MirrorThread
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.preemption import Stopped, StopRequest
 from ddpm_train.ranks import on_main
-from ddpm_train.report import REPORT, write_report
+from ddpm_train.report import try_to_write_report
 from ddpm_train.run_lock import RunLock
 from ddpm_train.saving import Saver, SavingFailed
 from ddpm_train.trackers import RunTrackers
@@ -133,7 +133,7 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
             trackers.close()
     saving.check()
     on_main(lambda: _save_pipeline(run))
-    on_main(lambda: _write_report(run))
+    on_main(lambda: try_to_write_report(run.output_dir, run.console.warn))
     words.say_what_next(run, time.monotonic() - started)
 
 
@@ -278,14 +278,6 @@ def _save_pipeline(run: Run) -> None:
         DDPMPipeline(unet=run.state.sampling_unet, scheduler=run.noise_scheduler).save_pretrained(staging)
         origin = {"step": run.state.step, "weights": "unet" if run.state.ema_unet is None else "ema"}
         (staging / ORIGIN).write_text(json.dumps(origin))
-
-
-def _write_report(run: Run) -> None:
-    """A page on how the run went; what it is made of is on the disk, so that it can be made anew."""
-    try:
-        write_report(run.output_dir)
-    except Exception as error:
-        run.console.warn(f"ERROR: {run.output_dir / REPORT} cannot be written: {error!r}")
 
 
 def _pipeline_step(run: Run) -> int | None:

@@ -1,5 +1,6 @@
 """`report.html`: one page on how good a model is, from what stands in its folder. Imports no torch."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ddpm_train.files import write_atomic
@@ -21,3 +22,11 @@ def write_report(folder: Path) -> Path:
     path = folder / REPORT
     write_atomic(path, render(read_folder(folder)).encode())
     return path
+
+
+def try_to_write_report(folder: Path, warn: Callable[[str], None]) -> None:
+    """`write_report` at the end of work that must not fail for it: an error is told."""
+    try:
+        write_report(folder)
+    except Exception as error:
+        warn(f"ERROR: {folder / REPORT} cannot be written: {error!r}")
