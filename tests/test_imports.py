@@ -18,7 +18,7 @@ MAP = [
     "sample_config pipeline_path",
     "evaluate_config",
     "seeding files ranks hub_access",
-    "identity run_lock",
+    "identity run_lock report",
     "data",
     "diffusion",
     "model optim ema compute",
@@ -67,6 +67,7 @@ CHEAP = [
     *("config.py", "validation.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"),
     *("samplers.py", "selection.py", "measures.py", "sample_config.py", "pipeline_path.py", "hub_access.py"),
     *("cli/sample.py", "evaluate_config.py", "evaluation/image_folder.py", "cli/evaluate.py"),
+    *(str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "report").glob("*.py"))),
 ]
 
 

@@ -34,6 +34,7 @@ from ddpm_train.mirror import FINISH_SECONDS, STOP_SECONDS, MirrorThread
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.preemption import Stopped, StopRequest
 from ddpm_train.ranks import on_main
+from ddpm_train.report import try_to_write_report
 from ddpm_train.run_lock import RunLock
 from ddpm_train.saving import Saver, SavingFailed
 from ddpm_train.selection import RECORDS, Selection, read_selection
@@ -139,6 +140,7 @@ def _carry_out(run: Run, start: Start, changes: list[str], selection: Selection)
     saving.check()
     on_main(lambda: _save_result(run, selection))
     on_main(lambda: _save_pipeline(run))
+    on_main(lambda: try_to_write_report(run.output_dir, run.console.warn))
     words.say_what_next(run, selection, time.monotonic() - started)
 
 
