@@ -237,6 +237,21 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Hub:
+    """What a run pushes to the Hugging Face Hub, and when. There is no key for a token: configs are saved and pushed."""
+
+    push: bool
+    repo_id: str | None  # None: the token's user and the run's name
+    private: bool | None  # of a repository that does not exist yet; None: as the account has it
+    revision: str | None  # a branch; None: main
+    # Names of transformers. "checkpoint" and "all_checkpoints" push what a resume needs besides the pipeline.
+    strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"]
+    retry_minutes: Annotated[Real, Gt(0)]  # a push that fails is tried again for so long
+    finish_minutes: Annotated[Real, Gt(0)]  # the end of a run waits for its push no longer than this
+    stall_seconds: Annotated[Real, Gt(0)]  # a connection on which nothing moves for so long is given up
+
+
+@dataclass(frozen=True, config=STRICT)
 class Evaluation:
     name: Literal["none", "grid"]
     every_steps: Positive | None  # None: at the end only
@@ -281,7 +296,7 @@ class Config:
     name: Annotated[str, Field(pattern=r"^\w[\w.=,+-]*$")]
     output_dir: str
     seed: Annotated[Whole, Ge(0), Lt(2**63)]
-    resume: str  # auto | never | a checkpoint's path
+    resume: str  # auto | never | a checkpoint's path | hf://owner/name[@revision]
     allow_change: tuple[str, ...]  # keys that a resumed run may change although they make it another run
     dataset: Dataset
     model: Model
@@ -292,6 +307,7 @@ class Config:
     ema: Annotated[NoEMA | WarmupEMA, Field(discriminator="name")]
     train: Train
     checkpoint: Checkpoint
+    hub: Hub
     evaluation: Evaluation
     sampler: SamplerChoice
     tracker: Trackers
