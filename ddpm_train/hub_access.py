@@ -123,3 +123,15 @@ def find_commit(
     except Exception as error:
         # The HTTP client's own errors (it was httpx, and is not always): nobody answers at HF_ENDPOINT.
         return None, f"the Hub cannot be reached ({type(error).__name__})"
+
+
+def find_licence(dataset: str, revision: str | None) -> str | None:
+    """What the card of a dataset on the Hub says of its licence; None if it says nothing or cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        card = HfApi().dataset_info(dataset, revision=revision, timeout=ASKING_SECONDS).card_data
+    except Exception:  # not worth a word: the model card then says that it is unknown
+        return None
+    licence = card.get("license") if card is not None else None
+    return ", ".join(licence) if isinstance(licence, list) else licence

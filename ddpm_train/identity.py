@@ -18,7 +18,7 @@ MAY_CHANGE = (
         "dataset.num_workers",
         "dataset.max_broken_fraction",
     ),
-    *("dataset.max_pixels", "checkpoint", "evaluation", "sampler", "tracker"),
+    *("dataset.max_pixels", "checkpoint", "hub", "evaluation", "sampler", "tracker"),
 )
 # Where the run lies and how it was asked to start say nothing about it.
 _NOT_TOLD = ("name", "output_dir", "resume", "allow_change")
@@ -63,7 +63,9 @@ def accept(
                 ]
             )
         )
-    told = [f"{key}: {there.get(key)} -> {now.get(key)}" for key in harmless if key not in _NOT_TOLD]
+    # A key that is not there was left out when the checkpoint was shared, or is newer than it.
+    known = [key for key in harmless if key in there and key not in _NOT_TOLD]
+    told = [f"{key}: {there[key]} -> {now.get(key)}" for key in known]
     return told, accepted
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
-from ddpm_train import checkpoint
+from ddpm_train import checkpoint, config_file
 from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub_access import find_commit
 from ddpm_train.mistakes import Mistakes
@@ -93,11 +92,10 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
         checkpoint.verify(path, checkpoint.step_of(path))
     except checkpoint.BadCheckpoint as error:
         raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
-    described = path.parent.parent / "config.yaml"
+    described = path.parent.parent / config_file.NAME
     if not described.is_file():
         raise Mistakes(f"pipeline={pipeline}: no {described}, which says what model this is; keep it with the run")
-    values = yaml.safe_load(described.read_text())
-    config = parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+    config = parse(config_file.read(described))
     tensors = checkpoint.load(path)
     chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
     if chosen not in tensors:

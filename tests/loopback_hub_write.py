@@ -187,9 +187,10 @@ class StorageWriting(XetStorage):
         folder.mkdir(exist_ok=True)
         corrupt = self.fault is not None and self.fault.kind == "corrupt"
         data = flipped(self.body) if corrupt else self.body
-        (folder / f"{oid}{'.' + part if part else ''}").write_bytes(data)
-        if not part:
-            self._store(oid, folder / oid)
+        if part:
+            (folder / f"{oid}.{part}").write_bytes(data)
+        else:
+            self._store(oid, data)
         self.answer(200, {"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
 
     def complete(self, oid: str) -> None:
@@ -200,15 +201,18 @@ class StorageWriting(XetStorage):
         for piece, part in zip(pieces, parts, strict=True):
             if part["etag"].strip('"') != hashlib.md5(piece).hexdigest():
                 raise Refusal(400, "InvalidPart")
-        (folder / oid).write_bytes(b"".join(pieces))
-        self._store(oid, folder / oid)
+        self._store(oid, b"".join(pieces))
         self.answer(200, {})
 
-    def _store(self, oid: str, file: Path) -> None:
-        if hashlib.sha256(file.read_bytes()).hexdigest() != oid:
-            file.unlink()
+    def _store(self, oid: str, data: bytes) -> None:
+        """Keep an object: at once, since another request may be about to read it."""
+        if hashlib.sha256(data).hexdigest() != oid:
             raise Refusal(400, "The content has another SHA-256")
-        self.hub.stored[oid] = file
+        with self.hub.lock:
+            if oid not in self.hub.stored:
+                file = self.hub.root / ".lfs" / oid
+                file.write_bytes(data)
+                self.hub.stored[oid] = file
 
     routes = (
         *XetStorage.routes,

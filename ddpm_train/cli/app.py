@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,8 +23,8 @@ from ddpm_train import exit_codes
 from ddpm_train.cli import cpu_processes
 from ddpm_train.cli.composing import compose_job, opened, plain
 from ddpm_train.config import CONF
-from ddpm_train.mistakes import Mistakes, did_you_mean
-from ddpm_train.validation import Schema
+from ddpm_train.mistakes import Mistakes, did_you_mean, holds_token, without_tokens
+from ddpm_train.validation import Schema, dotted_values
 
 C = TypeVar("C")
 
@@ -99,7 +99,7 @@ def tell(mistakes: Mistakes) -> None:
     """Print the mistakes once, whatever the number of processes, and leave with code 2."""
     if os.environ.get("RANK", "0") == "0":
         for line in mistakes.lines:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {without_tokens(line)}", file=sys.stderr)
     sys.exit(exit_codes.MISTAKE)
 
 
@@ -109,7 +109,7 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
     Raises:
         Mistakes: a line for each.
     """
-    if lines := list(_flag_mistakes(arguments, unknown)):
+    if lines := [*_token_mistakes([*arguments.overrides, *unknown]), *_flag_mistakes(arguments, unknown)]:
         raise Mistakes(*lines)
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
         return
@@ -122,6 +122,7 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
     GlobalHydra.instance().clear()
     for composition in compositions:
         lines += composition.mistakes
+        lines += _token_mistakes(f"{key}={value}" for key, value in dotted_values(composition.values))
         if composition.values and not (arguments.cfg or arguments.info):
             lines += program.schema.inspect(composition.values, composition.defaults, program.preflight)
     if arguments.multirun:
@@ -138,6 +139,18 @@ def _open_configs(config_path: str, config_dir: str | None) -> None:
         places.prepend("command-line", f"file://{Path(config_dir).resolve()}", SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2("app", places)
+
+
+def _token_mistakes(texts: Iterable[str]) -> Iterator[str]:
+    """A line for each text "key=value" that holds a token or asks for one; the token is not repeated."""
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if holds_token(text) or (equals and value not in ("", "None") and key.endswith(("token", "api_key"))):
+            shown = key if equals and not holds_token(key) else "hf_…"
+            yield (
+                f"{shown}: a token does not belong in a command or a config, which are saved and pushed; "
+                "log in with `hf auth login`, or set HF_TOKEN"
+            )
 
 
 def _flag_mistakes(arguments: argparse.Namespace, unknown: list[str]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Run:
     """The parts of one run.
 
     Attributes:
-        values: the config as plain values.
+        values: the config as plain values, with the dataset's commit.
         choice: how steps are computed, and what was measured to choose that.
         changes: records accepted changes of the config.
     """
@@ -71,6 +71,10 @@ def build_run(
             f"train.batch_size={config.train.batch_size}: more than the {len(data.train)} training images; "
             f"use at most {len(data.train)}"
         )
+    if data.commit is not None:
+        # What was asked for, a branch or nothing, may mean other images tomorrow.
+        config = replace(config, dataset=replace(config.dataset, revision=data.commit))
+        values = {**values, "dataset": {**values["dataset"], "revision": data.commit}}
     set_backends(config.train)
     noise_scheduler = build_noise_scheduler(config.noise_scheduler)
     noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)

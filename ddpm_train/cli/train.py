@@ -11,6 +11,7 @@ from ddpm_train import exit_codes
 from ddpm_train.cli import app, cpu_processes
 from ddpm_train.config import Config
 from ddpm_train.data.sources import path_mistakes
+from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
 from ddpm_train.samplers import package_mistakes
 from ddpm_train.validation import TRAINING
 
@@ -41,6 +42,7 @@ def preflight(config: Config) -> Iterator[str]:
     yield from _precision_mistakes(config.train.mixed_precision)
     yield from _extras_mistakes(config)
     yield from _mirror_mistakes(config.checkpoint.mirror)
+    yield from _push_mistakes(config)
 
 
 def job(config: Config, values: dict[str, Any]) -> None:
@@ -104,8 +106,26 @@ def _mirror_mistakes(url: str | None) -> Iterator[str]:
 
 
 def _resume_mistakes(config: Config) -> Iterator[str]:
-    if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
-        yield f"resume={config.resume}: no such checkpoint; give auto, never or a checkpoint's folder"
+    if config.resume.startswith(SCHEME):
+        if parse_uri(config.resume) is None:
+            yield f"resume={config.resume}: not of the form {SCHEME}owner/name or {SCHEME}owner/name@revision"
+    elif config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
+        yield f"resume={config.resume}: no such checkpoint; give auto, never, a checkpoint's folder or hf://owner/name"
+
+
+def _push_mistakes(config: Config) -> Iterator[str]:
+    """What would keep the run from being pushed. One process asks the Hub, and only for a run that begins.
+
+    A run that goes on is not ended by a Hub that is down, nor by a token that has expired meanwhile.
+    """
+    if not config.hub.push:
+        return
+    wrong_name = list(name_mistakes("hub.repo_id", config.hub.repo_id))
+    yield from wrong_name
+    begun = any((Path(config.output_dir) / "checkpoints").glob("step_*"))
+    if os.environ.get("RANK", "0") == "0" and not begun and not is_offline():
+        repo_id = None if wrong_name else config.hub.repo_id
+        yield from push_mistakes("hub.push=true", "hub.repo_id", repo_id, config.hub.private)
 
 
 def _join(numbers: list[int]) -> str:

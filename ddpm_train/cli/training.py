@@ -12,15 +12,15 @@ from typing import Any, NoReturn
 
 import diffusers
 import torch
-import yaml
 from accelerate import PartialState
 from diffusers import DDPMPipeline, UNet2DModel
 from torch import Tensor
 
-from ddpm_train import checkpoint, exit_codes
+from ddpm_train import checkpoint, config_file, exit_codes
 from ddpm_train.cli import words
 from ddpm_train.cli.build import Run, build_run
 from ddpm_train.cli.console import Console
+from ddpm_train.cli.pushing import due, finish_push, open_push, push_finished
 from ddpm_train.cli.resuming import Start, find_start, restore, run_mirror, scalars
 from ddpm_train.compute import out_of_memory
 from ddpm_train.config import Config
@@ -58,6 +58,7 @@ def train_run(config: Config, values: dict[str, Any]) -> None:
         changes = restore(run, start)
         if run.state.step >= run.max_steps and _pipeline_step(run) == run.state.step:
             console.say(f"{config.name}: finished at step {run.state.step:,}; nothing to do ({run.output_dir})")
+            push_finished(run, start.path)
         else:
             _carry_out(run, start, changes)
     except Stopped:
@@ -104,7 +105,7 @@ def _leave(lock: RunLock, code: int) -> NoReturn:
 def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
     """Train, and leave the pipeline and a word on what to do next."""
     config, accelerator, state = run.config, run.accelerator, run.state
-    on_main(lambda: write_atomic(run.output_dir / "config.yaml", _config_yaml(run.values)))
+    on_main(lambda: write_atomic(run.output_dir / config_file.NAME, config_file.to_yaml(run.values)))
     words.announce(run, start.path is not None, changes)
     warn = run.console.warn
     trackers = RunTrackers(config, run.values, state.step, warn) if accelerator.is_main_process else None
@@ -120,19 +121,23 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
     trainer = _trainer(run, metrics, trackers, saving)
     started = time.monotonic()
     run.console.start(state.step, run.max_steps)
-    mirror_seconds = STOP_SECONDS
+    finished = False
     try:
         trainer.train()
-        mirror_seconds = FINISH_SECONDS
+        finished = True
     finally:
         # Nothing here may wait for another process: this one may be alone in leaving.
         run.console.finish()
-        saving.close(mirror_seconds)
+        saving.close(FINISH_SECONDS if finished else STOP_SECONDS)
+        if not finished:
+            finish_push(run, saving.push, STOP_SECONDS)
         if trackers is not None:
             trackers.close()
     saving.check()
     on_main(lambda: _save_pipeline(run))
     words.say_what_next(run, time.monotonic() - started)
+    # Here the main process is alone: no other waits for it.
+    finish_push(run, saving.push, 60 * config.hub.finish_minutes)
 
 
 def _trainer(run: Run, metrics: Metrics, trackers: RunTrackers | None, saving: "_Saving") -> Trainer:
@@ -190,13 +195,15 @@ class _Saving:
         self._mirror = (
             MirrorThread(mirror, config.keep_last, config.keep_every_steps, run.console.warn) if mirror else None
         )
-        self._saver = Saver(
-            run.checkpoints,
-            config,
-            published=self._mirror.submit if self._mirror else lambda path: None,
-            warn=run.console.warn,
-        )
+        self.push = open_push(run)
+        self._saver = Saver(run.checkpoints, config, published=self._published, warn=run.console.warn)
         self._last = time.monotonic()
+
+    def _published(self, path: Path) -> None:
+        if self._mirror is not None:
+            self._mirror.submit(path)
+        if self.push is not None and due(self._run.config, path, self._run.max_steps):
+            self.push.submit(path)
 
     def overdue(self) -> bool:
         minutes = self._run.config.checkpoint.every_minutes
@@ -282,12 +289,3 @@ def _pipeline_step(run: Run) -> int | None:
     """The step whose weights the run's pipeline holds: the last thing that a run does."""
     origin = run.output_dir / "pipeline" / ORIGIN
     return json.loads(origin.read_text())["step"] if origin.exists() else None
-
-
-def _config_yaml(values: dict[str, Any]) -> bytes:
-    """The resolved config; `--config-path RUN --config-name config` runs it again."""
-    quiet = {
-        "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
-        "hydra": {"run": {"dir": "."}, "output_subdir": None},
-    }
-    return yaml.safe_dump({**quiet, **values}, sort_keys=False, allow_unicode=True).encode()

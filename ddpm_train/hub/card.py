@@ -131,7 +131,7 @@ def _recipe(facts: Facts) -> dict[str, str]:
         "Average": values["ema"]["name"],
         "Seed": str(values["seed"]),
         "Precision": compute.get("mixed_precision", train["mixed_precision"]),
-        "Hardware": str(scalars.get("device", "")),
+        "Hardware": _hardware(scalars),
         "Time": _duration(seconds) if seconds else "",
         "Changed on the way": changes,
     }
@@ -141,6 +141,11 @@ def _training_seconds(facts: Facts) -> float:
     """From the rates in the records: without evaluation, saving and interruptions."""
     batch = facts.values["train"]["batch_size"]
     return sum(batch / record["images_per_second"] for record in facts.records if record.get("images_per_second"))
+
+
+def _hardware(scalars: Mapping[str, Any]) -> str:
+    count = scalars.get("num_processes", 1)
+    return f"{count} × {scalars['device']}" if count > 1 else str(scalars["device"])
 
 
 def _duration(seconds: float) -> str:

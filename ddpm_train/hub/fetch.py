@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from ddpm_train.hub.share import ALL, LAST, RECORDS
 from ddpm_train.hub_access import ASKING_SECONDS, limit_waiting, told, with_retries
 from ddpm_train.mistakes import Mistakes
 
-SCHEME = "hf://"
-_URI = re.compile(rf"{SCHEME}(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _RETRY_SECONDS = 30.0
 # How many commits to look back for a whole checkpoint.
 _HISTORY = 10
@@ -35,12 +32,6 @@ class Source:
     repo_id: str
     revision: str | None
     required: bool
-
-
-def parse_uri(text: str) -> tuple[str, str | None] | None:
-    """Repository and revision of hf://owner/name[@revision]; None if it is not of that form."""
-    match = _URI.fullmatch(text)
-    return (match["repo_id"], match["revision"]) if match else None
 
 
 def fetch_newest(source: Source, directory: Path, local: Path | None, warn: Callable[[str], None]) -> Path | None:

@@ -7,8 +7,16 @@ from typing import Any
 
 from ddpm_train.hub_access import ASKING_SECONDS, limit_waiting, told, with_retries
 
+SCHEME = "hf://"
+_URI = re.compile(rf"{SCHEME}(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _NAME = re.compile(r"[\w-][\w.-]*")
 _RETRY_SECONDS = 5.0
+
+
+def parse_uri(text: str) -> tuple[str, str | None] | None:
+    """Repository and revision of hf://owner/name[@revision]; None if it is not of that form."""
+    match = _URI.fullmatch(text)
+    return (match["repo_id"], match["revision"]) if match else None
 
 
 def is_offline() -> bool:
@@ -30,11 +38,12 @@ def name_mistakes(key: str, repo_id: str | None) -> Iterator[str]:
         yield f"{key}={repo_id}: {len(parts[1])} characters; the Hub takes names of at most 96"
 
 
-def push_mistakes(asked_by: str, key: str, repo_id: str, private: bool | None, revision: str | None) -> Iterator[str]:
+def push_mistakes(asked_by: str, key: str, repo_id: str | None, private: bool | None) -> Iterator[str]:
     """Token, permission, repository and reachability: a line for what would keep a push from succeeding.
 
     Args:
         asked_by, key: how the user asked for a push and named the repository, for the messages.
+        repo_id: None if its name is wrong already.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -48,25 +57,25 @@ def push_mistakes(asked_by: str, key: str, repo_id: str, private: bool | None, r
     except Exception as error:
         yield f"{asked_by}: {_remedied(error)}"
         return
-    owner = repo_id.split("/")[0]
     places = [me["name"], *(org["name"] for org in me.get("orgs", []))]
     role = me.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         yield f"{asked_by}: this token may only read; make one that may write, and set HF_TOKEN to it"
+    if repo_id is None:
+        return
+    owner, name = repo_id.split("/")
     if owner not in places:
-        yield f"{key}={repo_id}: this token is of {' and '.join(places)}; give {key}={me['name']}/{repo_id.split('/')[1]}"
+        yield f"{key}={repo_id}: this token is of {' and '.join(places)}; give {key}={me['name']}/{name}"
     if role != "read" and owner in places:
         try:
             yield from with_retries(
-                lambda: list(_repository_mistakes(api, key, repo_id, private, revision)), give_up_seconds=_RETRY_SECONDS
+                lambda: list(_repository_mistakes(api, key, repo_id, private)), give_up_seconds=_RETRY_SECONDS
             )
         except Exception as error:
             yield f"{key}={repo_id}: {_remedied(error)}"
 
 
-def _repository_mistakes(
-    api: Any, key: str, repo_id: str, private: bool | None, revision: str | None
-) -> Iterator[str]:
+def _repository_mistakes(api: Any, key: str, repo_id: str, private: bool | None) -> Iterator[str]:
     """What is in the way if the repository exists already. Whether it may be written to is tried."""
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError

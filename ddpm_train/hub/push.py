@@ -82,13 +82,17 @@ class Push:
         head, there = self._head(api)
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         names = sorted(files, key=lambda name: (name.endswith(self.last), name))
+        additions = [CommitOperationAdd(name, str(files[name])) for name in names]
+        # Of several links to one file the content is sent once: once it is there, the others need not bring it.
+        once = {files[one.path_in_repo].stat().st_ino: one for one in additions}
+        if len(once) < len(additions):
+            api.preupload_lfs_files(
+                target.repo_id, list(once.values()), revision=target.revision, free_memory=False
+            )
         stale = [name for name in there if name.startswith(tuple(f"{one}/" for one in self.owned)) and name not in files]
         result = api.create_commit(
             target.repo_id,
-            [
-                *(CommitOperationDelete(name) for name in stale),
-                *(CommitOperationAdd(name, str(files[name])) for name in names),
-            ],
+            [*(CommitOperationDelete(name) for name in stale), *additions],
             commit_message=self.message,
             revision=target.revision,
             parent_commit=head,

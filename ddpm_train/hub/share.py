@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ddpm_train import checkpoint
+from ddpm_train import checkpoint, config_file
 from ddpm_train.hub.card import Facts, model_card
 
 LAST, ALL = "last-checkpoint", "checkpoints"
@@ -61,7 +59,7 @@ class Shared:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
         _link(path / f"{weights}.safetensors", folder / _WEIGHTS)
-        (folder / "config.yaml").write_text(yaml.safe_dump(public_config(self.values), sort_keys=False))
+        (folder / config_file.NAME).write_bytes(config_file.to_yaml(public_config(self.values)))
         records = _records(self.run / RECORDS, step)
         (folder / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
         if grid := _newest_grid(self.run / "samples", step):
@@ -158,9 +156,7 @@ def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """A run's config without what only its machine or its owner knows; it runs again elsewhere."""
     public: dict[str, Any] = {}
     for key, value in values.items():
-        if key in ("defaults", "hydra"):
-            public[key] = value  # what Hydra needs to read the file, nothing of the user's
-        elif key == "tracker":  # a tracker's arguments name projects, people and folders
+        if key == "tracker":  # a tracker's arguments name projects, people and folders
             public[key] = {name: {} if chosen is not None else None for name, chosen in value.items()}
         elif isinstance(value, Mapping):
             public[key] = {name: _public(f"{key}.{name}", item) for name, item in value.items()}
@@ -171,9 +167,13 @@ def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def public_identity(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a checkpoint's identity, whose keys are dotted."""
-    kept = {key: _public(key, value) for key, value in flat.items() if not key.startswith("tracker.")}
-    return {**kept, "output_dir": f"outputs/{flat['name']}"} if "output_dir" in flat else kept
+    """A checkpoint's identity, whose keys are dotted, without the same."""
+    kept = {key: value for key, value in flat.items() if key not in (*_PRIVATE, "output_dir")}
+    return {
+        key: value
+        for key, value in kept.items()
+        if not key.startswith(("tracker.", "hub.")) and not (isinstance(value, str) and is_local(value))
+    }
 
 
 def _public(key: str, value: Any) -> Any:
