@@ -103,6 +103,7 @@ class Dataset:
 class Model:
     """UNet2DModel's arguments; sample size and channels follow from the dataset."""
 
+    pretrained: str | None  # a folder or owner/name whose weights a new run starts from, and whose arguments it takes
     center_input_sample: bool
     time_embedding_type: Literal["positional", "fourier", "learned"]
     time_embedding_dim: Positive | None

@@ -14,8 +14,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 # A status: that answer instead of the action. "reset": the connection is reset in the middle of the request. "lost":
 # the action is done and its answer lost. "stall": nothing at all until `release`. "cut": half of the answer, then the
 # end of the connection. "corrupt": an answer of the right length with a byte that is wrong; of a PUT, the same for what
-# is stored.
-Kind = int | Literal["reset", "lost", "stall", "cut", "corrupt"]
+# is stored. "overtaken": somebody else commits just before.
+Kind = int | Literal["reset", "lost", "stall", "cut", "corrupt", "overtaken"]
 
 STORE_TOKEN = "Bearer a-token-of-the-store"  # that the Xet store itself hands out, for itself
 

@@ -165,6 +165,12 @@ class StorageHandler(StorageWriting, Handler):
     routes = (("GET", r"/objects/(?P<oid>[0-9a-f]{64})", download), *StorageWriting.routes)
 
 
+class ProxyHandler(Handler):
+    """Stands where clients look for a way to other hosts; there is none, and the log shows who tried."""
+
+    routes = ()
+
+
 class LoopbackHub:
     """Two ports, served within a `with` block; `url` outlives it, for tests against a hub that is down.
 
@@ -186,17 +192,19 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.release = threading.Event()
         self.cas = Cas(root / ".cas")
-        self.url = self.storage_url = ""
+        self.url = self.storage_url = self.proxy_url = ""
         self.lock = threading.RLock()
         self._branches: dict[tuple[str, str], dict[str, Commit]] = {}
         self._servers: list[Server] = []
 
     def __enter__(self) -> Self:
-        for handler in (HubHandler, StorageHandler):
+        for handler in (HubHandler, StorageHandler, ProxyHandler):
             server = Server(("127.0.0.1", 0), type(handler.__name__, (handler,), {"hub": self}))
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
             self._servers.append(server)
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.url, self.storage_url, self.proxy_url = (
+            f"http://127.0.0.1:{server.server_port}" for server in self._servers
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -216,7 +224,18 @@ class LoopbackHub:
         kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
         kept |= {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
         kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+        # Whatever is meant for another host comes to us: see `check_hosts`.
+        kept |= {name: self.proxy_url for name in ("http_proxy", "https_proxy", "all_proxy")}
+        kept |= {"no_proxy": "127.0.0.1,localhost"}
         return kept | {"HF_TOKEN": token} if token else kept
+
+    def check_hosts(self) -> None:
+        """No request was meant for any other host, and the storage's port has seen no token of the Hub's."""
+        hosts = {request.host for request in self.requests}
+        ports = {url.removeprefix("http://") for url in (self.url, self.storage_url)}
+        assert hosts <= ports, hosts - ports
+        storage = self.storage_url.removeprefix("http://")
+        assert not [request for request in self.requests if request.host == storage and request.had_token]
 
     def fail(self, path_contains: str, status: int, times: int) -> None:
         """Answer `status` to the next `times` requests, to either port, whose path contains the text."""
@@ -242,6 +261,16 @@ class LoopbackHub:
 
     def head(self, repo: str, branch: str = "main", kind: str = "models") -> Commit:
         return self.branches(kind, repo)[branch]
+
+    def commit_files(self, kind: str, repo: str, branch: str, files: dict[str, bytes | None]) -> None:
+        """Commit as somebody else: new contents, or None for a file to be removed."""
+        head = self.head(repo, branch, kind)
+        folder = self.new_folder(head.folder)
+        for name, content in files.items():
+            (folder / name).unlink(missing_ok=True)
+            if content is not None:
+                (folder / name).write_bytes(content)
+        self.set_head(kind, repo, branch, Commit(folder, "Somebody else's", head))
 
     def set_head(self, kind: str, repo: str, branch: str, commit: Commit) -> None:
         self._branches.setdefault((kind, repo), {})[branch] = commit

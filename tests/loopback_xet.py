@@ -85,7 +85,11 @@ class XetTokens:
 
     def xet_token(self, kind: str, repo: str, right: str, revision: str) -> None:
         (self.may_write if right == "write" else self.commit)(kind, repo, revision)  # type: ignore[attr-defined]
-        granted = {"casUrl": self.hub.storage_url, "accessToken": STORE_TOKEN.removeprefix("Bearer "), "exp": int(time.time()) + 3600}
+        granted = {
+            "casUrl": self.hub.storage_url,
+            "accessToken": STORE_TOKEN.removeprefix("Bearer "),
+            "exp": int(time.time()) + 3600,
+        }
         headers = {
             "X-Xet-Cas-Url": granted["casUrl"],
             "X-Xet-Access-Token": granted["accessToken"],

@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,6 +15,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -40,6 +41,7 @@ class Program(Generic[C]):
         naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
         job: takes the config, and the same as plain values to be saved with the run.
+        resolve: completes a composed config by what it points to, given the overrides; also yields mistakes.
     """
 
     config_name: str
@@ -49,6 +51,10 @@ class Program(Generic[C]):
     naming: str
     preflight: Callable[[C], Iterator[str]]
     job: Callable[[C, dict[str, Any]], None]
+    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = lambda values, _: (
+        values,
+        [],
+    )
 
 
 def run(program: Program[C]) -> None:
@@ -62,7 +68,7 @@ def run(program: Program[C]) -> None:
     arguments.config_name = (arguments.config_name or program.config_name).removesuffix(".yaml")
 
     def hydra_job(composed: DictConfig) -> None:
-        values = plain(composed)
+        values, _ = program.resolve(plain(composed), HydraConfig.get().overrides.task)
         try:
             program.job(program.schema.parse(values), values)
         except Mistakes as mistakes:
@@ -110,7 +116,7 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
         Mistakes: a line for each.
     """
     if lines := [*_token_mistakes([*arguments.overrides, *unknown]), *_flag_mistakes(arguments, unknown)]:
-        raise Mistakes(*lines)
+        raise Mistakes(*dict.fromkeys(lines))
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
         return
     lines, jobs = _jobs(arguments.overrides, arguments.multirun)
@@ -120,11 +126,13 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
         for number, overrides in enumerate(jobs)
     ]
     GlobalHydra.instance().clear()
-    for composition in compositions:
+    for composition, job in zip(compositions, jobs, strict=True):
         lines += composition.mistakes
         lines += _token_mistakes(f"{key}={value}" for key, value in dotted_values(composition.values))
         if composition.values and not (arguments.cfg or arguments.info):
-            lines += program.schema.inspect(composition.values, composition.defaults, program.preflight)
+            values, mistakes = program.resolve(composition.values, job)
+            lines += mistakes
+            lines += program.schema.inspect(values, composition.defaults, program.preflight)
     if arguments.multirun:
         composed = [composition.values for composition in compositions if not composition.mistakes]
         lines += _sweep_mistakes(jobs, composed, program)

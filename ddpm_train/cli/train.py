@@ -12,6 +12,7 @@ from ddpm_train.cli import app, cpu_processes
 from ddpm_train.config import Config
 from ddpm_train.data.sources import path_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
+from ddpm_train.pretrained import resolve
 from ddpm_train.samplers import package_mistakes
 from ddpm_train.validation import TRAINING
 
@@ -29,6 +30,7 @@ def main() -> None:
             naming="name='{}'",
             preflight=preflight,
             job=job,
+            resolve=resolve,
         )
     )
 

@@ -24,7 +24,9 @@ EMBEDDED = {"fashion_tiny": 28}  # name -> side of a tile, in pixels
 class Source(Protocol):
     """A sequence of images that a worker process can be sent (it pickles small)."""
 
-    commit: str | None  # of the repository that it comes from
+    @property
+    def commit(self) -> str | None:
+        """Of the repository on the Hub that it comes from, if it does."""
 
     @property
     def fingerprint(self) -> str:

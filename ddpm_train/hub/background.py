@@ -90,7 +90,9 @@ class PushThread:
                 self._busy = False
                 self._condition.notify_all()
             if outcome.problem and not self._finishing:
-                self._warn(f"warning: step {outcome.step:,} was not pushed to {self._target.repo_id}: {outcome.problem}")
+                self._warn(
+                    f"warning: step {outcome.step:,} was not pushed to {self._target.repo_id}: {outcome.problem}"
+                )
 
     def _push(self, path: Path) -> Outcome:
         folder = self._shared.run / ".push"

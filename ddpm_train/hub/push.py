@@ -86,10 +86,10 @@ class Push:
         # Of several links to one file the content is sent once: once it is there, the others need not bring it.
         once = {files[one.path_in_repo].stat().st_ino: one for one in additions}
         if len(once) < len(additions):
-            api.preupload_lfs_files(
-                target.repo_id, list(once.values()), revision=target.revision, free_memory=False
-            )
-        stale = [name for name in there if name.startswith(tuple(f"{one}/" for one in self.owned)) and name not in files]
+            api.preupload_lfs_files(target.repo_id, list(once.values()), revision=target.revision, free_memory=False)
+        stale = [
+            name for name in there if name.startswith(tuple(f"{one}/" for one in self.owned)) and name not in files
+        ]
         result = api.create_commit(
             target.repo_id,
             [*(CommitOperationDelete(name) for name in stale), *additions],

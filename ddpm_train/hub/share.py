@@ -1,10 +1,10 @@
 """What of a run is shared, by allow-list: the folder that a push makes the content of a repository.
 
-    README.md  samples.png           the model card and the newest grid
-    model_index.json  unet/  scheduler/   a DDPMPipeline, which plain diffusers loads
-    config.yaml  metrics.jsonl       the recipe, without paths; one record a step
-    last-checkpoint/                 hub.strategy=checkpoint: what a resume needs
-    checkpoints/step_00001000/ …     hub.strategy=all_checkpoints: the same of every checkpoint on the disk
+README.md  samples.png           the model card and the newest grid
+model_index.json  unet/  scheduler/   a DDPMPipeline, which plain diffusers loads
+config.yaml  metrics.jsonl       the recipe, without paths; one record a step
+last-checkpoint/                 hub.strategy=checkpoint: what a resume needs
+checkpoints/step_00001000/ …     hub.strategy=all_checkpoints: the same of every checkpoint on the disk
 """
 
 import hashlib
@@ -172,7 +172,8 @@ def public_identity(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in kept.items()
-        if not key.startswith(("tracker.", "hub.")) and not (isinstance(value, str) and is_local(value))
+        if key == "model.pretrained"  # a name, and part of what the run is
+        or not (key.startswith(("tracker.", "hub.")) or (isinstance(value, str) and is_local(value)))
     }
 
 
