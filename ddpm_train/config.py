@@ -239,7 +239,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, config=STRICT)
 class Hub:
-    """What a run pushes to the Hugging Face Hub, and when. There is no key for a token: configs are saved and pushed."""
+    """What a run pushes to the Hugging Face Hub, and when. No key holds a token: configs are saved and pushed."""
 
     push: bool
     repo_id: str | None  # None: the token's user and the run's name

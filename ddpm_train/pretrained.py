@@ -102,8 +102,8 @@ def _layout(source: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         raise Mistakes(f"model.pretrained={source}: wants class labels; give an unconditional model")
     if config.get("in_channels", 3) != config.get("out_channels", 3):
         raise Mistakes(
-            f"model.pretrained={source}: {config['in_channels']} channels in and {config['out_channels']} out, a learned "
-            "variance, for which there is no loss; give another model"
+            f"model.pretrained={source}: {config['in_channels']} channels in and {config['out_channels']} out, a "
+            "learned variance, for which there is no loss; give another model"
         )
     layout = {key: config[key] for key in defaults if key in config and key not in _FREE}
     return {**layout, "channels": config.get("in_channels", 3)}

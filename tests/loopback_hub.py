@@ -225,7 +225,7 @@ class LoopbackHub:
         kept |= {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
         kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
         # Whatever is meant for another host comes to us: see `check_hosts`.
-        kept |= {name: self.proxy_url for name in ("http_proxy", "https_proxy", "all_proxy")}
+        kept |= dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), self.proxy_url)
         kept |= {"no_proxy": "127.0.0.1,localhost"}
         return kept | {"HF_TOKEN": token} if token else kept
 

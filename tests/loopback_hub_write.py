@@ -90,7 +90,7 @@ class Writing(XetTokens):
         for file in json.loads(self.body)["files"]:
             mode = "lfs" if is_lfs(Path(file["path"]), file["size"]) else "regular"
             entry = commit.entries.get(file["path"])
-            oid = (entry["lfs"] if "lfs" in entry else entry)["oid"] if entry else None
+            oid = entry.get("lfs", entry)["oid"] if entry else None
             files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self.answer_json({"files": files})
 

@@ -30,6 +30,10 @@ from ddpm_train.validation import Schema, dotted_values
 C = TypeVar("C")
 
 
+def _unchanged(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    return values, []
+
+
 @dataclass(frozen=True)
 class Program(Generic[C]):
     """What one program makes of a command line.
@@ -51,10 +55,7 @@ class Program(Generic[C]):
     naming: str
     preflight: Callable[[C], Iterator[str]]
     job: Callable[[C, dict[str, Any]], None]
-    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = lambda values, _: (
-        values,
-        [],
-    )
+    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = _unchanged
 
 
 def run(program: Program[C]) -> None:

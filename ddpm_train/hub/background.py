@@ -91,7 +91,8 @@ class PushThread:
                 self._condition.notify_all()
             if outcome.problem and not self._finishing:
                 self._warn(
-                    f"warning: step {outcome.step:,} was not pushed to {self._target.repo_id}: {outcome.problem}"
+                    f"warning: step {outcome.step:,} was not pushed to {self._target.repo_id}: {outcome.problem}; "
+                    "the next save brings it"
                 )
 
     def _push(self, path: Path) -> Outcome:

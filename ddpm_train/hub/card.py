@@ -89,7 +89,7 @@ def _text(facts: Facts) -> str:
     weights = "exponential moving average of the weights" if facts.weights == "ema" else "weights"
     sections = [
         f"# {facts.repo_id.split('/')[-1]}",
-        f"An unconditional diffusion model (DDPM) of {height}×{width} {kind} images, trained on "
+        f"An unconditional diffusion model (DDPM) of {height}x{width} {kind} images, trained on "
         f"{_dataset_text(facts)}. The pipeline holds the {weights} after {facts.step:,} steps.",
         "![samples](samples.png)" if facts.has_grid else "",
         "## Use",
@@ -145,7 +145,7 @@ def _training_seconds(facts: Facts) -> float:
 
 def _hardware(scalars: Mapping[str, Any]) -> str:
     count = scalars.get("num_processes", 1)
-    return f"{count} × {scalars['device']}" if count > 1 else str(scalars["device"])
+    return f"{count} x {scalars['device']}" if count > 1 else str(scalars["device"])
 
 
 def _duration(seconds: float) -> str:

@@ -119,7 +119,8 @@ class _Repository:
 
     def _info(self, revision: str | None) -> Any:
         return with_retries(
-            lambda: self._api.model_info(self._source.repo_id, revision=revision), give_up_seconds=_RETRY_SECONDS
+            lambda: self._api.model_info(self._source.repo_id, revision=revision, timeout=ASKING_SECONDS),
+            give_up_seconds=_RETRY_SECONDS,
         )
 
     def _checkpoints(self, commit: str, files: list[str], scratch: Path) -> list[tuple[int, str, str]]:

@@ -83,7 +83,7 @@ def _repository_mistakes(api: Any, key: str, repo_id: str, private: bool | None)
     section = key.rpartition(".")[0]
     prefix = f"{section}." if section else ""
     try:
-        info = api.model_info(repo_id)
+        info = api.model_info(repo_id, timeout=ASKING_SECONDS)
     except RepositoryNotFoundError:
         return
     if private is not None and info.private != private:

@@ -105,16 +105,20 @@ class Push:
 
         target = self.target
         try:
-            info = api.model_info(target.repo_id, revision=target.revision)
+            info = self._info(api)
         except RepositoryNotFoundError:
             api.create_repo(target.repo_id, private=target.private, exist_ok=True)
             if target.revision != "main":
                 api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
-            info = api.model_info(target.repo_id, revision=target.revision)
+            info = self._info(api)
         except RevisionNotFoundError:
             api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
-            info = api.model_info(target.repo_id, revision=target.revision)
+            info = self._info(api)
         return info.sha, [file.rfilename for file in info.siblings]
+
+    def _info(self, api: Any) -> Any:
+        target = self.target
+        return api.model_info(target.repo_id, revision=target.revision, timeout=target.stall_seconds)
 
 
 def main() -> None:
