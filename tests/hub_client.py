@@ -1,22 +1,26 @@
 """The programs, and the Hub's real clients, against the test hub: no request may leave this machine."""
 
+import hashlib
 import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import NoReturn
 
-import pytest
 from conftest import ROOT, TINY, Cli
 from loopback_hub import LoopbackHub
 
 TOKEN = "hf_right"
 GUARD = ROOT / "tests/only_loopback"
+_numbers = count()
 PUSH_SECONDS = ("hub.retry_minutes=0.1", "hub.stall_seconds=2", "hub.finish_minutes=1")
 
 
@@ -35,51 +39,90 @@ class HubCli(Cli):
             "STRAYS": str(self.strays),
         }
 
-    def started(self, *overrides: str, **environment: str) -> "subprocess.Popen[str]":
-        """`python train.py OVERRIDES` with the tiny model, under way."""
-        return self.start([sys.executable, str(ROOT / "train.py"), *TINY, *PUSH_SECONDS, *overrides], **environment)
+    def started(self, *overrides: str, **environment: str) -> "Fork":
+        """`python train.py OVERRIDES` with the tiny model, under way, in a fork that has paid for the imports."""
+        return self.fork(_main("train", *TINY, *PUSH_SECONDS, *overrides), environment)
 
     def train(self, *overrides: str, expect: int = 0, **environment: str) -> str:
-        """The same to its end, in a fork of this process, which has paid for the imports already."""
-        return self.forked("train", *TINY, *PUSH_SECONDS, *overrides, expect=expect, **environment)
+        """The same to its end; returns what it said."""
+        return self.started(*overrides, **environment).wait(expect)
 
     def push(self, *arguments: str, expect: int = 0, **environment: str) -> str:
         """`ddpm-push ARGUMENTS`, likewise."""
-        return self.forked("push", *arguments, expect=expect, **environment)
+        return self.fork(_main("push", *arguments), environment).wait(expect)
 
-    def forked(self, program: str, *arguments: str, expect: int = 0, **environment: str) -> str:
-        for module in ("train", "push", "training", "pushing"):
-            importlib.import_module(f"ddpm_train.cli.{module}")
-        said = self.folder / "said.txt"
+    def fork(self, action: Callable[[], None], environment: dict[str, str]) -> "Fork":
+        for module in ("cli.train", "cli.push", "cli.training", "cli.pushing"):
+            importlib.import_module(f"ddpm_train.{module}")
+        said = self.folder / f"said_{next(_numbers)}.txt"
         child = os.fork()
         if child == 0:
-            _become(program, arguments, self.folder, said, {**self.environment, **environment})
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code == expect, f"exit {code}, not {expect}\n{said.read_text()}"
-        return said.read_text()
+            _become(action, self.folder, said, {**self.environment, **environment})
+        return Fork(child, said)
 
-    def python(self, code: str, expect: int = 0, **environment: str) -> str:
-        """Run Python code in a process of its own, as a user of the repository would."""
-        return self.run([sys.executable, "-c", code], expect, **environment)
+    def images(self, repo_id: str, revision: str = "main") -> str:
+        """What plain diffusers makes of the repository in a new process: three images, as the hash of their pixels."""
+        code = f"import sys; sys.path.append({str(ROOT / 'tests')!r}); import hub_client\n"
+        return self.python(f"{code}print(hub_client.hash_of_images({repo_id!r}, {revision!r}))").splitlines()[0]
 
-    def pretrained(self, repo_id: str, revision: str = "main") -> str:
-        """What plain diffusers makes of the repository: three images, as the hash of their pixels."""
-        return self.python(
-            "import hashlib, torch\nfrom diffusers import DDPMPipeline\n"
-            f"pipeline = DDPMPipeline.from_pretrained({repo_id!r}, revision={revision!r})\n"
-            "images = pipeline(3, generator=torch.Generator().manual_seed(0), num_inference_steps=2,\n"
-            "                  output_type='np').images\n"
-            "print(hashlib.sha256(images.tobytes()).hexdigest())"
-        ).splitlines()[0]
+    def python(self, code: str, **environment: str) -> str:
+        """Run Python code in a new process, as a user of the repository would."""
+        return self.run([sys.executable, "-c", code], **environment)
 
     def check_hosts(self) -> None:
         assert not self.strays.exists(), self.strays.read_text()
         self.hub.check_hosts()
 
 
-def _become(
-    program: str, arguments: Sequence[str], folder: Path, said: Path, environment: dict[str, str]
-) -> NoReturn:
+def hash_of_images(pipeline: str, revision: str = "main") -> str:
+    import torch
+    from diffusers import DDPMPipeline
+
+    loaded = DDPMPipeline.from_pretrained(pipeline, revision=revision)
+    generator = torch.Generator().manual_seed(0)
+    images = loaded(3, generator=generator, num_inference_steps=2, output_type="np").images
+    return hashlib.sha256(images.tobytes()).hexdigest()
+
+
+@dataclass
+class Fork:
+    """A process that was forked from this one."""
+
+    pid: int
+    said: Path
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        self.wait(None)
+        return self.said.read_text(), ""
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, expect: int | None) -> str:
+        """Wait for its end, which must be that exit code if one is given; returns what it said."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        said = self.said.read_text()
+        assert expect in (None, self.returncode), f"exit {self.returncode}, not {expect}\n{said}"
+        return said
+
+
+def _main(program: str, *arguments: str) -> Callable[[], None]:
+    def run() -> None:
+        sys.argv = [f"ddpm-{program}", *arguments]
+        importlib.import_module(f"ddpm_train.cli.{program}").main()
+
+    return run
+
+
+def _become(action: Callable[[], None], folder: Path, said: Path, environment: dict[str, str]) -> NoReturn:
     code: object = 1
     try:
         os.chdir(folder)
@@ -94,8 +137,7 @@ def _become(
         for module in ("huggingface_hub.constants", "datasets.config"):
             if module in sys.modules:
                 importlib.reload(sys.modules[module])
-        sys.argv = [f"ddpm-{program}", *arguments]
-        importlib.import_module(f"ddpm_train.cli.{program}").main()
+        action()
         code = 0
     except SystemExit as left:
         code = left.code or 0
@@ -105,20 +147,6 @@ def _become(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
-    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub_cli(tmp_path: Path, hub: LoopbackHub) -> Iterator[HubCli]:
-    """Also sees to it that nothing was asked of any other host, nor the token shown to the storage."""
-    cli = HubCli(tmp_path, hub)
-    yield cli
-    cli.check_hosts()
 
 
 def start_push(hub: LoopbackHub, folder: Path, home: Path, **values: object) -> "subprocess.Popen[str]":

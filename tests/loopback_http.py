@@ -155,6 +155,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(200, headers, data)
 
+    def do_CONNECT(self) -> None:
+        """What a client asks of a proxy before it speaks TLS to another host."""
+        self.fault = None
+        self.answer_json({"error": "Nothing leaves this machine"}, 403)
+
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing: `LoopbackHub.requests` is the log."""
 

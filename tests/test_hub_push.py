@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from hub_client import TOKEN, outcome, start_push
-from loopback_hub import LoopbackHub
 from loopback_http import Kind
+from loopback_hub import LoopbackHub
 
 # Larger than what the Hub takes as a regular file, and than a part of an upload.
 LARGE_BYTES = 11 * 2**20

@@ -127,7 +127,8 @@ def _push_mistakes(config: Config) -> Iterator[str]:
     begun = any((Path(config.output_dir) / "checkpoints").glob("step_*"))
     if os.environ.get("RANK", "0") == "0" and not begun and not is_offline():
         repo_id = None if wrong_name else config.hub.repo_id
-        yield from push_mistakes("hub.push=true", "hub.repo_id", repo_id, config.hub.private)
+        otherwise = ", or HF_HUB_OFFLINE=1 to train without pushing"
+        yield from push_mistakes("hub.push=true", "hub.repo_id", repo_id, config.hub.private, otherwise=otherwise)
 
 
 def _join(numbers: list[int]) -> str:

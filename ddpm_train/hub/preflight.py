@@ -38,12 +38,15 @@ def name_mistakes(key: str, repo_id: str | None) -> Iterator[str]:
         yield f"{key}={repo_id}: {len(parts[1])} characters; the Hub takes names of at most 96"
 
 
-def push_mistakes(asked_by: str, key: str, repo_id: str | None, private: bool | None) -> Iterator[str]:
+def push_mistakes(
+    asked_by: str, key: str, repo_id: str | None, private: bool | None, *, otherwise: str = ""
+) -> Iterator[str]:
     """Token, permission, repository and reachability: a line for what would keep a push from succeeding.
 
     Args:
         asked_by, key: how the user asked for a push and named the repository, for the messages.
         repo_id: None if its name is wrong already.
+        otherwise: what else one may do while the Hub cannot be reached.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -55,7 +58,7 @@ def push_mistakes(asked_by: str, key: str, repo_id: str | None, private: bool | 
     try:
         me = with_retries(api.whoami, give_up_seconds=_RETRY_SECONDS)
     except Exception as error:
-        yield f"{asked_by}: {_remedied(error)}"
+        yield f"{asked_by}: {_remedied(error, otherwise)}"
         return
     places = [me["name"], *(org["name"] for org in me.get("orgs", []))]
     role = me.get("auth", {}).get("accessToken", {}).get("role")
@@ -72,7 +75,7 @@ def push_mistakes(asked_by: str, key: str, repo_id: str | None, private: bool | 
                 lambda: list(_repository_mistakes(api, key, repo_id, private)), give_up_seconds=_RETRY_SECONDS
             )
         except Exception as error:
-            yield f"{key}={repo_id}: {_remedied(error)}"
+            yield f"{key}={repo_id}: {_remedied(error, otherwise)}"
 
 
 def _repository_mistakes(api: Any, key: str, repo_id: str, private: bool | None) -> Iterator[str]:
@@ -98,12 +101,11 @@ def _repository_mistakes(api: Any, key: str, repo_id: str, private: bool | None)
         yield f"{key}={repo_id}: this token may not write there; use another, or another repository"
 
 
-def _remedied(error: Exception) -> str:
+def _remedied(error: Exception, otherwise: str) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         return "the Hub refuses this token; log in with `hf auth login`, or set HF_TOKEN to one that may write"
     if status is not None:
-        return f"{told(error)}; try again later, or HF_HUB_OFFLINE=1 to train without pushing"
-    endpoint = os.environ.get("HF_ENDPOINT", "")
-    where = f" (HF_ENDPOINT={endpoint})" if endpoint else ""
-    return f"{told(error)}; check the network and HF_ENDPOINT{where}, or HF_HUB_OFFLINE=1 to train without pushing"
+        return f"{told(error)}; try again later{otherwise}"
+    endpoint = os.environ.get("HF_ENDPOINT")
+    return f"{told(error)}; check the network and HF_ENDPOINT{f'={endpoint}' if endpoint else ''}{otherwise}"
