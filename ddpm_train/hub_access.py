@@ -47,6 +47,7 @@ def is_final(error: Exception) -> bool:
     """Whether another try cannot help."""
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
+    error = _cause(error)
     return _status(error) in _FINAL or isinstance(
         error, FileNotFoundError | ValueError | HFValidationError | OfflineModeIsEnabled | Mistakes
     )
@@ -56,6 +57,7 @@ def told(error: Exception) -> str:
     """What went wrong with the Hub, in words that follow "because"."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    error = _cause(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
     if isinstance(error, HfHubHTTPError):
@@ -69,13 +71,20 @@ def told(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _cause(error: Exception) -> Exception:
+    """What happened: a failed download is raised as one of a value or of a missing file, from what happened."""
+    while isinstance(error, ValueError | FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
 def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _retry_after(error: Exception) -> float:
     """The seconds that the Hub asks to wait for."""
-    headers: Any = getattr(getattr(error, "response", None), "headers", {})
+    headers: Any = getattr(getattr(_cause(error), "response", None), "headers", {})
     asked = headers.get("Retry-After", "")
     return float(asked) if asked.isdigit() else 0.0
 
