@@ -197,6 +197,12 @@ class LoopbackHub:
         self._branches: dict[tuple[str, str], dict[str, Commit]] = {}
         self._servers: list[Server] = []
 
+    def twin(self) -> "LoopbackHub":
+        """Another hub, with faults of its own, that has the same repositories."""
+        twin = LoopbackHub(self.root, self.token, self.private)
+        twin._branches = self._branches
+        return twin
+
     def __enter__(self) -> Self:
         for handler in (HubHandler, StorageHandler, ProxyHandler):
             server = Server(("127.0.0.1", 0), type(handler.__name__, (handler,), {"hub": self}))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub_client import HubCli
+from hub_client import Fork, HubCli
 from loopback_http import Kind, flipped
 from loopback_hub import LoopbackHub
 from test_resume import records, wait_for
@@ -128,8 +128,8 @@ def pushed(hub_cli: HubCli, monkeypatch: pytest.MonkeyPatch) -> HubCli:
     return hub_cli
 
 
-def fetched(cli: HubCli, into: str, repo_id: str = "tester/cats", last_record: int = 4) -> str:
-    """What `fetch_newest` brings into an empty folder: the step, or the mistake, after its warnings."""
+def fetching(cli: HubCli, into: str, repo_id: str = "tester/cats", last_record: int = 4, **environment: str) -> Fork:
+    """`fetch_newest` into an empty folder, under way; it says the step, or the mistake, after its warnings."""
 
     def fetch_it() -> None:
         source = Source(f"resume=hf://{repo_id}", repo_id, None, required=True)
@@ -143,7 +143,11 @@ def fetched(cli: HubCli, into: str, repo_id: str = "tester/cats", last_record: i
         except Mistakes as mistakes:
             print(*mistakes.lines)
 
-    return cli.fork(fetch_it, {"HF_HUB_DOWNLOAD_TIMEOUT": "2"}).wait(0)
+    return cli.fork(fetch_it, {"HF_HUB_DOWNLOAD_TIMEOUT": "2", **environment})
+
+
+def fetched(cli: HubCli, into: str, repo_id: str = "tester/cats") -> str:
+    return fetching(cli, into, repo_id).wait(0)
 
 
 GET_FAULTS: dict[str, tuple[str, Kind, int]] = {
@@ -164,12 +168,19 @@ GET_FAULTS: dict[str, tuple[str, Kind, int]] = {
 
 
 def test_faults_are_outlived(pushed: HubCli) -> None:
-    """Of the same length but another content, which the client takes, is fetched once more."""
+    """Of the same length but another content, which the client takes, is fetched once more. All side by side."""
+    hubs, forks = {}, {}
     for name, (wanted, kind, times) in GET_FAULTS.items():
-        fault = pushed.hub.fault(wanted, kind, times)
-        said = fetched(pushed, f"{name}/checkpoints")
-        assert said.splitlines() == ["step_00000004"] and fault.happened == times, (name, said)
+        hubs[name] = pushed.hub.twin().__enter__()
+        hubs[name].fault(wanted, kind, times, **{"Retry-After": "1"})
+        forks[name] = fetching(pushed, f"{name}/checkpoints", HF_ENDPOINT=hubs[name].url)
+    for name, fork in forks.items():
+        said = fork.wait(0)
+        assert said.splitlines() == ["step_00000004"], (name, said)
+        assert [fault.happened for fault in hubs[name].faults] == [GET_FAULTS[name][2]], name
         assert not list((pushed.folder / name / "checkpoints").glob(".*"))
+        hubs[name].check_hosts()
+        hubs[name].__exit__()
 
 
 def damage(hub: LoopbackHub, **files: Callable[[bytes], bytes | None]) -> None:
@@ -187,7 +198,7 @@ def test_what_is_torn_or_damaged_is_passed_over(pushed: HubCli) -> None:
     hub = pushed.hub
     whole = hub.head("tester/cats").folder
     damage(hub, at_4_manifest=lambda data: None)
-    torn = fetched(pushed, "torn/checkpoints", last_record=4).splitlines()
+    torn = fetched(pushed, "torn/checkpoints").splitlines()
     assert torn[-1] == "step_00000002" and len(torn) == 2
     assert torn[0].startswith("warning: checkpoints/step_00000004 in tester/cats@") and "no manifest.json" in torn[0]
     damage(hub, at_2_ema=flipped)

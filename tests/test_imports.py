@@ -14,14 +14,15 @@ MAP = [
     "config",
     "samplers",
     "validation",
-    "sample_config pipeline_path",
-    "seeding files ranks hub_access",
+    "sample_config push_config pipeline_path",
+    "seeding files ranks hub_access config_file",
     "identity run_lock",
     "data",
     "diffusion",
     "model optim ema compute",
     "checkpoint",
-    "loading",
+    "hub",
+    "pretrained loading",
     "mirror saving",
     "preemption",
     "evaluation",
@@ -64,6 +65,7 @@ def test_a_module_imports_only_from_above(path: Path) -> None:
 CHEAP = [
     *("config.py", "validation.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"),
     *("samplers.py", "sample_config.py", "pipeline_path.py", "hub_access.py", "cli/sample.py"),
+    *("push_config.py", "cli/push.py", "pretrained.py", "hub/preflight.py", "hub/push.py"),
 ]
 
 
