@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from forked import run_forked
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -75,22 +75,29 @@ class Cli:
         return out + err
 
     def train(self, *overrides: str, expect: int = 0, **environment: str) -> str:
-        """`python train.py OVERRIDES` with the tiny model."""
-        return self.run([sys.executable, str(ROOT / "train.py"), *TINY, *overrides], expect, **environment)
+        """`ddpm-train OVERRIDES` with the tiny model."""
+        return self._forked("ddpm_train.cli.train", [*TINY, *overrides], expect, environment)
 
-    def launch(self, *overrides: str, num_processes: int, expect: int = 0) -> str:
-        """`accelerate launch --cpu --num_processes N train.py OVERRIDES` with the tiny model."""
-        return self.run([*launch_command(num_processes), *TINY, *overrides], expect)
+    def together(self, *overrides: str, num_processes: int, expect: int = 0) -> str:
+        """The same in several processes, as torchrun starts them."""
+        return self._forked("ddpm_train.cli.train", [*TINY, *overrides], expect, {}, num_processes)
 
     def sample(self, *arguments: str, expect: int = 0) -> str:
-        """`ddpm-sample ARGUMENTS`: its `main` in a fork of this process, which has paid for the imports already."""
-        said = self.folder / "said.txt"
-        child = os.fork()
-        if child == 0:
-            _become_ddpm_sample(self.folder, said, arguments)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code == expect, f"exit {code}, not {expect}\n{said.read_text()}"
-        return said.read_text()
+        """`ddpm-sample ARGUMENTS`."""
+        return self._forked("ddpm_train.cli.sample", arguments, expect, {})
+
+    def _forked(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        expect: int,
+        environment: dict[str, str],
+        num_processes: int = 1,
+    ) -> str:
+        environment = {**self.environment, **environment}
+        code, said = run_forked(module, arguments, self.folder, environment, num_processes)
+        assert code == expect, f"exit {code}, not {expect}\n{said}"
+        return said
 
     def metrics(self, name: str = "default") -> list[dict[str, Any]]:
         lines = (self.folder / "outputs" / name / "metrics.jsonl").read_text().splitlines()
@@ -98,29 +105,6 @@ class Cli:
 
     def output(self, name: str = "default") -> Path:
         return self.folder / "outputs" / name
-
-
-def _become_ddpm_sample(folder: Path, said: Path, arguments: Sequence[str]) -> NoReturn:
-    code: object = 1
-    try:
-        os.chdir(folder)
-        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        sys.argv = ["ddpm-sample", *arguments]
-        from ddpm_train.cli.sample import main
-
-        main()
-        code = 0
-    except SystemExit as left:
-        code = left.code or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
 
 
 def launch_command(num_processes: int, *program_arguments: str) -> list[str]:

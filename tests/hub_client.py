@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from conftest import ROOT, TINY, Cli
+from forked import settle
 from loopback_hub import LoopbackHub
 
 TOKEN = "hf_right"
@@ -39,21 +39,24 @@ class HubCli(Cli):
             "STRAYS": str(self.strays),
         }
 
-    def started(self, *overrides: str, **environment: str) -> "Fork":
-        """`python train.py OVERRIDES` with the tiny model, under way, in a fork that has paid for the imports."""
-        return self.fork(_main("train", *TINY, *PUSH_SECONDS, *overrides), environment)
-
     def train(self, *overrides: str, expect: int = 0, **environment: str) -> str:
-        """The same to its end; returns what it said."""
-        return self.started(*overrides, **environment).wait(expect)
+        return super().train(*PUSH_SECONDS, *overrides, expect=expect, **environment)
+
+    def started(self, *overrides: str) -> "Fork":
+        """The same, under way."""
+        return self.fork(lambda: _main("train", *TINY, *PUSH_SECONDS, *overrides))
 
     def push(self, *arguments: str, expect: int = 0, **environment: str) -> str:
-        """`ddpm-push ARGUMENTS`, likewise."""
-        return self.fork(_main("push", *arguments), environment).wait(expect)
+        """`ddpm-push ARGUMENTS`."""
+        return self.run_main("push", *arguments, expect=expect, **environment)
 
-    def fork(self, action: Callable[[], None], environment: dict[str, str]) -> "Fork":
-        for module in ("cli.train", "cli.push", "cli.training", "cli.pushing"):
-            importlib.import_module(f"ddpm_train.{module}")
+    def run_main(self, program: str, *arguments: str, expect: int = 0, **environment: str) -> str:
+        return self._forked(f"ddpm_train.cli.{program}", arguments, expect, environment)
+
+    def fork(self, action: Callable[[], None], **environment: str) -> "Fork":
+        """Do something in a fork of this process."""
+        for module in ("ddpm_train.cli.training", "torch.utils.tensorboard"):
+            importlib.import_module(module)
         said = self.folder / f"said_{next(_numbers)}.txt"
         child = os.fork()
         if child == 0:
@@ -114,29 +117,20 @@ class Fork:
         return said
 
 
-def _main(program: str, *arguments: str) -> Callable[[], None]:
-    def run() -> None:
-        sys.argv = [f"ddpm-{program}", *arguments]
-        importlib.import_module(f"ddpm_train.cli.{program}").main()
-
-    return run
+def _main(program: str, *arguments: str) -> None:
+    sys.argv = [f"ddpm-{program}", *arguments]
+    importlib.import_module(f"ddpm_train.cli.{program}").main()
 
 
 def _become(action: Callable[[], None], folder: Path, said: Path, environment: dict[str, str]) -> NoReturn:
     code: object = 1
     try:
         os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment)
         output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        runpy.run_path(str(GUARD / "sitecustomize.py"))
-        # The clients read the environment when they are imported, which this process has done long ago.
-        for module in ("huggingface_hub.constants", "datasets.config"):
-            if module in sys.modules:
-                importlib.reload(sys.modules[module])
+        settle(environment)
         action()
         code = 0
     except SystemExit as left:

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 RUN = ("evaluation=none", "lr_scheduler=constant", "ema=none", "train.max_steps=1")
 # The tiny layout, which a run that starts from one must not say again.
-LAYOUT = tuple(text for text in TINY if text.startswith("model."))
 REST = tuple(text for text in TINY if not text.startswith("model."))
 
 
@@ -38,10 +37,8 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tuned(cli: HubCli, *overrides: str, expect: int = 0, **environment: str) -> str:
-    from hub_client import _main
-
-    return cli.fork(_main("train", *REST, *RUN, *overrides), environment).wait(expect)
+def tuned(cli: HubCli, *overrides: str, expect: int = 0) -> str:
+    return cli.run_main("train", *REST, *RUN, *overrides, expect=expect)
 
 
 def start_weights(cli: HubCli, name: str = "default") -> dict[str, torch.Tensor]:

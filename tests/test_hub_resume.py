@@ -143,7 +143,7 @@ def fetching(cli: HubCli, into: str, repo_id: str = "tester/cats", last_record: 
         except Mistakes as mistakes:
             print(*mistakes.lines)
 
-    return cli.fork(fetch_it, {"HF_HUB_DOWNLOAD_TIMEOUT": "2", **environment})
+    return cli.fork(fetch_it, HF_HUB_DOWNLOAD_TIMEOUT="2", **environment)
 
 
 def fetched(cli: HubCli, into: str, repo_id: str = "tester/cats") -> str:

@@ -348,7 +348,7 @@ def test_sigkill_of_one_of_two_processes(cli: Cli) -> None:
     at = steps_written(cli.output())
     said = cli.train(*long, f"train.max_steps={at + 5}")
     assert "resumes at step" in said
-    said = cli.launch(*long, f"train.max_steps={at + 10}", num_processes=2)
+    said = cli.together(*long, f"train.max_steps={at + 10}", num_processes=2)
     assert "2 processes" in said and f"step {at + 10}/{at + 10}" in said
     assert [record["step"] for record in records(cli.output())] == list(range(1, at + 11))
 

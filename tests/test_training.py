@@ -106,7 +106,7 @@ def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
     long = ("train.max_steps=20", "model.dropout=0", "dataset.random_flip=true", "dataset.crop=random")
     cli.train(*long, "name=one")
     cli.train(*long, "name=accumulated", "train.micro_batch_size=4")
-    said = cli.launch(*long, "name=two", "train.micro_batch_size=4", num_processes=2)
+    said = cli.together(*long, "name=two", "train.micro_batch_size=4", num_processes=2)
     assert "16 = 4 x 2 processes x 2 accumulated" in said
     reference = weights(cli.output("one"), step=20)
     for name in ("accumulated", "two"):
@@ -147,7 +147,7 @@ def test_evaluation_is_the_same_on_any_number_of_processes(tmp_path: Path) -> No
     )
     shared = (*shared, "evaluation.num_images=5", "evaluation.batch_size=2")
     cli.train(*shared, "name=one")
-    cli.launch(*shared, "name=two", num_processes=2)
+    cli.together(*shared, "name=two", num_processes=2)
     grids = [(cli.output(name) / "samples/step_00000007.png").read_bytes() for name in ("one", "two")]
     assert grids[0] == grids[1]
     assert cli.metrics("one")[-1]["held_out_loss"] == cli.metrics("two")[-1]["held_out_loss"]

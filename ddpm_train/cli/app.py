@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,6 +61,9 @@ class Program(Generic[C]):
 
 def run(program: Program[C]) -> None:
     """Compose the command line's config with Hydra and hand it to the program's job, typed and checked."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
+        signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
     parser = get_args_parser()
     arguments, unknown = parser.parse_known_args()
     # argparse takes no overrides after a flag that stands between them.

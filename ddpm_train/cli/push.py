@@ -18,8 +18,6 @@ from ddpm_train.validation import parse
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(exit_codes.REQUEUE))
     app.run(
         app.Program(
             config_name="push",
@@ -55,6 +53,8 @@ def job(config: PushConfig, values: dict[str, Any]) -> None:
     # torch takes seconds to import; a typo must not wait for it.
     from ddpm_train.cli.pushing import push_run
 
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(exit_codes.REQUEUE))  # leaving no folder of links behind
     run = Path(config.run)
     described = parse(config_file.read(run / config_file.NAME))
     wanted = _wanted(config, described.hub)

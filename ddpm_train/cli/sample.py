@@ -1,12 +1,9 @@
 """`ddpm-sample`: images, and looks at how they come about, from a trained model."""
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_train import exit_codes
 from ddpm_train.cli import app, cpu_processes
 from ddpm_train.mistakes import as_written
 from ddpm_train.pipeline_path import path_mistakes
@@ -15,9 +12,6 @@ from ddpm_train.samplers import package_mistakes
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        # Until `StopRequest` takes over, after seconds of imports, there is nothing to leave in order.
-        signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
     app.run(
         app.Program(
             config_name="sample",

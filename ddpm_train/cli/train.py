@@ -2,12 +2,10 @@
 
 import importlib.util
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_train import exit_codes
 from ddpm_train.cli import app, cpu_processes
 from ddpm_train.config import Config
 from ddpm_train.data.sources import path_mistakes
@@ -18,9 +16,6 @@ from ddpm_train.validation import TRAINING
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
-        signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
     app.run(
         app.Program(
             config_name="config",
