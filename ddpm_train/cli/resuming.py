@@ -9,6 +9,8 @@ from ddpm_train import checkpoint
 from ddpm_train.cli.build import Run
 from ddpm_train.compute import device_name
 from ddpm_train.config import Config
+from ddpm_train.hub.fetch import Source, fetch_newest
+from ddpm_train.hub.preflight import SCHEME, is_offline, parse_uri
 from ddpm_train.identity import accept, identity
 from ddpm_train.mirror import Mirror
 from ddpm_train.mistakes import Mistakes
@@ -28,11 +30,31 @@ def run_mirror(config: Config) -> Mirror | None:
     return Mirror(f"{url.rstrip('/')}/{config.name}") if url else None
 
 
+def hub_source(config: Config) -> Source | None:
+    """The repository on the Hub to look for checkpoints in: the one named, or the run's own."""
+    if (named := parse_uri(config.resume)) is not None:
+        return Source(f"resume={config.resume}", *named, required=not _pushes_to(config, *named))
+    if _pushes_checkpoints(config) and not is_offline():
+        return Source(f"hub.repo_id={config.hub.repo_id}", str(config.hub.repo_id), config.hub.revision, required=False)
+    return None
+
+
+def _pushes_checkpoints(config: Config) -> bool:
+    return config.hub.push and config.hub.strategy in ("checkpoint", "all_checkpoints")
+
+
+def _pushes_to(config: Config, repo_id: str, revision: str | None) -> bool:
+    """Whether that is where the run itself pushes checkpoints: then there are none before its first."""
+    here = (config.hub.repo_id, config.hub.revision or "main")
+    return _pushes_checkpoints(config) and here == (repo_id, revision or "main")
+
+
 def find_start(config: Config, warn: Callable[[str], None]) -> Start:
     """The checkpoint that `resume` means. On the main process, which holds the run's lock.
 
     A run's own checkpoints come first, also with `resume=PATH`: the same command, given again after a preemption,
-    must go on where the run stopped and not where it began.
+    must go on where the run stopped and not where it began. For the same reason the newer one is taken of those on the
+    disk and in a repository on the Hub, be it `resume=hf://…` or the one that the run itself pushes checkpoints to.
 
     Raises:
         Mistakes: asked to go on, and nothing usable is there; or asked not to, over a run that would be lost.
@@ -50,7 +72,9 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
         path = mirror.fetch_newest(directory, warn)
         if path is not None and config.checkpoint.keep_best:
             _fetch_best(mirror, config, path, warn)
-    if path is None and config.resume != "auto":
+    if (source := hub_source(config)) is not None:
+        path = fetch_newest(source, directory, path, warn)
+    if path is None and config.resume != "auto" and not config.resume.startswith(SCHEME):
         path = Path(config.resume)
         try:
             checkpoint.verify(path)
@@ -110,6 +134,7 @@ def scalars(run: Run) -> dict[str, Any]:
         "compute": asdict(run.choice.compute),
         "device": device_name(run.accelerator.device),
         "micro_batch_size": run.plan.micro_batch_size,
+        "num_processes": run.plan.num_processes,
         "grad_scaler": scaler.state_dict() if scaler is not None else {},
         "identity": run_identity(run),
         "changes": run.changes,
