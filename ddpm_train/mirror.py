@@ -78,16 +78,21 @@ class Mirror:
         for step in torn + checkpoint.to_prune(until_now, keep_last, keep_every_steps):
             self._remove(checkpoint.step_name(step))
 
-    def fetch_newest(self, directory: Path, warn: Callable[[str], None]) -> Path | None:
+    def fetch_newest(self, directory: Path, warn: Callable[[str], None], *, on_disk: Path | None = None) -> Path | None:
         """Copy the newest checkpoint that verifies into `directory`, and the run's records beside that.
 
+        Args:
+            on_disk: the newest checkpoint in `directory`, if there is one; only a newer one is copied.
+
         Returns:
-            The checkpoint; None if there never was one, and one could be written.
+            The newest checkpoint; None if there never was one, and one could be written.
 
         Raises:
-            Mistakes: the mirror cannot be read or written, or no checkpoint there can be used. To start afresh then
-                might be to repeat a long run.
+            Mistakes: nothing is on the disk, and the mirror cannot be read or written, or no checkpoint there can be
+                used. To start afresh then might be to repeat a long run.
         """
+        if on_disk is not None:
+            return self._fetch_newer(directory, warn, on_disk)
         try:
             steps = self.steps()
             for step in reversed(steps):
@@ -106,6 +111,22 @@ class Mirror:
                 "looking there"
             ) from None
         raise Mistakes(f"checkpoint.mirror={self.url}: no checkpoint there can be used; give another name=…")
+
+    def _fetch_newer(self, directory: Path, warn: Callable[[str], None], on_disk: Path) -> Path:
+        """The newest checkpoint, on the disk or here; an outage here does not stop a run that has one."""
+        try:
+            newer = [step for step, whole in self.steps().items() if whole and step > checkpoint.step_of(on_disk)]
+            for step in reversed(newer):
+                try:
+                    return self._fetch(checkpoint.step_name(step), directory)
+                except checkpoint.BadCheckpoint as error:
+                    warn(f"warning: {checkpoint.step_name(step)} in {self.url} is passed over: {error}")
+        except Exception as error:
+            warn(
+                f"warning: {self.url} cannot be read: {_told(error)}. If the run went on elsewhere, beyond "
+                f"{on_disk.name}, those steps are computed again"
+            )
+        return on_disk
 
     def _fetch(self, name: str, directory: Path) -> Path:
         source = f"{self._root}/{name}"

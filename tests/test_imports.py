@@ -15,7 +15,7 @@ MAP = [
     "samplers",
     "validation",
     "sample_config pipeline_path",
-    "seeding files ranks hub_access",
+    "seeding files ranks hub_access environment",
     "identity run_lock",
     "data",
     "diffusion",
@@ -64,6 +64,7 @@ def test_a_module_imports_only_from_above(path: Path) -> None:
 CHEAP = [
     *("config.py", "validation.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"),
     *("samplers.py", "sample_config.py", "pipeline_path.py", "hub_access.py", "cli/sample.py"),
+    *("environment.py", "cli/reproduce.py", "cli/launching.py"),
 ]
 
 

@@ -31,6 +31,7 @@ class Run:
         values: the config as plain values.
         choice: how steps are computed, and what was measured to choose that.
         changes: records accepted changes of the config.
+        environments: what computed it so far, see `environment.py`.
     """
 
     config: Config
@@ -47,6 +48,7 @@ class Run:
     state: TrainState
     objective: Objective
     changes: list[dict[str, Any]]
+    environments: list[dict[str, Any]]
 
     @property
     def checkpoints(self) -> Path:
@@ -99,6 +101,7 @@ def build_run(
         state=TrainState(0, unet, ema_unet, build_optimizer(config.optimizer, unet.parameters())),
         objective=objective,
         changes=[],
+        environments=[],
     )
 
 

@@ -21,7 +21,7 @@ from ddpm_train import checkpoint, exit_codes
 from ddpm_train.cli import words
 from ddpm_train.cli.build import Run, build_run
 from ddpm_train.cli.console import Console
-from ddpm_train.cli.resuming import Start, find_start, restore, run_mirror, scalars
+from ddpm_train.cli.resuming import Start, find_start, record_environment, restore, run_mirror, scalars
 from ddpm_train.compute import out_of_memory
 from ddpm_train.config import Config
 from ddpm_train.data.device_cache import fits
@@ -105,6 +105,7 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
     """Train, and leave the pipeline and a word on what to do next."""
     config, accelerator, state = run.config, run.accelerator, run.state
     on_main(lambda: write_atomic(run.output_dir / "config.yaml", _config_yaml(run.values)))
+    run.environments = on_main(lambda: record_environment(run))
     words.announce(run, start.path is not None, changes)
     warn = run.console.warn
     trackers = RunTrackers(config, run.values, state.step, warn) if accelerator.is_main_process else None
