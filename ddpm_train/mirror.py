@@ -91,42 +91,33 @@ class Mirror:
             Mistakes: nothing is on the disk, and the mirror cannot be read or written, or no checkpoint there can be
                 used. To start afresh then might be to repeat a long run.
         """
-        if on_disk is not None:
-            return self._fetch_newer(directory, warn, on_disk)
+        at_least = checkpoint.step_of(on_disk) + 1 if on_disk is not None else 0
         try:
             steps = self.steps()
-            for step in reversed(steps):
+            for step in (step for step in reversed(steps) if step >= at_least):
                 try:
                     return self._fetch(checkpoint.step_name(step), directory)
                 except checkpoint.BadCheckpoint as error:
                     warn(f"warning: {checkpoint.step_name(step)} in {self.url} is passed over: {error}")
+            if on_disk is not None:
+                return on_disk
             if not any(steps.values()):
                 # Tried, not asked: a missing bucket must not show first when there is something to lose.
                 self._make_folder(self._root)
                 _with_retries(self._fs.pipe_file, f"{self._root}/{RECORDS}", b"")
                 return None
         except Exception as error:
+            if on_disk is not None:
+                warn(
+                    f"warning: {self.url} cannot be read: {_told(error)}. If the run went on elsewhere, beyond "
+                    f"{on_disk.name}, those steps are computed again"
+                )
+                return on_disk
             raise Mistakes(
                 f"checkpoint.mirror={self.url}: {_told(error)}; give another one, or resume=never to start without "
                 "looking there"
             ) from None
         raise Mistakes(f"checkpoint.mirror={self.url}: no checkpoint there can be used; give another name=…")
-
-    def _fetch_newer(self, directory: Path, warn: Callable[[str], None], on_disk: Path) -> Path:
-        """The newest checkpoint, on the disk or here; an outage here does not stop a run that has one."""
-        try:
-            newer = [step for step, whole in self.steps().items() if whole and step > checkpoint.step_of(on_disk)]
-            for step in reversed(newer):
-                try:
-                    return self._fetch(checkpoint.step_name(step), directory)
-                except checkpoint.BadCheckpoint as error:
-                    warn(f"warning: {checkpoint.step_name(step)} in {self.url} is passed over: {error}")
-        except Exception as error:
-            warn(
-                f"warning: {self.url} cannot be read: {_told(error)}. If the run went on elsewhere, beyond "
-                f"{on_disk.name}, those steps are computed again"
-            )
-        return on_disk
 
     def _fetch(self, name: str, directory: Path) -> Path:
         source = f"{self._root}/{name}"

@@ -21,6 +21,8 @@ RUN = (
     *("train.max_steps=400", "checkpoint.every_steps=10", "evaluation=none", "lr_scheduler=constant"),
     *("dataset.crop=random", "dataset.random_flip=true"),
 )
+# By default a restarted agent's workers look for the port of the round before (pytorch/pytorch#135712).
+ELASTIC = {"ACCELERATE_USE_CPU": "True", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 class Node:

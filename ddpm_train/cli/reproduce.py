@@ -67,7 +67,7 @@ def _history(run: Path, environments: list[dict[str, Any]]) -> Iterator[str]:
     for before, after in pairwise(environments):
         changed = [key for key in after if key not in ("from_step", "command") and before.get(key) != after[key]]
         if changed:
-            yield f"step {after['from_step']}: the run went on with another {', '.join(changed)}; a repeat rounds otherwise"
+            yield f"step {after['from_step']}: from here on another {', '.join(changed)}; a repeat rounds otherwise"
 
 
 def _differences(then: dict[str, Any]) -> Iterator[str]:
