@@ -17,7 +17,7 @@ MAP = [
     "validation",
     "sample_config push_config pipeline_path",
     "evaluate_config",
-    "seeding files ranks hub_access config_file",
+    "seeding files ranks hub_access config_file environment",
     "identity run_lock report",
     "data",
     "diffusion",
@@ -70,6 +70,7 @@ CHEAP = [
     *("cli/sample.py", "evaluate_config.py", "evaluation/image_folder.py", "cli/evaluate.py"),
     *(str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "report").glob("*.py"))),
     *("push_config.py", "cli/push.py", "pretrained.py", "hub/preflight.py", "hub/push.py"),
+    *("environment.py", "cli/reproduce.py", "cli/launching.py"),
 ]
 
 

@@ -33,6 +33,7 @@ class Run:
         values: the config as plain values, with the dataset's commit.
         choice: how steps are computed, and what was measured to choose that.
         changes: records accepted changes of the config.
+        environments: what computed it so far, see `environment.py`.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class Run:
     state: TrainState
     objective: Objective
     changes: list[dict[str, Any]]
+    environments: list[dict[str, Any]]
 
     @property
     def checkpoints(self) -> Path:
@@ -113,6 +115,7 @@ def build_run(
         state=TrainState(0, unet, ema_unet, build_optimizer(config.optimizer, unet.parameters())),
         objective=objective,
         changes=[],
+        environments=[],
     )
 
 

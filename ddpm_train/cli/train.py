@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app, cpu_processes
+from ddpm_train.cli.launching import launch_mistakes
 from ddpm_train.config import Config, Evaluation
 from ddpm_train.data.sources import path_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
@@ -32,9 +33,10 @@ def main() -> None:
 
 
 def preflight(config: Config) -> Iterator[str]:
-    """What is wrong with this config on this machine, a line each. Imports torch only if a precision is forced."""
+    """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
     yield from path_mistakes(config.dataset)
     yield from app.output_mistakes("output_dir", config.output_dir)
+    yield from launch_mistakes()
     yield from _batch_mistakes(config, cpu_processes.num_processes())
     yield from _resume_mistakes(config)
     yield from _precision_mistakes(config.train.mixed_precision)

@@ -22,7 +22,7 @@ from ddpm_train.cli.build import Run, build_run
 from ddpm_train.cli.console import Console
 from ddpm_train.cli.evaluating import RunEvaluation
 from ddpm_train.cli.pushing import finish_push, open_push, push_finished
-from ddpm_train.cli.resuming import Start, find_start, restore, run_mirror, scalars
+from ddpm_train.cli.resuming import Start, find_start, record_environment, restore, run_mirror, scalars
 from ddpm_train.compute import out_of_memory
 from ddpm_train.config import Config
 from ddpm_train.data.device_cache import fits
@@ -113,6 +113,7 @@ def _carry_out(run: Run, start: Start, changes: list[str], selection: Selection)
     config, accelerator, state = run.config, run.accelerator, run.state
     evaluation = RunEvaluation(run)
     on_main(lambda: write_atomic(run.output_dir / config_file.NAME, config_file.to_yaml(run.values)))
+    run.environments = on_main(lambda: record_environment(run))
     words.announce(run, start.path is not None, changes)
     warn = run.console.warn
     trackers = RunTrackers(config, run.values, state.step, warn) if accelerator.is_main_process else None
