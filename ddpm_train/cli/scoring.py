@@ -117,7 +117,7 @@ class Scoring:
         else:
             held_out = config.reference == "held_out"
             against = at_most(self._images(held_out), config.num_reference_images)
-            on_main(lambda: refuse_other_reference(self.output, self._described(against, held_out)))
+            on_main(lambda: self._refuse_other_references(against, held_out))
             extractor = open_extractor(config.extractor.name, config.extractor.weights, self.device)
             self._announce()
             reference = self._reference(extractor, against, held_out)
@@ -132,6 +132,11 @@ class Scoring:
         on_main(lambda: add_results(self.output, self.scores, self.sections))
         on_main(lambda: try_to_write_report(self._report_folder, self.workers.console.warn))
         self._tell()
+
+    def _refuse_other_references(self, against: Images, held_out: bool) -> None:
+        refuse_other_reference(self.output, DISTRIBUTION_METRICS, self._described(against, held_out))
+        if "copy_rate" in self.config.metrics:
+            refuse_other_reference(self.output, ["copy_rate"], self._described(self.data.train, held_out=False))
 
     @property
     def device(self) -> torch.device:
