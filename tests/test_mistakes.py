@@ -152,7 +152,7 @@ TABLE = {
         "objective=kidd: the evaluations of this run do not measure it; did you mean 'kid'? give held_out_loss, kid, "
         "auto or null"
     ],
-    "objective=held_out_loss dataset.validation_fraction=0": [
+    "objective=held_out_loss dataset.validation_split=null dataset.validation_fraction=0": [
         "objective=held_out_loss: the evaluations of this run do not measure it; "
         "hold images out with dataset.validation_fraction=0.02"
     ],
@@ -166,7 +166,7 @@ TABLE = {
         "train.patience=2: nothing measures whether the run improves; give objective=held_out_loss",
         "train.patience=2: the run evaluates at its end only; give evaluation.every_steps",
     ],
-    "train.patience=2 dataset.validation_fraction=0 evaluation.every_steps=5": [
+    "train.patience=2 dataset.validation_split=null dataset.validation_fraction=0 evaluation.every_steps=5": [
         "train.patience=2: nothing measures whether the run improves; "
         "hold images out with dataset.validation_fraction=0.02"
     ],
