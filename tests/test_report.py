@@ -309,6 +309,7 @@ def test_a_run_that_got_worse_and_ended_early(run: Path) -> None:
 def test_a_run_that_is_not_at_its_end(run: Path) -> None:
     shutil.rmtree(run / "pipeline")
     page = Page(write_report(run))
+    assert "No: still getting better so far" in page.text
     assert "It stands at step 8 of 8. The same command goes on" in page.text and "Train it longer" not in page.text
 
 
@@ -386,8 +387,8 @@ def test_numbers_have_sensible_digits_and_units() -> None:
     assert [duration(seconds) for seconds in (0.0123, 4.23, 59.7, 150, 11100, 187200)] == [
         *("12 ms", "4.2 s", "1 min", "2 min 30 s", "3 h 5 min", "2 d 4 h"),
     ]
-    assert [tick(value) for value in (0, 0.05, 7.5e-5, 1e-4, 1400, 20000, 1.5e6)] == [
-        *("0", "0.05", "7.5 × 10⁻⁵", "1 × 10⁻⁴", "1,400", "20k", "1.5M"),
+    assert [tick(value) for value in (0, 0.05, 7.5e-5, 5e-4, 1400, 20000, 1.5e6)] == [
+        *("0", "0.05", "7.5 × 10⁻⁵", "0.0005", "1,400", "20k", "1.5M"),
     ]
 
 
