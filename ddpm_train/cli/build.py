@@ -20,6 +20,7 @@ from ddpm_train.mistakes import Mistakes
 from ddpm_train.model import build_unet
 from ddpm_train.optim import build_optimizer
 from ddpm_train.preemption import StopRequest
+from ddpm_train.selection import criterion
 from ddpm_train.trainer import BatchPlan, TrainState
 
 
@@ -70,6 +71,12 @@ def build_run(
         raise Mistakes(
             f"train.batch_size={config.train.batch_size}: more than the {len(data.train)} training images; "
             f"use at most {len(data.train)}"
+        )
+    chosen, needed = criterion(config), config.objective != "auto" or config.train.patience is not None
+    if data.validation is None and needed and chosen is not None and chosen.name == "held_out_loss":
+        raise Mistakes(
+            f"dataset.validation_fraction={config.dataset.validation_fraction}: of {len(data.train)} images that holds "
+            "none out, and the run is to be judged by the held-out loss; raise it"
         )
     set_backends(config.train)
     noise_scheduler = build_noise_scheduler(config.noise_scheduler)

@@ -12,6 +12,7 @@ from ddpm_train.config import Config
 from ddpm_train.identity import accept, identity
 from ddpm_train.mirror import Mirror
 from ddpm_train.mistakes import Mistakes
+from ddpm_train.selection import read_selection
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
     mirror = run_mirror(config)
     if path is None and mirror is not None:
         path = mirror.fetch_newest(directory, warn)
+        if path is not None and config.checkpoint.keep_best:
+            _fetch_best(mirror, config, path, warn)
     if path is None and config.resume != "auto":
         path = Path(config.resume)
         try:
@@ -59,6 +62,18 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
             "or resume=PATH to go on from elsewhere"
         )
     return Start(path, checkpoint.load_scalars(path) if path else {})
+
+
+def _fetch_best(mirror: Mirror, config: Config, newest: Path, warn: Callable[[str], None]) -> None:
+    """Bring back the best checkpoint too. The run does not need it to go on."""
+    run, step = newest.parent.parent, checkpoint.step_of(newest)
+    try:
+        whole = [each for each, is_whole in mirror.steps().items() if is_whole]
+        best = read_selection(run, config, step).best(whole)
+        if best is not None and best != step:
+            mirror.fetch(best, newest.parent)
+    except Exception as error:
+        warn(f"warning: the best checkpoint in {mirror.url} is left there: {error}")
 
 
 def restore(run: Run, start: Start) -> list[str]:

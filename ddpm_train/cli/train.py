@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app, cpu_processes
-from ddpm_train.config import Config
+from ddpm_train.config import Config, Evaluation
 from ddpm_train.data.sources import path_mistakes
+from ddpm_train.measures import extractor_mistakes
 from ddpm_train.samplers import package_mistakes
 from ddpm_train.validation import TRAINING
 
@@ -35,14 +36,15 @@ def preflight(config: Config) -> Iterator[str]:
     yield from _precision_mistakes(config.train.mixed_precision)
     yield from _extras_mistakes(config)
     yield from _mirror_mistakes(config.checkpoint.mirror)
+    yield from _evaluation_mistakes(config.evaluation)
 
 
-def job(config: Config, values: dict[str, Any]) -> None:
+def job(config: Config, values: dict[str, Any]) -> float | None:
     cpu_processes.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
     from ddpm_train.cli.training import train_run
 
-    train_run(config, values)
+    return train_run(config, values)
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
@@ -95,6 +97,20 @@ def _mirror_mistakes(url: str | None) -> Iterator[str]:
         except (ImportError, ValueError) as error:
             remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
             yield f"checkpoint.mirror={url}: {error}{remedy}"
+
+
+def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[str]:
+    """What `evaluation` needs that is not here."""
+    if evaluation.name == "none":
+        return
+    keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
+    choice = evaluation.extractor
+    yield from extractor_mistakes(evaluation.metrics, choice.name, choice.weights, keys=keys)
+    if evaluation.timestep_bins is not None and importlib.util.find_spec("matplotlib") is None:
+        yield (
+            f"evaluation.timestep_bins={evaluation.timestep_bins}: matplotlib is not installed; "
+            "pip install 'ddpm-train[evaluate]'"
+        )
 
 
 def _resume_mistakes(config: Config) -> Iterator[str]:
