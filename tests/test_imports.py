@@ -15,15 +15,16 @@ MAP = [
     "config",
     "samplers selection",
     "validation",
-    "sample_config pipeline_path",
+    "sample_config push_config pipeline_path",
     "evaluate_config",
-    "seeding files ranks hub_access",
+    "seeding files ranks hub_access config_file environment",
     "identity run_lock report",
     "data",
     "diffusion",
     "model optim ema compute",
     "checkpoint",
-    "loading",
+    "hub",
+    "pretrained loading",
     "mirror saving",
     "preemption",
     "evaluation",
@@ -68,6 +69,8 @@ CHEAP = [
     *("samplers.py", "selection.py", "measures.py", "sample_config.py", "pipeline_path.py", "hub_access.py"),
     *("cli/sample.py", "evaluate_config.py", "evaluation/image_folder.py", "cli/evaluate.py"),
     *(str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "report").glob("*.py"))),
+    *("push_config.py", "cli/push.py", "pretrained.py", "hub/preflight.py", "hub/push.py"),
+    *("environment.py", "cli/reproduce.py", "cli/launching.py"),
 ]
 
 

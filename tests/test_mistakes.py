@@ -1,7 +1,9 @@
 """Whatever a user gets wrong is told before anything slow starts: all of it at once, one line each, exit code 2."""
 
 import importlib.util
+import socket
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, Cli
@@ -255,6 +257,45 @@ def test_what_is_wrong_is_told_in_one_line(cli: Cli, command: str) -> None:
 )
 def test_the_batch_divides_over_the_processes(cli: Cli, overrides: list[str], line: str) -> None:
     assert mistakes(cli, *overrides, WORLD_SIZE="3", RANK="0") == [line]
+
+
+@pytest.mark.parametrize("launcher", ["srun", "accelerate"])
+def test_a_port_that_is_taken(cli: Cli, launcher: str) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        command, started = [sys.executable], {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": str(port)}
+        if launcher == "accelerate":
+            command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_machines", "1"]
+            command, started = [*command, "--num_processes", "2", "--main_process_port", str(port)], {}
+        process = cli.start([*command, str(ROOT / "train.py"), "train.max_steps=-1"], **started)
+        _, err = process.communicate(timeout=60)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert process.returncode != 0 and lines == [
+        "error: train.max_steps=-1: must be greater than 0",
+        f"error: MASTER_PORT={port}: address already in use; choose another port "
+        "(accelerate launch --main_process_port 0 takes any that is free)",
+    ]
+    assert not (cli.folder / "outputs").exists()
+
+
+ONE_GPU = """
+import sys, torch
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+from ddpm_train.cli.{program} import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "sample pipeline=google/ddpm-cat-256"])
+def test_more_processes_than_gpus(cli: Cli, command: str) -> None:
+    """Accelerate would give two processes one GPU, which NCCL refuses after a while, in a traceback."""
+    program, *overrides = command.split()
+    torchrun = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    python = [sys.executable, "-c", ONE_GPU.format(program=program), *overrides]
+    said = cli.run(python, expect=2, **torchrun)
+    assert said == "error: 2 processes: this machine has 1 GPU; start one process for each\n"
 
 
 def test_only_the_first_process_speaks(cli: Cli) -> None:
