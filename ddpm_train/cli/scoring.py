@@ -38,6 +38,7 @@ from ddpm_train.loading import Model, load_model
 from ddpm_train.measures import DISTRIBUTION_METRICS, LOWER_IS_BETTER, of_features, score_name
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.ranks import on_main
+from ddpm_train.report import try_to_write_report
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute
 from ddpm_train.sampling.recipe import Recipe, compared
@@ -304,6 +305,7 @@ class Scoring:
 
     def _tell(self) -> None:
         console = self.workers.console
+        report = on_main(lambda: try_to_write_report(self.output, console.warn))
         width = max(len(score.name) for score in self.scores)
         for score in self.scores:
             interval = f"{score.interval[0]:>10.4g} … {score.interval[1]:.4g}" if score.interval else ""
@@ -311,4 +313,5 @@ class Scoring:
             if score.warning:
                 console.say(f"  {'':<{width}}   {score.warning}")
         console.say(f"  {'':<{width}} {'':>10}  95 % intervals")
-        console.table({"scores": str(self.output / FILE_NAME), "pictures": ", ".join(map(str, self.files))})
+        told = {"scores": self.output / FILE_NAME, "pictures": ", ".join(map(str, self.files)), "report": report}
+        console.table({name: str(where) for name, where in told.items() if where})
