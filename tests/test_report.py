@@ -132,7 +132,7 @@ def test_a_run_leaves_a_report_that_says_how_it_went(told: tuple[Cli, str]) -> N
         and "torch 2" in page.text
     )
     losses = [number(record["held_out_loss"]) for record in records if "held_out_loss" in record]
-    assert f"the loss is {losses[-1]}; it was {losses[0]} at step 2" in page.text
+    assert f"that training never sees is {losses[-1]}; at step 2 it was {losses[0]}." in page.text
     assert all(loss in page.text for loss in losses)
     steps = [attributes["id"] for attributes in page.all("input")]
     assert steps == ["frame-2", "frame-4", "frame-6", "frame-8"]
@@ -249,7 +249,8 @@ def test_what_an_evaluation_found_stands_on_the_page(scored: tuple[Path, str]) -
     kid = next(score for score in found["scores"] if score["depends_on"]["sampler"]["name"] == "dpm_solver")
     value, ends = digits(kid["value"], kid["interval"])
     assert f"How good is it? KID {value} after 8 steps Lower is better, 0 is perfect; 95 % interval {ends}" in page.text
-    assert f"at most {number(found['bound']['bits_per_dim'])} bits per dimension" in page.text
+    (bits,) = (score for score in found["scores"] if score["metric"] == "bits_per_dim")
+    assert f"at most {measured(bits['value'], bits['interval'])} bits per dimension" in page.text
     assert "Caution: " in page.text
     assert (page.all("img")[-1]["alt"] or "").startswith("Rows of images")
     rows = [(row["num_inference_steps"], duration(row["seconds_per_image"])) for row in found["cost"]["rows"]]

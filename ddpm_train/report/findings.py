@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddpm_train.report.folder import Evidence, Score, Series
-from ddpm_train.report.numerals import count, digits, number
+from ddpm_train.report.numerals import count, digits, measured, number
 from ddpm_train.report.words import metric_name
 
 # A loss that changes by less than this has levelled off.
@@ -97,10 +97,9 @@ def how_good(evidence: Evidence) -> Finding:
         answer = "Not measured"
         details.append("Neither the held-out loss nor a score of the images is known.")
     if len(loss):
-        details.append(f"On images that training never sees, the loss is {number(loss.last)}{_before(loss)}.")
-    if evidence.bound:
-        bits = number(evidence.bound["bits_per_dim"])
-        details.append(f"An unseen image takes at most {bits} bits per dimension.")
+        details.append(_loss_sentence(loss))
+    for bits in (score for score in evidence.scores if score.metric == "bits_per_dim"):
+        details.append(f"An unseen image takes at most {measured(bits.value, bits.interval)} bits per dimension.")
     return Finding("How good is it?", answer, tuple(details))
 
 
@@ -108,8 +107,9 @@ def _after(step: float) -> str:
     return f" after {count(step)} steps" if step else ""
 
 
-def _before(loss: Series) -> str:
-    return f"; it was {number(loss.values[0])} at step {count(loss.steps[0])}" if len(loss) > 1 else ""
+def _loss_sentence(loss: Series) -> str:
+    told = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
+    return f"{told}; at step {count(loss.steps[0])} it was {number(loss.values[0])}." if len(loss) > 1 else f"{told}."
 
 
 def _score_sentences(score: Score, ends: str) -> list[str]:
