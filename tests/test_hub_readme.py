@@ -37,7 +37,7 @@ def test_share_it(hub_cli: HubCli) -> None:
         said.append(hub_cli.run_main(program.removeprefix("ddpm-"), *arguments))
     login, first, _, second, resumed, tuned, pushed = said
     assert "pushed     " in first and "owner/clothes (step 6, commit" in first
-    assert len(list(hub_cli.folder.glob("samples/*/*.png"))) >= 16
+    assert len(list(hub_cli.folder.glob("samples/**/*.png"))) >= 16
     assert "resumes at step 6" in second and "(step 8, commit" in second
     assert "resumes at step 8" in resumed and "done: step 10" in resumed
     assert "new run" in tuned and "owner/shoes (step 6, commit" in pushed
