@@ -102,7 +102,7 @@ def test_slurm_requeues_after_its_warning_and_the_run_goes_on(cli: Cli) -> None:
     train = f'#!/bin/sh\nexec {sys.executable} {ROOT / "train.py"} "$@"\n'
     slurm = Slurm(cli, train, "--nodes=2", "--ntasks-per-node=1")
     # Slurm starts the script again with the same arguments.
-    overrides = (*TINY, "train.max_steps=300", "evaluation=none")
+    overrides = (*TINY, "train.max_steps=300", "evaluation=none", "tracker=none")
     job = slurm.start(*overrides)
     metrics = cli.output() / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -190,7 +190,7 @@ def test_accelerate_configs() -> None:
 def test_accelerate_configs_run(cli: Cli, name: str) -> None:
     """cpu.yaml with two processes: see test_training.py."""
     launch = [str(BIN / "accelerate"), "launch", "--config_file", str(LAUNCH / "accelerate" / name)]
-    said = cli.run([*launch, str(ROOT / "train.py"), *TINY, "evaluation=none"], CUDA_VISIBLE_DEVICES="")
+    said = cli.run([*launch, str(ROOT / "train.py"), *TINY, "evaluation=none", "tracker=none"], CUDA_VISIBLE_DEVICES="")
     assert "16 = 16 x 1 process x 1 accumulated" in said and "done: step 6" in said
 
 
