@@ -125,7 +125,18 @@ def test_slurm_requeues_after_its_warning_and_the_run_goes_on(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
-    [(0, 0, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0), (75, 9, 1), (1, 0, 1), (1, 3, 0), ("-KILL", 2, 1)],
+    [
+        (0, 0, 0),
+        (2, 0, 0),
+        (3, 0, 0),
+        (4, 0, 0),
+        (75, 9, 1),
+        (1, 0, 1),
+        (1, 3, 0),
+        ("-KILL", 2, 1),
+        ("-USR1", 9, 1),
+        ("-TERM", 9, 1),
+    ],
 )
 def test_slurm_knows_what_an_exit_code_means(cli: Cli, code: int | str, restarts: int, requeued: int) -> None:
     """Those of the README; one bad process is enough."""
@@ -133,7 +144,8 @@ def test_slurm_knows_what_an_exit_code_means(cli: Cli, code: int | str, restarts
     slurm = Slurm(cli, f'#!/bin/sh\nif [ "$RANK" = 1 ]; then {ends}; fi\n', "--ntasks-per-node=2")
     job = slurm.start(restarts=restarts)
     job.communicate(timeout=60)
-    assert (job.returncode, slurm.requeued()) == (code if isinstance(code, int) else 137, requeued)
+    killed = {"-KILL": 137, "-USR1": 138, "-TERM": 143}
+    assert (job.returncode, slurm.requeued()) == (killed[code] if isinstance(code, str) else code, requeued)
 
 
 def test_slurm_passes_arguments_as_they_are(cli: Cli) -> None:
