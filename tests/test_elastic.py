@@ -21,7 +21,8 @@ RUN = (
     *("train.max_steps=300", "checkpoint.every_steps=10", "evaluation=none", "lr_scheduler=constant"),
     *("dataset.crop=random", "dataset.random_flip=true", "tracker=none"),
 )
-# By default a restarted agent's workers look for the port of the round before (pytorch/pytorch#135712).
+# By default the agents share a store, and one that joins later waits in it for an address that nobody puts there
+# (torch 2.15; the variable comes from pytorch/pytorch#135712).
 ELASTIC = {"ACCELERATE_USE_CPU": "True", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
