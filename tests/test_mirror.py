@@ -379,9 +379,9 @@ def test_retention(url: str, tmp_path: Path) -> None:
         run.upload(save_step(tmp_path / "checkpoints", step), tmp_path / "none")
     files, root = store(f"{url}/run")
     files.rm_file(f"{root}/step_00000004/manifest.json")
-    run.prune(5, keep_last=1, keep_every_steps=2)
+    run.prune(5, checkpoint.Retention(1, 2))
     assert whole_steps(f"{url}/run", tmp_path) == [2, 5, 9]
-    run.prune(9, keep_last=None, keep_every_steps=None)
+    run.prune(9, checkpoint.Retention(None, None))
     assert run.steps() == {2: True, 5: True, 9: True}
 
 
@@ -415,13 +415,13 @@ def until(condition: Callable[[], bool]) -> None:
 def test_pruned_while_it_is_sent(proxy: FaultyProxy, bucket: str, tmp_path: Path) -> None:
     """Were an upload torn by each pruning, a slow network would never get a whole checkpoint."""
     proxy.fault = first(1, "stall", "PUT", "ema.safetensors")
-    thread = MirrorThread(Mirror(f"{bucket}/run"), 2, None, pytest.fail)
+    thread = MirrorThread(Mirror(f"{bucket}/run"), checkpoint.Retention(2, None), pytest.fail)
     checkpoints = tmp_path / "run/checkpoints"
     thread.submit(save_step(checkpoints, 1))
     until(lambda: proxy.faults("stall") == 1)
     for step in (2, 3, 4):
         path = save_step(checkpoints, step)
-        checkpoint.prune(checkpoints, 2, None)
+        checkpoint.prune(checkpoints, checkpoint.Retention(2, None))
         thread.submit(path)
     proxy.release.set()
     thread.finish(30)
@@ -435,7 +435,7 @@ def test_after_an_outage_the_next_save_brings_the_missed_ones(
 ) -> None:
     monkeypatch.setattr(mirror, "RETRY_SECONDS", 0.0)
     warnings: list[str] = []
-    thread = MirrorThread(Mirror(f"{bucket}/run"), None, None, warnings.append)
+    thread = MirrorThread(Mirror(f"{bucket}/run"), checkpoint.Retention(None, None), warnings.append)
     proxy.fault = lambda method, path: "busy"
     for step in (1, 2):
         thread.submit(save_step(tmp_path / "run/checkpoints", step))

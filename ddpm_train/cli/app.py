@@ -2,20 +2,22 @@
 
 import argparse
 import itertools
+import math
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from hydra import version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -24,10 +26,14 @@ from ddpm_train import exit_codes
 from ddpm_train.cli import cpu_processes
 from ddpm_train.cli.composing import compose_job, opened, plain
 from ddpm_train.config import CONF
-from ddpm_train.mistakes import Mistakes, did_you_mean
-from ddpm_train.validation import Schema
+from ddpm_train.mistakes import Mistakes, did_you_mean, holds_token, without_tokens
+from ddpm_train.validation import Schema, dotted_values
 
 C = TypeVar("C")
+
+
+def _unchanged(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    return values, []
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Program(Generic[C]):
         output_key: the key that names the folder of a run.
         naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
-        job: takes the config, and the same as plain values to be saved with the run.
+        job: takes the config, and the same as plain values to be saved with the run; returns what a sweeper optimises.
+        resolve: completes a composed config by what it points to, given the overrides; also yields mistakes.
     """
 
     config_name: str
@@ -49,7 +56,8 @@ class Program(Generic[C]):
     output_key: str
     naming: str
     preflight: Callable[[C], Iterator[str]]
-    job: Callable[[C, dict[str, Any]], None]
+    job: Callable[[C, dict[str, Any]], float | None]
+    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = _unchanged
 
 
 def run(program: Program[C]) -> None:
@@ -65,12 +73,17 @@ def run(program: Program[C]) -> None:
     arguments.config_path = str(Path(arguments.config_path or CONF).resolve())
     arguments.config_name = (arguments.config_name or program.config_name).removesuffix(".yaml")
 
-    def hydra_job(composed: DictConfig) -> None:
-        values = plain(composed)
+    def hydra_job(composed: DictConfig) -> float | None:
+        values, _ = program.resolve(plain(composed), HydraConfig.get().overrides.task)
         try:
-            program.job(program.schema.parse(values), values)
+            return program.job(program.schema.parse(values), values)
         except Mistakes as mistakes:
             tell(mistakes)
+        except SystemExit as left:
+            # One that diverges is a result of a sweep, and not its end.
+            if arguments.multirun and left.code == exit_codes.NON_FINITE:
+                return math.nan
+            raise
 
     version.setbase("1.3")
     try:
@@ -99,11 +112,11 @@ def output_mistakes(key: str, folder: str) -> Iterator[str]:
         yield f"{key}={folder}: cannot write in {existing} ({error.strerror}); choose another {key}"
 
 
-def tell(mistakes: Mistakes) -> None:
+def tell(mistakes: Mistakes) -> NoReturn:
     """Print the mistakes once, whatever the number of processes, and leave with code 2."""
     if os.environ.get("RANK", "0") == "0":
         for line in mistakes.lines:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {without_tokens(line)}", file=sys.stderr)
     sys.exit(exit_codes.MISTAKE)
 
 
@@ -113,8 +126,8 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
     Raises:
         Mistakes: a line for each.
     """
-    if lines := list(_flag_mistakes(arguments, unknown)):
-        raise Mistakes(*lines)
+    if lines := [*_token_mistakes([*arguments.overrides, *unknown]), *_flag_mistakes(arguments, unknown)]:
+        raise Mistakes(*dict.fromkeys(lines))
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
         return
     lines, jobs = _jobs(arguments.overrides, arguments.multirun)
@@ -124,10 +137,13 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
         for number, overrides in enumerate(jobs)
     ]
     GlobalHydra.instance().clear()
-    for composition in compositions:
+    for composition, job in zip(compositions, jobs, strict=True):
         lines += composition.mistakes
+        lines += _token_mistakes(f"{key}={value}" for key, value in dotted_values(composition.values))
         if composition.values and not (arguments.cfg or arguments.info):
-            lines += program.schema.inspect(composition.values, composition.defaults, program.preflight)
+            values, mistakes = program.resolve(composition.values, job)
+            lines += mistakes
+            lines += program.schema.inspect(values, composition.defaults, program.preflight)
     if arguments.multirun:
         composed = [composition.values for composition in compositions if not composition.mistakes]
         lines += _sweep_mistakes(jobs, composed, program)
@@ -142,6 +158,18 @@ def _open_configs(config_path: str, config_dir: str | None) -> None:
         places.prepend("command-line", f"file://{Path(config_dir).resolve()}", SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2("app", places)
+
+
+def _token_mistakes(texts: Iterable[str]) -> Iterator[str]:
+    """A line for each text "key=value" that holds a token or asks for one; the token is not repeated."""
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if holds_token(text) or (equals and value not in ("", "None") and key.endswith(("token", "api_key"))):
+            shown = key if equals and not holds_token(key) else "hf_…"
+            yield (
+                f"{shown}: a token does not belong in a command or a config, which are saved and pushed; "
+                "log in with `hf auth login`, or set HF_TOKEN"
+            )
 
 
 def _flag_mistakes(arguments: argparse.Namespace, unknown: list[str]) -> Iterator[str]:
@@ -189,7 +217,7 @@ def _jobs(overrides: list[str], multirun: bool) -> tuple[list[str], list[tuple[s
 def _sweep_mistakes(jobs: list[tuple[str, ...]], configs: list[dict[str, Any]], program: Program[C]) -> Iterator[str]:
     """Runs that share a folder would each go on where the one before it stopped."""
     folders = [config.get(program.output_key) for config in configs]
-    for folder in {folder: None for folder in folders if folders.count(folder) > 1}:
+    for folder in {folder: None for folder in folders if folder is not None and folders.count(folder) > 1}:
         swept = [texts[0].split("=")[0].lstrip("+") for texts in zip(*jobs, strict=True) if len(set(texts)) > 1]
         values = (f"hydra:runtime.choices.{key}" if isinstance(configs[0].get(key), dict) else key for key in swept)
         name = "_".join(["run", *(f"${{{value}}}" for value in values)])

@@ -14,9 +14,12 @@ from ddpm_train.cli.build import Run
 from ddpm_train.compute import device_name
 from ddpm_train.config import Config
 from ddpm_train.files import write_atomic
+from ddpm_train.hub.fetch import Source, fetch_newest
+from ddpm_train.hub.preflight import SCHEME, is_offline, parse_uri
 from ddpm_train.identity import accept, identity
 from ddpm_train.mirror import Mirror
 from ddpm_train.mistakes import Mistakes
+from ddpm_train.selection import read_selection
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,31 @@ def run_mirror(config: Config) -> Mirror | None:
     return Mirror(f"{url.rstrip('/')}/{config.name}") if url else None
 
 
+def hub_source(config: Config) -> Source | None:
+    """The repository on the Hub to look for checkpoints in: the one named, or the run's own."""
+    if (named := parse_uri(config.resume)) is not None:
+        return Source(f"resume={config.resume}", *named, required=not _pushes_to(config, *named))
+    if _pushes_checkpoints(config) and not is_offline():
+        return Source(f"hub.repo_id={config.hub.repo_id}", str(config.hub.repo_id), config.hub.revision, required=False)
+    return None
+
+
+def _pushes_checkpoints(config: Config) -> bool:
+    return config.hub.push and config.hub.strategy in ("checkpoint", "all_checkpoints")
+
+
+def _pushes_to(config: Config, repo_id: str, revision: str | None) -> bool:
+    """Whether that is where the run itself pushes checkpoints: then there are none before its first."""
+    here = (config.hub.repo_id, config.hub.revision or "main")
+    return _pushes_checkpoints(config) and here == (repo_id, revision or "main")
+
+
 def find_start(config: Config, warn: Callable[[str], None]) -> Start:
     """The checkpoint that `resume` means. On the main process, which holds the run's lock.
 
     A run's own checkpoints come first, also with `resume=PATH`: the same command, given again after a preemption,
-    must go on where the run stopped and not where it began.
+    must go on where the run stopped and not where it began. For the same reason the newer one is taken of those on the
+    disk and in a repository on the Hub, be it `resume=hf://…` or the one that the run itself pushes checkpoints to.
 
     Raises:
         Mistakes: asked to go on, and nothing usable is there; or asked not to, over a run that would be lost.
@@ -52,8 +75,12 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
     mirror = run_mirror(config)
     if mirror is not None:
         # Also where there is one on the disk: the run may have gone on elsewhere since.
-        path = mirror.fetch_newest(directory, warn, on_disk=path)
-    if path is None and config.resume != "auto":
+        on_disk, path = path, mirror.fetch_newest(directory, warn, on_disk=path)
+        if path is not None and path != on_disk and config.checkpoint.keep_best:
+            _fetch_best(mirror, config, path, warn)
+    if (source := hub_source(config)) is not None:
+        path = fetch_newest(source, directory, path, warn)
+    if path is None and config.resume != "auto" and not config.resume.startswith(SCHEME):
         path = Path(config.resume)
         try:
             checkpoint.verify(path)
@@ -65,6 +92,18 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
             "or resume=PATH to go on from elsewhere"
         )
     return Start(path, checkpoint.load_scalars(path) if path else {})
+
+
+def _fetch_best(mirror: Mirror, config: Config, newest: Path, warn: Callable[[str], None]) -> None:
+    """Bring back the best checkpoint too. The run does not need it to go on."""
+    run, step = newest.parent.parent, checkpoint.step_of(newest)
+    try:
+        whole = [each for each, is_whole in mirror.steps().items() if is_whole]
+        best = read_selection(run, config, step).best(whole)
+        if best is not None and not (newest.parent / checkpoint.step_name(best)).exists():
+            mirror.fetch(best, newest.parent)
+    except Exception as error:
+        warn(f"warning: the best checkpoint in {mirror.url} is left there: {error}")
 
 
 def restore(run: Run, start: Start) -> list[str]:
@@ -118,6 +157,7 @@ def scalars(run: Run) -> dict[str, Any]:
         "compute": asdict(run.choice.compute),
         "device": device_name(run.accelerator.device),
         "micro_batch_size": run.plan.micro_batch_size,
+        "num_processes": run.plan.num_processes,
         "grad_scaler": scaler.state_dict() if scaler is not None else {},
         "identity": run_identity(run),
         "changes": run.changes,

@@ -1,14 +1,18 @@
 """`ddpm-train`, and `train.py` in a checkout: trains the run that the config describes."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app, cpu_processes
 from ddpm_train.cli.launching import launch_mistakes
-from ddpm_train.config import Config
+from ddpm_train.config import Config, Evaluation
 from ddpm_train.data.sources import path_mistakes
+from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
+from ddpm_train.measures import extractor_mistakes
+from ddpm_train.pretrained import resolve
 from ddpm_train.samplers import package_mistakes
 from ddpm_train.validation import TRAINING
 
@@ -23,6 +27,7 @@ def main() -> None:
             naming="name='{}'",
             preflight=preflight,
             job=job,
+            resolve=resolve,
         )
     )
 
@@ -37,14 +42,16 @@ def preflight(config: Config) -> Iterator[str]:
     yield from _precision_mistakes(config.train.mixed_precision)
     yield from _extras_mistakes(config)
     yield from _mirror_mistakes(config.checkpoint.mirror)
+    yield from _evaluation_mistakes(config.evaluation)
+    yield from _push_mistakes(config)
 
 
-def job(config: Config, values: dict[str, Any]) -> None:
+def job(config: Config, values: dict[str, Any]) -> float | None:
     cpu_processes.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
     from ddpm_train.cli.training import train_run
 
-    train_run(config, values)
+    return train_run(config, values)
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
@@ -99,9 +106,42 @@ def _mirror_mistakes(url: str | None) -> Iterator[str]:
             yield f"checkpoint.mirror={url}: {error}{remedy}"
 
 
+def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[str]:
+    """What `evaluation` needs that is not here."""
+    if evaluation.name == "none":
+        return
+    keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
+    choice = evaluation.extractor
+    yield from extractor_mistakes(evaluation.metrics, choice.name, choice.weights, keys=keys)
+    if evaluation.timestep_bins is not None and importlib.util.find_spec("matplotlib") is None:
+        yield (
+            f"evaluation.timestep_bins={evaluation.timestep_bins}: matplotlib is not installed; "
+            "pip install 'ddpm-train[evaluate]'"
+        )
+
+
 def _resume_mistakes(config: Config) -> Iterator[str]:
-    if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
-        yield f"resume={config.resume}: no such checkpoint; give auto, never or a checkpoint's folder"
+    if config.resume.startswith(SCHEME):
+        if parse_uri(config.resume) is None:
+            yield f"resume={config.resume}: not of the form {SCHEME}owner/name or {SCHEME}owner/name@revision"
+    elif config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
+        yield f"resume={config.resume}: no such checkpoint; give auto, never, a checkpoint's folder or hf://owner/name"
+
+
+def _push_mistakes(config: Config) -> Iterator[str]:
+    """What would keep the run from being pushed. One process asks the Hub, and only for a run that begins.
+
+    A run that goes on is not ended by a Hub that is down, nor by a token that has expired meanwhile.
+    """
+    if not config.hub.push:
+        return
+    wrong_name = list(name_mistakes("hub.repo_id", config.hub.repo_id))
+    yield from wrong_name
+    begun = any((Path(config.output_dir) / "checkpoints").glob("step_*"))
+    if os.environ.get("RANK", "0") == "0" and not begun and not is_offline():
+        repo_id = None if wrong_name else config.hub.repo_id
+        otherwise = ", or HF_HUB_OFFLINE=1 to train without pushing"
+        yield from push_mistakes("hub.push=true", "hub.repo_id", repo_id, config.hub.private, otherwise=otherwise)
 
 
 def _join(numbers: list[int]) -> str:
