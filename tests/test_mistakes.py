@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Cli
 
+from ddpm_train.measures import EXTRACTORS
+
 BLOCKS = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D"
 
 
@@ -144,6 +146,46 @@ TABLE = {
         "dataset.path=???: missing; give it a value",
         "dataset.resolution=30: 4 levels need multiples of 8; use dataset.resolution=32 or fewer levels",
     ],
+    # What a run is judged by.
+    "objective=kid evaluation.metrics=[fid]": [
+        "objective=kid: the evaluations of this run do not measure it; add it with 'evaluation.metrics=[fid,kid]'"
+    ],
+    "objective=kidd evaluation=full train.patience=2": [
+        "objective=kidd: the evaluations of this run do not measure it; did you mean 'kid'? give held_out_loss, kid, "
+        "auto or null"
+    ],
+    "objective=held_out_loss dataset.validation_split=null dataset.validation_fraction=0": [
+        "objective=held_out_loss: the evaluations of this run do not measure it; "
+        "hold images out with dataset.validation_fraction=0.02"
+    ],
+    "objective=kid evaluation=none": [
+        "objective=kid: the evaluations of this run do not measure it; use evaluation=grid or evaluation=full"
+    ],
+    "train.patience=2 evaluation=none": [
+        "train.patience=2: nothing measures whether the run improves; use evaluation=grid or evaluation=full"
+    ],
+    "train.patience=2 objective=null": [
+        "train.patience=2: nothing measures whether the run improves; give objective=held_out_loss",
+        "train.patience=2: the run evaluates at its end only; give evaluation.every_steps",
+    ],
+    "train.patience=2 dataset.validation_split=null dataset.validation_fraction=0 evaluation.every_steps=5": [
+        "train.patience=2: nothing measures whether the run improves; "
+        "hold images out with dataset.validation_fraction=0.02"
+    ],
+    "evaluation=full evaluation.metrics=[kidd] evaluation.extractor=resnet evaluation.timestep_bins=0": [
+        "evaluation.timestep_bins=0: must be greater than 0",
+        "evaluation.metrics.0=kidd: not one of fid, kid, precision, recall, isc; did you mean 'kid'?",
+        f"evaluation.extractor.name=resnet: not one of {', '.join(EXTRACTORS)}",
+    ],
+    (
+        "evaluation=full evaluation.metrics=[isc] evaluation.extractor.name=clip-rn50 evaluation.num_samples=9 "
+        "evaluation.extractor.weights=nowhere"
+    ): [
+        "evaluation.num_samples=9: too few for evaluation.metrics; use at least 10",
+        "evaluation.extractor.name=clip-rn50: the Inception score needs classes, which this has not; "
+        "use efficientnet_lite0 or inception-v3-compat, or leave isc out",
+        "evaluation.extractor.weights=nowhere: no such file; give the extractor's weights, or null for those published",
+    ],
     # Combinations.
     "dataset.resolution=[18,32] model=unet_128": [
         "dataset.resolution=[18,32]: 6 levels need multiples of 32; use dataset.resolution=32 or fewer levels"
@@ -202,7 +244,7 @@ TABLE = {
     "dataset=hub dataset.path=./nowhere": ["dataset.path=./nowhere: no such file or folder"],
     "resume=nowhere output_dir=a_file": [
         "output_dir=a_file: not a folder; choose another name or output_dir",
-        "resume=nowhere: no such checkpoint; give auto, never or a checkpoint's folder",
+        "resume=nowhere: no such checkpoint; give auto, never, a checkpoint's folder or hf://owner/name",
     ],
     "train.mixed_precision=fp16": [
         "train.mixed_precision=fp16: needs a CUDA GPU, and there is none; use bf16, no or auto"
@@ -351,7 +393,7 @@ def test_all_mistakes_at_once(cli: Cli) -> None:
         "noise_scheduler.variance_type=learned: there is no loss for a learned variance; "
         "use fixed_small or fixed_large",
         "train.batch_size=64: not divisible by 5 processes; use 1, 2, 4, 8, 16, 32 or 64 processes or a multiple of 5",
-        "resume=nowhere: no such checkpoint; give auto, never or a checkpoint's folder",
+        "resume=nowhere: no such checkpoint; give auto, never, a checkpoint's folder or hf://owner/name",
     ]
 
 

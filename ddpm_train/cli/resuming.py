@@ -100,7 +100,7 @@ def _fetch_best(mirror: Mirror, config: Config, newest: Path, warn: Callable[[st
     try:
         whole = [each for each, is_whole in mirror.steps().items() if is_whole]
         best = read_selection(run, config, step).best(whole)
-        if best is not None and best != step:
+        if best is not None and not (newest.parent / checkpoint.step_name(best)).exists():
             mirror.fetch(best, newest.parent)
     except Exception as error:
         warn(f"warning: the best checkpoint in {mirror.url} is left there: {error}")
@@ -134,6 +134,7 @@ def record_environment(run: Run) -> list[dict[str, Any]]:
         "device": device_name(run.accelerator.device),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "num_processes": run.plan.num_processes,
+        "micro_batch_size": run.plan.micro_batch_size,
         "compute": asdict(run.choice.compute),
     }
     now = environment.environment(sys.argv[1:], compute)

@@ -39,7 +39,7 @@ from ddpm_train.loading import Model, load_model
 from ddpm_train.measures import DISTRIBUTION_METRICS, LOWER_IS_BETTER, of_features, score_name
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.ranks import on_main
-from ddpm_train.report import REPORT, try_to_write_report
+from ddpm_train.report import try_to_write_report
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute
 from ddpm_train.sampling.recipe import Recipe, compared
@@ -129,8 +129,7 @@ class Scoring:
         if "held_out_loss" in config.metrics:
             self._measure_held_out()
         on_main(lambda: add_results(self.output, self.scores, self.sections))
-        on_main(lambda: try_to_write_report(self._report_folder, self.workers.console.warn))
-        self._tell()
+        self._tell(on_main(lambda: try_to_write_report(self.output, self.workers.console.warn)))
 
     def _refuse_other_references(self, against: Images, held_out: bool) -> None:
         refuse_other_reference(self.output, DISTRIBUTION_METRICS, self.real.described(against, held_out))
@@ -142,12 +141,6 @@ class Scoring:
     @property
     def device(self) -> torch.device:
         return self.workers.accelerator.device
-
-    @property
-    def _report_folder(self) -> Path:
-        """The run's folder, if what was found is kept there."""
-        run = self.output.parent
-        return run if self.output.name == "evaluation" and (run / "config.yaml").is_file() else self.output
 
     def _score_images(self, extractor: Extractor, reference: ReferenceFeatures) -> None:
         """What compares the images with real ones."""
@@ -286,8 +279,7 @@ class Scoring:
         rows["device"] = f"{device_name(self.device)}{processes}"
         self.workers.console.table(rows)
 
-    def _tell(self) -> None:
+    def _tell(self, report: Path | None) -> None:
         self.workers.console.say(*lines(self.scores))
-        rows = {"scores": self.output / FILE_NAME, "report": self._report_folder / REPORT}
-        rows |= {path.stem: path for path in self.files}
-        self.workers.console.table({name: str(path) for name, path in rows.items()})
+        rows = {"scores": self.output / FILE_NAME, "report": report, **{path.stem: path for path in self.files}}
+        self.workers.console.table({name: str(path) for name, path in rows.items() if path})
