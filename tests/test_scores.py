@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP, build_model
+from torch_fidelity.feature_extractor_clip import MODEL_METADATA, FeatureExtractorCLIP, build_model
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ddpm_train.compute import keep_memory
@@ -26,6 +26,7 @@ from ddpm_train.evaluation.distribution import score_features
 from ddpm_train.evaluation.features import BATCH_IMAGES, Extractor, open_extractor, to_rgb
 from ddpm_train.evaluation.reference import ReferenceFeatures
 from ddpm_train.evaluation.scores import DependsOn, Reference, Score
+from ddpm_train.files import sha256_file
 from ddpm_train.measures import EXTRACTORS
 from ddpm_train.mistakes import Mistakes
 
@@ -366,7 +367,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tens
 
 
 def test_clip_is_torch_fidelitys(
-    clip: tuple[Path, dict[str, Tensor]], tmp_path: Path, garments: list[Image.Image]
+    clip: tuple[Path, dict[str, Tensor]], tmp_path: Path, garments: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, tensors = clip
     theirs = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], feature_extractor_weights_path=str(archive))
@@ -374,6 +375,10 @@ def test_clip_is_torch_fidelitys(
     ours = open_extractor("clip-vit-b-32", str(tmp_path / "clip.safetensors"), CPU)
     images = pixels(garments[:3])
     assert torch.equal(ours(images), theirs(to_rgb(images).contiguous())[0]) and ours.dimension == 16
+    # The archive is read if it is the published one.
+    monkeypatch.setitem(MODEL_METADATA["clip-vit-b-32"], "hash", sha256_file(archive))
+    published = open_extractor("clip-vit-b-32", str(archive), CPU)
+    assert torch.equal(published(images), ours(images)) and published.warning is None
 
 
 class Payload:
