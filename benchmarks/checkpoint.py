@@ -21,7 +21,7 @@ from report import tell
 
 from ddpm_train import checkpoint
 from ddpm_train.cli.app import CONF
-from ddpm_train.config import Checkpoint, Config
+from ddpm_train.config import Config
 from ddpm_train.model import build_unet, num_parameters
 from ddpm_train.optim import build_optimizer
 from ddpm_train.saving import Saver
@@ -68,10 +68,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     state = full_state()
     gigabytes = sum(t.numel() * t.element_size() for named in state.tensors().values() for t in named.values()) / 1e9
-    config = Checkpoint(
-        every_steps=1, every_minutes=None, keep_last=1, keep_every_steps=None, max_failures=1, mirror=None
-    )
-    saver = Saver(folder / "beside", config, published=lambda path: None, warn=print)
+    retention = checkpoint.Retention(1, None)
+    saver = Saver(folder / "beside", retention, max_failures=1, published=lambda path: None, warn=print)
     matrix = torch.randn(1024, 1024, device=DEVICE)
     blocking, stalls, totals, slowdowns = [], [], [], []
     try:
@@ -81,7 +79,7 @@ def main() -> None:
             started = time.monotonic()
             checkpoint.save(folder / "blocking", step, state.tensors(), {})
             blocking.append(time.monotonic() - started)
-            checkpoint.prune(folder / "blocking", 1, None)
+            checkpoint.prune(folder / "blocking", retention)
             undisturbed = compute(2.0, matrix)
             started = time.monotonic()
             stalls.append(saver.save(step, state.tensors(), {}))

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -175,18 +176,31 @@ def _free_name(path: Path) -> Path:
     return candidate
 
 
-def to_prune(steps: list[int], keep_last: int | None, keep_every_steps: int | None) -> list[int]:
-    """Which of the published `steps` (oldest first) retention lets go.
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay.
 
-    Kept are the newest `keep_last` (all, if None) and every multiple of `keep_every_steps`.
+    Attributes:
+        keep_last: so many of the newest; None: all.
+        keep_every_steps: besides, those whose step is a multiple of this.
+        best: besides, the one it chooses of the steps that there are.
     """
-    old = steps[:-keep_last] if keep_last else []
-    return [step for step in old if not (keep_every_steps and step % keep_every_steps == 0)]
+
+    keep_last: int | None
+    keep_every_steps: int | None
+    best: Callable[[list[int]], int | None] = lambda steps: None
+
+    def to_prune(self, steps: list[int]) -> list[int]:
+        """Which of the published `steps` (oldest first) go."""
+        old, best = steps[: -self.keep_last] if self.keep_last else [], self.best(steps)
+        return [
+            step for step in old if step != best and not (self.keep_every_steps and step % self.keep_every_steps == 0)
+        ]
 
 
-def prune(directory: Path, keep_last: int | None, keep_every_steps: int | None) -> None:
+def prune(directory: Path, retention: Retention) -> None:
     """Remove what retention lets go. The newest checkpoint must have verified."""
-    for step in to_prune([step_of(path) for path in published(directory)], keep_last, keep_every_steps):
+    for step in retention.to_prune([step_of(path) for path in published(directory)]):
         # Renamed first: a checkpoint that is half removed must not look like one.
         doomed = directory / f".{step_name(step)}.staging"
         _remove(doomed)

@@ -12,6 +12,8 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from ddpm_train.measures import DistributionMetric, ExtractorName
+
 _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries the configs inside the package; a checkout has them beside it.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
@@ -223,6 +225,7 @@ class Train:
     gradient_checkpointing: bool
     max_grad_norm: Annotated[Real, Gt(0)] | None
     log_every_steps: Positive  # how often metrics are read back from the device
+    patience: Positive | None  # evaluations without a better `objective` after which the run ends; None: never
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -233,8 +236,21 @@ class Checkpoint:
     every_minutes: Annotated[float, Gt(0)] | None
     keep_last: Positive | None  # None: all
     keep_every_steps: Positive | None  # multiples of this are kept besides
+    keep_best: bool  # the best evaluated step by `objective` is saved, and kept besides
     max_failures: Positive  # saves that may fail in a row before the run stops
     mirror: str | None  # an fsspec URL that each checkpoint is copied to, below the run's name
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExtractorChoice:
+    """What turns images into features."""
+
+    name: ExtractorName
+    weights: str | None  # a local file; None: those published
+
+
+def _name_alone(value: object) -> object:
+    return {"name": value, "weights": None} if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -254,11 +270,17 @@ class Hub:
 
 @dataclass(frozen=True, config=STRICT)
 class Evaluation:
-    name: Literal["none", "grid"]
+    """What is measured in the midst of a run, by its sampling weights."""
+
+    name: Literal["none", "grid", "full"]
     every_steps: Positive | None  # None: at the end only
-    num_images: Positive
+    num_images: Positive  # in the grid
     batch_size: Positive
     num_inference_steps: Positive
+    timestep_bins: Positive | None  # the held-out loss in so many parts of the schedule
+    metrics: tuple[DistributionMetric, ...]
+    extractor: Annotated[ExtractorChoice, BeforeValidator(_name_alone)]
+    num_samples: Positive  # for the metrics
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -298,6 +320,7 @@ class Config:
     output_dir: str
     seed: Annotated[Whole, Ge(0), Lt(2**63)]
     resume: str  # auto | never | a checkpoint's path | hf://owner/name[@revision]
+    objective: str | None  # what the run is judged by: a number that its evaluations measure; auto: the held-out loss
     allow_change: tuple[str, ...]  # keys that a resumed run may change although they make it another run
     dataset: Dataset
     model: Model

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,14 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
 from ddpm_train import checkpoint, config_file
+from ddpm_train.config import Config
 from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub_access import find_commit
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.model import build_unet
-from ddpm_train.pipeline_path import path_mistakes
+from ddpm_train.pipeline_path import is_best, path_mistakes
 from ddpm_train.samplers import CLASSES
+from ddpm_train.selection import read_selection
 from ddpm_train.validation import parse
 
 ORIGIN = "training.json"  # in a run's `pipeline/`: which weights these are
@@ -37,12 +39,15 @@ class Model:
         words: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
         noise_scheduler: a DDPMScheduler that also keeps what the stored scheduler's config says besides.
         digest: a hash of the weights and of both configs: what the images depend on, wherever it was loaded from.
+        step, weights: how long it was trained, and which weights these are, "ema" or "unet"; None: nobody says.
     """
 
     words: str
     unet: UNet2DModel
     noise_scheduler: DDPMScheduler
     digest: str
+    step: int | None
+    weights: str | None
 
     @property
     def learned_variance(self) -> bool:
@@ -64,7 +69,9 @@ def load_model(pipeline: str, *, revision: str | None = None, weights: str = "au
         Mistakes: there is no such thing, half of it is missing, or it is no unconditional image model.
     """
     folder = Path(pipeline).expanduser()
-    if not folder.is_dir():
+    if is_best(pipeline):
+        folder = _best(pipeline, folder.parent)
+    elif not folder.is_dir():
         folder = _download(pipeline, revision)
     if re.match(r"step_\d+", folder.name) or (folder / checkpoint.MANIFEST).exists():
         return _from_checkpoint(pipeline, folder, weights)
@@ -92,18 +99,35 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
         checkpoint.verify(path, checkpoint.step_of(path))
     except checkpoint.BadCheckpoint as error:
         raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
-    described = path.parent.parent / config_file.NAME
-    if not described.is_file():
-        raise Mistakes(f"pipeline={pipeline}: no {described}, which says what model this is; keep it with the run")
-    config = parse(config_file.read(described))
+    config = _run_config(pipeline, path.parent.parent)
     tensors = checkpoint.load(path)
     chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
     if chosen not in tensors:
         raise Mistakes(f"weights={weights}: this run keeps no average (ema=none); use weights=unet")
     unet = build_unet(config)
     unet.load_state_dict(tensors[chosen])
-    step = checkpoint.load_scalars(path)["step"]
-    return _model(pipeline, unet, build_noise_scheduler(config.noise_scheduler), _words(step, chosen))
+    known = {"step": checkpoint.load_scalars(path)["step"], "weights": chosen}
+    return _model(pipeline, unet, build_noise_scheduler(config.noise_scheduler), known)
+
+
+def _run_config(pipeline: str, run: Path) -> Config:
+    described = run / config_file.NAME
+    if not described.is_file():
+        raise Mistakes(f"pipeline={pipeline}: no {described}, which says what model this is; keep it with the run")
+    return parse(config_file.read(described))
+
+
+def _best(pipeline: str, checkpoints: Path) -> Path:
+    """The best of the checkpoints that are there, by the run's own objective and records."""
+    run = checkpoints.parent
+    steps = [checkpoint.step_of(path) for path in checkpoint.published(checkpoints)]
+    best = read_selection(run, _run_config(pipeline, run)).best(steps)
+    if best is None:
+        raise Mistakes(
+            f"pipeline={pipeline}: none of the checkpoints there has been evaluated by the run's objective; "
+            "give one by its name"
+        )
+    return checkpoints / checkpoint.step_name(best)
 
 
 def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
@@ -125,8 +149,7 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
         raise Mistakes(f"pipeline={pipeline}: it cannot be loaded: {_first_line(error)}") from None
     if absent := info["missing_keys"]:
         raise Mistakes(f"pipeline={pipeline}: its weights lack {len(absent)} tensors, {sorted(absent)[0]} first")
-    words = _words(known["step"], known["weights"]) if known else ""
-    return _model(pipeline, unet.float(), scheduler, ", ".join(filter(None, (words, assumed))))
+    return _model(pipeline, unet.float(), scheduler, known, assumed)
 
 
 @contextmanager
@@ -177,14 +200,20 @@ def _stored_scheduler(pipeline: str, folder: Path, unet: UNet2DModel) -> tuple[D
     return DDPMScheduler.from_config(config), ""
 
 
-def _model(pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, words: str) -> Model:
+def _model(
+    pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, known: Mapping[str, Any], assumed: str = ""
+) -> Model:
+    """A model of which `step` and `weights` are known, or nothing."""
     unet = unet.eval().requires_grad_(False)
-    words = f"{pipeline}, {words}" if words else pipeline
-    return Model(words, unet, noise_scheduler, _digest(unet, noise_scheduler))
-
-
-def _words(step: int, weights: str) -> str:
-    return f"step {step:,}, {'EMA' if weights == 'ema' else 'raw'} weights"
+    which = f"step {known['step']:,}, {'EMA' if known['weights'] == 'ema' else 'raw'} weights" if known else ""
+    return Model(
+        ", ".join(filter(None, (pipeline, which, assumed))),
+        unet,
+        noise_scheduler,
+        _digest(unet, noise_scheduler),
+        known.get("step"),
+        known.get("weights"),
+    )
 
 
 def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> str:

@@ -15,6 +15,7 @@ import fsspec
 from ddpm_train import checkpoint
 from ddpm_train.files import replace_folder
 from ddpm_train.mistakes import Mistakes
+from ddpm_train.selection import RECORDS
 
 # A call that fails is tried again, 1, 2, 4 … seconds later, until this long after its first failure.
 RETRY_SECONDS = 15.0
@@ -23,7 +24,6 @@ RETRY_SECONDS = 15.0
 FINISH_SECONDS = 300.0
 # When the run is asked to stop: Slurm and Kubernetes leave 30 s for this, the save before it and the exit after it.
 STOP_SECONDS = 15.0
-RECORDS = "metrics.jsonl"
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Mirror:
         for file in sorted(path.iterdir(), key=lambda file: file.name == checkpoint.MANIFEST):
             self._put(file, f"{self._root}/{path.name}/{file.name}")
 
-    def prune(self, newest: int, keep_last: int | None, keep_every_steps: int | None) -> None:
+    def prune(self, newest: int, retention: checkpoint.Retention) -> None:
         """Let go of what retention lets go, and of what an interrupted upload left.
 
         Whole checkpoints beyond `newest` neither count nor go: the run has passed over them, or has not come as far
@@ -75,37 +75,58 @@ class Mirror:
         steps = self.steps()
         until_now = [step for step, whole in steps.items() if whole and step <= newest]
         torn = [step for step, whole in steps.items() if not whole]
-        for step in torn + checkpoint.to_prune(until_now, keep_last, keep_every_steps):
+        for step in torn + retention.to_prune(until_now):
             self._remove(checkpoint.step_name(step))
 
-    def fetch_newest(self, directory: Path, warn: Callable[[str], None]) -> Path | None:
+    def fetch_newest(self, directory: Path, warn: Callable[[str], None], *, on_disk: Path | None = None) -> Path | None:
         """Copy the newest checkpoint that verifies into `directory`, and the run's records beside that.
 
+        Args:
+            on_disk: the newest checkpoint in `directory`, if there is one; only a newer one is copied.
+
         Returns:
-            The checkpoint; None if there never was one, and one could be written.
+            The newest checkpoint; None if there never was one, and one could be written.
 
         Raises:
-            Mistakes: the mirror cannot be read or written, or no checkpoint there can be used. To start afresh then
-                might be to repeat a long run.
+            Mistakes: nothing is on the disk, and the mirror cannot be read or written, or no checkpoint there can be
+                used. To start afresh then might be to repeat a long run.
         """
+        at_least = checkpoint.step_of(on_disk) + 1 if on_disk is not None else 0
         try:
             steps = self.steps()
-            for step in reversed(steps):
+            for step in (step for step in reversed(steps) if step >= at_least):
                 try:
                     return self._fetch(checkpoint.step_name(step), directory)
                 except checkpoint.BadCheckpoint as error:
                     warn(f"warning: {checkpoint.step_name(step)} in {self.url} is passed over: {error}")
+            if on_disk is not None:
+                return on_disk
             if not any(steps.values()):
                 # Tried, not asked: a missing bucket must not show first when there is something to lose.
                 self._make_folder(self._root)
                 _with_retries(self._fs.pipe_file, f"{self._root}/{RECORDS}", b"")
                 return None
         except Exception as error:
+            if on_disk is not None:
+                warn(
+                    f"warning: {self.url} cannot be read: {_told(error)}. If the run went on elsewhere, beyond "
+                    f"{on_disk.name}, those steps are computed again"
+                )
+                return on_disk
             raise Mistakes(
                 f"checkpoint.mirror={self.url}: {_told(error)}; give another one, or resume=never to start without "
                 "looking there"
             ) from None
         raise Mistakes(f"checkpoint.mirror={self.url}: no checkpoint there can be used; give another name=…")
+
+    def fetch(self, step: int, directory: Path) -> None:
+        """Copy the checkpoint of a step into `directory`.
+
+        Raises:
+            Exception: the file system's own.
+            BadCheckpoint: it does not verify.
+        """
+        self._fetch(checkpoint.step_name(step), directory)
 
     def _fetch(self, name: str, directory: Path) -> Path:
         source = f"{self._root}/{name}"
@@ -153,11 +174,9 @@ class MirrorThread:
     What fails waits for the next submission; what is pruned on the disk meanwhile waits no longer.
     """
 
-    def __init__(
-        self, mirror: Mirror, keep_last: int | None, keep_every_steps: int | None, warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, mirror: Mirror, retention: checkpoint.Retention, warn: Callable[[str], None]) -> None:
         self._mirror = mirror
-        self._retention = (keep_last, keep_every_steps)
+        self._retention = retention
         self._warn = warn
         self._condition = threading.Condition()
         self._waiting: list[Path] = []
@@ -219,7 +238,7 @@ class MirrorThread:
             shutil.rmtree(links, ignore_errors=True)
         self._newest = max(self._newest, checkpoint.step_of(path))
         try:
-            self._mirror.prune(self._newest, *self._retention)
+            self._mirror.prune(self._newest, self._retention)
         except Exception as error:
             self._warn(f"warning: old checkpoints in {self._mirror.url} could not be removed: {_told(error)}")
 

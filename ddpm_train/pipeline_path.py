@@ -6,14 +6,32 @@ from pathlib import Path
 
 from ddpm_train.mistakes import did_you_mean
 
+BEST = "best"  # RUN/checkpoints/best: no folder, but the one that is best by the run's records
+
+
+def is_best(pipeline: str) -> bool:
+    """Whether a path means the best of a run's checkpoints."""
+    path = Path(pipeline).expanduser()
+    return path.name == BEST and path.parent.name == "checkpoints" and path.parent.is_dir()
+
 
 def path_mistakes(pipeline: str) -> Iterator[str]:
     """A line if it is no folder and cannot be a repository, or was meant as a folder: its parent is here."""
     path = Path(pipeline).expanduser()
-    if path.is_dir():
+    if path.is_dir() or is_best(pipeline):
         return
     parent_is_here = path.parent != Path() and path.parent.is_dir()
     if parent_is_here or not re.fullmatch(r"[\w.-]+/[\w.-]+", pipeline):
         siblings = [str(path.parent / other.name) for other in path.parent.iterdir()] if path.parent.is_dir() else []
         remedy = did_you_mean(pipeline, siblings) or " give a run, a model's folder, or a Hub repository (owner/name)"
         yield f"pipeline={pipeline}: no such folder;{remedy}"
+
+
+def run_of(pipeline: str) -> Path | None:
+    """The folder of the run that `pipeline` is, or is a checkpoint or the pipeline of; None: no run's."""
+    folder = Path(pipeline).expanduser()
+    if folder.name == "pipeline":
+        folder = folder.parent
+    elif folder.parent.name == "checkpoints":
+        folder = folder.parent.parent
+    return folder if (folder / "config.yaml").is_file() else None

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ddpm_train import checkpoint
-from ddpm_train.config import Checkpoint
 
 
 class SavingFailed(Exception):
@@ -24,6 +23,7 @@ class Saver:
 
     Args:
         directory: the run's `checkpoints` folder.
+        max_failures: saves that may fail in a row.
         published: called in the thread with each new checkpoint.
         warn: tells a person about a failure.
     """
@@ -31,13 +31,15 @@ class Saver:
     def __init__(
         self,
         directory: Path,
-        config: Checkpoint,
+        retention: checkpoint.Retention,
         *,
+        max_failures: int,
         published: Callable[[Path], None],
         warn: Callable[[str], None],
     ) -> None:
         self._directory = directory
-        self._config = config
+        self._retention = retention
+        self._max_failures = max_failures
         self._published = published
         self._warn = warn
         self._thread: threading.Thread | None = None
@@ -64,9 +66,9 @@ class Saver:
         """
         started = time.monotonic()
         self.close()
-        if self._failures >= self._config.max_failures:
+        if self._failures >= self._max_failures:
             raise SavingFailed(
-                f"checkpoint.max_failures={self._config.max_failures}: that many saves in a row failed, the last "
+                f"checkpoint.max_failures={self._max_failures}: that many saves in a row failed, the last "
                 f"with: {self._error}"
             )
         if refused is not None:
@@ -113,7 +115,7 @@ class Saver:
     def _write(self, step: int, scalars: dict[str, Any]) -> None:
         try:
             path = checkpoint.save(self._directory, step, self._snapshot, scalars)
-            checkpoint.prune(self._directory, self._config.keep_last, self._config.keep_every_steps)
+            checkpoint.prune(self._directory, self._retention)
         except Exception as error:
             self._fail(step, error)
         else:
@@ -125,5 +127,5 @@ class Saver:
         self._failures += 1
         self._warn(
             f"ERROR: the checkpoint of step {step} was NOT saved: {error}. The last good one stays; the next save "
-            f"tries again (failure {self._failures} of checkpoint.max_failures={self._config.max_failures})."
+            f"tries again (failure {self._failures} of checkpoint.max_failures={self._max_failures})."
         )

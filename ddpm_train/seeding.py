@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     DROPOUT = 6
     HELD_OUT_NOISE = 7
     HELD_OUT_TIMESTEP = 8
+    BOUND_NOISE = 9
+    BOUND_TIMESTEP = 10
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -67,8 +69,8 @@ def bits(seed: int, purpose: Purpose, positions: Tensor, count: int) -> Tensor:
     return torch.stack(drawn, dim=-1).flatten(1)[:, :count]
 
 
-def integers(seed: int, purpose: Purpose, positions: Tensor, high: int) -> Tensor:
-    """One uniform integer in [0, high) for each position, int64 [B]; high <= 2**31."""
+def integers(seed: int, purpose: Purpose, positions: Tensor, high: int | Tensor) -> Tensor:
+    """One uniform integer in [0, high) for each position, int64 [B]; high <= 2**31, one or int64 [B]."""
     return (bits(seed, purpose, positions, 1)[:, 0] * high) >> 32
 
 

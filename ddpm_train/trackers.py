@@ -9,8 +9,10 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from PIL import Image
 
 from ddpm_train.config import Config
+from ddpm_train.measures import DISTRIBUTION_METRICS
 
-_EVALUATION = ("held_out_loss", "evaluation_seconds")
+# How the names of what an evaluation measures begin.
+_EVALUATION = ("held_out_loss", "evaluation_seconds", *DISTRIBUTION_METRICS)
 
 
 class RunTrackers:
@@ -29,7 +31,7 @@ class RunTrackers:
         self._config = config
         self._warn = warn
         self._unlogged: list[dict[str, Any]] = []
-        self._images: dict[int, tuple[str, Image.Image]] = {}
+        self._images: dict[int, dict[str, Image.Image]] = {}
         self._trackers: list[GeneralTracker] = self._open(start_step)
         if start_step == 0:
             for tracker in self._trackers:
@@ -64,8 +66,8 @@ class RunTrackers:
                 values = {_tag(key): value for key, value in record.items() if key not in ("step", "images_seen")}
                 for tracker in self._trackers:
                     tracker.log(values, step=record["step"])
-                    if record["step"] in self._images:
-                        _log_image(tracker, *self._images[record["step"]], record["step"])
+                    for name, image in self._images.get(record["step"], {}).items():
+                        _log_image(tracker, name, image, record["step"])
         except Exception as error:
             # TensorBoard's writer thread reports a full disk as whatever it was doing.
             self._give_up(error)
@@ -75,7 +77,7 @@ class RunTrackers:
 
     def add_image(self, name: str, image: Image.Image, step: int) -> None:
         """Log a picture together with the record of its step: wandb takes steps in order only."""
-        self._images[step] = (name, image.convert("RGB"))
+        self._images.setdefault(step, {})[name] = image.convert("RGB")
 
     def _give_up(self, error: Exception) -> None:
         self._warn(f"ERROR: a tracker failed and will be opened again: {error}")
@@ -97,7 +99,7 @@ def _log_image(tracker: GeneralTracker, name: str, image: Image.Image, step: int
 
 
 def _tag(key: str) -> str:
-    return f"{'evaluation' if key in _EVALUATION else 'train'}/{key}"
+    return f"{'evaluation' if key.startswith(_EVALUATION) else 'train'}/{key}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float | int]:

@@ -19,6 +19,7 @@ from ddpm_train.metrics import Metrics
 from ddpm_train.optim import learning_rate
 from ddpm_train.preemption import Stopped, StopRequest
 from ddpm_train.seeding import Purpose, derived_seed
+from ddpm_train.selection import Selection
 
 
 @dataclass
@@ -102,7 +103,7 @@ class BatchPlan:
 
 @dataclass
 class Trainer:
-    """Takes a run from `state.step` to `max_steps`, evaluating and saving on the way.
+    """Takes a run from `state.step` to its end, evaluating and saving on the way.
 
     Attributes:
         model, optimizer: the state's, as Accelerate prepared them.
@@ -114,6 +115,7 @@ class Trainer:
         cut_smaller: told of a plan with smaller micro-batches, after one did not fit into memory.
         evaluated: whether the evaluation due at `state.step` has been done.
         saved_step: the newest checkpoint's step.
+        selection: judges the evaluations.
     """
 
     config: Config
@@ -135,10 +137,11 @@ class Trainer:
     cut_smaller: Callable[[BatchPlan], None]
     evaluated: bool
     saved_step: int
+    selection: Selection
     _data: Generator[tuple[Tensor, Tensor], None, None] = field(init=False)
 
     def train(self) -> None:
-        """Train to the end.
+        """Train to `max_steps`, or until patience ends.
 
         Raises:
             Stopped: all processes agreed to stop, and a checkpoint was saved.
@@ -148,13 +151,17 @@ class Trainer:
         self._data = self.open_data(self.plan, self.state.step)
         try:
             stopping = self._after_step()
-            while self.state.step < self.max_steps and not stopping:
+            while not self.finished and not stopping:
                 self.train_step()
                 stopping = self._after_step()
         finally:
             self._data.close()
         if stopping:
             raise Stopped
+
+    @property
+    def finished(self) -> bool:
+        return is_finished(self.state.step, self.max_steps, self.selection)
 
     def train_step(self) -> None:
         """One update of weights and average. Nothing in it waits for the device."""
@@ -218,12 +225,13 @@ class Trainer:
 
     def _after_step(self) -> bool:
         """Evaluate, report and save what is due at `state.step`; returns whether to stop."""
-        step, finished = self.state.step, self.state.step == self.max_steps
+        step = self.state.step
         stopping, overdue = self.stop.vote(self.save_overdue())
         if not self.evaluated and not stopping:
             stopping = not self._try_to_evaluate()
         every_steps = self.config.checkpoint.every_steps
-        save_due = finished or stopping or overdue or bool(every_steps and step % every_steps == 0)
+        save_due = self.finished or stopping or overdue or bool(every_steps and step % every_steps == 0)
+        save_due = save_due or (self.config.checkpoint.keep_best and self.selection.best() == step)
         if save_due or step % self.config.train.log_every_steps == 0:
             # What is saved has been found finite, and its records are on the disk before it is.
             self.metrics.read_back()
@@ -243,9 +251,15 @@ class Trainer:
         except Stopped:
             return False
         self.metrics.annotate(self.state.step, values)
+        self.selection.note(self.state.step, values)
         self.metrics.rest_clock()
         self.evaluated = True
         return True
+
+
+def is_finished(step: int, max_steps: int, selection: Selection) -> bool:
+    """Whether a run that stands at `step` is at its end."""
+    return step >= max_steps or selection.out_of_patience
 
 
 def evaluation_due(config: Config, step: int, max_steps: int) -> bool:

@@ -11,8 +11,10 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ddpm_train.config import SGD, Config, WarmupEMA
+from ddpm_train.measures import FEWEST_IMAGES
 from ddpm_train.mistakes import Mistakes, as_written, did_you_mean
 from ddpm_train.samplers import argument_mistakes
+from ddpm_train.selection import objective_mistakes
 
 C = TypeVar("C")
 
@@ -217,11 +219,17 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
             f"evaluation.num_inference_steps={config.evaluation.num_inference_steps}: more than "
             f"noise_scheduler.num_train_timesteps={noise.num_train_timesteps}; use at most that many"
         )
+    if config.evaluation.metrics and config.evaluation.num_samples < FEWEST_IMAGES:
+        yield (
+            f"evaluation.num_samples={config.evaluation.num_samples}: too few for evaluation.metrics; "
+            f"use at least {FEWEST_IMAGES}"
+        )
     if isinstance(config.ema, WarmupEMA) and config.ema.min_decay > config.ema.max_decay:
         yield f"ema.min_decay={config.ema.min_decay}: above ema.max_decay={config.ema.max_decay}; lower it"
     if isinstance(config.optimizer, SGD) and config.optimizer.nesterov and config.optimizer.momentum == 0:
         yield "optimizer.nesterov=true: needs momentum; set optimizer.momentum=0.9"
     yield from argument_mistakes(config.sampler)
+    yield from objective_mistakes(config)
 
 
 def _model_mistakes(config: Config) -> Iterator[str]:

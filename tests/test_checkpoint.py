@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm_train import checkpoint
-from ddpm_train.checkpoint import BadCheckpoint, newest_good, prune, published, save, step_name, to_prune, verify
+from ddpm_train.checkpoint import BadCheckpoint, Retention, newest_good, prune, published, save, step_name, verify
 
 
 def state(step: int) -> dict[str, dict[str, Tensor]]:
@@ -73,7 +73,7 @@ def test_sigkill_at_every_line_of_a_save(tmp_path: Path) -> None:
 
     def save_and_prune() -> None:
         save_step(directory, 2)
-        prune(directory, keep_last=1, keep_every_steps=None)
+        prune(directory, Retention(1, None))
 
     found = []
     line = 0
@@ -164,16 +164,16 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path, damage: Callable[[Pat
 
 def test_retention() -> None:
     steps = [10, 20, 30, 40, 50]
-    assert to_prune(steps, None, None) == []
-    assert to_prune(steps, 1, None) == [10, 20, 30, 40]
-    assert to_prune(steps, 2, 20) == [10, 30]
-    assert to_prune(steps, 9, None) == []
+    assert Retention(None, None).to_prune(steps) == []
+    assert Retention(1, None).to_prune(steps) == [10, 20, 30, 40]
+    assert Retention(2, 20).to_prune(steps) == [10, 30]
+    assert Retention(9, None).to_prune(steps) == []
 
 
 def test_prune_removes_only_what_retention_lets_go(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save_step(tmp_path, step)
-    prune(tmp_path, keep_last=1, keep_every_steps=2)
+    prune(tmp_path, Retention(1, 2))
     assert [checkpoint.step_of(path) for path in published(tmp_path)] == [2, 4]
     assert len(list(tmp_path.iterdir())) == 2
 

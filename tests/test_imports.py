@@ -11,12 +11,14 @@ PACKAGE = ROOT / "ddpm_train"
 # From the top; what shares a line does not import each other.
 MAP = [
     "mistakes exit_codes",
+    "measures",
     "config",
-    "samplers",
+    "samplers selection",
     "validation",
     "sample_config push_config pipeline_path",
-    "seeding files ranks hub_access config_file",
-    "identity run_lock",
+    "evaluate_config",
+    "seeding files ranks hub_access config_file environment",
+    "identity run_lock report",
     "data",
     "diffusion",
     "model optim ema compute",
@@ -34,7 +36,7 @@ MAP = [
 ]
 LEVEL = {name: level for level, line in enumerate(MAP) for name in line.split()}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-SLOW = {"torch", "torchvision", "diffusers", "datasets", "transformers", "accelerate"}
+SLOW = {"torch", "torchvision", "diffusers", "datasets", "transformers", "accelerate", "torch_fidelity"}
 
 
 def part(path: Path) -> str:
@@ -64,8 +66,11 @@ def test_a_module_imports_only_from_above(path: Path) -> None:
 
 CHEAP = [
     *("config.py", "validation.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"),
-    *("samplers.py", "sample_config.py", "pipeline_path.py", "hub_access.py", "cli/sample.py"),
+    *("samplers.py", "selection.py", "measures.py", "sample_config.py", "pipeline_path.py", "hub_access.py"),
+    *("cli/sample.py", "evaluate_config.py", "evaluation/image_folder.py", "cli/evaluate.py"),
+    *(str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "report").glob("*.py"))),
     *("push_config.py", "cli/push.py", "pretrained.py", "hub/preflight.py", "hub/push.py"),
+    *("environment.py", "cli/reproduce.py", "cli/launching.py"),
 ]
 
 

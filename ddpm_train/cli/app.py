@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import math
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from hydra import version
 from hydra._internal.hydra import Hydra
@@ -45,7 +46,7 @@ class Program(Generic[C]):
         output_key: the key that names the folder of a run.
         naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
-        job: takes the config, and the same as plain values to be saved with the run.
+        job: takes the config, and the same as plain values to be saved with the run; returns what a sweeper optimises.
         resolve: completes a composed config by what it points to, given the overrides; also yields mistakes.
     """
 
@@ -55,7 +56,7 @@ class Program(Generic[C]):
     output_key: str
     naming: str
     preflight: Callable[[C], Iterator[str]]
-    job: Callable[[C, dict[str, Any]], None]
+    job: Callable[[C, dict[str, Any]], float | None]
     resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = _unchanged
 
 
@@ -72,12 +73,17 @@ def run(program: Program[C]) -> None:
     arguments.config_path = str(Path(arguments.config_path or CONF).resolve())
     arguments.config_name = (arguments.config_name or program.config_name).removesuffix(".yaml")
 
-    def hydra_job(composed: DictConfig) -> None:
+    def hydra_job(composed: DictConfig) -> float | None:
         values, _ = program.resolve(plain(composed), HydraConfig.get().overrides.task)
         try:
-            program.job(program.schema.parse(values), values)
+            return program.job(program.schema.parse(values), values)
         except Mistakes as mistakes:
             tell(mistakes)
+        except SystemExit as left:
+            # One that diverges is a result of a sweep, and not its end.
+            if arguments.multirun and left.code == exit_codes.NON_FINITE:
+                return math.nan
+            raise
 
     version.setbase("1.3")
     try:
@@ -106,7 +112,7 @@ def output_mistakes(key: str, folder: str) -> Iterator[str]:
         yield f"{key}={folder}: cannot write in {existing} ({error.strerror}); choose another {key}"
 
 
-def tell(mistakes: Mistakes) -> None:
+def tell(mistakes: Mistakes) -> NoReturn:
     """Print the mistakes once, whatever the number of processes, and leave with code 2."""
     if os.environ.get("RANK", "0") == "0":
         for line in mistakes.lines:
@@ -211,7 +217,7 @@ def _jobs(overrides: list[str], multirun: bool) -> tuple[list[str], list[tuple[s
 def _sweep_mistakes(jobs: list[tuple[str, ...]], configs: list[dict[str, Any]], program: Program[C]) -> Iterator[str]:
     """Runs that share a folder would each go on where the one before it stopped."""
     folders = [config.get(program.output_key) for config in configs]
-    for folder in {folder: None for folder in folders if folders.count(folder) > 1}:
+    for folder in {folder: None for folder in folders if folder is not None and folders.count(folder) > 1}:
         swept = [texts[0].split("=")[0].lstrip("+") for texts in zip(*jobs, strict=True) if len(set(texts)) > 1]
         values = (f"hydra:runtime.choices.{key}" if isinstance(configs[0].get(key), dict) else key for key in swept)
         name = "_".join(["run", *(f"${{{value}}}" for value in values)])

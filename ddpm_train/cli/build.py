@@ -21,6 +21,7 @@ from ddpm_train.mistakes import Mistakes
 from ddpm_train.model import build_unet
 from ddpm_train.optim import build_optimizer
 from ddpm_train.preemption import StopRequest
+from ddpm_train.selection import criterion
 from ddpm_train.trainer import BatchPlan, TrainState
 
 
@@ -32,6 +33,7 @@ class Run:
         values: the config as plain values, with the dataset's commit.
         choice: how steps are computed, and what was measured to choose that.
         changes: records accepted changes of the config.
+        environments: what computed it so far, see `environment.py`.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Run:
     state: TrainState
     objective: Objective
     changes: list[dict[str, Any]]
+    environments: list[dict[str, Any]]
 
     @property
     def checkpoints(self) -> Path:
@@ -71,6 +74,12 @@ def build_run(
         raise Mistakes(
             f"train.batch_size={config.train.batch_size}: more than the {len(data.train)} training images; "
             f"use at most {len(data.train)}"
+        )
+    chosen, needed = criterion(config), config.objective != "auto" or config.train.patience is not None
+    if data.validation is None and needed and chosen is not None and chosen.name == "held_out_loss":
+        raise Mistakes(
+            f"dataset.validation_fraction={config.dataset.validation_fraction}: of {len(data.train)} images that holds "
+            "none out, and the run is to be judged by the held-out loss; raise it"
         )
     if data.commit is not None:
         # What was asked for, a branch or nothing, may mean other images tomorrow.
@@ -106,6 +115,7 @@ def build_run(
         state=TrainState(0, unet, ema_unet, build_optimizer(config.optimizer, unet.parameters())),
         objective=objective,
         changes=[],
+        environments=[],
     )
 
 

@@ -34,11 +34,6 @@ def open_push(run: Run) -> PushThread | None:
     return PushThread(shared, _target(config), 60 * config.hub.finish_minutes, run.console.warn)
 
 
-def due(config: Config, path: Path, max_steps: int) -> bool:
-    """Whether `hub.strategy` wants the checkpoint at `path` pushed."""
-    return config.hub.strategy != "end" or checkpoint.step_of(path) == max_steps
-
-
 def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
     """Wait for the push of the run's last checkpoint, and say how it went."""
     if push is None or (outcome := push.finish(seconds)) is None:

@@ -1,19 +1,25 @@
 """Where a run goes on: which checkpoint `resume` means, and whether it is of the same run."""
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_train import checkpoint
+import torch
+
+from ddpm_train import checkpoint, environment
 from ddpm_train.cli.build import Run
 from ddpm_train.compute import device_name
 from ddpm_train.config import Config
+from ddpm_train.files import write_atomic
 from ddpm_train.hub.fetch import Source, fetch_newest
 from ddpm_train.hub.preflight import SCHEME, is_offline, parse_uri
 from ddpm_train.identity import accept, identity
 from ddpm_train.mirror import Mirror
 from ddpm_train.mistakes import Mistakes
+from ddpm_train.selection import read_selection
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,11 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
         return Start(None, {})
     path = checkpoint.newest_good(directory, warn)
     mirror = run_mirror(config)
-    if path is None and mirror is not None:
-        path = mirror.fetch_newest(directory, warn)
+    if mirror is not None:
+        # Also where there is one on the disk: the run may have gone on elsewhere since.
+        on_disk, path = path, mirror.fetch_newest(directory, warn, on_disk=path)
+        if path is not None and path != on_disk and config.checkpoint.keep_best:
+            _fetch_best(mirror, config, path, warn)
     if (source := hub_source(config)) is not None:
         path = fetch_newest(source, directory, path, warn)
     if path is None and config.resume != "auto" and not config.resume.startswith(SCHEME):
@@ -85,6 +94,18 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
     return Start(path, checkpoint.load_scalars(path) if path else {})
 
 
+def _fetch_best(mirror: Mirror, config: Config, newest: Path, warn: Callable[[str], None]) -> None:
+    """Bring back the best checkpoint too. The run does not need it to go on."""
+    run, step = newest.parent.parent, checkpoint.step_of(newest)
+    try:
+        whole = [each for each, is_whole in mirror.steps().items() if is_whole]
+        best = read_selection(run, config, step).best(whole)
+        if best is not None and not (newest.parent / checkpoint.step_name(best)).exists():
+            mirror.fetch(best, newest.parent)
+    except Exception as error:
+        warn(f"warning: the best checkpoint in {mirror.url} is left there: {error}")
+
+
 def restore(run: Run, start: Start) -> list[str]:
     """Load the start into the run's state; returns a line for each change of the config since.
 
@@ -99,11 +120,28 @@ def restore(run: Run, start: Start) -> list[str]:
     old, new = start.scalars["identity"], run_identity(run)
     recorded = [{"step": step, "key": key, "from": old.get(key), "to": new.get(key)} for key in accepted]
     run.changes = [*start.scalars["changes"], *recorded]
+    run.environments = start.scalars.get("environments", [])
     run.state.load(step, checkpoint.load(start.path))
     scaler = run.accelerator.scaler
     if scaler is not None and start.scalars["grad_scaler"]:
         scaler.load_state_dict(start.scalars["grad_scaler"])
     return told + [f"{change['key']}: {change['from']} -> {change['to']} (accepted, recorded)" for change in recorded]
+
+
+def record_environment(run: Run) -> list[dict[str, Any]]:
+    """What has computed the run up to here, and what does from now on; written into its folder, and its checkpoints."""
+    compute = {
+        "device": device_name(run.accelerator.device),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "num_processes": run.plan.num_processes,
+        "micro_batch_size": run.plan.micro_batch_size,
+        "compute": asdict(run.choice.compute),
+    }
+    now = environment.environment(sys.argv[1:], compute)
+    environments = environment.followed_by(run.environments, now, run.state.step)
+    text = json.dumps(environments, indent=1, ensure_ascii=False)
+    write_atomic(run.output_dir / environment.FILE, text.encode())
+    return environments
 
 
 def run_identity(run: Run) -> dict[str, Any]:
@@ -123,4 +161,5 @@ def scalars(run: Run) -> dict[str, Any]:
         "grad_scaler": scaler.state_dict() if scaler is not None else {},
         "identity": run_identity(run),
         "changes": run.changes,
+        "environments": run.environments,
     }

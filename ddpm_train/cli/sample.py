@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app, cpu_processes
+from ddpm_train.cli.launching import launch_mistakes
 from ddpm_train.mistakes import as_written
 from ddpm_train.pipeline_path import path_mistakes
 from ddpm_train.sample_config import SAMPLING, SampleConfig
@@ -28,12 +29,13 @@ def main() -> None:
 def preflight(config: SampleConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
     yield from app.output_mistakes("output", config.output)
+    yield from launch_mistakes()
     for key in ("from_image", "inpaint"):
         path = getattr(config, key)
         if path is not None and not Path(path).expanduser().is_file():
             yield f"{key}={path}: no such file"
     if config.mixed_precision == "bf16":
-        yield from _precision_mistakes()
+        yield from precision_mistakes()
     yield from path_mistakes(config.pipeline)
     yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
     for name in config.compare.samplers:
@@ -48,7 +50,7 @@ def job(config: SampleConfig, values: dict[str, Any]) -> None:
     sample_images(config)
 
 
-def _precision_mistakes() -> Iterator[str]:
+def precision_mistakes() -> Iterator[str]:
     import torch
 
     if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):

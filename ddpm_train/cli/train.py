@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app, cpu_processes
-from ddpm_train.config import Config
+from ddpm_train.cli.launching import launch_mistakes
+from ddpm_train.config import Config, Evaluation
 from ddpm_train.data.sources import path_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
+from ddpm_train.measures import extractor_mistakes
 from ddpm_train.pretrained import resolve
 from ddpm_train.samplers import package_mistakes
 from ddpm_train.validation import TRAINING
@@ -31,23 +33,25 @@ def main() -> None:
 
 
 def preflight(config: Config) -> Iterator[str]:
-    """What is wrong with this config on this machine, a line each. Imports torch only if a precision is forced."""
+    """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
     yield from path_mistakes(config.dataset)
     yield from app.output_mistakes("output_dir", config.output_dir)
+    yield from launch_mistakes()
     yield from _batch_mistakes(config, cpu_processes.num_processes())
     yield from _resume_mistakes(config)
     yield from _precision_mistakes(config.train.mixed_precision)
     yield from _extras_mistakes(config)
     yield from _mirror_mistakes(config.checkpoint.mirror)
+    yield from _evaluation_mistakes(config.evaluation)
     yield from _push_mistakes(config)
 
 
-def job(config: Config, values: dict[str, Any]) -> None:
+def job(config: Config, values: dict[str, Any]) -> float | None:
     cpu_processes.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
     from ddpm_train.cli.training import train_run
 
-    train_run(config, values)
+    return train_run(config, values)
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
@@ -100,6 +104,20 @@ def _mirror_mistakes(url: str | None) -> Iterator[str]:
         except (ImportError, ValueError) as error:
             remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
             yield f"checkpoint.mirror={url}: {error}{remedy}"
+
+
+def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[str]:
+    """What `evaluation` needs that is not here."""
+    if evaluation.name == "none":
+        return
+    keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
+    choice = evaluation.extractor
+    yield from extractor_mistakes(evaluation.metrics, choice.name, choice.weights, keys=keys)
+    if evaluation.timestep_bins is not None and importlib.util.find_spec("matplotlib") is None:
+        yield (
+            f"evaluation.timestep_bins={evaluation.timestep_bins}: matplotlib is not installed; "
+            "pip install 'ddpm-train[evaluate]'"
+        )
 
 
 def _resume_mistakes(config: Config) -> Iterator[str]:

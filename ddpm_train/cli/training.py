@@ -1,33 +1,32 @@
 """Carries out a run: lock, start, train, evaluate, save, end."""
 
 import json
+import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import diffusers
 import torch
 from accelerate import PartialState
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline
 from torch import Tensor
 
 from ddpm_train import checkpoint, config_file, exit_codes
 from ddpm_train.cli import words
 from ddpm_train.cli.build import Run, build_run
 from ddpm_train.cli.console import Console
-from ddpm_train.cli.pushing import due, finish_push, open_push, push_finished
-from ddpm_train.cli.resuming import Start, find_start, restore, run_mirror, scalars
+from ddpm_train.cli.evaluating import RunEvaluation
+from ddpm_train.cli.pushing import finish_push, open_push, push_finished
+from ddpm_train.cli.resuming import Start, find_start, record_environment, restore, run_mirror, scalars
 from ddpm_train.compute import out_of_memory
 from ddpm_train.config import Config
 from ddpm_train.data.device_cache import fits
 from ddpm_train.data.loader import Batches, micro_batches, num_workers
-from ddpm_train.evaluation.grid import sample_grid
-from ddpm_train.evaluation.held_out import held_out_loss
 from ddpm_train.files import replace_folder, write_atomic
 from ddpm_train.loading import ORIGIN
 from ddpm_train.metrics import Metrics, NonFinite
@@ -35,14 +34,19 @@ from ddpm_train.mirror import FINISH_SECONDS, STOP_SECONDS, MirrorThread
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.preemption import Stopped, StopRequest
 from ddpm_train.ranks import on_main
+from ddpm_train.report import try_to_write_report
 from ddpm_train.run_lock import RunLock
 from ddpm_train.saving import Saver, SavingFailed
+from ddpm_train.selection import RECORDS, Selection, read_selection
 from ddpm_train.trackers import RunTrackers
-from ddpm_train.trainer import BatchPlan, Trainer, evaluation_due
+from ddpm_train.trainer import BatchPlan, Trainer, evaluation_due, is_finished
 
 
-def train_run(config: Config, values: dict[str, Any]) -> None:
+def train_run(config: Config, values: dict[str, Any]) -> float | None:
     """Train the configured run; leaves with the exit code that its end means.
+
+    Returns:
+        The best value of the run's objective, also of a run that was finished before; None if it has no objective.
 
     Raises:
         Mistakes: something about the dataset, the folder or the checkpoint to resume from is wrong.
@@ -56,11 +60,13 @@ def train_run(config: Config, values: dict[str, Any]) -> None:
         start = on_main(lambda: _acquire_and_find(lock, config, console))
         run = build_run(config, values, before=start.scalars, stop=stop, console=console)
         changes = restore(run, start)
-        if run.state.step >= run.max_steps and _pipeline_step(run) == run.state.step:
-            console.say(f"{config.name}: finished at step {run.state.step:,}; nothing to do ({run.output_dir})")
+        selection = on_main(lambda: read_selection(run.output_dir, config, run.state.step))
+        if is_finished(run.state.step, run.max_steps, selection) and _pipeline_step(run) == run.state.step:
+            words.say_finished(run, selection)
             push_finished(run, start.path)
         else:
-            _carry_out(run, start, changes)
+            _carry_out(run, start, changes, selection)
+        return selection.value
     except Stopped:
         words.say_stopped(stop.signal_name)
         sys.exit(exit_codes.REQUEUE)
@@ -102,23 +108,25 @@ def _leave(lock: RunLock, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
+def _carry_out(run: Run, start: Start, changes: list[str], selection: Selection) -> None:
     """Train, and leave the pipeline and a word on what to do next."""
     config, accelerator, state = run.config, run.accelerator, run.state
+    evaluation = RunEvaluation(run)
     on_main(lambda: write_atomic(run.output_dir / config_file.NAME, config_file.to_yaml(run.values)))
+    run.environments = on_main(lambda: record_environment(run))
     words.announce(run, start.path is not None, changes)
     warn = run.console.warn
     trackers = RunTrackers(config, run.values, state.step, warn) if accelerator.is_main_process else None
     metrics = Metrics(
-        run.output_dir / "metrics.jsonl",
+        run.output_dir / RECORDS,
         accelerator,
         state.step,
         log=trackers.log if trackers else lambda records: None,
         warn=warn,
     )
-    saving = _Saving(run, metrics)
+    saving = _Saving(run, metrics, selection)
     run.stop.connect()
-    trainer = _trainer(run, metrics, trackers, saving)
+    trainer = _trainer(run, metrics, lambda: evaluation(trackers), saving, selection)
     started = time.monotonic()
     run.console.start(state.step, run.max_steps)
     finished = False
@@ -134,13 +142,17 @@ def _carry_out(run: Run, start: Start, changes: list[str]) -> None:
         if trackers is not None:
             trackers.close()
     saving.check()
+    on_main(lambda: _save_result(run, selection))
     on_main(lambda: _save_pipeline(run))
-    words.say_what_next(run, time.monotonic() - started)
+    on_main(lambda: try_to_write_report(run.output_dir, run.console.warn))
+    words.say_what_next(run, selection, time.monotonic() - started)
     # Here the main process is alone: no other waits for it.
     finish_push(run, saving.push, 60 * config.hub.finish_minutes)
 
 
-def _trainer(run: Run, metrics: Metrics, trackers: RunTrackers | None, saving: "_Saving") -> Trainer:
+def _trainer(
+    run: Run, metrics: Metrics, evaluate: Callable[[], dict[str, float]], saving: "_Saving", selection: Selection
+) -> Trainer:
     config, accelerator, state = run.config, run.accelerator, run.state
     model, optimizer = accelerator.prepare(state.unet, state.optimizer)
     return Trainer(
@@ -156,13 +168,14 @@ def _trainer(run: Run, metrics: Metrics, trackers: RunTrackers | None, saving: "
         open_data=lambda plan, step: _open_data(run, plan, step),
         metrics=metrics,
         stop=run.stop,
-        evaluate=lambda: _evaluate(run, trackers),
+        evaluate=evaluate,
         save=saving.save,
         save_overdue=saving.overdue,
         progress=run.console.progress,
         cut_smaller=lambda plan: _cut_smaller(run, plan),
         evaluated="evaluation_seconds" in metrics.last or not evaluation_due(config, state.step, run.max_steps),
         saved_step=state.step,
+        selection=selection,
     )
 
 
@@ -187,22 +200,31 @@ def _cut_smaller(run: Run, plan: BatchPlan) -> None:
 class _Saving:
     """The run's checkpoints: saved by the main process, with every process knowing how it went."""
 
-    def __init__(self, run: Run, metrics: Metrics) -> None:
+    def __init__(self, run: Run, metrics: Metrics, selection: Selection) -> None:
         self._run = run
         self._metrics = metrics
+        self._selection = selection
         config = run.config.checkpoint
         mirror = run_mirror(run.config) if run.accelerator.is_main_process else None
-        self._mirror = (
-            MirrorThread(mirror, config.keep_last, config.keep_every_steps, run.console.warn) if mirror else None
-        )
+        best = selection.best if config.keep_best else lambda steps: None
+        retention = checkpoint.Retention(config.keep_last, config.keep_every_steps, best)
+        self._mirror = MirrorThread(mirror, retention, run.console.warn) if mirror else None
         self.push = open_push(run)
-        self._saver = Saver(run.checkpoints, config, published=self._published, warn=run.console.warn)
+        self._saver = Saver(
+            run.checkpoints,
+            retention,
+            max_failures=config.max_failures,
+            published=self._published,
+            warn=run.console.warn,
+        )
         self._last = time.monotonic()
 
     def _published(self, path: Path) -> None:
         if self._mirror is not None:
             self._mirror.submit(path)
-        if self.push is not None and due(self._run.config, path, self._run.max_steps):
+        run, step = self._run, checkpoint.step_of(path)
+        finished = is_finished(step, run.max_steps, self._selection)
+        if self.push is not None and (finished or run.config.hub.strategy != "end"):
             self.push.submit(path)
 
     def overdue(self) -> bool:
@@ -227,54 +249,17 @@ class _Saving:
         on_main(self._saver.check)
 
 
-def _evaluate(run: Run, trackers: RunTrackers | None) -> dict[str, float]:
-    """The grid and the held-out loss of the state's sampling weights; the training weights are not touched."""
-    config, state = run.config.evaluation, run.state
-    started = time.monotonic()
-    with _as_diffusers_loads_it(state.sampling_unet) as unet:
-        grid = sample_grid(
-            unet,
-            run.noise_scheduler,
-            config,
-            sampler=run.config.sampler,
-            seed=run.config.seed,
-            accelerator=run.accelerator,
-            stop=run.stop,
-        )
-        values = {}
-        if run.data.validation is not None:
-            values["held_out_loss"] = held_out_loss(
-                unet, run.data.validation, run.objective, config.batch_size, accelerator=run.accelerator, stop=run.stop
-            )
-    if trackers is not None:
-        picture = run.output_dir / "samples" / f"{checkpoint.step_name(state.step)}.png"
-        try:
-            picture.parent.mkdir(exist_ok=True)
-            grid.save(picture)
-        except OSError as error:
-            run.console.warn(f"ERROR: {picture} cannot be written: {error}")
-        trackers.add_image("samples", grid, state.step)
-    return {**values, "evaluation_seconds": round(time.monotonic() - started, 3)}
-
-
-@contextmanager
-def _as_diffusers_loads_it(unet: UNet2DModel) -> Iterator[UNet2DModel]:
-    """The UNet in eval mode and float32, so that its pictures are those of the pipeline that the run leaves.
-
-    Without an average this is the network that trains, whose `forward` Accelerate has replaced by one that autocasts,
-    and which may be compiled for training.
-    """
-    autocasting = unet.__dict__.pop("forward", None)
-    compiled, unet._compiled_call_impl = unet._compiled_call_impl, None
-    training = unet.training
-    unet.eval()
-    try:
-        yield unet
-    finally:
-        unet.train(training)
-        unet._compiled_call_impl = compiled
-        if autocasting is not None:
-            unet.forward = autocasting
+def _save_result(run: Run, selection: Selection) -> None:
+    """What the run has come to, for programs that compare runs."""
+    value = selection.value
+    result = {
+        "objective": selection.criterion.name if selection.criterion else None,
+        "value": value if value is not None and math.isfinite(value) else None,
+        "best_step": selection.best(),
+        "step": run.state.step,
+        "stopped_early": run.state.step < run.max_steps,
+    }
+    write_atomic(run.output_dir / "result.json", json.dumps(result).encode())
 
 
 def _save_pipeline(run: Run) -> None:

@@ -10,6 +10,9 @@ from ddpm_train.cli.measuring import Choice
 from ddpm_train.compute import device_name
 from ddpm_train.config import Config
 from ddpm_train.model import num_parameters
+from ddpm_train.pipeline_path import BEST
+from ddpm_train.report import REPORT
+from ddpm_train.selection import Selection
 
 
 def announce(run: Run, resumed: bool, changes: list[str]) -> None:
@@ -45,20 +48,47 @@ def _measured(choice: Choice) -> str:
     return f"{times} for {_count(choice.num_images, 'image')} forward and backward"
 
 
-def say_what_next(run: Run, seconds: float) -> None:
+def say_finished(run: Run, selection: Selection) -> None:
+    """That a run which was given its command again is at its end."""
+    why = "finished" if run.state.step >= run.max_steps else f"stopped early ({_patience(selection)})"
+    remedy = "" if run.state.step >= run.max_steps else "; raise train.patience to go on"
+    step, output = run.state.step, run.output_dir
+    run.console.say(f"{run.config.name}: {why} at step {step:,}; nothing to do{remedy} ({output})")
+
+
+def say_what_next(run: Run, selection: Selection, seconds: float) -> None:
     """Where the pictures are, and the next commands."""
-    output = run.output_dir
-    pictures = output / "samples" / f"{checkpoint.step_name(run.max_steps)}.png"
-    tensorboard = output / "tensorboard"
-    run.console.say(f"done: step {run.max_steps:,} after {seconds:.0f} s")
+    output, step = run.output_dir, run.state.step
+    pictures = output / "samples" / f"{checkpoint.step_name(step)}.png"
+    report, tensorboard = output / REPORT, output / "tensorboard"
+    early = step < run.max_steps
+    run.console.say(f"done: step {step:,} after {seconds:.0f} s{f', early: {_patience(selection)}' if early else ''}")
+    longer = f"train.patience={2 * (selection.patience or 1)}" if early else f"train.max_steps={2 * run.max_steps}"
     run.console.table(
         {
+            **({"report": str(report)} if report.exists() else {}),
             **({"pictures": str(pictures)} if pictures.exists() else {}),
+            **_best(run, selection),
             "pipeline": f'{output / "pipeline"}   DDPMPipeline.from_pretrained("{output / "pipeline"}")',
             **({"curves": f"tensorboard --logdir {tensorboard}"} if tensorboard.exists() else {}),
-            "longer": f"the same command with train.max_steps={2 * run.max_steps}",
+            "longer": f"the same command with {longer}",
         }
     )
+
+
+def _patience(selection: Selection) -> str:
+    assert selection.criterion is not None  # objective_mistakes sees to it
+    return f"{selection.criterion.name} has not improved for {_count(selection.patience or 0, 'evaluation')}"
+
+
+def _best(run: Run, selection: Selection) -> dict[str, str]:
+    """The best checkpoint, where it is not simply the last."""
+    best = selection.best()
+    if best is None or best == run.state.step or not run.config.checkpoint.keep_best:
+        return {}
+    assert selection.criterion is not None
+    value = f"{selection.criterion.name} {selection.values[best]:.4g}"
+    return {"best": f"step {best:,} ({value})   ddpm-sample pipeline={run.checkpoints / BEST}"}
 
 
 def say_stopped(signal_name: str | None) -> None:

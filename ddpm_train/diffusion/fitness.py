@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm_train import samplers
+from ddpm_train.diffusion.noise import estimate_x_0
 from ddpm_train.diffusion.sampling import SAMPLERS, build_sampler, denoise, noised, step_arguments
 
 # Where a sampler may end beside x_0: some stop at the first timestep and leave its noise (0.01 to 0.03).
@@ -42,12 +43,7 @@ class Schedule:
     def x_0(self, x_t: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
         """The estimate of x_0 that a prediction amounts to; of a learned variance, the half that is not it."""
         alpha, sigma = self.at(timestep)
-        prediction = prediction[:, : x_t.shape[1]]
-        if self.prediction_type == "sample":
-            return prediction
-        if self.prediction_type == "v_prediction":
-            return alpha * x_t - sigma * prediction
-        return (x_t - sigma * prediction) / max(alpha, 1e-12)
+        return estimate_x_0(self.prediction_type, x_t, prediction[:, : x_t.shape[1]], max(alpha, 1e-12), sigma)
 
     def prediction(self, x_t: Tensor, x_0: Tensor, timestep: Tensor) -> Tensor:
         """What a model that knows x_0 would predict; the inverse of `x_0`."""

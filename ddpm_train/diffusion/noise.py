@@ -19,6 +19,17 @@ def signal_to_noise(noise_scheduler: DDPMScheduler) -> Tensor:
     return alphas_cumprod / (1 - alphas_cumprod)
 
 
+def estimate_x_0(
+    prediction_type: str, x_t: Tensor, prediction: Tensor, alpha: Tensor | float, sigma: Tensor | float
+) -> Tensor:
+    """The x_0 that a prediction amounts to, where x_t = alpha x_0 + sigma noise, alpha > 0; [B, C, H, W]."""
+    if prediction_type == "sample":
+        return prediction
+    if prediction_type == "v_prediction":  # Salimans & Ho 2022, appendix D
+        return alpha * x_t - sigma * prediction
+    return (x_t - sigma * prediction) / alpha
+
+
 def loss_weights(noise_scheduler: DDPMScheduler, loss: MSE | MinSNR) -> Tensor:
     """The weight of the squared error at each training timestep, float32 [T].
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from ddpm_train import checkpoint, config_file
 from ddpm_train.hub.card import Facts, model_card
+from ddpm_train.selection import RECORDS
 
 LAST, ALL = "last-checkpoint", "checkpoints"
-RECORDS = "metrics.jsonl"
 # Folders of the repository that are the newest push's alone. Of all checkpoints there, none is ever removed.
 OWNED = ("unet", "scheduler", LAST)
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

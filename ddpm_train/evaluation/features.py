@@ -1,0 +1,227 @@
+"""Networks that turn images into features: torch-fidelity's, and one whose weights come in a package."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP, build_model
+from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from ddpm_train.evaluation.shards import fill_sharded
+from ddpm_train.evaluation.weights import dinov2_network, is_published, read_weights, weights_file
+from ddpm_train.files import sha256_file
+from ddpm_train.mistakes import Mistakes
+from ddpm_train.preemption import StopRequest
+from ddpm_train.ranks import on_main
+
+# Images go through an extractor in batches of this size, whatever else is batched how: other sizes round otherwise.
+BATCH_IMAGES = 32
+
+
+class Extractor:
+    """Images -> features.
+
+    Attributes:
+        dimension: how many features an image has.
+        weights_hash: SHA-256 of the weights file.
+        warning: why its numbers compare with nobody else's; None: it has the published weights.
+    """
+
+    def __init__(self, name: str, network: FeatureExtractorBase, classify: nn.Linear | None, weights: Path) -> None:
+        self.name = name
+        self.weights_hash = sha256_file(weights)
+        self.warning = (
+            None if is_published(name, self.weights_hash) else f"{weights} are not {name}'s published weights"
+        )
+        self._network = network.requires_grad_(False).eval()
+        self._classify = classify
+        self.dimension = self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device=self.device)).shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._network.parameters()).device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W], C 1 (grey), 3 (RGB) or 4 (RGBA, composed over white) -> float32 [N, dimension]."""
+        with _exact_float32():
+            batches = to_rgb(images.to(self.device)).split(BATCH_IMAGES)
+            return torch.cat([self._network(batch)[0] for batch in batches])
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """float32 [N, dimension] -> [N, classes], as the Inception score takes them; only from a classifier."""
+        assert self._classify is not None, "measures.extractor_mistakes sees to it"
+        layer = self._classify.cpu()
+        # Inception's logits have no bias there (torch-fidelity's `logits_unbiased`, as in the original).
+        return functional.linear(features, layer.weight, layer.bias if self.name == "efficientnet_lite0" else None)
+
+
+class EfficientNetLite0(FeatureExtractorBase):
+    """The pooled features of EfficientNet-Lite0 (Tan & Le 2019, trained on ImageNet), 1280 of them.
+
+    Images are resized to 224 x 224 (bilinear, antialiased) and scaled to (x - 127) / 128.
+
+    Args:
+        weights: the state dict of `efficientnet_lite_pytorch`.
+    """
+
+    def __init__(self, name: str, features_list: list[str], weights: dict[str, Tensor], **kwargs: Any) -> None:
+        super().__init__(name, features_list)
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(weights)
+        _speed_up(self.network.eval())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 [N, 3, H, W] -> float32 [N, 1280], or [N, 1000] for logits."""
+        x = functional.interpolate(
+            images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True
+        )
+        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
+        features = self.network.extract_features(x).mean(dim=(2, 3))
+        return tuple(self.network._fc(features) if name == "logits" else features for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("1280", "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "1280"
+
+
+class _CLIP(FeatureExtractorCLIP):
+    """torch-fidelity's, from tensors instead of a TorchScript archive."""
+
+    def __init__(self, name: str, weights: dict[str, Tensor]) -> None:
+        FeatureExtractorBase.__init__(self, name, ["clip"])
+        self.feature_extractor_internal_dtype = torch.float32
+        self.model = build_model(dict(weights), torch.float32)
+        self.resolution = self.model.visual.input_resolution
+
+
+class _DINOv2(FeatureExtractorDinoV2):
+    """torch-fidelity's, which takes no weights file."""
+
+    def __init__(self, name: str, weights: dict[str, Tensor], key: str) -> None:
+        FeatureExtractorBase.__init__(self, name, ["dinov2"])
+        self.feature_extractor_internal_dtype = torch.float32
+        self.model = dinov2_network(name, key)
+        self.model.load_state_dict(weights)
+
+
+def open_extractor(name: str, weights: str | None, device: torch.device, *, key: str = "extractor") -> Extractor:
+    """An extractor by its name in `measures.EXTRACTORS`. All processes do this together.
+
+    Args:
+        weights: a file; None: those published, which are fetched once to where torch.hub keeps weights.
+        key: how the section of the config is called, for messages.
+
+    Raises:
+        Mistakes: the weights are not here and cannot be fetched, or they are not this extractor's.
+    """
+    path = on_main(lambda: weights_file(name, weights, key))
+    tensors = read_weights(name, path, key)
+    try:
+        network = _build(name, tensors, key)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise Mistakes(f"{key}.weights={path}: not the weights of {name}: {str(error).splitlines()[0]}") from None
+    classify = network.network._fc if name == "efficientnet_lite0" else getattr(network, "fc", None)
+    return Extractor(name, network.to(device), classify, path)
+
+
+def extract(
+    extractor: Extractor,
+    load: Callable[[range], Tensor],
+    count: int,
+    *,
+    accelerator: Accelerator,
+    stop: StopRequest,
+    before_batch: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Features of many images, float32 [count, D] on the CPU, shared over processes.
+
+    Args:
+        load: images by number, uint8 [B, C, H, W].
+        before_batch: is told how many images are done.
+    """
+
+    def compute(items: range, poll: Callable[[], None]) -> Tensor:
+        poll()
+        before_batch(items.start)
+        return extractor(load(items))
+
+    results = torch.zeros(count, extractor.dimension, device=extractor.device)
+    return fill_sharded(results, compute, BATCH_IMAGES, polls_per_batch=1, accelerator=accelerator, stop=stop).cpu()
+
+
+def to_rgb(images: Tensor) -> Tensor:
+    """uint8 [N, 1, 3 or 4, H, W] -> uint8 [N, 3, H, W]; what is transparent is composed over white."""
+    if images.shape[1] == 1:
+        return images.expand(-1, 3, -1, -1)
+    if images.shape[1] == 4:
+        colour, alpha = images[:, :3].float(), images[:, 3:].float() / 255
+        return (colour * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
+    return images
+
+
+def _build(name: str, weights: dict[str, Tensor], key: str) -> FeatureExtractorBase:
+    if name == "efficientnet_lite0":
+        return EfficientNetLite0(name, ["1280"], weights)
+    if name.startswith("clip"):
+        return _CLIP(name, weights)
+    if name.startswith("dinov2"):
+        return _DINOv2(name, weights, key)
+    # torch-fidelity unpickles the file that it is given in full: it gets one of our own making.
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "weights.pth")
+        torch.save(weights, copy)
+        return FeatureExtractorInceptionV3(name, ["2048"], feature_extractor_weights_path=copy)
+
+
+def _speed_up(network: EfficientNet) -> None:
+    """Batch norms into the convolutions before them, symmetric padding into the convolution: three times as fast."""
+    pairs = {"_conv_stem": "_bn0", "_conv_head": "_bn1"}
+    pairs_of_blocks = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
+    for module, names in [(network, pairs), *((block, pairs_of_blocks) for block in network._blocks)]:
+        for convolution_name, norm_name in names.items():
+            if not hasattr(module, convolution_name):
+                continue  # the first block does not expand
+            convolution, norm = getattr(module, convolution_name), getattr(module, norm_name)
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            setattr(module, norm_name, nn.Identity())
+            left, right, top, bottom = getattr(convolution.static_padding, "padding", (0, 0, 0, 0))
+            if left == right == top == bottom:
+                convolution.padding, convolution.static_padding = (top, left), nn.Identity()
+    network.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Products in float32 proper, where a GPU would otherwise round their factors to TF32."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -1,0 +1,131 @@
+"""By what number a run is judged, and what follows from its records: the best step, and whether it still improves.
+
+All of it is a function of the config and of `metrics.jsonl` up to a step: there is nothing that could be lost or stale.
+Imports no torch.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_train.config import Config
+from ddpm_train.measures import DISTRIBUTION_METRICS, LOWER_IS_BETTER, score_name
+from ddpm_train.mistakes import as_written, did_you_mean
+
+RECORDS = "metrics.jsonl"
+_HOLD_OUT = "hold images out with dataset.validation_fraction=0.02"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A number in the records of evaluated steps, and which way is better."""
+
+    name: str
+    lower_is_better: bool
+
+
+def measured(config: Config) -> dict[str, Criterion]:
+    """What the run's evaluations measure, by the names that `objective` may have."""
+    evaluation, dataset = config.evaluation, config.dataset
+    if evaluation.name == "none":
+        return {}
+    names: dict[str, str] = {}
+    if dataset.validation_split is not None or dataset.validation_fraction > 0:
+        names["held_out_loss"] = "held_out_loss"
+    for metric in evaluation.metrics:
+        names[metric] = score_name(metric, evaluation.extractor.name, evaluation.num_samples)
+    return {metric: Criterion(name, LOWER_IS_BETTER[metric]) for metric, name in names.items()}
+
+
+def criterion(config: Config) -> Criterion | None:
+    """What `objective` means: with auto the held-out loss, if there is one."""
+    return measured(config).get("held_out_loss" if config.objective == "auto" else config.objective or "")
+
+
+def objective_mistakes(config: Config) -> Iterator[str]:
+    """A line if the run would not measure what it is to be judged by, or too seldom."""
+    known, patience = measured(config), config.train.patience
+    none_at_all = config.evaluation.name == "none"
+    remedy = "use evaluation=grid or evaluation=full" if none_at_all else _HOLD_OUT
+    if config.objective is not None and config.objective not in ("auto", *known):
+        if config.objective in DISTRIBUTION_METRICS and not none_at_all:
+            remedy = f"add it with 'evaluation.metrics={as_written([*config.evaluation.metrics, config.objective])}'"
+        elif config.objective != "held_out_loss" and not none_at_all:
+            remedy = f"{did_you_mean(config.objective, known)} give {_one_of([*known, 'auto', 'null'])}".strip()
+        yield f"objective={config.objective}: the evaluations of this run do not measure it; {remedy}"
+    elif patience is not None and criterion(config) is None:
+        remedy = f"give objective={_one_of([*known])}" if known else remedy
+        yield f"train.patience={patience}: nothing measures whether the run improves; {remedy}"
+    if patience is not None and config.evaluation.every_steps is None and not none_at_all:
+        yield f"train.patience={patience}: the run evaluates at its end only; give evaluation.every_steps"
+
+
+@dataclass
+class Selection:
+    """A run's evaluations so far, by its criterion.
+
+    Attributes:
+        patience: after how many evaluations without a new best the run ends; None: never.
+        values: the criterion at each evaluated step.
+    """
+
+    criterion: Criterion | None
+    patience: int | None
+    values: dict[int, float]
+
+    def note(self, step: int, values: Mapping[str, float]) -> None:
+        """Take in what an evaluation has measured."""
+        if self.criterion is not None and self.criterion.name in values:
+            self.values[step] = values[self.criterion.name]
+
+    def best(self, among: Collection[int] | None = None) -> int | None:
+        """The best step, of equals the first; None if none has been evaluated to a finite number.
+
+        Args:
+            among: only these count.
+        """
+        if self.criterion is None:
+            return None
+        sign = 1 if self.criterion.lower_is_better else -1
+        finite = {step: sign * value for step, value in self.values.copy().items() if math.isfinite(value)}
+        candidates = [step for step in finite if among is None or step in among]
+        return min(candidates, key=lambda step: (finite[step], step), default=None)
+
+    @property
+    def value(self) -> float | None:
+        """The criterion at the best step: what an optimiser of runs compares. None without a criterion, else NaN if
+        nothing finite was measured."""
+        best = self.best()
+        return self.values[best] if best is not None else None if self.criterion is None else math.nan
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the newest `patience` evaluations have brought nothing better than those before."""
+        if self.patience is None:
+            return False
+        best = self.best() or 0
+        return sum(step > best for step in self.values) >= self.patience
+
+
+def read_selection(run: Path, config: Config, until: int | None = None) -> Selection:
+    """What the records in a run's folder say, up to a step (None: all); a damaged line ends them."""
+    chosen, values = criterion(config), {}
+    records = run / RECORDS
+    if chosen is not None and records.exists():
+        for line in records.read_bytes().splitlines():
+            if f'"{chosen.name}"'.encode() not in line:
+                continue  # a training step's: most of them, and parsing is slow
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if until is not None and record["step"] > until:
+                break
+            values[record["step"]] = record[chosen.name]
+    return Selection(chosen, config.train.patience, values)
+
+
+def _one_of(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else names[0]
