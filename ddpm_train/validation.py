@@ -105,7 +105,7 @@ _TAGGED = {name for name, field in Config.__pydantic_fields__.items() if field.d
 
 
 def _mentions(line: str, key: str) -> bool:
-    return re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) is not None
+    return re.search(rf"(?<![\w./]){re.escape(key)}(?!\w)", line) is not None
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
