@@ -39,7 +39,7 @@ def child(way: str, arguments: argparse.Namespace) -> dict[str, float]:
         with torch.autocast(device.type, torch.bfloat16):
             prediction = unet(x_t, timesteps).sample
         prediction.square().mean().backward()
-        float(prediction.sum())  # waits for the device
+        prediction.detach().sum().item()  # waits for the device
         seconds.append(time.monotonic() - started)
     return {"first_seconds": seconds[0], "step_seconds": statistics.median(seconds[1:])}
 

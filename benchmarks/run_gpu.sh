@@ -14,7 +14,7 @@ mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 parts=("$@")
 if [ ${#parts[@]} -eq 0 ]; then
-  parts=(limits tests unet_128_64px unet_128_128px unet_32_32px flowers_64 sampling checkpoint startup)
+  parts=(limits tests unet_128_64px unet_128_128px unet_32_32px flowers_64 sampling compiling checkpoint startup)
 fi
 python=${PYTHON:-python}
 export PYTHONPATH=$repository
@@ -61,16 +61,17 @@ for part in "${parts[@]}"; do
       limited 120 tests "$python" -m pytest -q -p no:cacheprovider tests/test_compute.py -k "never_waits or fast_path"
       ;;
     unet_128_64px) throughput 240 "$part" --model unet_128 --resolution 64 --batch-size 256 --repeats 2 --against tuned ;;
-    unet_128_128px) throughput 200 "$part" --model unet_128 --resolution 128 --batch-size 64 --repeats 1 --against tuned ;;
-    unet_32_32px) throughput 200 "$part" --model unet_32 --resolution 32 --batch-size 512 --repeats 2 --against tuned ;;
+    unet_128_128px) throughput 170 "$part" --model unet_128 --resolution 128 --batch-size 64 --repeats 1 --against tuned ;;
+    unet_32_32px) throughput 170 "$part" --model unet_32 --resolution 32 --batch-size 512 --repeats 2 --against tuned ;;
     flowers_64)
       # 4 GPUs had 16 images each.
       throughput 120 "$part" --model unet_128 --resolution 64 --batch-size 64 --repeats 1 --against
       flowers
       ;;
-    sampling) limited 80 "$part" "$python" benchmarks/sampling.py --model unet_32 --resolution 32 --images 64 --repeats 3 ;;
+    sampling) limited 60 "$part" "$python" benchmarks/sampling.py --model unet_32 --resolution 32 --images 64 --repeats 3 ;;
+    compiling) limited 100 "$part" "$python" benchmarks/compiling.py --model unet_32 --resolution 32 --batch-size 128 ;;
     checkpoint) limited 80 "$part" "$python" benchmarks/checkpoint.py --saves 3 ;;
-    startup) limited 90 "$part" "$python" benchmarks/startup.py --runs 1 ;;
+    startup) limited 70 "$part" "$python" benchmarks/startup.py --runs 1 ;;
     *)
       echo "no such part: $part" >&2
       failed+=("$part")

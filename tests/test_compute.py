@@ -17,7 +17,7 @@ from ddpm_train.trainer import BatchPlan
 WATCHED = str(ROOT / "tests/watched_train.py")
 CPU = torch.device("cpu")
 AUTO = ("train.mixed_precision=auto", "train.channels_last=auto", "train.attention=auto", "train.compile=auto")
-LARGE = ("dataset.resolution=16", "train.batch_size=1000", "train.max_steps=4", "evaluation=none", "tracker=none")
+LARGE = ("dataset.resolution=16", "train.batch_size=600", "train.max_steps=3", "evaluation=none", "tracker=none")
 
 
 def train_config(**values: object) -> Train:
@@ -145,34 +145,34 @@ def test_gradients_are_exchanged_once_a_step(cli: Cli) -> None:
 def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit_any_more(cli: Cli) -> None:
     cli.train(*LARGE, "name=reference")
     found = cli.run(
-        [sys.executable, WATCHED, "room=250", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto"], **LEAN
+        [sys.executable, WATCHED, "room=150", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto"], **LEAN
     )
     (batch,) = (line for line in found.splitlines() if line.startswith("  batch "))
     micro = int(batch.split("= ")[1].split(" x")[0])
-    assert micro < 1000 and f"{micro} x 1 process x {1000 // micro} accumulated" in batch
+    assert micro < 600 and f"{micro} x 1 process x {600 // micro} accumulated" in batch
     assert "out of memory" not in found
     cut = cli.run(
-        [sys.executable, WATCHED, "room_at_3=250", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto"], **LEAN
+        [sys.executable, WATCHED, "room_at_3=150", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto"], **LEAN
     )
-    assert "batch      1000 = 1000 x 1 process" in cut
-    assert "out of memory: goes on with micro-batches of 500" in cut
+    assert "batch      600 = 600 x 1 process" in cut
+    assert "out of memory: goes on with micro-batches of 300" in cut
     for name in ("found", "cut"):
         for record, expected in zip(cli.metrics(name), cli.metrics("reference"), strict=True):
             assert record["step"] == expected["step"]
             assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5)
             assert record["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-        reference, other = (weights(cli.output(run), step=4) for run in ("reference", name))
+        reference, other = (weights(cli.output(run), step=3) for run in ("reference", name))
         assert relative_difference(reference, other) < 1e-4
 
 
 def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
-    said = cli.run([sys.executable, WATCHED, "room_at_3=250", *TINY, *LARGE], expect=2, **LEAN)
+    said = cli.run([sys.executable, WATCHED, "room_at_3=150", *TINY, *LARGE], expect=2, **LEAN)
     assert "error: out of memory: " in said and "Traceback" not in said
     assert said.endswith("The same command with train.micro_batch_size=auto continues with the largest that fits\n")
 
 
 def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
-    command = [*launch_command(2)[:-1], WATCHED, "room_at_3=120", *TINY, *LARGE, "train.micro_batch_size=auto"]
+    command = [*launch_command(2)[:-1], WATCHED, "room_at_3=75", *TINY, *LARGE, "train.micro_batch_size=auto"]
     said = cli.run(command, expect=1, **LEAN)
     assert "error: out of memory: " in said
     assert "Start again with a number for train.micro_batch_size: the same command continues" in said
