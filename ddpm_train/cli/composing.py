@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_train.mistakes import did_you_mean
 from ddpm_train.validation import dotted
 
-_NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 _SEVERAL_AT_ONCE = ("tracker", "experiment")
 # Sections that may hold keys which no file names: the schema knows them.
 _OPEN_SECTIONS = ("sampler",)
@@ -51,7 +51,7 @@ def compose_job(
             groups.append(text)
     try:
         defaults = _compose(name, groups)
-    except _NOT_COMPOSED as error:
+    except NOT_COMPOSED as error:
         return Composition(lines + _blame(name, hydra, groups[len(hydra) :], error))
     usable = []
     for override, text in keys:
@@ -64,7 +64,7 @@ def compose_job(
             usable.append(opened(text))
     try:
         return Composition(lines, _compose(name, [*groups, *usable]), defaults)
-    except _NOT_COMPOSED as error:
+    except NOT_COMPOSED as error:
         return Composition(lines + _blame(name, groups, usable, error))
 
 
@@ -92,7 +92,7 @@ def _blame(name: str, common: list[str], suspects: list[str], error: Exception) 
     for text in suspects:
         try:
             _compose(name, [*common, text])
-        except _NOT_COMPOSED as reason:
+        except NOT_COMPOSED as reason:
             if text.startswith("+") and "Multiple values" in str(reason):
                 lines.append(f"{text}: chosen already; leave out the +")
             else:

@@ -1,0 +1,120 @@
+"""What starts the jobs of a sweep: processes of this machine, or one of Hydra's launchers.
+
+Ours are chosen as Hydra's are, with `hydra/launcher=`, and configured by `hydra.launcher.…`.
+"""
+
+import queue
+import socket
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobStatus
+from hydra.plugins.launcher import Launcher as HydraLauncher
+
+from ddpm_train.sweeps.devices import shares, visible_gpus
+from ddpm_train.sweeps.jobs import Job
+from ddpm_train.sweeps.sweep import Sweep
+
+# jobs at a time; null: one for each `num_processes` GPUs, on a CPU one. Each has its own share of the devices.
+_PROCESSES: dict[str, Any] = {"max_parallel": None}
+_ACCELERATE: dict[str, Any] = {
+    **_PROCESSES,
+    "num_processes": 1,  # of each job
+    "main_process_port": None,  # null: a free one for each job
+    "arguments": [],  # further ones of `accelerate launch`
+}
+
+
+class Launcher(Protocol):
+    def launch(self, jobs: Sequence[Job]) -> list[float]:
+        """Run jobs to their ends, or until asked to stop; returns their objectives, NaN where there is none."""
+
+
+class Processes:
+    """Each job is a process of this machine, with its own share of the devices; `hydra/launcher=processes`."""
+
+    def __init__(self, sweep: Sweep, *, max_parallel: int | None, num_processes: int = 1) -> None:
+        self._sweep = sweep
+        self._environments = shares(max_parallel, num_processes)
+
+    def launch(self, jobs: Sequence[Job]) -> list[float]:
+        free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        for environment in self._environments:
+            free.put(environment)
+
+        def run(job: Job) -> float:
+            environment = free.get()
+            try:
+                return self._run(job, environment)
+            finally:
+                free.put(environment)
+
+        with ThreadPoolExecutor(len(self._environments)) as threads:
+            return list(threads.map(run, jobs))
+
+    def _run(self, job: Job, environment: dict[str, str]) -> float:
+        command = [sys.executable, *self.launch_arguments(), *self._sweep.program(job.overrides)]
+        return self._sweep.run_job(job.folder, command, environment)
+
+    def launch_arguments(self) -> list[str]:
+        """What stands between Python and the program."""
+        return []
+
+
+class Accelerate(Processes):
+    """Each job is an `accelerate launch` of this machine; `hydra/launcher=accelerate`."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        *,
+        max_parallel: int | None,
+        num_processes: int,
+        main_process_port: int | None,
+        arguments: Sequence[str],
+    ) -> None:
+        super().__init__(sweep, max_parallel=max_parallel, num_processes=num_processes)
+        self._num_processes = num_processes
+        self._port = main_process_port
+        self._arguments = arguments
+
+    def launch_arguments(self) -> list[str]:
+        several = ["--multi_gpu"] if self._num_processes > 1 else []
+        return [
+            *("-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(self._num_processes)),
+            *("--main_process_port", str(self._port or _free_port()), "--mixed_precision", "no"),
+            *("--dynamo_backend", "no", *(several if visible_gpus() else ["--cpu"]), *self._arguments),
+        ]
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class FromHydra:
+    """One of Hydra's own launchers, which calls the sweep for each job, wherever that runs."""
+
+    def __init__(self, launcher: HydraLauncher) -> None:
+        self._launcher = launcher
+
+    def launch(self, jobs: Sequence[Job]) -> list[float]:
+        returned = self._launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+        return [each.return_value if each.status == JobStatus.COMPLETED else float("nan") for each in returned]
+
+
+OURS = {"processes": Processes, "accelerate": Accelerate}
+
+
+def register() -> None:
+    """Make ours known to Hydra by name."""
+    for group, name, node in (
+        ("launcher", "processes", _PROCESSES),
+        ("launcher", "accelerate", _ACCELERATE),
+        ("sweeper", "grid", {"params": {}}),  # choices by key, for a config that describes a sweep
+    ):
+        ConfigStore.instance().store(group=f"hydra/{group}", name=name, node=node, provider="ddpm-train")
