@@ -12,7 +12,7 @@ from ddpm_train.evaluation.plots import to_png
 from ddpm_train.sweeps.jobs import Row, varied_keys
 
 _COLUMNS = 4
-_MAX_PARAMETERS, _MAX_GRIDS = 8, 8
+_MAX_PARAMETERS, _MAX_GRIDS, _MAX_TICKS = 8, 8, 5
 _LOGARITHMIC_FROM = 10  # the largest value by the smallest
 
 
@@ -64,6 +64,10 @@ def _plot(axes: Axes, key: str, rows: Sequence[Row], objective: str) -> None:
         axes.scatter(numbers, heights)
         if numbers and min(numbers) > 0 and max(numbers) >= _LOGARITHMIC_FROM * min(numbers):
             axes.set_xscale("log")
+        if len(set(numbers)) <= _MAX_TICKS:
+            axes.set_xticks(numbers, texts)
+            axes.minorticks_off()
+    axes.margins(x=0.15)
     axes.set(xlabel=key, ylabel=objective)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
