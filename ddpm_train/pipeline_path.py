@@ -25,3 +25,13 @@ def path_mistakes(pipeline: str) -> Iterator[str]:
         siblings = [str(path.parent / other.name) for other in path.parent.iterdir()] if path.parent.is_dir() else []
         remedy = did_you_mean(pipeline, siblings) or " give a run, a model's folder, or a Hub repository (owner/name)"
         yield f"pipeline={pipeline}: no such folder;{remedy}"
+
+
+def run_of(pipeline: str) -> Path | None:
+    """The folder of the run that `pipeline` is, or is a checkpoint or the pipeline of; None: no run's."""
+    folder = Path(pipeline).expanduser()
+    if folder.name == "pipeline":
+        folder = folder.parent
+    elif folder.parent.name == "checkpoints":
+        folder = folder.parent.parent
+    return folder if (folder / "config.yaml").is_file() else None

@@ -83,6 +83,10 @@ class Cli:
         """`ddpm-sample ARGUMENTS`."""
         return self._forked("ddpm_train.cli.sample", arguments, expect, {})
 
+    def evaluate(self, *arguments: str, expect: int = 0, num_processes: int = 1, **environment: str) -> str:
+        """`ddpm-evaluate ARGUMENTS`."""
+        return self._forked("ddpm_train.cli.evaluate", arguments, expect, environment, num_processes)
+
     def _forked(
         self,
         module: str,

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["ddpm_train.cli.training", "ddpm_train.cli.sampling", "torch.utils.tensorboard"])
+_SERVER.set_forkserver_preload(
+    [*(f"ddpm_train.cli.{name}" for name in ("training", "sampling", "scoring")), "torch.utils.tensorboard"]
+)
 
 
 def run_forked(

@@ -16,6 +16,7 @@ MAP = [
     "samplers selection",
     "validation",
     "sample_config pipeline_path",
+    "evaluate_config",
     "seeding files ranks hub_access",
     "identity run_lock",
     "data",
@@ -65,7 +66,7 @@ def test_a_module_imports_only_from_above(path: Path) -> None:
 CHEAP = [
     *("config.py", "validation.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"),
     *("samplers.py", "selection.py", "measures.py", "sample_config.py", "pipeline_path.py", "hub_access.py"),
-    "cli/sample.py",
+    *("cli/sample.py", "evaluate_config.py", "evaluation/image_folder.py", "cli/evaluate.py"),
 ]
 
 

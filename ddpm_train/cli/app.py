@@ -229,7 +229,7 @@ def _choice_mistakes(overrides: list[Override], multirun: bool) -> Iterator[str]
 def _sweep_mistakes(jobs: Sequence[Sequence[str]], configs: list[dict[str, Any]], program: Program[C]) -> Iterator[str]:
     """Runs that share a folder would each go on where the one before it stopped."""
     folders = [config.get(program.output_key) for config in configs]
-    for folder in {folder: None for folder in folders if folders.count(folder) > 1}:
+    for folder in {folder: None for folder in folders if folder is not None and folders.count(folder) > 1}:
         swept = [texts[0].split("=")[0].lstrip("+") for texts in zip(*jobs, strict=True) if len(set(texts)) > 1]
         values = (f"hydra:runtime.choices.{key}" if isinstance(configs[0].get(key), dict) else key for key in swept)
         name = "_".join(["run", *(f"${{{value}}}" for value in values)])

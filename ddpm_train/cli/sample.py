@@ -33,7 +33,7 @@ def preflight(config: SampleConfig) -> Iterator[str]:
         if path is not None and not Path(path).expanduser().is_file():
             yield f"{key}={path}: no such file"
     if config.mixed_precision == "bf16":
-        yield from _precision_mistakes()
+        yield from precision_mistakes()
     yield from path_mistakes(config.pipeline)
     yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
     for name in config.compare.samplers:
@@ -48,7 +48,7 @@ def job(config: SampleConfig, values: dict[str, Any]) -> None:
     sample_images(config)
 
 
-def _precision_mistakes() -> Iterator[str]:
+def precision_mistakes() -> Iterator[str]:
     import torch
 
     if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):

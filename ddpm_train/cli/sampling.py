@@ -2,27 +2,21 @@
 
 import json
 import os
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate import PartialState
 
-from ddpm_train import exit_codes
 from ddpm_train.cli.console import Console
+from ddpm_train.cli.orderly import PATIENCE, orderly
 from ddpm_train.compute import Compute, device_name
 from ddpm_train.evaluation.grid import image_grid
 from ddpm_train.files import write_atomic
 from ddpm_train.loading import Model, load_model
-from ddpm_train.mistakes import Mistakes
-from ddpm_train.preemption import Stopped, StopRequest
 from ddpm_train.ranks import on_main
 from ddpm_train.sample_config import SampleConfig
 from ddpm_train.sampling import looks, pictures
@@ -31,8 +25,6 @@ from ddpm_train.sampling.folder import ImageFolder
 from ddpm_train.sampling.recipe import Recipe, build_recipe
 
 _GRID_IMAGES = 64
-# A process that has made its share waits for the others, however long they take; a dead one ends all at once.
-_PATIENCE = timedelta(days=30)
 
 
 def sample_images(config: SampleConfig) -> None:
@@ -41,30 +33,12 @@ def sample_images(config: SampleConfig) -> None:
     Raises:
         Mistakes: the model cannot be had, or cannot do this, or the output is another model's.
     """
-    stop = StopRequest()
-    diffusers.logging.set_verbosity_error()
-    try:
-        with torch.inference_mode():
-            _sample(config)
-    except Stopped:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"stopped ({stop.signal_name}); the same command makes what is missing", flush=True)
-        sys.exit(exit_codes.REQUEUE)
-    except Mistakes:
-        raise
-    except Exception:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # an orderly end would wait for the others
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-        raise
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    with orderly(again="the same command makes what is missing"):
+        _sample(config)
 
 
 def _sample(config: SampleConfig) -> None:
-    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True", timeout=_PATIENCE)
+    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True", timeout=PATIENCE)
     console = Console(state.is_main_process)
     on_main(lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights) and None)
     model = load_model(config.pipeline, revision=config.revision, weights=config.weights)

@@ -73,7 +73,7 @@ class FolderSource:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._paths = sorted(_image_files(root))
+        self._paths = sorted(image_files(root))
         if not self._paths:
             raise Mistakes(f"dataset.path={root}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
 
@@ -102,7 +102,7 @@ class FolderSource:
         return decoder(path)
 
 
-def _image_files(root: Path) -> Iterator[str]:
+def image_files(root: Path) -> Iterator[str]:
     """Paths relative to `root`. Links are followed, but no folder is entered twice: they may lead in circles."""
 
     def refuse(error: OSError) -> None:

@@ -23,7 +23,7 @@ from ddpm_train.diffusion.sampling import build_sampler, sample, step_arguments
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.features import BATCH_IMAGES, Extractor
 from ddpm_train.evaluation.reference import ReferenceFeatures
-from ddpm_train.evaluation.scores import DependsOn, Score, package_versions
+from ddpm_train.evaluation.scores import DependsOn, Reference, Score, package_versions
 from ddpm_train.evaluation.shards import fill_sharded
 from ddpm_train.measures import LOWER_IS_BETTER, score_name
 from ddpm_train.preemption import StopRequest
@@ -148,13 +148,7 @@ def score_features(
         reference: with its features, which only the main process has.
         depends_on: what is known of the images; the rest is filled in here.
     """
-    about = replace(
-        depends_on,
-        num_images=len(generated),
-        extractor=extractor.name,
-        reference=reference.described,
-        versions=depends_on.versions | {"extractor_weights": extractor.weights_hash},
-    )
+    depends_on = about(depends_on, len(generated), extractor, reference.described)
     real = reference.features
     neighbours = _precision_and_recall(generated, real) if {"precision", "recall"} & set(metrics) else {}
     scores = []
@@ -181,10 +175,21 @@ def score_features(
                 interval=interval,
                 lower_is_better=LOWER_IS_BETTER[metric],
                 warning="; ".join(filter(None, (warning, extractor.warning))) or None,
-                depends_on=about,
+                depends_on=depends_on,
             )
         )
     return scores
+
+
+def about(known: DependsOn, num_images: int, extractor: Extractor, reference: Reference) -> DependsOn:
+    """What is known of the images, and what they were compared with and by."""
+    return replace(
+        known,
+        num_images=num_images,
+        extractor=extractor.name,
+        reference=reference,
+        versions=known.versions | {"extractor_weights": extractor.weights_hash},
+    )
 
 
 def _fid(generated: Tensor, real: Tensor, rng: np.random.Generator) -> tuple[float, tuple[float, float]]:

@@ -84,20 +84,21 @@ class EfficientNetLite0(FeatureExtractorBase):
         _speed_up(self.network.eval())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 [N, 3, H, W] -> (float32 [N, 1280],)."""
+        """uint8 [N, 3, H, W] -> float32 [N, 1280], or [N, 1000] for logits."""
         x = functional.interpolate(
             images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True
         )
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
-        return (self.network.extract_features(x).mean(dim=(2, 3)),)
+        features = self.network.extract_features(x).mean(dim=(2, 3))
+        return tuple(self.network._fc(features) if name == "logits" else features for name in self.features_list)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        return ("1280",)
+        return ("1280", "logits")
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "1280"
+        return "logits" if metric == "isc" else "1280"
 
 
 class _CLIP(FeatureExtractorCLIP):
@@ -147,15 +148,18 @@ def extract(
     *,
     accelerator: Accelerator,
     stop: StopRequest,
+    before_batch: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Features of many images, float32 [count, D] on the CPU, shared over processes.
 
     Args:
         load: images by number, uint8 [B, C, H, W].
+        before_batch: is told how many images are done.
     """
 
     def compute(items: range, poll: Callable[[], None]) -> Tensor:
         poll()
+        before_batch(items.start)
         return extractor(load(items))
 
     results = torch.zeros(count, extractor.dimension, device=extractor.device)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def reference_features(
     cache_dir: Path | None,
     accelerator: Accelerator,
     stop: StopRequest,
+    before_batch: Callable[[int], None] = lambda done: None,
 ) -> ReferenceFeatures:
     """Features of all the images (centre crops, unflipped), from the cache if they were computed before.
 
@@ -49,6 +51,7 @@ def reference_features(
 
     Args:
         dataset, split: what the images were opened as; told in every score.
+        before_batch: is told how many images are done.
         cache_dir: where prepared images are kept; the features go into its folder `features`. None: the default.
     """
     described = describe(images, dataset, split)
@@ -65,6 +68,7 @@ def reference_features(
             len(images),
             accelerator=accelerator,
             stop=stop,
+            before_batch=before_batch,
         )
         if accelerator.is_main_process:
             _write(path, features)

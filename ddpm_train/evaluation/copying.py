@@ -1,0 +1,112 @@
+"""Whether samples copy training images: how near they come to them, against how near unseen real images come."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpm_train.evaluation import bootstrap
+from ddpm_train.evaluation.grid import image_grid
+
+# Nearer to a training image than all but this share of the held-out images are counts as a copy.
+QUANTILE = 0.01
+_SEED = 2020
+_CHUNK = 2048
+# Candidates by a fast distance that rounds; the nearest are found among them by an exact one.
+_SPARE_CANDIDATES = 4
+
+
+@dataclass(frozen=True)
+class Copying:
+    """How near the samples come to the training images.
+
+    Attributes:
+        copy_rate: the share of samples that are nearer to a training image than all but `QUANTILE` of the held-out
+            images; a model that has learned the distribution and not its examples comes out at `held_out_rate`.
+        interval: of the copy rate; covers the choice of samples and of held-out images.
+        held_out_rate: the same share of the held-out images themselves.
+        warning: why not to trust it.
+        closest: the samples that are nearest to a training image, nearest first, int64 [K].
+        neighbours: their nearest training images, int64 [K, n].
+        distances: from each sample to its nearest training image, float32 [N].
+    """
+
+    copy_rate: float
+    interval: tuple[float, float]
+    held_out_rate: float
+    warning: str | None
+    closest: Tensor
+    neighbours: Tensor
+    distances: Tensor
+
+    def to_json(self, extractor: str, picture: str) -> dict[str, Any]:
+        return {
+            "copy_rate": self.copy_rate,
+            "interval": list(self.interval),
+            "held_out_rate": self.held_out_rate,
+            "extractor": extractor,
+            "num_images": len(self.distances),
+            "picture": picture,
+        }
+
+
+def measure_copying(
+    generated: Tensor, training: Tensor, held_out: Tensor, *, num_shown: int = 16, num_neighbours: int = 5
+) -> Copying:
+    """Compare distances in feature space.
+
+    Args:
+        generated, training, held_out: features, float32 [N, D], [M, D] and [H, D] on the CPU.
+    """
+    rng = np.random.default_rng(_SEED)
+    num_neighbours = min(num_neighbours, len(training))
+    to_training, neighbours = nearest(generated, training, num_neighbours)
+    of_samples = to_training[:, 0].numpy()
+    of_held_out = nearest(held_out, training, 1)[0][:, 0].numpy()
+    threshold = np.quantile(of_held_out, QUANTILE)
+    resampled = np.quantile(rng.choice(of_held_out, (bootstrap.RESAMPLES, len(of_held_out))), QUANTILE, axis=1)
+    hits = np.array([(of_samples < each).sum() for each in resampled])
+    closest = torch.from_numpy(np.argsort(of_samples, kind="stable")[:num_shown].copy())
+    return Copying(
+        copy_rate=float((of_samples < threshold).mean()),
+        interval=bootstrap.ends(rng.beta(hits + 0.5, len(of_samples) - hits + 0.5)),
+        held_out_rate=float((of_held_out < threshold).mean()),
+        warning=_warning(len(held_out)),
+        closest=closest,
+        neighbours=neighbours[closest],
+        distances=to_training[:, 0],
+    )
+
+
+def nearest(features: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The nearest `count` of `among` for each row: distances float32 and numbers int64, both [N, count]."""
+    distances, numbers = [], []
+    for rows in features.split(_CHUNK):
+        candidates = torch.cdist(rows, among).topk(min(count + _SPARE_CANDIDATES, len(among)), largest=False).indices
+        exact = torch.stack([(among[own] - row).norm(dim=1) for row, own in zip(rows, candidates, strict=True)])
+        ordered = exact.sort(dim=1, stable=True)
+        distances.append(ordered.values[:, :count])
+        numbers.append(candidates.gather(1, ordered.indices[:, :count]))
+    return torch.cat(distances), torch.cat(numbers)
+
+
+def picture(samples: Tensor, neighbours: Sequence[Tensor]) -> Image.Image:
+    """A row for each sample: the sample, a gap, its nearest training images from the nearest on.
+
+    Args:
+        samples: uint8 [K, C, H, W].
+        neighbours: K times uint8 [n, C, H, W].
+    """
+    gap = torch.full_like(samples[:1], 255)
+    rows = [torch.cat((sample[None], gap, own)) for sample, own in zip(samples, neighbours, strict=True)]
+    return image_grid(torch.cat(rows), columns=len(rows[0]))
+
+
+def _warning(num_held_out: int) -> str | None:
+    if num_held_out * QUANTILE >= 1:
+        return None
+    return f"{num_held_out} held-out images do not show how near 1 in {1 / QUANTILE:.0f} comes; hold out more"

@@ -1,0 +1,97 @@
+"""Quality against cost: one score for each sampler and number of steps, in a table and a plot."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ddpm_train.evaluation.plots import plot_axes, to_png
+
+WITHIN = 0.05
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A sampler at a number of steps.
+
+    Attributes:
+        value: the score.
+        seconds_per_image: of one process, to sample; not to score.
+    """
+
+    sampler: str
+    num_inference_steps: int
+    value: float
+    interval: tuple[float, float] | None
+    seconds_per_image: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Rows of one score, such as "kid_efficientnet_lite0_n2048"."""
+
+    metric: str
+    lower_is_better: bool
+    rows: tuple[CostRow, ...]
+
+    def fewest_within(self) -> CostRow:
+        """The row with the fewest steps (then seconds) whose score is within 5 % of the many-step score.
+
+        The many-step score is the best among the rows with the most steps; a better score than that is within it.
+        """
+        most = max(row.num_inference_steps for row in self.rows)
+        sign = 1 if self.lower_is_better else -1
+        target = min(sign * row.value for row in self.rows if row.num_inference_steps == most)
+        within = [row for row in self.rows if sign * row.value <= target + WITHIN * abs(target)]
+        return min(within, key=lambda row: (row.num_inference_steps, row.seconds_per_image))
+
+    def to_json(self, picture: str) -> dict[str, Any]:
+        fewest = self.fewest_within()
+        return {
+            "metric": self.metric,
+            "rows": [asdict(row) for row in self.rows],
+            "fewest_within_5_percent": {
+                "sampler": fewest.sampler,
+                "num_inference_steps": fewest.num_inference_steps,
+            },
+            "picture": picture,
+        }
+
+    def table(self) -> list[str]:
+        """Lines for a person."""
+        fewest = self.fewest_within()
+        lines = [f"  {'sampler':<22}{'steps':>6}{'s/image':>10}  {self.metric}"]
+        for row in self.rows:
+            interval = f"  {row.interval[0]:.4g} … {row.interval[1]:.4g}" if row.interval else ""
+            mark = f"   <- fewest steps within {WITHIN:.0%} of the most" if row == fewest else ""
+            shown = f"{row.seconds_per_image:>10.4f}  {row.value:.4g}{interval}{mark}"
+            lines.append(f"  {row.sampler:<22}{row.num_inference_steps:>6}{shown}")
+        return lines
+
+    def to_png(self) -> bytes:
+        """The score over seconds for an image, a line for each sampler, steps beside the points."""
+        figure, axes = plot_axes("seconds for an image", self.metric)
+        for sampler in dict.fromkeys(row.sampler for row in self.rows):
+            _draw(axes, sampler, sorted((row for row in self.rows if row.sampler == sampler), key=_seconds))
+        fewest = self.fewest_within()
+        axes.plot(fewest.seconds_per_image, fewest.value, "o", markersize=14, fillstyle="none", color="0.3")
+        axes.set_xscale("log")
+        axes.legend()
+        return to_png(figure)
+
+
+def _seconds(row: CostRow) -> float:
+    return row.seconds_per_image
+
+
+def _draw(axes: Any, sampler: str, rows: Sequence[CostRow]) -> None:
+    values = [row.value for row in rows]
+    low = [row.value - (row.interval[0] if row.interval else row.value) for row in rows]
+    high = [(row.interval[1] if row.interval else row.value) - row.value for row in rows]
+    axes.errorbar([_seconds(row) for row in rows], values, yerr=[low, high], marker="o", capsize=3, label=sampler)
+    for row in rows:
+        axes.annotate(
+            str(row.num_inference_steps),
+            (row.seconds_per_image, row.value),
+            textcoords="offset points",
+            xytext=(6, 6),
+        )

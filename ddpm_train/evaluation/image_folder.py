@@ -1,0 +1,94 @@
+"""`pipeline=FOLDER`: images to be scored that were made by whatever. Imports no torch."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from PIL import Image
+
+from ddpm_train.data.decode import FORMATS
+from ddpm_train.data.sources import describe, image_files
+from ddpm_train.mistakes import Mistakes, as_written
+
+if TYPE_CHECKING:
+    from ddpm_train.config import Dataset
+    from ddpm_train.data.images import Images
+
+_OF_A_MODEL = ("model_index.json", "config.json", "config.yaml", "manifest.json", "checkpoints", "unet")
+_RECORD = "sampling.json"  # in what ddpm-sample leaves
+
+
+def image_folder(pipeline: str) -> Path | None:
+    """The folder of images that `pipeline` means, or None: a model."""
+    folder = Path(pipeline).expanduser()
+    if not folder.is_dir() or any((folder / name).exists() for name in _OF_A_MODEL):
+        return None
+    if (folder / _RECORD).exists():  # whose grid is a picture of the images, and none of them
+        folder = folder / "images"
+    return folder if next(image_files(folder), None) else None
+
+
+def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Images":
+    """The images as the dataset's are decoded.
+
+    Raises:
+        Mistakes: they are not all of the dataset's size, or some cannot be read.
+    """
+    from ddpm_train.data.loader import open_data
+
+    if lines := list(_size_mistakes(folder, dataset.resolution)):
+        raise Mistakes(*lines)
+    as_dataset = replace(
+        dataset,
+        source="folder",
+        path=str(folder),
+        validation_split=None,
+        validation_fraction=0.0,
+        crop="center",
+        cache="disk",
+        max_broken_fraction=1.0,
+    )
+    data = open_data(as_dataset, progress=progress)
+    if data.broken:
+        raise Mistakes(
+            f"pipeline={folder}: {len(data.broken)} images cannot be read ({describe(data.broken)}); "
+            "make them anew or remove them"
+        )
+    return data.train
+
+
+def made_by(pipeline: str) -> dict[str, Any]:
+    """Seed, sampler and steps of images that ddpm-sample made, as `DependsOn` has them; else nothing."""
+    record = Path(pipeline).expanduser() / _RECORD
+    if not record.exists():
+        return {}
+    values = json.loads(record.read_text())
+    name, *arguments = values["sampler"].split()
+    parsed = (argument.split("=", 1) for argument in arguments)
+    return {
+        "seed": values["seed"],
+        "sampler": {"name": name, **{key: yaml.safe_load(value) for key, value in parsed}},
+        "num_inference_steps": values["num_inference_steps"],
+    }
+
+
+def _size_mistakes(folder: Path, wanted: tuple[int, int]) -> Iterator[str]:
+    """By the headers alone. What has none is told later, with what else cannot be read."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for name in image_files(folder):
+        try:
+            with Image.open(folder / name, formats=FORMATS) as image:
+                sizes[image.height, image.width] += 1
+        except OSError:
+            continue
+    if len(sizes) > 1:
+        told = ", ".join(f"{count} of {height}x{width}" for (height, width), count in sizes.most_common(3))
+        yield f"pipeline={folder}: images of {len(sizes)} sizes ({told}); scores need one size"
+    elif sizes and wanted not in sizes:
+        ((height, width),) = sizes
+        resolution = as_written(height if height == width else (height, width))
+        yield f"pipeline={folder}: images of {height}x{width}; use dataset.resolution={resolution}"
