@@ -52,7 +52,7 @@ def compose_job(
     try:
         defaults = _compose(name, groups)
     except NOT_COMPOSED as error:
-        return Composition(lines + _blame(name, hydra, groups[len(hydra) :], error))
+        return Composition(lines + (blame(name, hydra, groups[len(hydra) :]) or [_unexplained(name, error)]))
     usable = []
     for override, text in keys:
         section = override.key_or_group.split(".")[0]
@@ -65,7 +65,7 @@ def compose_job(
     try:
         return Composition(lines, _compose(name, [*groups, *usable]), defaults)
     except NOT_COMPOSED as error:
-        return Composition(lines + _blame(name, groups, usable, error))
+        return Composition(lines + (blame(name, groups, usable) or [_unexplained(name, error)]))
 
 
 def opened(text: str) -> str:
@@ -86,7 +86,7 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     return values
 
 
-def _blame(name: str, common: list[str], suspects: list[str], error: Exception) -> list[str]:
+def blame(name: str, common: list[str], suspects: list[str]) -> list[str]:
     """A line for each override that Hydra cannot compose with the common ones."""
     lines = []
     for text in suspects:
@@ -97,7 +97,11 @@ def _blame(name: str, common: list[str], suspects: list[str], error: Exception) 
                 lines.append(f"{text}: chosen already; leave out the +")
             else:
                 lines.append(f"{text}: {_first_line(reason)}")
-    return lines or [f"--config-name={name}: {_first_line(error)}"]
+    return lines
+
+
+def _unexplained(name: str, error: Exception) -> str:
+    return f"--config-name={name}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

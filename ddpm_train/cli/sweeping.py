@@ -4,7 +4,6 @@ import importlib.util
 import itertools
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,18 +12,18 @@ from hydra import compose
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from ddpm_train.cli.composing import NOT_COMPOSED, opened
+from ddpm_train.cli.composing import NOT_COMPOSED, blame, compose_job, opened
 from ddpm_train.mistakes import Mistakes, did_you_mean
 from ddpm_train.selection import Criterion
 from ddpm_train.sweeps import launchers, naming
 from ddpm_train.sweeps.devices import visible_gpus
 from ddpm_train.sweeps.jobs import Job, conflict
-from ddpm_train.sweeps.sweep import Sweep
+from ddpm_train.sweeps.sweep import PlannedJob, Space, Sweep
 from ddpm_train.validation import Schema
 
 C = TypeVar("C")
@@ -33,9 +32,18 @@ C = TypeVar("C")
 _NAMES = ("name", "output_dir")
 # Jobs that differ in these could not be compared.
 _SAME_FOR_ALL = ("objective", "allow_change")
+# Choices that need a package, and the extra that brings it.
 _EXTRAS = {
-    "hydra/launcher=submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "hydra-submitit-launcher", "slurm"),
-    "hydra/launcher=submitit_local": ("hydra_plugins.hydra_submitit_launcher", "hydra-submitit-launcher", "slurm"),
+    "hydra/launcher=submitit_slurm": ("submitit", "slurm"),
+    "hydra/launcher=submitit_local": ("submitit", "slurm"),
+    "hydra/sweeper=optuna": ("optuna", "optuna"),
+}
+_UNKNOWN: Mapping[str, Any] = {
+    "choice": "grid",
+    "launcher": {},
+    "sweeper": {},
+    "sweep": {"dir": "sweeps"},
+    "name": "sweep",
 }
 
 
@@ -55,18 +63,11 @@ class Sweepable(Generic[C]):
 
 
 @dataclass(frozen=True)
-class PlannedJob:
-    """Its choices, and its overrides, as far as the command line tells them."""
-
-    choices: dict[str, str]
-    overrides: list[str]
-
-
-@dataclass(frozen=True)
 class Layout:
     """The jobs of a sweep.
 
     Attributes:
+        jobs: all of them, or with `space` examples, of each of its values one.
         folder: where their comparison stands; None: where the jobs' folders stand.
         num_processes: of each job.
     """
@@ -75,6 +76,7 @@ class Layout:
     folder: Path | None
     jobs: list[PlannedJob]
     num_processes: int
+    space: Space | None
 
 
 def with_defaults(overrides: Sequence[str]) -> list[str]:
@@ -93,26 +95,49 @@ def lay_out(config_name: str, overrides: list[Override]) -> Layout:
     """
     lines = list(_plugin_mistakes(overrides))
     texts = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-    hydra: Mapping[str, Any] = {}
-    if not lines:
-        with suppress(*NOT_COMPOSED):  # whatever it is, each job has it, and composing it tells
-            hydra = _hydra_section(config_name, texts)
-    overrides = _with_params(hydra, overrides)
-    lines += _variation_mistakes(overrides)
-    varied = [override.key_or_group for override in overrides if override.is_sweep_override()]
-    own_names = any(_names_apart(override) for override in overrides)
-    # Of Hydra's own keys some are the sweep's, and none a job's, save its number if it asks for that.
-    own = [override for override in overrides if not is_hydra(override)]
-    jobs = []
-    for number, job in enumerate(dict.fromkeys(itertools.product(*filter(None, map(discrete, own))))):
-        choices = naming.chosen(job, varied)
-        named = list(job) if own_names or not hydra or not choices else _named(job, choices, hydra)
-        numbered = [f"hydra.job.num={number}"] if any("${hydra:job.num}" in text for text in job) else []
-        jobs.append(PlannedJob(choices, [*named, *numbered]))
-    if hydra:
-        lines += _launcher_mistakes(hydra["launcher"])
-    folder = Path(hydra["sweep"]["dir"]) if hydra and not own_names and varied else None
-    return Layout(lines, folder, jobs, int(hydra.get("launcher", {}).get("num_processes") or 1))
+    hydra = _UNKNOWN
+    try:
+        hydra = _hydra_section(config_name, texts)
+    except NOT_COMPOSED:
+        # Composing the jobs tells what is wrong, unless it is the sweep's own.
+        groups, keys = ([text for text in texts if text.startswith(f"hydra{sign}")] for sign in "/.")
+        lines = lines or blame(config_name, groups, keys)
+    # Of Hydra's own keys some are the sweep's, and none a job's.
+    own = [override for override in _with_params(hydra, overrides) if not is_hydra(override)]
+    swept = [override for override in own if override.is_sweep_override()]
+    optimised = hydra["choice"] == "optuna"
+    lines += _variation_mistakes(overrides, own, optimised)
+    own_names = any(_names_apart(override) for override in own)
+
+    def job(texts: Sequence[str], number: int = 0) -> PlannedJob:
+        choices = naming.chosen(texts, [override.key_or_group for override in swept])
+        named = list(texts) if own_names or not choices else _named(texts, choices, hydra)
+        numbered = [f"hydra.job.num={number}"] if any("${hydra:job.num}" in text for text in texts) else []
+        return PlannedJob(choices, [*named, *numbered])
+
+    options = [options for override in own if (options := _examples(override) if optimised else discrete(override))]
+    together = _one_by_one(options) if optimised else list(itertools.product(*options))
+    jobs = [job(texts, number) for number, texts in enumerate(dict.fromkeys(together))]
+    if further := [*_launcher_mistakes(hydra["launcher"]), *_sweeper_mistakes(hydra["sweeper"])]:
+        return Layout(lines + further, None, jobs, 1, None)
+    folder = Path(hydra["sweep"]["dir"]) if swept and not own_names else None
+    fixed = [text for override in own if not override.is_sweep_override() for text in discrete(override)]
+    space = Space(swept, lambda texts: job([*fixed, *texts])) if optimised else None
+    return Layout(lines, folder, jobs, hydra["launcher"].get("num_processes", 1), space)
+
+
+def _examples(override: Override) -> list[str]:
+    """One override for each choice, and for the ends of an interval."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{override.get_key_element()}={end}" for end in (value.start, value.end)]
+    return discrete(override)
+
+
+def _one_by_one(options: list[list[str]]) -> list[tuple[str, ...]]:
+    """Each option with the first ones of the others."""
+    first = [texts[0] for texts in options]
+    return [(*first[:at], text, *first[at + 1 :]) for at, texts in enumerate(options) for text in texts]
 
 
 def preflight(sweeps: Sweepable[C], layout: Layout) -> Callable[[C], Iterator[str]]:
@@ -133,10 +158,14 @@ def plan(
         Mistakes: a job's folder holds another run.
     """
     jobs = [Job(job.choices, tuple(job.overrides), values) for job, values in zip(layout.jobs, configs, strict=True)]
-    if lines := [line for job in jobs if (line := conflict(job))]:
+    lines = [line for job in jobs if (line := conflict(job))]
+    criterion = sweeps.criterion(schema.parse(configs[0]))
+    if layout.space is not None and criterion is None:
+        lines.append("hydra/sweeper=optuna: the jobs have no objective; give objective=auto and an evaluation")
+    if lines:
         raise Mistakes(*lines)
     folder = layout.folder or jobs[0].folder.parent
-    return Sweep(sweeps.module, tuple(flags), folder, tuple(jobs), sweeps.criterion(schema.parse(configs[0])))
+    return Sweep(sweeps.module, tuple(flags), folder, tuple(jobs), layout.space, criterion)
 
 
 def carry_out(sweep: Sweep, config_name: str, overrides: list[str]) -> None:
@@ -155,7 +184,28 @@ def carry_out(sweep: Sweep, config_name: str, overrides: list[str]) -> None:
     else:
         context = HydraContext(hydra.config_loader, Callbacks(master))
         launcher = launchers.FromHydra(Plugins.instance().instantiate_launcher(context, sweep, master))
-    sweep.carry_out(launcher.launch)
+    space = sweep.space
+    if space is None:
+        sweep.carry_out(lambda: sweep.run_all(launcher.launch))
+    else:
+        settings: dict[str, Any] = OmegaConf.to_container(master.hydra.sweeper)  # type: ignore[assignment]
+        del settings["params"]
+        sweep.carry_out(lambda: _search(sweep, space, launcher, config_name, settings))
+
+
+def _search(
+    sweep: Sweep, space: Space, launcher: launchers.Launcher, config_name: str, settings: Mapping[str, Any]
+) -> list[Path]:
+    from ddpm_train.sweeps.search import Search, distribution  # an extra
+
+    def make_job(choices: Mapping[str, str]) -> Job:
+        planned = space.job([f"{key}={value}" for key, value in choices.items()])
+        composition = compose_job(config_name, [], planned.overrides, None)
+        return Job(planned.choices, tuple(planned.overrides), composition.values)
+
+    assert sweep.criterion is not None, "the plan sees to it"
+    distributions = {override.get_key_element(): distribution(override) for override in space.overrides}
+    return Search(sweep.folder, distributions, sweep.criterion, make_job, launcher, **settings).run()
 
 
 def _hydra_section(config_name: str, overrides: list[str]) -> Mapping[str, Any]:
@@ -163,12 +213,13 @@ def _hydra_section(config_name: str, overrides: list[str]) -> Mapping[str, Any]:
     parts = {"launcher": composed.hydra.launcher, "sweeper": composed.hydra.sweeper, "sweep": composed.hydra.sweep}
     section: dict[str, Any] = {key: OmegaConf.to_container(part, resolve=True) for key, part in parts.items()}
     section["name"] = composed.get("name", "sweep")
+    section["choice"] = composed.hydra.runtime.choices["hydra/sweeper"]
     return section
 
 
 def _with_params(hydra: Mapping[str, Any], overrides: list[Override]) -> list[Override]:
     """The overrides, with those of a config's `hydra.sweeper.params` that the command line does not give."""
-    params = hydra.get("sweeper", {}).get("params") or {}
+    params = hydra["sweeper"].get("params") or {}
     given = [override.key_or_group for override in overrides]
     further = [f"{key}={value}" for key, value in params.items() if key not in given]
     return [*overrides, *OverridesParser.create().parse_overrides(further)]
@@ -211,29 +262,48 @@ def _plugin_mistakes(overrides: list[Override]) -> Iterator[str]:
         group, choice = override.key_or_group, str(override.value())
         if group not in ("hydra/launcher", "hydra/sweeper") or override.is_sweep_override():
             continue
-        options = [name for name in loader.get_group_options(group) if name != "basic"]
-        extra = _EXTRAS.get(f"{group}={choice}")
-        if extra is not None and importlib.util.find_spec(extra[0].split(".")[0]) is None:
-            yield f"{group}={choice}: {extra[1]} is not installed; pip install 'ddpm-train[{extra[2]}]'"
-        elif choice not in options:
-            yield f"{group}={choice}: no such {group[6:]};{did_you_mean(choice, options)} (one of {', '.join(options)})"
+        extras = [name for name in _EXTRAS if name.startswith(group)]
+        options = sorted({f"{group}={name}" for name in loader.get_group_options(group)} | {*extras})
+        known = [option.partition("=")[2] for option in options if option != f"{group}=basic"]
+        package, extra = _EXTRAS.get(f"{group}={choice}", ("hydra", ""))
+        if choice not in known:
+            yield f"{group}={choice}: no such {group[6:]};{did_you_mean(choice, known)} (one of {', '.join(known)})"
+        elif importlib.util.find_spec(package) is None:
+            yield f"{group}={choice}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
 
 
-def _variation_mistakes(overrides: list[Override]) -> Iterator[str]:
-    """A line for each key that cannot vary, or not so."""
-    for override in overrides:
-        key, text = override.key_or_group, override.input_line
-        if not override.is_sweep_override():
-            continue
+def _variation_mistakes(given: list[Override], own: list[Override], optimised: bool) -> Iterator[str]:
+    """A line for each key that cannot vary, or not so.
+
+    Args:
+        given: what the command line varies.
+        own: what the jobs may.
+    """
+    for override in filter(Override.is_sweep_override, [*filter(is_hydra, given), *own]):
+        key, text, value = override.key_or_group, override.input_line, override.value()
+        start, end = (value.start or 0, value.end or 0) if isinstance(value, IntervalSweep) else (0, 1)
         if is_hydra(override):
             yield f"{text}: how a sweep is done cannot vary within it; give one value"
         elif key in _SAME_FOR_ALL:
             yield f"{text}: must be the same for all jobs, which could not be compared; give one value"
-        elif not override.is_discrete_sweep():
+        elif isinstance(value, IntervalSweep) and not optimised:
             yield (
                 f"{text}: only an optimiser can choose from an interval; add hydra/sweeper=optuna, "
                 f"or write {key}=A,B or range(A,B)"
             )
+        elif start >= end:
+            yield f"{text}: must go from a lower number to a higher one"
+        elif isinstance(value, IntervalSweep) and "log" in value.tags and start <= 0:
+            yield f"{text}: a logarithmic interval must begin above 0"
+    if optimised and not any(override.is_sweep_override() for override in own):
+        yield "hydra/sweeper=optuna: nothing to choose; write KEY=interval(A,B), KEY=tag(log,interval(A,B)) or KEY=A,B"
+
+
+def _sweeper_mistakes(sweeper: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("num_trials", "num_startup_trials"):
+        value = sweeper.get(key, 1)
+        if not (type(value) is int and value > 0):
+            yield f"hydra.sweeper.{key}={value}: must be a whole number above 0"
 
 
 def _launcher_mistakes(launcher: Mapping[str, Any]) -> Iterator[str]:

@@ -28,7 +28,21 @@ _ACCELERATE: dict[str, Any] = {
 }
 
 
+_GRID: dict[str, Any] = {"params": {}}  # choices by key, for a config that describes a sweep
+_OPTUNA: dict[str, Any] = {
+    **_GRID,
+    "num_trials": 20,  # in all; more of them go on where fewer ended
+    "num_startup_trials": 5,  # at random, before the search learns from them
+    "seed": 0,
+    "prune": True,  # end a job early that is worse, at an evaluation, than the median of the others there
+}
+
+
 class Launcher(Protocol):
+    @property
+    def places(self) -> int:
+        """How many jobs run at a time."""
+
     def launch(self, jobs: Sequence[Job]) -> list[float]:
         """Run jobs to their ends, or until asked to stop; returns their objectives, NaN where there is none."""
 
@@ -38,26 +52,22 @@ class Processes:
 
     def __init__(self, sweep: Sweep, *, max_parallel: int | None, num_processes: int = 1) -> None:
         self._sweep = sweep
-        self._environments = shares(max_parallel, num_processes)
+        self._free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        for environment in shares(max_parallel, num_processes):
+            self._free.put(environment)
+        self.places = self._free.qsize()
 
     def launch(self, jobs: Sequence[Job]) -> list[float]:
-        free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-        for environment in self._environments:
-            free.put(environment)
+        with ThreadPoolExecutor(self.places) as threads:
+            return list(threads.map(self._run, jobs))
 
-        def run(job: Job) -> float:
-            environment = free.get()
-            try:
-                return self._run(job, environment)
-            finally:
-                free.put(environment)
-
-        with ThreadPoolExecutor(len(self._environments)) as threads:
-            return list(threads.map(run, jobs))
-
-    def _run(self, job: Job, environment: dict[str, str]) -> float:
-        command = [sys.executable, *self.launch_arguments(), *self._sweep.program(job.overrides)]
-        return self._sweep.run_job(job.folder, command, environment)
+    def _run(self, job: Job) -> float:
+        environment = self._free.get()
+        try:
+            command = [sys.executable, *self.launch_arguments(), *self._sweep.program(job.overrides)]
+            return self._sweep.run_job(job.folder, command, environment)
+        finally:
+            self._free.put(environment)
 
     def launch_arguments(self) -> list[str]:
         """What stands between Python and the program."""
@@ -99,6 +109,8 @@ def _free_port() -> int:
 class FromHydra:
     """One of Hydra's own launchers, which calls the sweep for each job, wherever that runs."""
 
+    places = 1  # it takes many jobs at once and returns when all have ended
+
     def __init__(self, launcher: HydraLauncher) -> None:
         self._launcher = launcher
 
@@ -115,6 +127,7 @@ def register() -> None:
     for group, name, node in (
         ("launcher", "processes", _PROCESSES),
         ("launcher", "accelerate", _ACCELERATE),
-        ("sweeper", "grid", {"params": {}}),  # choices by key, for a config that describes a sweep
+        ("sweeper", "grid", _GRID),
+        ("sweeper", "optuna", _OPTUNA),
     ):
         ConfigStore.instance().store(group=f"hydra/{group}", name=name, node=node, provider="ddpm-train")

@@ -54,10 +54,10 @@ def _row(folder: Path, criterion: Criterion | None) -> Row | None:
     return Row(folder, record, objective_of(folder), result["best_step"])
 
 
-def _rank(row: Row, criterion: Criterion | None) -> tuple[bool, float, str]:
+def _rank(row: Row, criterion: Criterion | None) -> tuple[bool, float]:
     sign = 1 if criterion is None or criterion.lower_is_better else -1
     missing = math.isnan(row.objective)
-    return missing, 0.0 if missing else sign * row.objective, str(row.folder)
+    return missing, 0.0 if missing else sign * row.objective
 
 
 def _cells(rows: list[Row]) -> tuple[list[str], list[list[object]]]:

@@ -1,11 +1,13 @@
 """A sweep: its jobs, how each is started, and in which folder their comparison stands."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from ddpm_train import exit_codes
@@ -16,6 +18,27 @@ from ddpm_train.sweeps.summary import summarize
 
 
 @dataclass(frozen=True)
+class PlannedJob:
+    """Its choices, and its overrides, as far as the command line tells them."""
+
+    choices: dict[str, str]
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What an optimiser draws jobs from.
+
+    Attributes:
+        overrides: those that it chooses values for.
+        job: the overrides of a job, of one text for each of these.
+    """
+
+    overrides: list[Override]
+    job: Callable[[Sequence[str]], PlannedJob]
+
+
+@dataclass(frozen=True)
 class Sweep:
     """What Hydra's sweepers and launchers are given as their task: it runs a job in a process of its own.
 
@@ -23,7 +46,8 @@ class Sweep:
         module: the program of a job, as `python -m` takes it.
         flags: for the program, besides a job's overrides.
         folder: where the comparison of the jobs stands.
-        jobs: those known beforehand.
+        jobs: all of them, or with `space` examples.
+        space: of a search.
         criterion: what they are compared by.
     """
 
@@ -31,6 +55,7 @@ class Sweep:
     flags: tuple[str, ...]
     folder: Path
     jobs: tuple[Job, ...]
+    space: Space | None
     criterion: Criterion | None
 
     def __call__(self, composed: DictConfig) -> float:
@@ -44,22 +69,20 @@ class Sweep:
 
     def run_job(self, folder: Path, command: Sequence[str], environment: dict[str, str]) -> float:
         """Run a job to its end, in the open; returns its objective, NaN without one."""
+        if JOBS.stopping:
+            return math.nan
         gpus = environment.get("CUDA_VISIBLE_DEVICES")
         print(f"started   {folder.name}{f' (GPU {gpus})' if gpus else ''}", flush=True)
         record = JOBS.run(folder, command, environment)
         value = objective_of(folder)
-        number = f" {self.criterion.name} {value:.4g}" if self.criterion and value == value else ""
+        number = f" {self.criterion.name} {value:.4g}" if self.criterion and not math.isnan(value) else ""
         print(f"{record.status:<9} {folder.name}:{number} after {duration(record.seconds)}", flush=True)
         if record.status in ("failed", "diverged"):
             print(f"          {complaint(folder / LOG)}", flush=True)
         return value
 
-    def carry_out(self, launch: Callable[[list[Job]], object]) -> None:
-        """Run the jobs that have not ended, and compare all. Leaves with code 75 if asked to stop, 1 if any failed.
-
-        Args:
-            launch: runs jobs.
-        """
+    def run_all(self, launch: Callable[[list[Job]], object]) -> list[Path]:
+        """Run the jobs that have not ended; returns the folders of all."""
         remaining = []
         for job in self.jobs:
             before = read_record(job.folder) or Record(job.choices, "waiting")
@@ -68,10 +91,18 @@ class Sweep:
             else:
                 remaining.append(job)
             replace(before, status=ended or "waiting").write(job.folder)
+        if remaining:
+            launch(remaining)
+        return [job.folder for job in self.jobs]
+
+    def carry_out(self, run: Callable[[], list[Path]]) -> None:
+        """Run the jobs and compare them. Leaves with code 75 if asked to stop, with 1 if any failed.
+
+        Args:
+            run: runs them; returns their folders.
+        """
         with signals_reach_the_jobs():
-            if remaining:
-                launch(remaining)
-            folders = [job.folder for job in self.jobs]
+            folders = run()
             summarize(self.folder, folders, self.criterion)
         statuses = {record.status for folder in folders if (record := read_record(folder))}
         if statuses & {"stopped", "waiting", "running"}:
