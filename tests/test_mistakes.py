@@ -1,6 +1,7 @@
 """Whatever a user gets wrong is told before anything slow starts: all of it at once, one line each, exit code 2."""
 
 import importlib.util
+import socket
 import sys
 
 import pytest
@@ -292,6 +293,24 @@ def test_what_is_wrong_is_told_in_one_line(cli: Cli, command: str) -> None:
 )
 def test_the_batch_divides_over_the_processes(cli: Cli, overrides: list[str], line: str) -> None:
     assert mistakes(cli, *overrides, WORLD_SIZE="3", RANK="0") == [line]
+
+
+def test_what_a_launcher_of_jobs_cannot_have(cli: Cli) -> None:
+    launch = ("--multirun", "seed=1,2", "hydra/launcher=accelerate")
+    assert mistakes(cli, *launch, "hydra.launcher.num_processes=3", CUDA_VISIBLE_DEVICES="0,1") == [
+        "hydra.launcher.num_processes=3: more than the 2 GPUs here; use at most 2"
+    ]
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        given = f"hydra.launcher.main_process_port={port}"
+        assert mistakes(cli, *launch, given, CUDA_VISIBLE_DEVICES="") == [
+            f"{given}: taken by another process; leave it out for a free one"
+        ]
+    assert mistakes(cli, *launch, given, "hydra.launcher.max_parallel=2", CUDA_VISIBLE_DEVICES="") == [
+        f"{given}: one port for several jobs at a time; leave it out"
+    ]
 
 
 def test_only_the_first_process_speaks(cli: Cli) -> None:

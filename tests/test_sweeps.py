@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing import data_provider, plugin_event_mul
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
+from ddpm_train.sweeps.devices import shares
 from ddpm_train.sweeps.naming import MAX_LENGTH, chosen, folder_name
 
 # What a job's config may be that the command line of TINY leaves open.
@@ -82,7 +84,7 @@ def test_a_failed_or_diverged_job_does_not_end_the_sweep(swept: tuple[Cli, str])
 
 def test_a_sweep_is_drawn(swept: tuple[Cli, str]) -> None:
     with Image.open(swept[0].folder / "sweeps/trial/sweep.png") as picture:
-        assert picture.width >= 300 and picture.height >= 600  # a plot above a grid
+        assert picture.width >= 300 and picture.height >= 150  # a plot above a grid
         assert len(picture.convert("L").getcolors(2**16) or []) > 10
 
 
@@ -136,7 +138,7 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") ->
 
 def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     """Its jobs differ in precision, which one process could not change."""
-    command = [sys.executable, "-m", "ddpm_train.cli.train", *TINY, "train.max_steps=600", "tracker=none"]
+    command = [sys.executable, "-m", "ddpm_train.cli.train", *TINY, "train.max_steps=150", "tracker=none"]
     command += ["--multirun", "train.mixed_precision=no,bf16", "evaluation.every_steps=null"]
     first, second = (cli.folder / f"sweeps/default/train.mixed_precision={choice}" for choice in ("no", "bf16"))
     process = cli.start(command)
@@ -146,18 +148,80 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     assert process.returncode == 75, said
     assert "stopping (SIGTERM): the jobs save" in said and "the same command continues" in said
     saved = [int(path.name.removeprefix("step_")) for path in (first / "checkpoints").iterdir()]
-    assert len(saved) == 1 and 0 < saved[0] < 600
+    assert len(saved) == 1 and 0 < saved[0] < 150
     assert [line["status"] for line in table(cli.folder / "sweeps/default").values()] == ["stopped", "waiting"]
 
     said = cli.train(*command[3 + len(TINY) :])
     assert f"resumes at step {saved[0]}" in (first / "job.log").read_text()
     assert "bf16 on cpu" in (second / "job.log").read_text() and "fp32 on cpu" in (first / "job.log").read_text()
-    assert [result(job)["step"] for job in (first, second)] == [600, 600]
+    assert [result(job)["step"] for job in (first, second)] == [150, 150]
     lines = table(cli.folder / "sweeps/default")
     assert [line["status"] for line in lines.values()] == ["finished", "finished"]
     assert [float(line["objective"]) for line in lines.values()] == sorted(
         result(job)["value"] for job in (first, second)
     )
+
+
+def test_a_job_of_several_processes(cli: Cli) -> None:
+    """`accelerate launch` ends with code 1 whatever the run's own was; the sweep knows better."""
+    launch = ("hydra/launcher=accelerate", "hydra.launcher.num_processes=2")
+    said = cli.train("--multirun", *launch, "optimizer.weight_decay=choice(1e30)", *QUICK, CUDA_VISIBLE_DEVICES="")
+    job = cli.folder / "sweeps/default/optimizer.weight_decay=1e+30"
+    assert "16 = 8 x 2 processes" in (job / "job.log").read_text()
+    assert [line["status"] for line in table(job.parent).values()] == ["diverged"]
+    assert "error: the loss or gradient is not finite" in said
+
+
+def test_each_place_has_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,GPU-7,5")
+    taken = [share["CUDA_VISIBLE_DEVICES"] for share in shares(None, 2)]
+    assert taken == ["0,2", "GPU-7,5"]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares(6, 1)] == ["0", "2", "GPU-7", "5", "0", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    threads = [int(share["OMP_NUM_THREADS"]) for share in shares(2, 1)]
+    assert len(threads) == 2 and threads[0] == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert len(shares(None, 1)) == 1
+
+
+def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
+    """Two choices of which the second is the worse; the seed draws them in this order."""
+    command = ["--multirun", "hydra/sweeper=optuna", "optimizer.lr=0.001,1e-9", "hydra.sweeper.num_trials=2"]
+    command += ["hydra.sweeper.num_startup_trials=1", "hydra.sweeper.seed=SEED", "tracker=none"]
+    command += ["train.max_steps=300", "evaluation.every_steps=20"]
+    good, bad = (cli.folder / f"sweeps/default/optimizer.lr={lr}" for lr in ("0.001", "1e-09"))
+    process = cli.start([sys.executable, "-m", "ddpm_train.cli.train", *TINY, *command])
+    wait_for((good / "metrics.jsonl").exists, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and not bad.exists(), said
+    cli.train(*command)
+    assert "resumes at step" in (good / "job.log").read_text()
+    assert result(good)["step"] == 300
+    lines = table(cli.folder / "sweeps/default")
+    assert [(name, line["status"]) for name, line in lines.items()] == [(good.name, "finished"), (bad.name, "pruned")]
+    storage = JournalStorage(JournalFileBackend(str(good.parent / "optuna.journal")))
+    finished, pruned = optuna.load_study(study_name="sweep", storage=storage).trials
+    assert finished.value == result(good)["value"] and pruned.state == optuna.trial.TrialState.PRUNED
+    assert (bad / "checkpoints").is_dir() and not (bad / "result.json").exists()
+
+
+def test_a_requeued_job_goes_on(cli: Cli) -> None:
+    """submitit warns its process and, as Slurm does, all that it has started; then starts the job again."""
+    command = ["--multirun", "hydra/launcher=submitit_local", "seed=choice(3)", "train.max_steps=150", "tracker=none"]
+    process = cli.start([sys.executable, "-m", "ddpm_train.cli.train", *TINY, *command])
+    job = cli.folder / "sweeps/default/seed=3"
+    wait_for((job / "metrics.jsonl").exists, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    (task,) = (each for each in family if "submitit.core._submit" in each.cmdline())
+    for each in [task, *task.children()]:
+        each.send_signal(signal.SIGUSR2)
+    said, complaints = process.communicate(timeout=240)
+    assert process.returncode == 0, said + complaints
+    log = (job / "job.log").read_text()
+    assert "stopped (SIG" in log and "resumes at step" in log
+    assert result(job)["step"] == 150
+    assert [line["status"] for line in table(job.parent).values()] == ["finished"]
 
 
 def test_names() -> None:

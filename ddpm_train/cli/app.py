@@ -59,7 +59,7 @@ class Program(Generic[C]):
 
 def run(program: Program[C]) -> None:
     """Compose the command line's config with Hydra and hand it to the program's job, typed and checked."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
         signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
     parser = get_args_parser()

@@ -1,8 +1,9 @@
-"""Which devices and threads each of the jobs that run side by side has for itself. Asks no torch."""
+"""Which devices and threads each of the jobs that run side by side has for itself. Imports no torch."""
 
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 
 
@@ -33,3 +34,23 @@ def shares(max_parallel: int | None, num_processes: int) -> list[dict[str, str]]
         return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}] * count
     in_turn = itertools.cycle(gpus)
     return [{"CUDA_VISIBLE_DEVICES": ",".join(itertools.islice(in_turn, num_processes))} for _ in range(count)]
+
+
+def accelerate_launch(num_processes: int, port: int | None = None) -> list[str]:
+    """What stands between Python and a program for it to run in so many processes, with a GPU each if there are any.
+
+    Args:
+        port: where they meet; None: one that is free.
+    """
+    several = ["--multi_gpu"] if num_processes > 1 else []
+    return [
+        *("-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(num_processes)),
+        *("--main_process_port", str(port or _free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(several if visible_gpus() else ["--cpu"]),
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -4,7 +4,6 @@ Ours are chosen as Hydra's are, with `hydra/launcher=`, and configured by `hydra
 """
 
 import queue
-import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher as HydraLauncher
 
-from ddpm_train.sweeps.devices import shares, visible_gpus
+from ddpm_train.sweeps.devices import accelerate_launch, shares
 from ddpm_train.sweeps.jobs import Job
 from ddpm_train.sweeps.sweep import Sweep
 
@@ -92,18 +91,7 @@ class Accelerate(Processes):
         self._arguments = arguments
 
     def launch_arguments(self) -> list[str]:
-        several = ["--multi_gpu"] if self._num_processes > 1 else []
-        return [
-            *("-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(self._num_processes)),
-            *("--main_process_port", str(self._port or _free_port()), "--mixed_precision", "no"),
-            *("--dynamo_backend", "no", *(several if visible_gpus() else ["--cpu"]), *self._arguments),
-        ]
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+        return [*accelerate_launch(self._num_processes, self._port), *self._arguments]
 
 
 class FromHydra:
@@ -115,6 +103,7 @@ class FromHydra:
         self._launcher = launcher
 
     def launch(self, jobs: Sequence[Job]) -> list[float]:
+        print(f"handed {len(jobs)} jobs to {type(self._launcher).__name__}", flush=True)
         returned = self._launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
         return [each.return_value if each.status == JobStatus.COMPLETED else float("nan") for each in returned]
 

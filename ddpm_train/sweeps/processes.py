@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,7 @@ from ddpm_train.run_lock import read_holder
 from ddpm_train.sweeps.jobs import Record, Status, read_record
 
 LOG = "job.log"
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 # Names the file that a job's main process leaves its exit code in: `accelerate launch` puts its own 1 in its place.
 EXIT_CODE_FILE = "DDPM_TRAIN_EXIT_CODE_FILE"
 
@@ -132,10 +133,32 @@ def signals_reach_the_jobs() -> Iterator[None]:
         if not JOBS.stop():
             sys.exit(exit_codes.REQUEUE)
 
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    handlers = [signal.signal(number, hand_on) for number in numbers]
+    with _handled(hand_on):
+        yield
+
+
+@contextmanager
+def signals_wait_for_the_jobs() -> Iterator[None]:
+    """Signals ask the jobs to save and leave; whoever handles them otherwise does so when they have left."""
+    came: list[tuple[int, FrameType | None]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append((number, frame))
+        JOBS.stop()
+
+    with _handled(note):
+        yield
+    for number, frame in came[:1]:
+        handler = signal.getsignal(number)
+        if callable(handler):
+            handler(number, frame)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

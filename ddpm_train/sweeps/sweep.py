@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from ddpm_train import exit_codes
 from ddpm_train.selection import Criterion
+from ddpm_train.sweeps.devices import accelerate_launch, visible_gpus
 from ddpm_train.sweeps.jobs import Job, Record, end_of, objective_of, read_record
-from ddpm_train.sweeps.processes import JOBS, LOG, complaint, signals_reach_the_jobs
+from ddpm_train.sweeps.processes import JOBS, LOG, complaint, signals_reach_the_jobs, signals_wait_for_the_jobs
 from ddpm_train.sweeps.summary import summarize
 
 
@@ -59,9 +60,15 @@ class Sweep:
     criterion: Criterion | None
 
     def __call__(self, composed: DictConfig) -> float:
-        """Run the job that Hydra has composed; a launcher calls this that knows nothing of sweeps, elsewhere."""
+        """Run the job that Hydra has composed, with all GPUs there are, for launchers whose jobs are functions.
+
+        Whoever wants to be told before the job is killed, such as submitit to requeue it, is told once it has saved.
+        """
         overrides = list(HydraConfig.get().overrides.task)
-        return self.run_job(Path(composed.output_dir), [sys.executable, *self.program(overrides)], {})
+        gpus = visible_gpus()
+        launch = accelerate_launch(len(gpus)) if len(gpus) > 1 else []
+        with signals_wait_for_the_jobs():
+            return self.run_job(Path(composed.output_dir), [sys.executable, *launch, *self.program(overrides)], {})
 
     def program(self, overrides: Sequence[str]) -> list[str]:
         """The arguments of Python, or of a launcher of Python programs, that run a job."""
