@@ -31,6 +31,7 @@ MAP = [
     "metrics trackers",
     "trainer",
     "api",
+    "sweeps",
     "cli",
 ]
 LEVEL = {name: level for level, line in enumerate(MAP) for name in line.split()}
@@ -67,6 +68,8 @@ CHEAP = [
     *("config.py", "validation.py", "mistakes.py", "cli/app.py", "cli/train.py", "data/sources.py"),
     *("samplers.py", "selection.py", "measures.py", "sample_config.py", "pipeline_path.py", "hub_access.py"),
     *("cli/sample.py", "evaluate_config.py", "evaluation/image_folder.py", "cli/evaluate.py"),
+    "cli/sweeping.py",
+    *(f"sweeps/{name}.py" for name in ("sweep", "jobs", "processes", "launchers", "devices", "summary", "naming")),
 ]
 
 

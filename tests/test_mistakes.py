@@ -5,6 +5,7 @@ import socket
 import sys
 
 import pytest
+import yaml
 from conftest import ROOT, Cli
 
 BLOCKS = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D"
@@ -220,6 +221,7 @@ TABLE = {
         "optimizer.lr=interval(1,2): only an optimiser can choose from an interval; add hydra/sweeper=optuna, "
         "or write optimizer.lr=A,B or range(A,B)"
     ],
+    "--multirun seed=1,2 --cfg job": ["--cfg: not of a whole sweep; leave out --multirun"],
     "--multirun seed=1,2 name=a_${train.batch_size}": [
         "output_dir=outputs/a_64: the same for 2 runs of the sweep; name them apart, such as name='run_${seed}'"
     ],
@@ -293,6 +295,15 @@ def test_what_is_wrong_is_told_in_one_line(cli: Cli, command: str) -> None:
 )
 def test_the_batch_divides_over_the_processes(cli: Cli, overrides: list[str], line: str) -> None:
     assert mistakes(cli, *overrides, WORLD_SIZE="3", RANK="0") == [line]
+
+
+def test_a_search_space_in_a_file_is_checked(cli: Cli) -> None:
+    space = {"train.batch_size": "8,abc", "optimizer.lr": "tag(log,interval(1e-5,1e-2))"}
+    file = cli.folder / "mine/experiment/space.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\n" + yaml.safe_dump({"hydra": {"sweeper": {"params": space}}}))
+    search = ("--multirun", "--config-dir", "mine", "experiment=space", "hydra/sweeper=optuna")
+    assert mistakes(cli, *search) == ["train.batch_size=abc: must be a whole number"]
 
 
 def test_what_a_launcher_of_jobs_cannot_have(cli: Cli) -> None:

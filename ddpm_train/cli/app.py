@@ -146,9 +146,7 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
         lines += _choice_mistakes(overrides, arguments.multirun)
         several = [override for override in overrides if not override.is_sweep_override() or arguments.multirun]
         jobs = [list(job) for job in itertools.product(*map(sweeping.discrete, several))]
-    preflight = program.preflight
-    if layout and program.sweeps:
-        preflight = sweeping.preflight(program.sweeps, layout)
+    preflight = sweeping.preflight(program.sweeps, layout) if layout and program.sweeps else program.preflight
     compositions = [
         compose_job(arguments.config_name, [f"hydra.job.num={number}"], overrides, program.groups)
         for number, overrides in enumerate(jobs)
@@ -165,14 +163,18 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
     if layout is None or program.sweeps is None:
         GlobalHydra.instance().clear()
         return None
+    configs = [composition.values for composition in compositions]
+    return sweeping.plan(program.sweeps, program.schema, layout, configs, _given_flags(arguments, program))
+
+
+def _given_flags(arguments: argparse.Namespace, program: Program[C]) -> list[str]:
+    """The flags that say where the configs are, as far as they are not the program's own."""
     flags = {
         "--config-path": arguments.config_path if arguments.config_path != str(CONF) else None,
         "--config-name": arguments.config_name if arguments.config_name != program.config_name else None,
         "--config-dir": arguments.config_dir,
     }
-    given = [f"{flag}={value}" for flag, value in flags.items() if value is not None]
-    configs = [composition.values for composition in compositions]
-    return sweeping.plan(program.sweeps, program.schema, layout, configs, given)
+    return [f"{flag}={value}" for flag, value in flags.items() if value is not None]
 
 
 def _open_configs(config_path: str, config_dir: str | None) -> None:
@@ -201,6 +203,9 @@ def _flag_mistakes(arguments: argparse.Namespace, unknown: list[str], program: P
             f"--config-name={arguments.config_name}: no such file in {places};"
             f"{did_you_mean(arguments.config_name, names)}"
         ).rstrip(";")
+    for flag in ("cfg", "info", "run"):
+        if arguments.multirun and getattr(arguments, flag):
+            yield f"--{flag}: not of a whole sweep; leave out --multirun"
     if arguments.multirun and (count := cpu_processes.num_processes()) > 1:
         remedy = f" with hydra/launcher=accelerate hydra.launcher.num_processes={count}" if program.sweeps else ""
         yield f"--multirun: each of {count} processes would sweep; start it without a launcher{remedy}"

@@ -1,8 +1,6 @@
 """Plans a sweep before anything of it starts: its jobs, their folders and names, and what is wrong with them."""
 
-import importlib.util
 import itertools
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,16 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from ddpm_train.cli.composing import NOT_COMPOSED, blame, compose_job, opened
-from ddpm_train.mistakes import Mistakes, did_you_mean
+from ddpm_train.cli.sweep_mistakes import (
+    is_hydra,
+    launcher_mistakes,
+    plugin_mistakes,
+    sweeper_mistakes,
+    variation_mistakes,
+)
+from ddpm_train.mistakes import Mistakes
 from ddpm_train.selection import Criterion
 from ddpm_train.sweeps import launchers, naming
-from ddpm_train.sweeps.devices import visible_gpus
 from ddpm_train.sweeps.jobs import Job, conflict
 from ddpm_train.sweeps.sweep import PlannedJob, Space, Sweep
 from ddpm_train.validation import Schema
@@ -30,14 +34,6 @@ C = TypeVar("C")
 
 # The keys that name a run; a sweep gives them unless the command varies them itself.
 _NAMES = ("name", "output_dir")
-# Jobs that differ in these could not be compared.
-_SAME_FOR_ALL = ("objective", "allow_change")
-# Choices that need a package, and the extra that brings it.
-_EXTRAS = {
-    "hydra/launcher=submitit_slurm": ("submitit", "slurm"),
-    "hydra/launcher=submitit_local": ("submitit", "slurm"),
-    "hydra/sweeper=optuna": ("optuna", "optuna"),
-}
 _UNKNOWN: Mapping[str, Any] = {
     "choice": "grid",
     "launcher": {},
@@ -93,7 +89,7 @@ def lay_out(config_name: str, overrides: list[Override]) -> Layout:
     Args:
         overrides: the command line's, parsed.
     """
-    lines = list(_plugin_mistakes(overrides))
+    lines = list(plugin_mistakes(overrides))
     texts = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     hydra = _UNKNOWN
     try:
@@ -106,7 +102,7 @@ def lay_out(config_name: str, overrides: list[Override]) -> Layout:
     own = [override for override in _with_params(hydra, overrides) if not is_hydra(override)]
     swept = [override for override in own if override.is_sweep_override()]
     optimised = hydra["choice"] == "optuna"
-    lines += _variation_mistakes(overrides, own, optimised)
+    lines += variation_mistakes(overrides, own, optimised)
     own_names = any(_names_apart(override) for override in own)
 
     def job(texts: Sequence[str], number: int = 0) -> PlannedJob:
@@ -118,7 +114,7 @@ def lay_out(config_name: str, overrides: list[Override]) -> Layout:
     options = [options for override in own if (options := _examples(override) if optimised else discrete(override))]
     together = _one_by_one(options) if optimised else list(itertools.product(*options))
     jobs = [job(texts, number) for number, texts in enumerate(dict.fromkeys(together))]
-    if further := [*_launcher_mistakes(hydra["launcher"]), *_sweeper_mistakes(hydra["sweeper"])]:
+    if further := [*launcher_mistakes(hydra["launcher"]), *sweeper_mistakes(hydra["sweeper"])]:
         return Layout(lines + further, None, jobs, 1, None)
     folder = Path(hydra["sweep"]["dir"]) if swept and not own_names else None
     fixed = [text for override in own if not override.is_sweep_override() for text in discrete(override)]
@@ -225,10 +221,6 @@ def _with_params(hydra: Mapping[str, Any], overrides: list[Override]) -> list[Ov
     return [*overrides, *OverridesParser.create().parse_overrides(further)]
 
 
-def is_hydra(override: Override) -> bool:
-    return str(override.key_or_group).startswith(("hydra.", "hydra/"))
-
-
 def discrete(override: Override) -> list[str]:
     """One override for each value of a discrete choice, none for an interval."""
     if not override.is_sweep_override():
@@ -254,80 +246,3 @@ def _named(job: Sequence[str], choices: dict[str, str], hydra: Mapping[str, Any]
 
 def _quoted(text: str) -> str:
     return QuotedString(text=text, quote=Quote.double).with_quotes()
-
-
-def _plugin_mistakes(overrides: list[Override]) -> Iterator[str]:
-    loader = GlobalHydra.instance().config_loader()
-    for override in overrides:
-        group, choice = override.key_or_group, str(override.value())
-        if group not in ("hydra/launcher", "hydra/sweeper") or override.is_sweep_override():
-            continue
-        extras = [name for name in _EXTRAS if name.startswith(group)]
-        options = sorted({f"{group}={name}" for name in loader.get_group_options(group)} | {*extras})
-        known = [option.partition("=")[2] for option in options if option != f"{group}=basic"]
-        package, extra = _EXTRAS.get(f"{group}={choice}", ("hydra", ""))
-        if choice not in known:
-            yield f"{group}={choice}: no such {group[6:]};{did_you_mean(choice, known)} (one of {', '.join(known)})"
-        elif importlib.util.find_spec(package) is None:
-            yield f"{group}={choice}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
-
-
-def _variation_mistakes(given: list[Override], own: list[Override], optimised: bool) -> Iterator[str]:
-    """A line for each key that cannot vary, or not so.
-
-    Args:
-        given: what the command line varies.
-        own: what the jobs may.
-    """
-    for override in filter(Override.is_sweep_override, [*filter(is_hydra, given), *own]):
-        key, text, value = override.key_or_group, override.input_line, override.value()
-        start, end = (value.start or 0, value.end or 0) if isinstance(value, IntervalSweep) else (0, 1)
-        if is_hydra(override):
-            yield f"{text}: how a sweep is done cannot vary within it; give one value"
-        elif key in _SAME_FOR_ALL:
-            yield f"{text}: must be the same for all jobs, which could not be compared; give one value"
-        elif isinstance(value, IntervalSweep) and not optimised:
-            yield (
-                f"{text}: only an optimiser can choose from an interval; add hydra/sweeper=optuna, "
-                f"or write {key}=A,B or range(A,B)"
-            )
-        elif start >= end:
-            yield f"{text}: must go from a lower number to a higher one"
-        elif isinstance(value, IntervalSweep) and "log" in value.tags and start <= 0:
-            yield f"{text}: a logarithmic interval must begin above 0"
-    if optimised and not any(override.is_sweep_override() for override in own):
-        yield "hydra/sweeper=optuna: nothing to choose; write KEY=interval(A,B), KEY=tag(log,interval(A,B)) or KEY=A,B"
-
-
-def _sweeper_mistakes(sweeper: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("num_trials", "num_startup_trials"):
-        value = sweeper.get(key, 1)
-        if not (type(value) is int and value > 0):
-            yield f"hydra.sweeper.{key}={value}: must be a whole number above 0"
-
-
-def _launcher_mistakes(launcher: Mapping[str, Any]) -> Iterator[str]:
-    """What the machine cannot give the jobs."""
-    parallel, count, port = (launcher.get(key) for key in ("max_parallel", "num_processes", "main_process_port"))
-    for key, value in (("max_parallel", parallel), ("num_processes", count)):
-        if value is not None and not (type(value) is int and value > 0):
-            yield f"hydra.launcher.{key}={value}: must be a whole number above 0"
-            return
-    gpus = visible_gpus() if count else []
-    if gpus and count and count > len(gpus):
-        yield f"hydra.launcher.num_processes={count}: more than the {len(gpus)} GPUs here; use at most {len(gpus)}"
-    if port is not None:
-        if parallel != 1 and (gpus or parallel):
-            yield f"hydra.launcher.main_process_port={port}: one port for several jobs at a time; leave it out"
-        elif _is_taken(port):
-            yield f"hydra.launcher.main_process_port={port}: taken by another process; leave it out for a free one"
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(("", port))
-        except OSError:
-            return True
-    return False

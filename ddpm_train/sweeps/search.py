@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -111,8 +112,9 @@ class Search:
             if number >= self.num_trials:
                 return None
             # Seeded by its number: a search that goes on must not draw what it has drawn before.
+            (seed,) = np.random.SeedSequence((self.seed, number)).generate_state(1)
             self._study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=self.num_startup_trials, seed=self.seed + number, constant_liar=True
+                n_startup_trials=self.num_startup_trials, seed=int(seed), constant_liar=True
             )
             return self._study.ask(dict(self.space))
 
