@@ -65,7 +65,9 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
     try:
         files: dict[str, dict[str, Any]] = {}
         for name, named_tensors in tensors.items():
-            _write(staging / f"{name}.safetensors", safetensors.torch.save(dict(named_tensors)), files)
+            # The metadata is what other libraries, diffusers among them, expect of weights.
+            data = safetensors.torch.save(dict(named_tensors), metadata={"format": "pt"})
+            _write(staging / f"{name}.safetensors", data, files)
         _write(staging / STATE, json.dumps(scalars, indent=1).encode(), files)
         manifest = {"format": FORMAT, "step": step, "files": files}
         _write(staging / MANIFEST, json.dumps(manifest, indent=1).encode(), {})

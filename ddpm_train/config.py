@@ -105,6 +105,7 @@ class Dataset:
 class Model:
     """UNet2DModel's arguments; sample size and channels follow from the dataset."""
 
+    pretrained: str | None  # a folder or owner/name whose weights a new run starts from, and whose arguments it takes
     center_input_sample: bool
     time_embedding_type: Literal["positional", "fourier", "learned"]
     time_embedding_dim: Positive | None
@@ -253,6 +254,21 @@ def _name_alone(value: object) -> object:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Hub:
+    """What a run pushes to the Hugging Face Hub, and when. No key holds a token: configs are saved and pushed."""
+
+    push: bool
+    repo_id: str | None  # None: the token's user and the run's name
+    private: bool | None  # of a repository that does not exist yet; None: as the account has it
+    revision: str | None  # a branch; None: main
+    # Names of transformers. "checkpoint" and "all_checkpoints" push what a resume needs besides the pipeline.
+    strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"]
+    retry_minutes: Annotated[Real, Gt(0)]  # a push that fails is tried again for so long
+    finish_minutes: Annotated[Real, Gt(0)]  # the end of a run waits for its push no longer than this
+    stall_seconds: Annotated[Real, Gt(0)]  # a connection on which nothing moves for so long is given up
+
+
+@dataclass(frozen=True, config=STRICT)
 class Evaluation:
     """What is measured in the midst of a run, by its sampling weights."""
 
@@ -303,7 +319,7 @@ class Config:
     name: Annotated[str, Field(pattern=r"^\w[\w.=,+-]*$")]
     output_dir: str
     seed: Annotated[Whole, Ge(0), Lt(2**63)]
-    resume: str  # auto | never | a checkpoint's path
+    resume: str  # auto | never | a checkpoint's path | hf://owner/name[@revision]
     objective: str | None  # what the run is judged by: a number that its evaluations measure; auto: the held-out loss
     allow_change: tuple[str, ...]  # keys that a resumed run may change although they make it another run
     dataset: Dataset
@@ -315,6 +331,7 @@ class Config:
     ema: Annotated[NoEMA | WarmupEMA, Field(discriminator="name")]
     train: Train
     checkpoint: Checkpoint
+    hub: Hub
     evaluation: Evaluation
     sampler: SamplerChoice
     tracker: Trackers

@@ -5,20 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
-from ddpm_train.config import STRICT, Dataset, Positive, Required, SamplerChoice, SamplerName
-from ddpm_train.measures import FEWEST_IMAGES, DistributionMetric, ExtractorName, Metric
+from ddpm_train.config import STRICT, Dataset, ExtractorChoice, Positive, Required, SamplerChoice, SamplerName
+from ddpm_train.measures import FEWEST_IMAGES, DistributionMetric, Metric
 from ddpm_train.mistakes import as_written
 from ddpm_train.sample_config import Seed
 from ddpm_train.samplers import argument_mistakes
 from ddpm_train.validation import Schema
-
-
-@dataclass(frozen=True, config=STRICT)
-class ExtractorChoice:
-    """What turns images into features."""
-
-    name: ExtractorName
-    weights: str | None  # a local file; None: those published
 
 
 @dataclass(frozen=True, config=STRICT)

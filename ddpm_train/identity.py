@@ -1,6 +1,8 @@
 """What makes a run the run it is: which changes a resumed run takes over, and which would make it another run."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ddpm_train.mistakes import Mistakes
@@ -18,7 +20,7 @@ MAY_CHANGE = (
         "dataset.num_workers",
         "dataset.max_broken_fraction",
     ),
-    *("dataset.max_pixels", "checkpoint", "evaluation", "sampler", "tracker"),
+    *("dataset.max_pixels", "checkpoint", "hub", "evaluation", "sampler", "tracker"),
 )
 # Where the run lies and how it was asked to start say nothing about it.
 _NOT_TOLD = ("name", "output_dir", "resume", "allow_change")
@@ -26,7 +28,13 @@ _NOT_TOLD = ("name", "output_dir", "resume", "allow_change")
 
 def identity(values: Mapping[str, Any], *, dataset_content: str, mixed_precision: str) -> dict[str, Any]:
     """The config as flat keys, with what the machine decided: the dataset's content and the precision."""
-    return {**_flat(values), "dataset content": dataset_content, "precision": mixed_precision}
+    flat = _flat(values)
+    if pretrained := flat.get("model.pretrained"):
+        # Of a folder the name: it may lie elsewhere now.
+        flat["model.pretrained"] = (
+            pretrained if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", pretrained) else Path(pretrained).name
+        )
+    return {**flat, "dataset content": dataset_content, "precision": mixed_precision}
 
 
 def accept(
@@ -63,7 +71,9 @@ def accept(
                 ]
             )
         )
-    told = [f"{key}: {there.get(key)} -> {now.get(key)}" for key in harmless if key not in _NOT_TOLD]
+    # A key that is not there was left out when the checkpoint was shared, or is newer than it.
+    known = [key for key in harmless if key in there and key not in _NOT_TOLD]
+    told = [f"{key}: {there[key]} -> {now.get(key)}" for key in known]
     return told, accepted
 
 

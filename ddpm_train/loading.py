@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
-from ddpm_train import checkpoint
+from ddpm_train import checkpoint, config_file
 from ddpm_train.config import Config
 from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub_access import find_commit
@@ -112,11 +111,10 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
 
 
 def _run_config(pipeline: str, run: Path) -> Config:
-    described = run / "config.yaml"
+    described = run / config_file.NAME
     if not described.is_file():
         raise Mistakes(f"pipeline={pipeline}: no {described}, which says what model this is; keep it with the run")
-    values = yaml.safe_load(described.read_text())
-    return parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+    return parse(config_file.read(described))
 
 
 def _best(pipeline: str, checkpoints: Path) -> Path:

@@ -78,29 +78,41 @@ class Mirror:
         for step in torn + retention.to_prune(until_now):
             self._remove(checkpoint.step_name(step))
 
-    def fetch_newest(self, directory: Path, warn: Callable[[str], None]) -> Path | None:
+    def fetch_newest(self, directory: Path, warn: Callable[[str], None], *, on_disk: Path | None = None) -> Path | None:
         """Copy the newest checkpoint that verifies into `directory`, and the run's records beside that.
 
+        Args:
+            on_disk: the newest checkpoint in `directory`, if there is one; only a newer one is copied.
+
         Returns:
-            The checkpoint; None if there never was one, and one could be written.
+            The newest checkpoint; None if there never was one, and one could be written.
 
         Raises:
-            Mistakes: the mirror cannot be read or written, or no checkpoint there can be used. To start afresh then
-                might be to repeat a long run.
+            Mistakes: nothing is on the disk, and the mirror cannot be read or written, or no checkpoint there can be
+                used. To start afresh then might be to repeat a long run.
         """
+        at_least = checkpoint.step_of(on_disk) + 1 if on_disk is not None else 0
         try:
             steps = self.steps()
-            for step in reversed(steps):
+            for step in (step for step in reversed(steps) if step >= at_least):
                 try:
                     return self._fetch(checkpoint.step_name(step), directory)
                 except checkpoint.BadCheckpoint as error:
                     warn(f"warning: {checkpoint.step_name(step)} in {self.url} is passed over: {error}")
+            if on_disk is not None:
+                return on_disk
             if not any(steps.values()):
                 # Tried, not asked: a missing bucket must not show first when there is something to lose.
                 self._make_folder(self._root)
                 _with_retries(self._fs.pipe_file, f"{self._root}/{RECORDS}", b"")
                 return None
         except Exception as error:
+            if on_disk is not None:
+                warn(
+                    f"warning: {self.url} cannot be read: {_told(error)}. If the run went on elsewhere, beyond "
+                    f"{on_disk.name}, those steps are computed again"
+                )
+                return on_disk
             raise Mistakes(
                 f"checkpoint.mirror={self.url}: {_told(error)}; give another one, or resume=never to start without "
                 "looking there"

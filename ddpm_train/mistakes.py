@@ -1,6 +1,7 @@
 """What a user can get wrong, told in one line each."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -36,3 +37,16 @@ def as_written(value: object) -> str:
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key}:{as_written(item)}' for key, item in value.items())}}}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# What the Hugging Face Hub gives out as access tokens; `hf_datasets/name` is none.
+_TOKEN = re.compile(r"(?<![\w/])hf_[A-Za-z0-9]{8,}(?![\w/.-])")
+
+
+def holds_token(text: str) -> bool:
+    return _TOKEN.search(text) is not None
+
+
+def without_tokens(text: str) -> str:
+    """The text to be shown: a token in it would end up in logs."""
+    return _TOKEN.sub("hf_…", text)

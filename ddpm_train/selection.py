@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm_train.config import Config
-from ddpm_train.measures import LOWER_IS_BETTER, score_name
-from ddpm_train.mistakes import did_you_mean
+from ddpm_train.measures import DISTRIBUTION_METRICS, LOWER_IS_BETTER, score_name
+from ddpm_train.mistakes import as_written, did_you_mean
 
 RECORDS = "metrics.jsonl"
+_HOLD_OUT = "hold images out with dataset.validation_fraction=0.02"
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,18 @@ def criterion(config: Config) -> Criterion | None:
 def objective_mistakes(config: Config) -> Iterator[str]:
     """A line if the run would not measure what it is to be judged by, or too seldom."""
     known, patience = measured(config), config.train.patience
-    if config.objective not in ("auto", None) and config.objective not in known:
-        if config.objective in LOWER_IS_BETTER and config.objective != "held_out_loss":
-            remedy = f"add it with 'evaluation.metrics=[{','.join([*config.evaluation.metrics, config.objective])}]'"
-        elif config.objective == "held_out_loss":
-            remedy = "hold images out with dataset.validation_fraction=0.02"
-        else:
+    none_at_all = config.evaluation.name == "none"
+    remedy = "use evaluation=grid or evaluation=full" if none_at_all else _HOLD_OUT
+    if config.objective is not None and config.objective not in ("auto", *known):
+        if config.objective in DISTRIBUTION_METRICS and not none_at_all:
+            remedy = f"add it with 'evaluation.metrics={as_written([*config.evaluation.metrics, config.objective])}'"
+        elif config.objective != "held_out_loss" and not none_at_all:
             remedy = f"{did_you_mean(config.objective, known)} give {_one_of([*known, 'auto', 'null'])}".strip()
-        if config.evaluation.name == "none":
-            remedy = "use evaluation=grid or evaluation=full, or objective=null"
         yield f"objective={config.objective}: the evaluations of this run do not measure it; {remedy}"
     elif patience is not None and criterion(config) is None:
-        remedy = f"objective={_one_of(list(known))}" if known else "an evaluation"
-        yield f"train.patience={patience}: nothing measures whether the run improves; give {remedy}"
-    if patience is not None and config.evaluation.every_steps is None:
+        remedy = f"give objective={_one_of([*known])}" if known else remedy
+        yield f"train.patience={patience}: nothing measures whether the run improves; {remedy}"
+    if patience is not None and config.evaluation.every_steps is None and not none_at_all:
         yield f"train.patience={patience}: the run evaluates at its end only; give evaluation.every_steps"
 
 

@@ -116,6 +116,15 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from dotted(value, f"{prefix}{key}.")
 
 
+def dotted_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested sections that is no section itself, with its value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from dotted_values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _location(detail: Any) -> list[Any]:
     section, *rest = detail["loc"]
     return [section, *(rest[1:] if section in _TAGGED else rest)]

@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from forked import run_forked
 from PIL import Image
+
+if TYPE_CHECKING:
+    from hub_client import HubCli
 
 ROOT = Path(__file__).resolve().parent.parent
 # One thread each: the tests run side by side on few cores. Set before anything imports torch.
@@ -121,6 +124,18 @@ def launch_command(num_processes: int, *program_arguments: str) -> list[str]:
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
+
+
+@pytest.fixture
+def hub_cli(tmp_path: Path) -> "Iterator[HubCli]":
+    """The programs and a Hub of their own, `hub_cli.hub`; no request may have been meant for any other host."""
+    from hub_client import TOKEN, HubCli
+    from loopback_hub import LoopbackHub
+
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
+        cli = HubCli(tmp_path, hub)
+        yield cli
+        cli.check_hosts()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
 """Programs in forks of one process that has paid for the imports: the same `main`, seconds sooner.
 
-What reads its environment while it is imported (the Hub's client), or is to be killed, is started as a real process.
+What is to be killed is started as a real process.
 """
 
 import importlib
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
 import traceback
@@ -51,6 +52,17 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def settle(environment: dict[str, str]) -> None:
+    """Live in that environment, also where this process has read another one while it was importing."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        if name in sys.modules:
+            importlib.reload(sys.modules[name])
+    if "STRAYS" in environment:  # see there
+        runpy.run_path(str(Path(__file__).parent / "only_loopback/sitecustomize.py"))
+
+
 def _become(module: str, arguments: list[str], folder: Path, environment: dict[str, str], said: Path) -> NoReturn:
     code: object = 1
     try:
@@ -60,8 +72,7 @@ def _become(module: str, arguments: list[str], folder: Path, environment: dict[s
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         sys.argv = [module, *arguments]
-        os.environ.clear()
-        os.environ.update(environment)
+        settle(environment)
         importlib.import_module(module).main()
         code = 0
     except SystemExit as left:

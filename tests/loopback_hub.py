@@ -1,46 +1,29 @@
 """A Hugging Face Hub on loopback, so that tests meet the real clients and not stand-ins for them.
 
-It speaks the read side of the protocol that `huggingface_hub` and `datasets` use. Repositories are plain
-folders, `ROOT/datasets/OWNER/NAME` and `ROOT/models/OWNER/NAME`: a test makes one by writing files, and
-every hash that the Hub would announce is computed from them. Each has one branch, `main`, of one commit.
+It speaks the protocol that `huggingface_hub` and `datasets` use. Repositories are plain folders,
+`ROOT/datasets/OWNER/NAME` and `ROOT/models/OWNER/NAME`: a test makes one by writing files, or a client does by
+pushing. Every hash that the Hub would announce is computed from the files.
 """
 
 import hashlib
 import json
 import os
 import re
+import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import repeat
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any, Self
+from urllib.parse import parse_qs
+
+from loopback_http import Fault, Handler, Kind, Refusal, Request, Server
+from loopback_hub_write import StorageWriting, Writing
+from loopback_xet import Cas, XetStub
 
 LFS_SUFFIXES = {".bin", ".parquet", ".safetensors"}
 LFS_THRESHOLD_BYTES = 10 * 2**20
 COMMIT_DATE = "2024-01-01T00:00:00.000Z"
-
-
-class Request(NamedTuple):
-    """What a client asked and was answered; `host` tells the hub's port from the storage's."""
-
-    method: str
-    path: str
-    host: str
-    had_token: bool
-    status: int
-
-
-class Refusal(Exception):
-    """An error to answer; the clients choose the exception that they raise by `code` before the status."""
-
-    def __init__(self, status: int, message: str, code: str = "", commit: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        named = {"X-Error-Message": message, "X-Error-Code": code, "X-Repo-Commit": commit}
-        self.headers = {name: value for name, value in named.items() if value}
 
 
 def git_oid(kind: str, data: bytes) -> str:
@@ -48,24 +31,30 @@ def git_oid(kind: str, data: bytes) -> str:
     return hashlib.sha1(f"{kind} {len(data)}\0".encode() + data).hexdigest()
 
 
+def is_lfs(path: Path, size: int) -> bool:
+    return path.suffix in LFS_SUFFIXES or size > LFS_THRESHOLD_BYTES
+
+
 @cache
 def describe_file(file: Path, size: int, modified_ns: int) -> dict[str, Any]:
     """A file as the Hub lists it. The other arguments make the cache forget a file that changed."""
     data = file.read_bytes()
-    if file.suffix not in LFS_SUFFIXES and size <= LFS_THRESHOLD_BYTES:
+    stub = XetStub.read(data)
+    if not is_lfs(file, size) and stub is None:
         return {"type": "file", "size": size, "oid": git_oid("blob", data)}
-    sha256 = hashlib.sha256(data).hexdigest()
+    sha256, size = (stub.sha256, stub.size) if stub else (hashlib.sha256(data).hexdigest(), size)
     # Git itself holds only this text of a large file; its "oid" is the text's, its "lfs" the file's.
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
     lfs = {"oid": sha256, "size": size, "pointerSize": len(pointer)}
-    return {"type": "file", "size": size, "oid": git_oid("blob", pointer), "lfs": lfs}
+    xet = {"xetHash": stub.xet_hash} if stub else {}
+    return {"type": "file", "size": size, "oid": git_oid("blob", pointer), "lfs": lfs, **xet}
 
 
 class Commit:
-    """What a repository's folder holds now. The id follows from the content alone, so that runs repeat."""
+    """What a folder holds. The id follows from the content and the history alone, so that runs repeat."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, title: str = "Add files", parent: "Commit | None" = None) -> None:
+        self.folder, self.title, self.parent = folder, title, parent
         self.entries: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.rglob("*")):
             name, status = path.relative_to(folder).as_posix(), path.stat()
@@ -74,77 +63,20 @@ class Commit:
             else:
                 entry = {"type": "directory", "size": 0, "oid": git_oid("tree", name.encode())}
             self.entries[name] = entry | {"path": name}
-        self.id = git_oid("commit", json.dumps(self.entries, sort_keys=True).encode())
+        history = f"{parent.id} {title}" if parent else ""
+        self.id = git_oid("commit", (json.dumps(self.entries, sort_keys=True) + history).encode())
+
+    def history(self) -> list["Commit"]:
+        """This commit and those before it."""
+        return [self, *(self.parent.history() if self.parent else [])]
 
     def describe(self, names: Iterable[str], expand: bool) -> list[dict[str, Any]]:
         """The named files and folders, as the tree and paths-info endpoints list them."""
-        extra = {"lastCommit": {"id": self.id, "title": "Add files", "date": COMMIT_DATE}} if expand else {}
+        extra = {"lastCommit": {"id": self.id, "title": self.title, "date": COMMIT_DATE}} if expand else {}
         return [self.entries[name] | extra for name in names]
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Finds the route of a request and sends the answer; what is answered is the subclasses' matter."""
-
-    protocol_version = "HTTP/1.1"
-    hub: ClassVar["LoopbackHub"]
-    routes: ClassVar[tuple[tuple[str, str, Callable[..., None]], ...]]
-
-    def dispatch(self) -> None:
-        """Run the first route whose method and pattern fit; the pattern's named groups are its arguments."""
-        # Read even what will be refused: closing a socket on unread bytes resets the connection.
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        target = urlsplit(self.path)
-        self.query = parse_qs(target.query)
-        method = "GET" if self.command == "HEAD" else self.command
-        try:
-            for text, statuses in self.hub.failures:
-                if text in self.path and (status := next(statuses, None)):
-                    raise Refusal(status, "Injected failure")
-            for route_method, pattern, action in self.routes:
-                if route_method == method and (match := re.fullmatch(pattern, target.path)):
-                    # Unquoted only now: the clients quote the slashes within a revision or a folder.
-                    action(self, **{name: unquote(value or "") for name, value in match.groupdict().items()})
-                    return
-            raise Refusal(404, f"No route for {self.command} {target.path}")
-        except Refusal as refusal:
-            self.answer_json({"error": str(refusal)}, refusal.status, **refusal.headers)
-
-    do_GET = do_HEAD = do_POST = dispatch
-
-    def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
-        """Log, then send: a client never holds an answer that the log does not."""
-        host, had_token = self.headers.get("Host", ""), "Authorization" in self.headers
-        self.hub.requests.append(Request(self.command, self.path, host, had_token, status))
-        self.send_response(status)
-        # A connection kept open would still be served after the hub went down.
-        for name, value in {"Connection": "close", "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def answer_json(self, value: object, status: int = 200, **headers: str) -> None:
-        """Answer with `value` as JSON."""
-        self.answer(status, {"Content-Type": "application/json", **headers}, json.dumps(value).encode())
-
-    def answer_file(self, file: Path, headers: dict[str, str]) -> None:
-        """Answer with a file, or with the part of it that a resumed or a streamed download asks for."""
-        data = file.read_bytes()
-        if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            start, stop = int(part[1]), min(int(part[2] or len(data)) + 1, len(data))
-            if start >= stop:
-                raise Refusal(416, "The range lies beyond the end of the file")
-            content_range = {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
-            self.answer(206, headers | content_range, data[start:stop])
-        else:
-            self.answer(200, headers, data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Print nothing: `LoopbackHub.requests` is the log."""
-
-
-class HubHandler(Handler):
+class HubHandler(Writing, Handler):
     """The hub proper: who asks, what a repository holds, and where a file is."""
 
     def commit(self, kind: str, repo: str, revision: str = "main") -> Commit:
@@ -154,29 +86,28 @@ class HubHandler(Handler):
         folder = self.hub.root / kind / repo
         if not folder.is_dir() or (repo in self.hub.private and not self.token):
             raise Refusal(404 if self.token else 401, "Repository not found", "RepoNotFound")
-        commit = Commit(folder)
-        if revision not in ("main", commit.id):
+        for head in (branches := self.hub.branches(kind, repo)).values():
+            for commit in head.history():
+                if commit.id == revision:
+                    return commit
+        if revision not in branches:
             raise Refusal(404, "Invalid rev id", "RevisionNotFound")
-        return commit
-
-    def whoami(self) -> None:
-        if not self.token or self.token != self.hub.token:
-            raise Refusal(401, "Invalid username or password.")
-        self.answer_json({"type": "user", "id": "1", "name": "tester", "orgs": [], "auth": {}})
+        return branches[revision]
 
     def info(self, kind: str, repo: str, revision: str = "main") -> None:
         commit = self.commit(kind, repo, revision)
         files = [{"rfilename": name} for name, entry in commit.entries.items() if entry["type"] == "file"]
         described = {"id": repo, "sha": commit.id, "private": repo in self.hub.private, "siblings": files}
-        self.answer_json(described | {"tags": [], "lastModified": COMMIT_DATE})
+        card = {"cardData": {"license": licence}} if (licence := self.hub.licences.get(repo)) else {}
+        self.answer_json(described | card | {"tags": [], "lastModified": COMMIT_DATE})
 
     def tree(self, kind: str, repo: str, revision: str, folder: str) -> None:
         commit = self.commit(kind, repo, revision)
+        if folder and commit.entries.get(folder, {"type": "none"})["type"] != "directory":
+            raise Refusal(404, "Entry not found", "EntryNotFound", commit.id)
         prefix = f"{folder}/" if folder else ""
         names = [name for name in commit.entries if name.startswith(prefix)]
-        if folder and not names:
-            raise Refusal(404, "No such folder", "EntryNotFound", commit.id)
-        if self.query.get("recursive") != ["true"]:
+        if self.query.get("recursive") not in (["true"], ["True"]):
             names = [name for name in names if "/" not in name.removeprefix(prefix)]
         self.answer_json(commit.describe(names, self.query.get("expand") == ["true"]))
 
@@ -186,6 +117,11 @@ class HubHandler(Handler):
         names = [name for name in form.get("paths", []) if name in commit.entries]
         self.answer_json(commit.describe(names, form.get("expand") == ["true"]))
 
+    def commits(self, kind: str, repo: str, revision: str) -> None:
+        history = self.commit(kind, repo, revision).history()
+        described = {"authors": [{"user": self.hub.user}], "date": COMMIT_DATE, "message": ""}
+        self.answer_json([{"id": commit.id, "title": commit.title, **described} for commit in history])
+
     def resolve(self, kind: str, repo: str, revision: str, path: str) -> None:
         commit = self.commit(kind or "models", repo, revision)
         entry = commit.entries.get(path, {"type": "none"})
@@ -194,8 +130,11 @@ class HubHandler(Handler):
         file, headers = commit.folder / path, {"X-Repo-Commit": commit.id}
         if "lfs" in entry:
             oid = entry["lfs"]["oid"]
-            self.hub.stored[oid] = file
+            self.hub.stored.setdefault(oid, file)
             headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(entry["size"])}
+            if "xetHash" in entry:
+                route = f"{self.hub.url}/api/{kind or 'models'}/{repo}/xet-read-token/{commit.id}"
+                headers |= {"X-Xet-Hash": entry["xetHash"], "X-Xet-Refresh-Route": route}
             self.answer(302, headers | {"Location": f"{self.hub.storage_url}/objects/{oid}"})
         else:
             self.answer_file(file, headers | {"ETag": f'"{entry["oid"]}"'})
@@ -203,16 +142,17 @@ class HubHandler(Handler):
     _API = r"/api/(?P<kind>datasets|models)/(?P<repo>[^/]+/[^/]+)"
     _REVISION = r"/(?P<revision>[^/]+)"
     routes = (
-        ("GET", r"/api/whoami-v2", whoami),
+        *Writing.routes,
         ("GET", _API, info),
         ("GET", rf"{_API}/revision{_REVISION}", info),
         ("GET", rf"{_API}/tree{_REVISION}(?:/(?P<folder>.+))?", tree),
         ("POST", rf"{_API}/paths-info{_REVISION}", paths_info),
+        ("GET", rf"{_API}/commits{_REVISION}", commits),
         ("GET", rf"/(?:(?P<kind>datasets)/)?(?P<repo>[^/]+/[^/]+)/resolve{_REVISION}/(?P<path>.+)", resolve),
     )
 
 
-class StorageHandler(Handler):
+class StorageHandler(StorageWriting, Handler):
     """Where LFS files lie: on the real Hub another party's server, which must never be shown the token."""
 
     def download(self, oid: str) -> None:
@@ -222,37 +162,59 @@ class StorageHandler(Handler):
             raise Refusal(403, "The address of this object was never handed out")
         self.answer_file(self.hub.stored[oid], {"ETag": f'"{oid}"'})
 
-    routes = (("GET", r"/objects/(?P<oid>[0-9a-f]{64})", download),)
+    routes = (("GET", r"/objects/(?P<oid>[0-9a-f]{64})", download), *StorageWriting.routes)
 
 
-class Server(ThreadingHTTPServer):
-    """One port. The usual backlog of 5 drops connections, a second each, of `datasets`' 16 threads."""
+class ProxyHandler(Handler):
+    """Stands where clients look for a way to other hosts; there is none, and the log shows who tried."""
 
-    request_queue_size = 64
+    routes = ()
 
 
 class LoopbackHub:
-    """Two ports, served within a `with` block; `url` outlives it, for tests against a hub that is down."""
+    """Two ports, served within a `with` block; `url` outlives it, for tests against a hub that is down.
+
+    Attributes:
+        user, orgs: who the token belongs to, and where else it may write.
+        role: of the token: "write", or "read" for one that may not push.
+        multipart_bytes: larger LFS files are uploaded in parts of this size.
+    """
 
     def __init__(self, root: Path, token: str | None = None, private: Collection[str] = ()) -> None:
         self.root = root
         self.token = token
-        self.private = frozenset(private)
+        self.private = set(private)
+        self.user, self.orgs, self.role = "tester", ["team"], "write"
+        self.licences: dict[str, str] = {}
+        self.multipart_bytes = 5 * 2**20
         self.requests: list[Request] = []
         self.stored: dict[str, Path] = {}
-        self.failures: list[tuple[str, Iterator[int]]] = []
-        self.url = self.storage_url = ""
+        self.faults: list[Fault] = []
+        self.release = threading.Event()
+        self.cas = Cas(root / ".cas")
+        self.url = self.storage_url = self.proxy_url = ""
+        self.lock = threading.RLock()
+        self._branches: dict[tuple[str, str], dict[str, Commit]] = {}
         self._servers: list[Server] = []
 
+    def twin(self) -> "LoopbackHub":
+        """Another hub, with faults of its own, that has the same repositories."""
+        twin = LoopbackHub(self.root, self.token, self.private)
+        twin._branches = self._branches
+        return twin
+
     def __enter__(self) -> Self:
-        for handler in (HubHandler, StorageHandler):
+        for handler in (HubHandler, StorageHandler, ProxyHandler):
             server = Server(("127.0.0.1", 0), type(handler.__name__, (handler,), {"hub": self}))
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
             self._servers.append(server)
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.url, self.storage_url, self.proxy_url = (
+            f"http://127.0.0.1:{server.server_port}" for server in self._servers
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release.set()
         while self._servers:
             server = self._servers.pop()
             server.shutdown()
@@ -268,8 +230,60 @@ class LoopbackHub:
         kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
         kept |= {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
         kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+        # Whatever is meant for another host comes to us: see `check_hosts`.
+        kept |= dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), self.proxy_url)
+        kept |= {"no_proxy": "127.0.0.1,localhost"}
         return kept | {"HF_TOKEN": token} if token else kept
+
+    def check_hosts(self) -> None:
+        """No request was meant for any other host, and the storage's port has seen no token of the Hub's."""
+        hosts = {request.host for request in self.requests}
+        ports = {url.removeprefix("http://") for url in (self.url, self.storage_url)}
+        assert hosts <= ports, hosts - ports
+        storage = self.storage_url.removeprefix("http://")
+        assert not [request for request in self.requests if request.host == storage and request.had_token]
 
     def fail(self, path_contains: str, status: int, times: int) -> None:
         """Answer `status` to the next `times` requests, to either port, whose path contains the text."""
-        self.failures.append((path_contains, repeat(status, times)))
+        self.faults.append(Fault("", path_contains, status, times))
+
+    def fault(self, wanted: str, kind: Kind, times: int = 1, **headers: str) -> Fault:
+        """Have `kind` happen to the next `times` requests like `wanted`: "METHOD" and a part of the path."""
+        method, _, text = wanted.partition(" ")
+        self.faults.append(Fault(method, text, kind, times, headers))
+        return self.faults[-1]
+
+    def next_fault(self, method: str, path: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.happened < fault.times and method.startswith(fault.method) and fault.text in path:
+                    fault.happened += 1
+                    return fault
+        return None
+
+    def branches(self, kind: str, repo: str) -> dict[str, Commit]:
+        """The heads of a repository's branches. What nobody has pushed to is what its folder holds now."""
+        return {"main": Commit(self.root / kind / repo), **self._branches.get((kind, repo), {})}
+
+    def head(self, repo: str, branch: str = "main", kind: str = "models") -> Commit:
+        return self.branches(kind, repo)[branch]
+
+    def commit_files(self, kind: str, repo: str, branch: str, files: dict[str, bytes | None]) -> None:
+        """Commit as somebody else: new contents, or None for a file to be removed."""
+        head = self.head(repo, branch, kind)
+        folder = self.new_folder(head.folder)
+        for name, content in files.items():
+            (folder / name).unlink(missing_ok=True)
+            if content is not None:
+                (folder / name).write_bytes(content)
+        self.set_head(kind, repo, branch, Commit(folder, "Somebody else's", head))
+
+    def set_head(self, kind: str, repo: str, branch: str, commit: Commit) -> None:
+        self._branches.setdefault((kind, repo), {})[branch] = commit
+
+    def new_folder(self, like: Path) -> Path:
+        """A copy of a commit's folder, to be changed into the next commit's."""
+        with self.lock:
+            folder = self.root / ".commits" / f"{len(list(self.root.glob('.commits/*'))):04}"
+            shutil.copytree(like, folder, copy_function=os.link)
+        return folder

@@ -25,6 +25,7 @@ from ddpm_train.diffusion.noise import build_noise_scheduler, loss_weights
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.evaluation.held_out import HeldOutLosses, loss_by_timestep
 from ddpm_train.loading import load_model
+from ddpm_train.mistakes import Mistakes
 from ddpm_train.seeding import Purpose
 from ddpm_train.selection import Criterion, Selection, read_selection
 from ddpm_train.validation import parse
@@ -153,7 +154,7 @@ def test_a_signal_while_scores_are_measured(cli: Cli, write_images: Callable[[Pa
     images = write_images(cli.folder / "images", 40)
     slow = (
         *(*FULL, "dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1", "evaluation.metrics=[kid]"),
-        *("evaluation.num_inference_steps=100", "evaluation.num_samples=64", "evaluation.batch_size=16"),
+        *("evaluation.num_inference_steps=100", "evaluation.num_samples=32", "evaluation.batch_size=8"),
         "evaluation.every_steps=null",
     )
     process = cli.start([sys.executable, str(ROOT / "train.py"), *TINY, *slow])
@@ -168,7 +169,7 @@ def test_a_signal_while_scores_are_measured(cli: Cli, write_images: Callable[[Pa
     assert not (cli.output() / "evaluation").exists() and "held_out_loss" not in cli.metrics()[-1]
     cli.train(*slow)
     record = cli.metrics()[-1]
-    assert record["step"] == 6 and "kid_efficientnet_lite0_n64" in record and "held_out_loss" in record
+    assert record["step"] == 6 and "kid_efficientnet_lite0_n32" in record and "held_out_loss" in record
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +234,11 @@ def test_without_keep_best_only_the_last_stays(cli: Cli) -> None:
     assert checkpoints(cli.output()) == [3] and "best" not in said
     result = json.loads((cli.output() / "result.json").read_text())
     assert result == {"objective": None, "value": None, "best_step": None, "step": 3, "stopped_early": False}
-    line = cli.sample("pipeline=outputs/default/checkpoints/best", expect=2)
-    assert line == (
-        "error: pipeline=outputs/default/checkpoints/best: none of the checkpoints there has been evaluated by the "
-        "run's objective; give one by its name\n"
+    with pytest.raises(Mistakes) as mistakes:
+        load_model(f"{cli.output()}/checkpoints/best")
+    assert mistakes.value.lines == (
+        f"pipeline={cli.output()}/checkpoints/best: none of the checkpoints there has been evaluated by the run's "
+        "objective; give one by its name",
     )
 
 
@@ -272,7 +274,6 @@ def test_a_sweeper_gets_the_objective(cli: Cli) -> None:
         "step": 2,
         "stopped_early": False,
     }
-    cli.train("optimizer.lr=1e30", "name=alone", "ema=none", "lr_scheduler=constant", expect=3)
 
 
 def test_no_held_out_images_after_all(cli: Cli, write_images: Callable[[Path, int], Path]) -> None:
@@ -284,7 +285,6 @@ def test_no_held_out_images_after_all(cli: Cli, write_images: Callable[[Path, in
         "the held-out loss; raise it\n"
     )
     assert cli.train(*dataset, "objective=held_out_loss", expect=2) == line
-    assert cli.train(*dataset, "train.patience=1", "evaluation.every_steps=1", expect=2) == line
     cli.train(*dataset)
     assert json.loads((cli.output() / "evaluation/step_00000001.json").read_text())["held_out_loss"] is None
 

@@ -142,6 +142,25 @@ def test_a_lost_disk(url: str, cli: Cli, undisturbed: Path) -> None:
     assert not list((cli.output() / "checkpoints").glob(".*"))
 
 
+def test_the_disk_of_a_machine_that_comes_back_is_behind(cli: Cli) -> None:
+    """The run went on elsewhere meanwhile: what the mirror has newer comes first, and the records with it."""
+    mirror = f"checkpoint.mirror={cli.folder}/mirror"
+    constant = (mirror, "lr_scheduler=constant", "evaluation=none")
+    cli.train(*constant, "train.max_steps=2")
+    elsewhere = Cli(cli.folder / "elsewhere")
+    elsewhere.folder.mkdir()
+    assert "resumes at step 2" in elsewhere.train(*constant, "train.max_steps=4")
+    assert "resumes at step 4" in cli.train(*constant, "train.max_steps=6")
+    assert [record["step"] for record in cli.metrics()] == [1, 2, 3, 4, 5, 6]
+    # Without the mirror what is on the disk goes on, and says so.
+    shutil.rmtree(cli.folder / "mirror")
+    (cli.folder / "mirror").write_text("")
+    said = cli.train(*constant, "train.max_steps=8")
+    assert "resumes at step 6" in said
+    assert f"warning: {cli.folder}/mirror/default cannot be read: " in said
+    assert "If the run went on elsewhere, beyond step_00000006, those steps are computed again" in said
+
+
 def test_runs_do_not_mix(cli: Cli) -> None:
     mirrored = (*SAVES, "checkpoint.mirror=backup/")
     cli.train(*mirrored, "name=one", "train.max_steps=2")
@@ -255,8 +274,8 @@ def test_a_signal_does_not_wait_long_for_the_mirror(proxy: FaultyProxy, bucket: 
 
 
 def test_mistakes_are_told_before_training(proxy: FaultyProxy, cli: Cli) -> None:
-    def said(*overrides: str, **environment: str) -> str:
-        error = cli.train(*overrides, expect=2, **environment)
+    def said(*overrides: str) -> str:
+        error = cli.train(*overrides, expect=2)
         assert error.count("\n") == 1 and not (cli.output() / "metrics.jsonl").exists()
         return error
 
@@ -266,7 +285,8 @@ def test_mistakes_are_told_before_training(proxy: FaultyProxy, cli: Cli) -> None
     )
     # As where the extra is not installed.
     (cli.folder / "s3fs.py").write_text("raise ImportError('No module named s3fs')")
-    said_without = said("checkpoint.mirror=s3://bucket", "resume=never", PYTHONPATH=f"{cli.folder}:{ROOT}")
+    train = [sys.executable, str(ROOT / "train.py"), "checkpoint.mirror=s3://bucket"]
+    said_without = cli.run(train, expect=2, PYTHONPATH=f"{cli.folder}:{ROOT}")
     assert said_without.startswith("error: checkpoint.mirror=s3://bucket")
     assert said_without.endswith(": Install s3fs to access S3; pip install 'ddpm-train[s3]'\n")
 

@@ -3,10 +3,13 @@
 import importlib.util
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, Cli
+
+from ddpm_train.measures import EXTRACTORS
 
 BLOCKS = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D"
 
@@ -143,6 +146,46 @@ TABLE = {
         "dataset.source=???: missing; give it a value",
         "dataset.path=???: missing; give it a value",
         "dataset.resolution=30: 4 levels need multiples of 8; use dataset.resolution=32 or fewer levels",
+    ],
+    # What a run is judged by.
+    "objective=kid evaluation.metrics=[fid]": [
+        "objective=kid: the evaluations of this run do not measure it; add it with 'evaluation.metrics=[fid,kid]'"
+    ],
+    "objective=kidd evaluation=full train.patience=2": [
+        "objective=kidd: the evaluations of this run do not measure it; did you mean 'kid'? give held_out_loss, kid, "
+        "auto or null"
+    ],
+    "objective=held_out_loss dataset.validation_split=null dataset.validation_fraction=0": [
+        "objective=held_out_loss: the evaluations of this run do not measure it; "
+        "hold images out with dataset.validation_fraction=0.02"
+    ],
+    "objective=kid evaluation=none": [
+        "objective=kid: the evaluations of this run do not measure it; use evaluation=grid or evaluation=full"
+    ],
+    "train.patience=2 evaluation=none": [
+        "train.patience=2: nothing measures whether the run improves; use evaluation=grid or evaluation=full"
+    ],
+    "train.patience=2 objective=null": [
+        "train.patience=2: nothing measures whether the run improves; give objective=held_out_loss",
+        "train.patience=2: the run evaluates at its end only; give evaluation.every_steps",
+    ],
+    "train.patience=2 dataset.validation_split=null dataset.validation_fraction=0 evaluation.every_steps=5": [
+        "train.patience=2: nothing measures whether the run improves; "
+        "hold images out with dataset.validation_fraction=0.02"
+    ],
+    "evaluation=full evaluation.metrics=[kidd] evaluation.extractor=resnet evaluation.timestep_bins=0": [
+        "evaluation.timestep_bins=0: must be greater than 0",
+        "evaluation.metrics.0=kidd: not one of fid, kid, precision, recall, isc; did you mean 'kid'?",
+        f"evaluation.extractor.name=resnet: not one of {', '.join(EXTRACTORS)}",
+    ],
+    (
+        "evaluation=full evaluation.metrics=[isc] evaluation.extractor.name=clip-rn50 evaluation.num_samples=9 "
+        "evaluation.extractor.weights=nowhere"
+    ): [
+        "evaluation.num_samples=9: too few for evaluation.metrics; use at least 10",
+        "evaluation.extractor.name=clip-rn50: the Inception score needs classes, which this has not; "
+        "use efficientnet_lite0 or inception-v3-compat, or leave isc out",
+        "evaluation.extractor.weights=nowhere: no such file; give the extractor's weights, or null for those published",
     ],
     # Combinations.
     "dataset.resolution=[18,32] model=unet_128": [
@@ -322,6 +365,45 @@ def test_what_a_launcher_of_jobs_cannot_have(cli: Cli) -> None:
     assert mistakes(cli, *launch, given, "hydra.launcher.max_parallel=2", CUDA_VISIBLE_DEVICES="") == [
         f"{given}: one port for several jobs at a time; leave it out"
     ]
+
+
+@pytest.mark.parametrize("launcher", ["srun", "accelerate"])
+def test_a_port_that_is_taken(cli: Cli, launcher: str) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        command, started = [sys.executable], {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": str(port)}
+        if launcher == "accelerate":
+            command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_machines", "1"]
+            command, started = [*command, "--num_processes", "2", "--main_process_port", str(port)], {}
+        process = cli.start([*command, str(ROOT / "train.py"), "train.max_steps=-1"], **started)
+        _, err = process.communicate(timeout=60)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert process.returncode != 0 and lines == [
+        "error: train.max_steps=-1: must be greater than 0",
+        f"error: MASTER_PORT={port}: address already in use; choose another port "
+        "(accelerate launch --main_process_port 0 takes any that is free)",
+    ]
+    assert not (cli.folder / "outputs").exists()
+
+
+ONE_GPU = """
+import sys, torch
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+from ddpm_train.cli.{program} import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "sample pipeline=google/ddpm-cat-256"])
+def test_more_processes_than_gpus(cli: Cli, command: str) -> None:
+    """Accelerate would give two processes one GPU, which NCCL refuses after a while, in a traceback."""
+    program, *overrides = command.split()
+    torchrun = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    python = [sys.executable, "-c", ONE_GPU.format(program=program), *overrides]
+    said = cli.run(python, expect=2, **torchrun)
+    assert said == "error: 2 processes: this machine has 1 GPU; start one process for each\n"
 
 
 def test_only_the_first_process_speaks(cli: Cli) -> None:

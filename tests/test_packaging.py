@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT, Cli
 
 IMAGES = ROOT / "ddpm_train/data/fashion_tiny"
+PAGE = ROOT / "ddpm_train/report"
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +23,10 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "unpacked"
 
 
-def test_the_wheel_has_every_config_and_image(unpacked: Path) -> None:
-    for source, packaged in ((ROOT / "conf", "conf"), (IMAGES, "data/fashion_tiny")):
+def test_the_wheel_has_every_config_image_and_template(unpacked: Path) -> None:
+    for source, packaged in ((ROOT / "conf", "conf"), (IMAGES, "data/fashion_tiny"), (PAGE, "report")):
         for path in source.rglob("*"):
-            if path.is_file():
+            if path.is_file() and path.suffix != ".pyc":
                 assert (unpacked / "ddpm_train" / packaged / path.relative_to(source)).read_bytes() == path.read_bytes()
     assert not (unpacked / "tests").exists()
     (licences,) = unpacked.glob("*.dist-info/licenses")

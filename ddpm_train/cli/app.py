@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -16,6 +16,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _run_hydra, create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -25,12 +26,16 @@ from ddpm_train import exit_codes
 from ddpm_train.cli import cpu_processes, sweeping
 from ddpm_train.cli.composing import compose_job, opened, plain
 from ddpm_train.config import CONF
-from ddpm_train.mistakes import Mistakes, did_you_mean
+from ddpm_train.mistakes import Mistakes, did_you_mean, holds_token, without_tokens
 from ddpm_train.sweeps.processes import EXIT_CODE_FILE
 from ddpm_train.sweeps.sweep import Sweep
-from ddpm_train.validation import Schema
+from ddpm_train.validation import Schema, dotted_values
 
 C = TypeVar("C")
+
+
+def _unchanged(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    return values, []
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Program(Generic[C]):
         naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
         job: takes the config, and the same as plain values to be saved with the run.
+        resolve: completes a composed config by what it points to, given the overrides; also yields mistakes.
         sweeps: how its jobs run in processes of their own and are compared; None: a sweep's jobs run in this process.
     """
 
@@ -54,6 +60,7 @@ class Program(Generic[C]):
     naming: str
     preflight: Callable[[C], Iterator[str]]
     job: Callable[[C, dict[str, Any]], object]
+    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = _unchanged
     sweeps: sweeping.Sweepable[C] | None = None
 
 
@@ -71,7 +78,7 @@ def run(program: Program[C]) -> None:
     arguments.config_name = (arguments.config_name or program.config_name).removesuffix(".yaml")
 
     def hydra_job(composed: DictConfig) -> None:
-        values = plain(composed)
+        values, _ = program.resolve(plain(composed), HydraConfig.get().overrides.task)
         try:
             program.job(program.schema.parse(values), values)
         except Mistakes as mistakes:
@@ -85,8 +92,8 @@ def run(program: Program[C]) -> None:
     except Mistakes as mistakes:
         tell(mistakes)
     arguments.overrides = [opened(text) for text in arguments.overrides]
-    if sweep is not None:
-        sweeping.carry_out(sweep, arguments.config_name, arguments.overrides)
+    if sweep is not None and program.sweeps is not None:
+        sweeping.carry_out(sweep, program.sweeps, arguments.config_name, arguments.overrides)
         return
     try:
         # What the decorator `hydra.main` does, which would parse the command line once more.
@@ -118,7 +125,7 @@ def tell(mistakes: Mistakes) -> NoReturn:
     """Print the mistakes once, whatever the number of processes, and leave with code 2."""
     if os.environ.get("RANK", "0") == "0":
         for line in mistakes.lines:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {without_tokens(line)}", file=sys.stderr)
     sys.exit(exit_codes.MISTAKE)
 
 
@@ -131,8 +138,8 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
     Raises:
         Mistakes: a line for each.
     """
-    if lines := list(_flag_mistakes(arguments, unknown, program)):
-        raise Mistakes(*lines)
+    if lines := [*_token_mistakes([*arguments.overrides, *unknown]), *_flag_mistakes(arguments, unknown, program)]:
+        raise Mistakes(*dict.fromkeys(lines))
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
         return None
     _open_configs(arguments.config_path, arguments.config_dir)
@@ -151,10 +158,15 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
         compose_job(arguments.config_name, [f"hydra.job.num={number}"], overrides, program.groups)
         for number, overrides in enumerate(jobs)
     ]
-    for composition in compositions:
+    configs = []
+    for composition, job in zip(compositions, jobs, strict=True):
         lines += composition.mistakes
+        lines += _token_mistakes(f"{key}={value}" for key, value in dotted_values(composition.values))
         if composition.values and not (arguments.cfg or arguments.info):
-            lines += program.schema.inspect(composition.values, composition.defaults, preflight)
+            values, mistakes = program.resolve(composition.values, job)
+            configs.append(values)
+            lines += mistakes
+            lines += program.schema.inspect(values, composition.defaults, preflight)
     if arguments.multirun:
         composed = [composition.values for composition in compositions if not composition.mistakes]
         lines += _sweep_mistakes(jobs, composed, program)
@@ -163,7 +175,6 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
     if layout is None or program.sweeps is None:
         GlobalHydra.instance().clear()
         return None
-    configs = [composition.values for composition in compositions]
     return sweeping.plan(program.sweeps, program.schema, layout, configs, _given_flags(arguments, program))
 
 
@@ -184,6 +195,18 @@ def _open_configs(config_path: str, config_dir: str | None) -> None:
         places.prepend("command-line", f"file://{Path(config_dir).resolve()}", SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2("app", places)
+
+
+def _token_mistakes(texts: Iterable[str]) -> Iterator[str]:
+    """A line for each text "key=value" that holds a token or asks for one; the token is not repeated."""
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if holds_token(text) or (equals and value not in ("", "None") and key.endswith(("token", "api_key"))):
+            shown = key if equals and not holds_token(key) else "hf_…"
+            yield (
+                f"{shown}: a token does not belong in a command or a config, which are saved and pushed; "
+                "log in with `hf auth login`, or set HF_TOKEN"
+            )
 
 
 def _flag_mistakes(arguments: argparse.Namespace, unknown: list[str], program: Program[C]) -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DModel
 
 from ddpm_train.cli.console import Console
 from ddpm_train.cli.measuring import Choice, Trial, choose_compute, plan_batch
@@ -16,6 +16,7 @@ from ddpm_train.config import Config, NoEMA
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.diffusion.noise import build_noise_scheduler, loss_weights
 from ddpm_train.diffusion.objective import Objective
+from ddpm_train.loading import load_model
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.model import build_unet
 from ddpm_train.optim import build_optimizer
@@ -29,9 +30,10 @@ class Run:
     """The parts of one run.
 
     Attributes:
-        values: the config as plain values.
+        values: the config as plain values, with the dataset's commit.
         choice: how steps are computed, and what was measured to choose that.
         changes: records accepted changes of the config.
+        environments: what computed it so far, see `environment.py`.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Run:
     state: TrainState
     objective: Objective
     changes: list[dict[str, Any]]
+    environments: list[dict[str, Any]]
 
     @property
     def checkpoints(self) -> Path:
@@ -78,11 +81,17 @@ def build_run(
             f"dataset.validation_fraction={config.dataset.validation_fraction}: of {len(data.train)} images that holds "
             "none out, and the run is to be judged by the held-out loss; raise it"
         )
+    if data.commit is not None:
+        # What was asked for, a branch or nothing, may mean other images tomorrow.
+        config = replace(config, dataset=replace(config.dataset, revision=data.commit))
+        values = {**values, "dataset": {**values["dataset"], "revision": data.commit}}
     set_backends(config.train)
     noise_scheduler = build_noise_scheduler(config.noise_scheduler)
     noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
     objective = Objective(noise_scheduler, loss_weights(noise_scheduler, config.loss).to(device), config.seed)
     unet = build_unet(config).to(device)
+    if config.model.pretrained is not None and not before:
+        _take_weights(unet, config, console)
     max_steps = _max_steps(config, len(data.train))
     trial = Trial(config, unet, objective, device)
     choice = choose_compute(config, trial, max_steps=max_steps, before=before)
@@ -106,7 +115,26 @@ def build_run(
         state=TrainState(0, unet, ema_unet, build_optimizer(config.optimizer, unet.parameters())),
         objective=objective,
         changes=[],
+        environments=[],
     )
+
+
+def _take_weights(unet: UNet2DModel, config: Config, console: Console) -> None:
+    """Start from the weights of `model.pretrained`, and tell where its noise schedule is another than the run's."""
+    source = str(config.model.pretrained)
+    try:
+        trained = load_model(source)
+        unet.load_state_dict(trained.unet.state_dict())
+    except (Mistakes, RuntimeError) as error:
+        reason = str(error).removeprefix(f"pipeline={source}: ").splitlines()[0]
+        raise Mistakes(f"model.pretrained={source}: {reason}") from None
+    ours = build_noise_scheduler(config.noise_scheduler).config
+    for key in ("num_train_timesteps", "beta_schedule", "prediction_type", "rescale_betas_zero_snr"):
+        if (its := trained.noise_scheduler.config[key]) != ours[key]:
+            console.warn(
+                f"warning: model.pretrained={source} was trained with noise_scheduler.{key}={its}, and this run goes "
+                f"on with {ours[key]}"
+            )
 
 
 def _max_steps(config: Config, num_images: int) -> int:

@@ -37,7 +37,8 @@ def compose_job(
 ) -> Composition:
     lines, groups, keys, wrong_groups = [], list(hydra), [], []
     loader = GlobalHydra.instance().config_loader()
-    known_groups = [group for group in loader.list_groups("") if group in (own_groups or [group]) and group != "hydra"]
+    known_groups = [group for group in loader.list_groups("") if group != "hydra"]
+    known_groups = [group for group in known_groups if own_groups is None or group in own_groups]
     for text in overrides:
         override = OverridesParser.create().parse_override(text)
         if override.key_or_group.split(".")[0].split("/")[0] == "hydra":

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ddpm_train.config import Config, Train
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.files import default_cache_dir, write_atomic
 from ddpm_train.mistakes import Mistakes
+from ddpm_train.model import unet_arguments
 from ddpm_train.ranks import on_main
 from ddpm_train.trainer import BatchPlan
 
@@ -100,7 +101,12 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
         return Choice(choose_for_training(train, device, unused, steps_left=0), 0, {})
     at_most = min(_micro_batch_size(config), _TRIAL_IMAGES)
     circumstances = [device_name(device), torch.backends.cpu.get_cpu_capability(), torch.__version__]
-    network = [asdict(config.model), config.dataset.resolution, config.dataset.channels, train.gradient_checkpointing]
+    network = [
+        unet_arguments(config.model),
+        config.dataset.resolution,
+        config.dataset.channels,
+        train.gradient_checkpointing,
+    ]
     key = json.dumps([circumstances, network, at_most])
     path = default_cache_dir() / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

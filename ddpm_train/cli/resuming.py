@@ -1,14 +1,21 @@
 """Where a run goes on: which checkpoint `resume` means, and whether it is of the same run."""
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_train import checkpoint
+import torch
+
+from ddpm_train import checkpoint, environment
 from ddpm_train.cli.build import Run
 from ddpm_train.compute import device_name
 from ddpm_train.config import Config
+from ddpm_train.files import write_atomic
+from ddpm_train.hub.fetch import Source, fetch_newest
+from ddpm_train.hub.preflight import SCHEME, is_offline, parse_uri
 from ddpm_train.identity import accept, identity
 from ddpm_train.mirror import Mirror
 from ddpm_train.mistakes import Mistakes
@@ -28,11 +35,31 @@ def run_mirror(config: Config) -> Mirror | None:
     return Mirror(f"{url.rstrip('/')}/{config.name}") if url else None
 
 
+def hub_source(config: Config) -> Source | None:
+    """The repository on the Hub to look for checkpoints in: the one named, or the run's own."""
+    if (named := parse_uri(config.resume)) is not None:
+        return Source(f"resume={config.resume}", *named, required=not _pushes_to(config, *named))
+    if _pushes_checkpoints(config) and not is_offline():
+        return Source(f"hub.repo_id={config.hub.repo_id}", str(config.hub.repo_id), config.hub.revision, required=False)
+    return None
+
+
+def _pushes_checkpoints(config: Config) -> bool:
+    return config.hub.push and config.hub.strategy in ("checkpoint", "all_checkpoints")
+
+
+def _pushes_to(config: Config, repo_id: str, revision: str | None) -> bool:
+    """Whether that is where the run itself pushes checkpoints: then there are none before its first."""
+    here = (config.hub.repo_id, config.hub.revision or "main")
+    return _pushes_checkpoints(config) and here == (repo_id, revision or "main")
+
+
 def find_start(config: Config, warn: Callable[[str], None]) -> Start:
     """The checkpoint that `resume` means. On the main process, which holds the run's lock.
 
     A run's own checkpoints come first, also with `resume=PATH`: the same command, given again after a preemption,
-    must go on where the run stopped and not where it began.
+    must go on where the run stopped and not where it began. For the same reason the newer one is taken of those on the
+    disk and in a repository on the Hub, be it `resume=hf://…` or the one that the run itself pushes checkpoints to.
 
     Raises:
         Mistakes: asked to go on, and nothing usable is there; or asked not to, over a run that would be lost.
@@ -46,11 +73,14 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
         return Start(None, {})
     path = checkpoint.newest_good(directory, warn)
     mirror = run_mirror(config)
-    if path is None and mirror is not None:
-        path = mirror.fetch_newest(directory, warn)
-        if path is not None and config.checkpoint.keep_best:
+    if mirror is not None:
+        # Also where there is one on the disk: the run may have gone on elsewhere since.
+        on_disk, path = path, mirror.fetch_newest(directory, warn, on_disk=path)
+        if path is not None and path != on_disk and config.checkpoint.keep_best:
             _fetch_best(mirror, config, path, warn)
-    if path is None and config.resume != "auto":
+    if (source := hub_source(config)) is not None:
+        path = fetch_newest(source, directory, path, warn)
+    if path is None and config.resume != "auto" and not config.resume.startswith(SCHEME):
         path = Path(config.resume)
         try:
             checkpoint.verify(path)
@@ -70,7 +100,7 @@ def _fetch_best(mirror: Mirror, config: Config, newest: Path, warn: Callable[[st
     try:
         whole = [each for each, is_whole in mirror.steps().items() if is_whole]
         best = read_selection(run, config, step).best(whole)
-        if best is not None and best != step:
+        if best is not None and not (newest.parent / checkpoint.step_name(best)).exists():
             mirror.fetch(best, newest.parent)
     except Exception as error:
         warn(f"warning: the best checkpoint in {mirror.url} is left there: {error}")
@@ -90,11 +120,27 @@ def restore(run: Run, start: Start) -> list[str]:
     old, new = start.scalars["identity"], run_identity(run)
     recorded = [{"step": step, "key": key, "from": old.get(key), "to": new.get(key)} for key in accepted]
     run.changes = [*start.scalars["changes"], *recorded]
+    run.environments = start.scalars.get("environments", [])
     run.state.load(step, checkpoint.load(start.path))
     scaler = run.accelerator.scaler
     if scaler is not None and start.scalars["grad_scaler"]:
         scaler.load_state_dict(start.scalars["grad_scaler"])
     return told + [f"{change['key']}: {change['from']} -> {change['to']} (accepted, recorded)" for change in recorded]
+
+
+def record_environment(run: Run) -> list[dict[str, Any]]:
+    """What has computed the run up to here, and what does from now on; written into its folder, and its checkpoints."""
+    compute = {
+        "device": device_name(run.accelerator.device),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "num_processes": run.plan.num_processes,
+        "compute": asdict(run.choice.compute),
+    }
+    now = environment.environment(sys.argv[1:], compute)
+    environments = environment.followed_by(run.environments, now, run.state.step)
+    text = json.dumps(environments, indent=1, ensure_ascii=False)
+    write_atomic(run.output_dir / environment.FILE, text.encode())
+    return environments
 
 
 def run_identity(run: Run) -> dict[str, Any]:
@@ -110,7 +156,9 @@ def scalars(run: Run) -> dict[str, Any]:
         "compute": asdict(run.choice.compute),
         "device": device_name(run.accelerator.device),
         "micro_batch_size": run.plan.micro_batch_size,
+        "num_processes": run.plan.num_processes,
         "grad_scaler": scaler.state_dict() if scaler is not None else {},
         "identity": run_identity(run),
         "changes": run.changes,
+        "environments": run.environments,
     }

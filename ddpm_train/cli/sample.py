@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app, cpu_processes
+from ddpm_train.cli.launching import launch_mistakes
 from ddpm_train.mistakes import as_written
 from ddpm_train.pipeline_path import path_mistakes
 from ddpm_train.sample_config import SAMPLING, SampleConfig
@@ -28,6 +29,7 @@ def main() -> None:
 def preflight(config: SampleConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
     yield from app.output_mistakes("output", config.output)
+    yield from launch_mistakes()
     for key in ("from_image", "inpaint"):
         path = getattr(config, key)
         if path is not None and not Path(path).expanduser().is_file():

@@ -32,7 +32,7 @@ from ddpm_train.evaluation.model_scores import bound_score, held_out_score, meas
 from ddpm_train.evaluation.plots import loss_by_timestep_png
 from ddpm_train.evaluation.reference import ReferenceFeatures, at_most, describe, reference_features
 from ddpm_train.evaluation.results import FILE_NAME, add_results, refuse_other_reference
-from ddpm_train.evaluation.scores import DependsOn, Reference, Score
+from ddpm_train.evaluation.scores import DependsOn, Reference, Score, lines
 from ddpm_train.files import write_atomic
 from ddpm_train.loading import Model, load_model
 from ddpm_train.measures import DISTRIBUTION_METRICS, LOWER_IS_BETTER, of_features, score_name
@@ -252,9 +252,7 @@ class Scoring:
 
     def _split(self, held_out: bool) -> str:
         dataset = self.dataset
-        if not held_out:
-            return dataset.split if dataset.validation_split else f"{dataset.split}, without what is held out"
-        return dataset.validation_split or f"{dataset.split}, {dataset.validation_fraction:.2%} held out"
+        return dataset.split if not held_out else dataset.validation_split or f"{dataset.split}, held out"
 
     def _described(self, images: Images, held_out: bool) -> Reference:
         return describe(images, self.dataset.path, self._split(held_out))
@@ -303,12 +301,7 @@ class Scoring:
         self.workers.console.table(rows)
 
     def _tell(self) -> None:
-        console = self.workers.console
-        width = max(len(score.name) for score in self.scores)
-        for score in self.scores:
-            interval = f"{score.interval[0]:>10.4g} … {score.interval[1]:.4g}" if score.interval else ""
-            console.say(f"  {score.name:<{width}} {score.value:>10.4g}{interval}")
-            if score.warning:
-                console.say(f"  {'':<{width}}   {score.warning}")
-        console.say(f"  {'':<{width}} {'':>10}  95 % intervals")
-        console.table({"scores": str(self.output / FILE_NAME), "pictures": ", ".join(map(str, self.files))})
+        self.workers.console.say(*lines(self.scores))
+        self.workers.console.table({"scores": str(self.output / FILE_NAME)})
+        if self.files:
+            self.workers.console.table({"pictures": ", ".join(map(str, self.files))})

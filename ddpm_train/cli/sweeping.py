@@ -51,11 +51,13 @@ class Sweepable(Generic[C]):
         module: the program, as `python -m` takes it.
         preflight: yields a line for each mistake that only a look at the machine shows, for jobs of so many processes.
         criterion: what the jobs are compared by.
+        resolve: completes a composed config by what it points to, as `Program.resolve`.
     """
 
     module: str
     preflight: Callable[[C, int | None], Iterator[str]]
     criterion: Callable[[C], Criterion | None]
+    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]]
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def plan(
     return Sweep(sweeps.module, tuple(flags), folder, tuple(jobs), layout.space, criterion)
 
 
-def carry_out(sweep: Sweep, config_name: str, overrides: list[str]) -> None:
+def carry_out(sweep: Sweep, sweeps: Sweepable[C], config_name: str, overrides: list[str]) -> None:
     """Run the sweep with the launcher and the sweeper that it chooses.
 
     Args:
@@ -184,20 +186,26 @@ def carry_out(sweep: Sweep, config_name: str, overrides: list[str]) -> None:
     if space is None:
         sweep.carry_out(lambda: sweep.run_all(launcher.launch))
     else:
+
+        def make_job(choices: Mapping[str, str]) -> Job:
+            planned = space.job([f"{key}={value}" for key, value in choices.items()])
+            composition = compose_job(config_name, [], planned.overrides, None)
+            values, _ = sweeps.resolve(composition.values, planned.overrides)
+            return Job(planned.choices, tuple(planned.overrides), values)
+
         settings: dict[str, Any] = OmegaConf.to_container(master.hydra.sweeper)  # type: ignore[assignment]
         del settings["params"]
-        sweep.carry_out(lambda: _search(sweep, space, launcher, config_name, settings))
+        sweep.carry_out(lambda: _search(sweep, space, launcher, make_job, settings))
 
 
 def _search(
-    sweep: Sweep, space: Space, launcher: launchers.Launcher, config_name: str, settings: Mapping[str, Any]
+    sweep: Sweep,
+    space: Space,
+    launcher: launchers.Launcher,
+    make_job: Callable[[Mapping[str, str]], Job],
+    settings: Mapping[str, Any],
 ) -> list[Path]:
     from ddpm_train.sweeps.search import Search, distribution  # an extra
-
-    def make_job(choices: Mapping[str, str]) -> Job:
-        planned = space.job([f"{key}={value}" for key, value in choices.items()])
-        composition = compose_job(config_name, [], planned.overrides, None)
-        return Job(planned.choices, tuple(planned.overrides), composition.values)
 
     assert sweep.criterion is not None, "the plan sees to it"
     distributions = {override.get_key_element(): distribution(override) for override in space.overrides}

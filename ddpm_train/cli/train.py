@@ -1,14 +1,18 @@
 """`ddpm-train`, and `train.py` in a checkout: trains the run that the config describes."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app, cpu_processes, sweeping
+from ddpm_train.cli.launching import launch_mistakes
 from ddpm_train.config import Config, Evaluation
 from ddpm_train.data.sources import path_mistakes
+from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
 from ddpm_train.measures import extractor_mistakes
+from ddpm_train.pretrained import resolve
 from ddpm_train.samplers import package_mistakes
 from ddpm_train.selection import criterion
 from ddpm_train.validation import TRAINING
@@ -24,21 +28,24 @@ def main() -> None:
             naming="name='{}'",
             preflight=preflight,
             job=job,
-            sweeps=sweeping.Sweepable("ddpm_train.cli.train", preflight, criterion),
+            resolve=resolve,
+            sweeps=sweeping.Sweepable("ddpm_train.cli.train", preflight, criterion, resolve),
         )
     )
 
 
 def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]:
-    """What is wrong with this config on this machine, a line each. Imports torch only if a precision is forced."""
+    """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
     yield from path_mistakes(config.dataset)
     yield from app.output_mistakes("output_dir", config.output_dir)
+    yield from launch_mistakes()
     yield from _batch_mistakes(config, num_processes or cpu_processes.num_processes())
     yield from _resume_mistakes(config)
     yield from _precision_mistakes(config.train.mixed_precision)
     yield from _extras_mistakes(config)
     yield from _mirror_mistakes(config.checkpoint.mirror)
     yield from _evaluation_mistakes(config.evaluation)
+    yield from _push_mistakes(config)
 
 
 def job(config: Config, values: dict[str, Any]) -> float | None:
@@ -116,8 +123,27 @@ def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _resume_mistakes(config: Config) -> Iterator[str]:
-    if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
-        yield f"resume={config.resume}: no such checkpoint; give auto, never or a checkpoint's folder"
+    if config.resume.startswith(SCHEME):
+        if parse_uri(config.resume) is None:
+            yield f"resume={config.resume}: not of the form {SCHEME}owner/name or {SCHEME}owner/name@revision"
+    elif config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
+        yield f"resume={config.resume}: no such checkpoint; give auto, never, a checkpoint's folder or hf://owner/name"
+
+
+def _push_mistakes(config: Config) -> Iterator[str]:
+    """What would keep the run from being pushed. One process asks the Hub, and only for a run that begins.
+
+    A run that goes on is not ended by a Hub that is down, nor by a token that has expired meanwhile.
+    """
+    if not config.hub.push:
+        return
+    wrong_name = list(name_mistakes("hub.repo_id", config.hub.repo_id))
+    yield from wrong_name
+    begun = any((Path(config.output_dir) / "checkpoints").glob("step_*"))
+    if os.environ.get("RANK", "0") == "0" and not begun and not is_offline():
+        repo_id = None if wrong_name else config.hub.repo_id
+        otherwise = ", or HF_HUB_OFFLINE=1 to train without pushing"
+        yield from push_mistakes("hub.push=true", "hub.repo_id", repo_id, config.hub.private, otherwise=otherwise)
 
 
 def _join(numbers: list[int]) -> str:

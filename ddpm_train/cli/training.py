@@ -12,17 +12,17 @@ from typing import Any, NoReturn
 
 import diffusers
 import torch
-import yaml
 from accelerate import PartialState
 from diffusers import DDPMPipeline
 from torch import Tensor
 
-from ddpm_train import checkpoint, exit_codes
+from ddpm_train import checkpoint, config_file, exit_codes
 from ddpm_train.cli import words
 from ddpm_train.cli.build import Run, build_run
 from ddpm_train.cli.console import Console
 from ddpm_train.cli.evaluating import RunEvaluation
-from ddpm_train.cli.resuming import Start, find_start, restore, run_mirror, scalars
+from ddpm_train.cli.pushing import finish_push, open_push, push_finished
+from ddpm_train.cli.resuming import Start, find_start, record_environment, restore, run_mirror, scalars
 from ddpm_train.compute import out_of_memory
 from ddpm_train.config import Config
 from ddpm_train.data.device_cache import fits
@@ -34,6 +34,7 @@ from ddpm_train.mirror import FINISH_SECONDS, STOP_SECONDS, MirrorThread
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.preemption import Stopped, StopRequest
 from ddpm_train.ranks import on_main
+from ddpm_train.report import try_to_write_report
 from ddpm_train.run_lock import RunLock
 from ddpm_train.saving import Saver, SavingFailed
 from ddpm_train.selection import RECORDS, Selection, read_selection
@@ -65,6 +66,7 @@ def train_run(config: Config, values: dict[str, Any]) -> float | None:
         if is_finished(run.state.step, run.max_steps, selection) and _pipeline_step(run) == run.state.step:
             on_main(lambda: _save_result(run, selection))
             words.say_finished(run, selection)
+            push_finished(run, start.path)
         else:
             _carry_out(run, start, changes, selection)
         return selection.value
@@ -114,6 +116,7 @@ def _carry_out(run: Run, start: Start, changes: list[str], selection: Selection)
     config, accelerator, state = run.config, run.accelerator, run.state
     evaluation = RunEvaluation(run)
     on_main(lambda: _begin(run))
+    run.environments = on_main(lambda: record_environment(run))
     words.announce(run, start.path is not None, changes)
     warn = run.console.warn
     trackers = RunTrackers(config, run.values, state.step, warn) if accelerator.is_main_process else None
@@ -129,20 +132,25 @@ def _carry_out(run: Run, start: Start, changes: list[str], selection: Selection)
     trainer = _trainer(run, metrics, lambda: evaluation(trackers), saving, selection)
     started = time.monotonic()
     run.console.start(state.step, run.max_steps)
-    mirror_seconds = STOP_SECONDS
+    finished = False
     try:
         trainer.train()
-        mirror_seconds = FINISH_SECONDS
+        finished = True
     finally:
         # Nothing here may wait for another process: this one may be alone in leaving.
         run.console.finish()
-        saving.close(mirror_seconds)
+        saving.close(FINISH_SECONDS if finished else STOP_SECONDS)
+        if not finished:
+            finish_push(run, saving.push, STOP_SECONDS)
         if trackers is not None:
             trackers.close()
     saving.check()
     on_main(lambda: _save_pipeline(run))
     on_main(lambda: _save_result(run, selection))
+    on_main(lambda: try_to_write_report(run.output_dir, run.console.warn))
     words.say_what_next(run, selection, time.monotonic() - started)
+    # Here the main process is alone: no other waits for it.
+    finish_push(run, saving.push, 60 * config.hub.finish_minutes)
 
 
 def _trainer(
@@ -198,19 +206,29 @@ class _Saving:
     def __init__(self, run: Run, metrics: Metrics, selection: Selection) -> None:
         self._run = run
         self._metrics = metrics
+        self._selection = selection
         config = run.config.checkpoint
         mirror = run_mirror(run.config) if run.accelerator.is_main_process else None
         best = selection.best if config.keep_best else lambda steps: None
         retention = checkpoint.Retention(config.keep_last, config.keep_every_steps, best)
         self._mirror = MirrorThread(mirror, retention, run.console.warn) if mirror else None
+        self.push = open_push(run)
         self._saver = Saver(
             run.checkpoints,
             retention,
             max_failures=config.max_failures,
-            published=self._mirror.submit if self._mirror else lambda path: None,
+            published=self._published,
             warn=run.console.warn,
         )
         self._last = time.monotonic()
+
+    def _published(self, path: Path) -> None:
+        if self._mirror is not None:
+            self._mirror.submit(path)
+        run, step = self._run, checkpoint.step_of(path)
+        finished = is_finished(step, run.max_steps, self._selection)
+        if self.push is not None and (finished or run.config.hub.strategy != "end"):
+            self.push.submit(path)
 
     def overdue(self) -> bool:
         minutes = self._run.config.checkpoint.every_minutes
@@ -237,11 +255,11 @@ class _Saving:
 def _begin(run: Run) -> None:
     """What a run's folder says of it until it ends: its config, and no result."""
     (run.output_dir / _RESULT).unlink(missing_ok=True)
-    write_atomic(run.output_dir / "config.yaml", _config_yaml(run.values))
+    write_atomic(run.output_dir / config_file.NAME, config_file.to_yaml(run.values))
 
 
 def _save_result(run: Run, selection: Selection) -> None:
-    """What the run has come to, for programs that compare runs: the last thing that it leaves."""
+    """What the run has come to, for programs that compare runs; its pipeline is on the disk."""
     value = selection.value
     result = {
         "objective": selection.criterion.name if selection.criterion else None,
@@ -265,12 +283,3 @@ def _pipeline_step(run: Run) -> int | None:
     """The step whose weights the run's pipeline holds."""
     origin = run.output_dir / "pipeline" / ORIGIN
     return json.loads(origin.read_text())["step"] if origin.exists() else None
-
-
-def _config_yaml(values: dict[str, Any]) -> bytes:
-    """The resolved config; `--config-path RUN --config-name config` runs it again."""
-    quiet = {
-        "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
-        "hydra": {"run": {"dir": "."}, "output_subdir": None},
-    }
-    return yaml.safe_dump({**quiet, **values}, sort_keys=False, allow_unicode=True).encode()

@@ -11,6 +11,7 @@ from ddpm_train.compute import device_name
 from ddpm_train.config import Config
 from ddpm_train.model import num_parameters
 from ddpm_train.pipeline_path import BEST
+from ddpm_train.report import REPORT
 from ddpm_train.selection import Selection
 
 
@@ -59,12 +60,13 @@ def say_what_next(run: Run, selection: Selection, seconds: float) -> None:
     """Where the pictures are, and the next commands."""
     output, step = run.output_dir, run.state.step
     pictures = output / "samples" / f"{checkpoint.step_name(step)}.png"
-    tensorboard = output / "tensorboard"
+    report, tensorboard = output / REPORT, output / "tensorboard"
     early = step < run.max_steps
     run.console.say(f"done: step {step:,} after {seconds:.0f} s{f', early: {_patience(selection)}' if early else ''}")
     longer = f"train.patience={2 * (selection.patience or 1)}" if early else f"train.max_steps={2 * run.max_steps}"
     run.console.table(
         {
+            **({"report": str(report)} if report.exists() else {}),
             **({"pictures": str(pictures)} if pictures.exists() else {}),
             **_best(run, selection),
             "pipeline": f'{output / "pipeline"}   DDPMPipeline.from_pretrained("{output / "pipeline"}")',

@@ -27,12 +27,17 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Data:
-    """The training images, the held-out ones (possibly none), and what identifies them."""
+    """The training images, the held-out ones (possibly none), and what identifies them.
+
+    Attributes:
+        commit: of the repository that they come from, if it is one on the Hub.
+    """
 
     train: Images
     validation: Images | None
     content: str
     broken: list[str]
+    commit: str | None
 
 
 def open_data(config: Dataset, *, progress: bool) -> Data:
@@ -68,6 +73,7 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
             images(held_out_source, held_out, np.arange(len(held_out))),
             content=train.content,
             broken=train.broken + held_out.broken,
+            commit=source.commit,
         )
     num_held_out = round(config.validation_fraction * len(train))
     shuffled = image_indices(np.arange(len(train)), len(train), _SPLIT_SEED)
@@ -79,6 +85,7 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         images(source, train, held_out_rows) if num_held_out else None,
         content=train.content,
         broken=train.broken,
+        commit=source.commit,
     )
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.hub import load_dataset
+from ddpm_train.hub_access import find_licence
 from ddpm_train.mistakes import Mistakes, did_you_mean
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
@@ -22,6 +23,10 @@ EMBEDDED = {"fashion_tiny": 28}  # name -> side of a tile, in pixels
 
 class Source(Protocol):
     """A sequence of images that a worker process can be sent (it pickles small)."""
+
+    @property
+    def commit(self) -> str | None:
+        """Of the repository on the Hub that it comes from, if it does."""
 
     @property
     def fingerprint(self) -> str:
@@ -42,6 +47,8 @@ class Source(Protocol):
 
 class EmbeddedSource:
     """The images that come with the package: one PNG of square tiles, read row by row."""
+
+    commit = None
 
     def __init__(self, name: str, split: str) -> None:
         self._path = Path(__file__).parent / name / f"{split}.png"
@@ -70,6 +77,8 @@ class EmbeddedSource:
 
 class FolderSource:
     """Image files below a folder, at any depth, in the order of their paths."""
+
+    commit = None
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -124,9 +133,10 @@ def image_files(root: Path) -> Iterator[str]:
 class HubSource:
     """A `datasets.Dataset` with a column of encoded images; decoding stays with us (orientation, broken files)."""
 
-    def __init__(self, dataset: Any, column: str) -> None:
+    def __init__(self, dataset: Any, column: str, commit: str | None) -> None:
         from datasets import Image as ImageFeature
 
+        self.commit = commit
         self.fingerprint = f"{dataset._fingerprint} {column}"
         selected = dataset.select_columns([column])
         try:
@@ -161,8 +171,15 @@ def open_source(config: "Dataset", split: str) -> Source:
         return EmbeddedSource(config.path, split)
     if config.source == "folder":
         return FolderSource(Path(config.path).expanduser())
-    dataset = load_dataset(config, split)
-    return HubSource(dataset, _image_column(dataset, config.image_column))
+    dataset, commit = load_dataset(config, split)
+    return HubSource(dataset, _image_column(dataset, config.image_column), commit)
+
+
+def dataset_licence(config: "Dataset") -> str | None:
+    """The licence that the configured dataset's card names, if it has one and the Hub can be asked."""
+    if config.source == "embedded":
+        return "MIT"
+    return find_licence(config.path, config.revision) if config.source == "hub" else None
 
 
 def path_mistakes(config: "Dataset") -> list[str]:

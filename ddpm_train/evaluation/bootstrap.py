@@ -80,11 +80,9 @@ def fid(generated: Tensor, real: Tensor, rng: np.random.Generator) -> np.ndarray
     x, y = generated.double(), real.double()
     difference = x.mean(dim=0) - y.mean(dim=0)
     s1, s2 = torch.cov(x.T), torch.cov(y.T)
-    root = _power(s2, 0.5)
-    middle = root @ s1 @ root
-    there = root @ _power(middle, -0.5) @ root
-    inverse_root = _power(s2, -0.5)
-    back = inverse_root @ _power(middle, 0.5) @ inverse_root
+    root, inverse_root = _roots(s2)
+    middle_root, inverse_middle_root = _roots(root @ s1 @ root)
+    there, back = root @ inverse_middle_root @ root, inverse_root @ middle_root @ inverse_root
     resampled = torch.zeros(RESAMPLES, dtype=torch.float64)
     for features, transport, sign in ((x, there, 1), (y, back, -1)):
         centred = features - features.mean(dim=0)
@@ -142,9 +140,9 @@ def _between(x: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return total / (len(x) * len(y))
 
 
-def _power(matrix: Tensor, power: float) -> Tensor:
-    """Of a symmetric, positive matrix; directions in which it vanishes stay zero."""
+def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The root of a symmetric, positive matrix and its inverse; directions in which it vanishes stay zero in both."""
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     usable = values > values[-1] * len(matrix) * torch.finfo(matrix.dtype).eps
-    powers = torch.where(usable, values.clamp_min(torch.finfo(matrix.dtype).tiny) ** power, 0)
-    return (vectors * powers) @ vectors.T
+    roots = torch.where(usable, values, 1).sqrt()
+    return (vectors * (usable * roots)) @ vectors.T, (vectors * (usable / roots)) @ vectors.T

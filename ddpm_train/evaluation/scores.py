@@ -1,5 +1,6 @@
 """A score, with everything that the number depends on, and the file that holds them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -84,3 +85,14 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def lines(scores: Sequence[Score]) -> list[str]:
+    """A table for a person."""
+    width = max(len(score.name) for score in scores)
+    table = [f"  {'':<{width}} {'value':>10}  {CONFIDENCE:.0%} interval"]
+    for score in scores:
+        interval = f"  {score.interval[0]:.4g} … {score.interval[1]:.4g}" if score.interval else ""
+        table.append(f"  {score.name:<{width}} {score.value:>10.4g}{interval}")
+        table += [f"  {'':<{width}} {'':>10}  {score.warning}"] if score.warning else []
+    return table

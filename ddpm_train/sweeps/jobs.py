@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from ddpm_train import config_file
 from ddpm_train.files import write_atomic
 from ddpm_train.identity import accept, identity
 from ddpm_train.mistakes import Mistakes
@@ -80,12 +79,12 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def end_of(job: Job) -> Status | None:
     """What a job has come to that ran to its end, finished or diverged, with this very config."""
-    if _saved_config(job.folder) != job.values:
-        return None
-    if read_result(job.folder) is not None:
-        return "finished"
     record = read_record(job.folder)
-    return "diverged" if record is not None and record.status == "diverged" else None
+    if record is None or _saved_config(job.folder) != job.values:
+        return None
+    if record.status == "finished" and read_result(job.folder) is None:
+        return None  # it was extended since, and did not come to the new end
+    return record.status if record.status in ("finished", "diverged") else None
 
 
 def conflict(job: Job) -> str | None:
@@ -102,11 +101,8 @@ def conflict(job: Job) -> str | None:
 
 
 def _saved_config(folder: Path) -> dict[str, Any] | None:
-    path = folder / "config.yaml"
-    if not path.exists():
-        return None
-    saved = yaml.safe_load(path.read_text())
-    return {key: value for key, value in saved.items() if key not in ("defaults", "hydra")}
+    path = folder / config_file.NAME
+    return config_file.read(path) if path.exists() else None
 
 
 def objective_of(folder: Path) -> float:

@@ -1,0 +1,87 @@
+"""`ddpm-push`: shares a run that exists already, by hand or after a push of its own has failed."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddpm_train import config_file, exit_codes
+from ddpm_train.cli import app
+from ddpm_train.config import Hub
+from ddpm_train.hub.preflight import is_offline, name_mistakes, push_mistakes
+from ddpm_train.push_config import PUSHING, PushConfig
+from ddpm_train.validation import parse
+
+
+def main() -> None:
+    app.run(
+        app.Program(
+            config_name="push",
+            schema=PUSHING,
+            groups=(),
+            output_key="run",
+            naming="'run={}'",
+            preflight=preflight,
+            job=job,
+        )
+    )
+
+
+def preflight(config: PushConfig) -> Iterator[str]:
+    """What is wrong on this machine and at the Hub, a line each."""
+    run = Path(config.run)
+    wanted = _wanted(config, _read_hub(run))
+    if not (run / config_file.NAME).is_file():
+        what = "no such folder" if not run.is_dir() else f"not a run: no {config_file.NAME} in it"
+        yield f"run={config.run}: {what}; give the folder of a run, such as outputs/default"
+    elif not any((run / "checkpoints").glob("step_*")):
+        yield f"run={config.run}: no checkpoint yet; push it once it has saved one"
+    wrong_name = list(name_mistakes("repo_id", wanted.repo_id))
+    yield from wrong_name
+    if is_offline():
+        yield f"run={config.run}: HF_HUB_OFFLINE is set; unset it to push"
+        return
+    repo_id = None if wrong_name else wanted.repo_id
+    yield from push_mistakes(f"run={config.run}", "repo_id", repo_id, wanted.private)
+
+
+def job(config: PushConfig, values: dict[str, Any]) -> None:
+    # torch takes seconds to import; a typo must not wait for it.
+    from ddpm_train.cli.pushing import push_run
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(exit_codes.REQUEUE))  # leaving no folder of links behind
+    run = Path(config.run)
+    described = parse(config_file.read(run / config_file.NAME))
+    wanted = _wanted(config, described.hub)
+    push_run(run, replace(described, hub=wanted))
+
+
+def _read_hub(run: Path) -> Hub | None:
+    """What a run's config says of the Hub; None if there is no config that can be read."""
+    try:
+        return Hub(**config_file.read(run / config_file.NAME)["hub"])
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _wanted(config: PushConfig, run: Hub | None) -> Hub:
+    """The command's keys, and the run's where the command says nothing."""
+    return Hub(
+        push=True,
+        repo_id=config.repo_id or (run.repo_id if run else None),
+        private=config.private if config.private is not None else (run.private if run else None),
+        revision=config.revision or (run.revision if run else None),
+        strategy=config.strategy or (run.strategy if run else "every_save"),
+        retry_minutes=config.retry_minutes,
+        finish_minutes=config.retry_minutes,
+        stall_seconds=config.stall_seconds,
+    )
+
+
+if __name__ == "__main__":
+    main()

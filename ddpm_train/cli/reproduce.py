@@ -1,0 +1,90 @@
+"""`ddpm-reproduce`: prints the command that repeats a run, and warns of what is not today as it was then."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddpm_train import environment
+from ddpm_train.cli.app import tell
+from ddpm_train.mistakes import Mistakes, as_written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="ddpm-reproduce", description="Prints the command that repeats a run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, such as outputs/default")
+    run = parser.parse_args().run
+    try:
+        config, environments = _recorded(run)
+    except Mistakes as mistakes:
+        tell(mistakes)
+    for line in [*_history(run, environments), *_differences(environments[-1])]:
+        print(f"warning: {line}", file=sys.stderr)
+    print(command(run, config, environments[-1]))
+
+
+def command(run: Path, config: dict[str, Any], then: dict[str, Any]) -> str:
+    """Repeats the run beside itself: its config, as many processes, and what `auto` had chosen."""
+    launcher = ["ddpm-train"]
+    if then["num_processes"] > 1:
+        how = ["accelerate", "launch", "--cpu" if then["device"].startswith("cpu") else "--multi_gpu"]
+        launcher = [*how, "--num_processes", str(then["num_processes"]), "-m", "ddpm_train.cli.train"]
+    name = f"{config['name']}_repeated"
+    chosen = {f"train.{key}": as_written(value) for key, value in then["compute"].items()}
+    changed = {"name": name, "output_dir": str(Path(config["output_dir"]).parent / name), **chosen}
+    saved = ["--config-path", str(run), "--config-name", "config"]
+    return shlex.join([*launcher, *saved, *(f"{key}={value}" for key, value in changed.items())])
+
+
+def _recorded(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The run's config, and what computed it, in order.
+
+    Raises:
+        Mistakes: no run is there, or none that recorded it.
+    """
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        return config, json.loads((run / environment.FILE).read_text())
+    except OSError as error:
+        missing = Path(str(error.filename)).name
+        raise Mistakes(f"{run}: {missing} cannot be read; give the folder of a run, such as outputs/default") from None
+
+
+def _history(run: Path, environments: list[dict[str, Any]]) -> Iterator[str]:
+    """Why one command alone may not make the same weights again."""
+    states = sorted((run / "checkpoints").glob("step_*/state.json"))
+    for change in json.loads(states[-1].read_text())["changes"] if states else []:
+        yield (
+            f"{change['key']}: changed from {as_written(change['from'])} to {as_written(change['to'])} at step "
+            f"{change['step']}; the command has what it was at the end"
+        )
+    for before, after in pairwise(environments):
+        changed = [key for key in after if key not in ("from_step", "command") and before.get(key) != after[key]]
+        if changed:
+            yield f"step {after['from_step']}: from here on another {', '.join(changed)}; a repeat rounds otherwise"
+
+
+def _differences(then: dict[str, Any]) -> Iterator[str]:
+    """What is not today as it was when the run ended, with the remedy."""
+    commit, today = then["commit"], environment.commit()
+    if commit and (today is None or commit["id"] != today["id"]):
+        yield f"commit: {commit['id']} then, {today['id'] if today else 'unknown'} now; git checkout {commit['id']}"
+    if commit and commit["dirty"]:
+        yield "commit: the code then had changes that no commit holds"
+    if today and today["dirty"]:
+        yield "commit: the code now has changes that no commit holds"
+    versions = environment.versions()
+    for package, number in then["versions"].items():
+        if (now := versions.get(package, "none")) != number:
+            remedy = "" if package in ("python", "ddpm-train") else f"; pip install {package}=={number}"
+            yield f"{package}: {number} then, {now} now{remedy}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Pushes in the background: one in flight, the newest wins, and nothing of it reaches training."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ddpm_train
+from ddpm_train import checkpoint
+from ddpm_train.hub.push import Push, Target
+from ddpm_train.hub.share import OWNED, Shared
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the newest push ended: with a commit, or with what was in the way."""
+
+    step: int
+    commit: str | None
+    problem: str = ""
+
+
+class PushThread:
+    """Pushes checkpoints of one run, each from a folder of links that does not change, by a process of its own.
+
+    What fails is told, and the next checkpoint brings it.
+
+    Args:
+        push_seconds: no single push may take longer.
+        warn: tells a person.
+    """
+
+    def __init__(self, shared: Shared, target: Target, push_seconds: float, warn: Callable[[str], None]) -> None:
+        self._shared = shared
+        self._target = target
+        self._push_seconds = push_seconds
+        self._warn = warn
+        self._condition = threading.Condition()
+        self._waiting: Path | None = None
+        self._busy = False
+        self._process: subprocess.Popen[str] | None = None
+        self._step = 0
+        self._outcome: Outcome | None = None
+        self._finishing = self._over = False
+        threading.Thread(target=self._run, name="push", daemon=True).start()
+
+    def submit(self, path: Path) -> None:
+        """Have the checkpoint at `path` pushed; one that still waits is passed over."""
+        with self._condition:
+            self._waiting = path
+            self._condition.notify_all()
+
+    def finish(self, seconds: float) -> Outcome | None:
+        """Wait until what was submitted is pushed or has failed, or so long; nothing goes on after that.
+
+        Returns:
+            How the last push ended; None if none was submitted.
+        """
+        with self._condition:
+            self._finishing = True
+            done = self._condition.wait_for(lambda: self._waiting is None and not self._busy, seconds)
+            if not done:
+                step = checkpoint.step_of(self._waiting) if self._waiting else self._step
+                self._outcome = Outcome(step, None, f"it was not done in {seconds:.0f} s")
+            self._over = True
+            if self._process is not None:
+                self._process.kill()
+            self._condition.wait_for(lambda: not self._busy, 5.0)
+        return self._outcome
+
+    def _run(self) -> None:
+        while not self._over:
+            with self._condition:
+                self._condition.wait_for(lambda: self._waiting is not None)
+                path, self._waiting, self._busy = self._waiting, None, True
+                assert path is not None
+                self._step = checkpoint.step_of(path)
+            try:
+                outcome = self._push(path)
+            except Exception as error:
+                outcome = Outcome(self._step, None, f"{type(error).__name__}: {error}")
+            with self._condition:
+                if not self._over:
+                    self._outcome = outcome
+                self._busy = False
+                self._condition.notify_all()
+            if outcome.problem and not self._finishing:
+                self._warn(
+                    f"warning: step {outcome.step:,} was not pushed to {self._target.repo_id}: {outcome.problem}; "
+                    "the next save brings it"
+                )
+
+    def _push(self, path: Path) -> Outcome:
+        folder = self._shared.run / ".push"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            self._shared.stage(path, folder)
+            push = Push(self._target, str(folder), f"Step {self._step:,}", OWNED, checkpoint.MANIFEST)
+            return self._in_a_process(push)
+        except FileNotFoundError:
+            if path.exists():
+                raise
+            return Outcome(self._step, None, "it was removed before it could be read; raise checkpoint.keep_last")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _in_a_process(self, push: Push) -> Outcome:
+        package = str(Path(ddpm_train.__file__).parent.parent)
+        with self._condition:
+            if self._over:
+                return Outcome(self._step, None, "the run ended")
+            # A session of its own: Ctrl-C is for the run, which then decides. It dies with the run: its input ends.
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ddpm_train.hub.push"],
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]),
+                    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                },
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        assert process.stdin is not None and process.stdout is not None
+        limit = threading.Timer(self._push_seconds, process.kill)
+        limit.start()
+        process.stdin.write(push.to_json() + "\n")
+        process.stdin.flush()
+        said = process.stdout.read().splitlines()
+        limit.cancel()
+        process.wait()
+        process.stdin.close()
+        with self._condition:
+            self._process = None
+        try:
+            outcome = json.loads(said[-1])
+            return Outcome(self._step, outcome.get("commit"), outcome.get("error", ""))
+        except (ValueError, IndexError):
+            reason = said[-1] if said else f"it took longer than {self._push_seconds:.0f} s"
+            return Outcome(self._step, None, f"the pushing process ended: {reason}")

@@ -1,0 +1,82 @@
+"""What to do next, derived from what was found."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ddpm_train.report import commands
+from ddpm_train.report.findings import held_out, main_score, small_learning_rate, trend
+from ddpm_train.report.folder import Evidence
+from ddpm_train.report.numerals import count, duration
+from ddpm_train.report.words import name_of
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something to do, why, and the command, if it is one."""
+
+    text: str
+    command: str | None = None
+
+
+def advice(evidence: Evidence) -> Iterator[Advice]:
+    """The most useful first."""
+    if evidence.is_run:
+        yield from _of_training(evidence)
+        yield from _of_the_best(evidence)
+    if evidence.is_run and (main_score(evidence) is None or not evidence.copying):
+        yield Advice("Score its images, and see whether it copies:", commands.evaluate(evidence))
+    yield from _of_sampling(evidence)
+
+
+def _of_training(evidence: Evidence) -> Iterator[Advice]:
+    step, found = evidence.step, trend(held_out(evidence))
+    if step is None:
+        return
+    if not evidence.finished:
+        max_steps = evidence.value("train", "max_steps")
+        end = f" of {count(max_steps)}" if max_steps else ""
+        yield Advice(
+            f"It stands at step {count(step)}{end}. The same command goes on, as does this:", commands.go_on(evidence)
+        )
+    elif found.kind == "falling":
+        yield Advice("Train it longer, for instance twice as long:", commands.go_on(evidence, 2 * step))
+    if found.kind == "level" and small_learning_rate(evidence):
+        yield Advice(
+            "A new run with more steps, and so a longer learning rate schedule, or with a larger model may do better; "
+            "a few more steps of this one will not."
+        )
+    elif found.kind == "level":
+        yield Advice("More steps will bring little at these settings; a larger model or more images may do better.")
+    if found.kind == "rose":
+        yield Advice(
+            "It has begun to learn its training images by heart. More images, dataset.random_flip=true (where a "
+            "mirrored image is a plausible one), model.dropout=0.1 or fewer steps may do better."
+        )
+    if found.kind == "unknown" and evidence.value("evaluation", "name") != "none":
+        yield Advice(
+            f"Next time measure along the way, with evaluation.every_steps={max(1, step // 10)}: "
+            "only so one sees when a run stops getting better."
+        )
+
+
+def _of_the_best(evidence: Evidence) -> Iterator[Advice]:
+    """Where another step than the last was the best, and is kept."""
+    best, checkpoints = evidence.result.get("best_step"), evidence.path / "checkpoints"
+    if evidence.finished and best not in (None, evidence.step) and (checkpoints / f"step_{best:08d}").is_dir():
+        yield Advice(
+            f"{name_of(evidence.result['objective'])} was best at step {count(best)}, whose checkpoint is kept:",
+            commands.sample(evidence, of=checkpoints / "best"),
+        )
+
+
+def _of_sampling(evidence: Evidence) -> Iterator[Advice]:
+    cost = evidence.cost or {}
+    best = cost.get("fewest_within_5_percent")
+    for row in cost.get("rows", []):
+        sampler, steps, seconds = row["sampler"], row["num_inference_steps"], row["seconds_per_image"]
+        if best and (sampler, steps) == (best["sampler"], best["num_inference_steps"]):
+            yield Advice(
+                f"Sample in {count(steps)} steps of {sampler}, at {duration(seconds)} an image: no fewer come "
+                "within 5 % of the score of the most steps.",
+                commands.sample(evidence, sampler, steps) if evidence.is_run else None,
+            )

@@ -1,0 +1,169 @@
+"""The answers at the top of the report: plain sentences, derived from the numbers by `RULES`.
+
+What was not measured is said to be not measured; nothing is guessed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ddpm_train.report.folder import Evidence, Score, Series
+from ddpm_train.report.numerals import count, digits, number
+from ddpm_train.report.words import metric_name
+
+# A loss that changes by less than this has levelled off.
+LEVEL = 0.01
+# The stretch at the end of the run over which that is judged.
+LAST_SHARE = 0.25
+# Below this share of its peak it is the learning rate that makes a loss level off.
+SMALL_LR = 0.1
+
+RULES = (
+    f"“Got worse again”: the last held-out loss is more than {100 * LEVEL:.0f} % above the lowest.",
+    f"“Still getting better”: otherwise, it fell by at least {100 * LEVEL:.0f} % since the evaluation nearest to "
+    f"{100 * (1 - LAST_SHARE):.0f} % of the steps.",
+    "“Levelled off”: neither. With a single evaluation the answer is not known.",
+    "The score told first is the KID, or else the FID, of the newest step over the most images.",
+    "“Copies some”: the whole interval of the samples' rate lies above the rate of unseen real images.",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A question that a person has, the answer in a few words, and the sentences it rests on."""
+
+    question: str
+    answer: str
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How the held-out loss moved at the end of the run.
+
+    Attributes:
+        kind: "falling", "level", "rose" or "unknown".
+        since: the step from which it is judged; of "rose", the step of the lowest loss.
+        change: relative, from there to the end; above 0 it rose.
+    """
+
+    kind: str
+    since: int = 0
+    change: float = 0.0
+
+
+def findings(evidence: Evidence) -> list[Finding]:
+    if not evidence.is_run:
+        return [how_good(evidence), does_it_copy(evidence)]
+    return [how_good(evidence), did_it_stop(evidence), does_it_copy(evidence)]
+
+
+def held_out(evidence: Evidence) -> Series:
+    return evidence.series("held_out_loss")
+
+
+def trend(series: Series) -> Trend:
+    if len(series) < 2:
+        return Trend("unknown")
+    lowest = int(np.argmin(series.values))
+    rise = series.last / float(series.values[lowest]) - 1
+    if rise > LEVEL:
+        return Trend("rose", int(series.steps[lowest]), rise)
+    since = int(np.argmin(np.abs(series.steps[:-1] - (1 - LAST_SHARE) * series.steps[-1])))
+    change = series.last / float(series.values[since]) - 1
+    return Trend("falling" if change <= -LEVEL else "level", int(series.steps[since]), change)
+
+
+def main_score(evidence: Evidence) -> Score | None:
+    """The one to tell first; the scores come newest step first, then most samples first."""
+    for metric in ("kid", "fid", "precision", "recall", "isc"):
+        for score in evidence.scores:
+            if score.metric == metric:
+                return score
+    return None
+
+
+def how_good(evidence: Evidence) -> Finding:
+    loss, score, step = held_out(evidence), main_score(evidence), evidence.step
+    after = f" after {count(step)} steps" if step is not None else ""
+    details = []
+    if score is not None:
+        value, ends = digits(score.value, score.interval)
+        answer = f"{metric_name(score)} {value}{after}"
+        details += _score_sentences(score, ends)
+    elif len(loss):
+        answer = f"Held-out loss {number(loss.last)}{after}"
+        details += ["It says how well noise is predicted; how the images look has not been scored."]
+    else:
+        answer = f"Not measured{after}"
+        details.append("Neither the held-out loss nor a score of the images is known.")
+    if len(loss):
+        details.append(f"On images that training never sees, the loss is {number(loss.last)}{_before(loss)}.")
+    if evidence.bound:
+        bits = number(evidence.bound["bits_per_dim"])
+        details.append(f"An unseen image takes at most {bits} bits per dimension.")
+    return Finding("How good is it?", answer, tuple(details))
+
+
+def _before(loss: Series) -> str:
+    return f"; it was {number(loss.values[0])} at step {count(loss.steps[0])}" if len(loss) > 1 else ""
+
+
+def _score_sentences(score: Score, ends: str) -> list[str]:
+    better = "Lower is better, 0 is perfect" if score.lower_is_better else "Higher is better"
+    samples = score.depends_on.get("num_images")
+    over = f", over {count(samples)} samples" if samples else ""
+    interval = f"; {100 * score.confidence:.0f} % interval {ends}" if ends else ""
+    sentences = [f"{better}{interval}{over}."]
+    if score.warning:
+        sentences.append(f"Caution: {score.warning.rstrip('.')}.")
+    return sentences
+
+
+def did_it_stop(evidence: Evidence) -> Finding:
+    loss = held_out(evidence)
+    found = trend(loss)
+    amount, since = f"{100 * abs(found.change):.1f} %", f"since step {count(found.since)}"
+    if found.kind == "unknown":
+        answer = "Not known"
+        details = [f"The held-out loss was {'measured only once' if len(loss) else 'not measured'}."]
+    elif found.kind == "rose":
+        answer = "Yes, and it got worse again"
+        details = [f"The held-out loss was lowest at step {count(found.since)} and has risen by {amount} since."]
+    elif found.kind == "falling":
+        answer = "No: still getting better at the end"
+        details = [f"The held-out loss fell by {amount} {since}."]
+    else:
+        answer = "Yes, it has levelled off"
+        details = [f"The held-out loss changed by only {amount} {since}."]
+        if small_learning_rate(evidence):
+            details.append("Towards the end the learning rate had nearly run out, which levels any loss.")
+    if ended_early(evidence):
+        patience = evidence.value("train", "patience")
+        details.append(f"The run ended early: train.patience={patience} evaluations in a row were no better.")
+    return Finding("Did it stop getting better?", answer, tuple(details))
+
+
+def ended_early(evidence: Evidence) -> bool:
+    """Whether patience ended the run before its last step."""
+    return evidence.finished and bool(evidence.result.get("stopped_early"))
+
+
+def small_learning_rate(evidence: Evidence) -> bool:
+    rate = evidence.series("lr")
+    return bool(len(rate)) and rate.last < SMALL_LR * float(rate.values.max())
+
+
+def does_it_copy(evidence: Evidence) -> Finding:
+    question, copying = "Does it copy its training images?", evidence.copying
+    if not copying:
+        return Finding(question, "Not measured", ("Its samples have not been compared with the training images.",))
+    interval, usual = copying["interval"], copying["held_out_rate"]
+    value, ends = digits(copying["copy_rate"], interval, percent=True)
+    told = (
+        f"{value} of {count(copying['num_images'])} samples (interval {ends}) are nearer to a training image than all "
+        f"but {number(100 * usual, 2)} % of unseen real images are."
+    )
+    cautions = (f"Caution: {one.warning}." for one in evidence.scores if one.metric == "copy_rate" and one.warning)
+    answer = "Yes, some of them: see the pairs below" if interval[0] > usual else "No sign of it"
+    return Finding(question, answer, (told, *cautions))

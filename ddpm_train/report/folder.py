@@ -1,0 +1,269 @@
+"""What a run's folder says: everything that the report tells stands in here, and nothing is measured anew."""
+
+import json
+import math
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One number over the run: `steps`, rising, and finite `values`, float64 [N] both."""
+
+    steps: Floats
+    values: Floats
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+
+NOTHING = Series(np.empty(0), np.empty(0))
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score, as the programs store it."""
+
+    name: str
+    metric: str
+    value: float
+    interval: list[float] | None
+    confidence: float
+    lower_is_better: bool
+    standard_deviation: float | None
+    warning: str | None
+    depends_on: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """How long the model was trained, 0 if that is not known."""
+        return self.depends_on.get("step") or 0
+
+    @property
+    def num_images(self) -> int:
+        return self.depends_on.get("num_images") or 0
+
+    @property
+    def sampled(self) -> tuple[str, int]:
+        """The sampler, with its arguments, and its number of steps."""
+        sampler = json.dumps(self.depends_on.get("sampler"), sort_keys=True)
+        return sampler, self.depends_on.get("num_inference_steps") or 0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a run, or of a folder that was evaluated. Parts that are missing are empty.
+
+    Attributes:
+        path: the folder, as it was given.
+        config: the run's resolved config.
+        metrics: every number of `metrics.jsonl` by its key.
+        grids: the sample grids by step.
+        evaluations: what was measured during training, by step (`evaluation/step_NNNNNNNN.json`).
+        scores: what was measured afterwards, and what the last evaluation knows besides.
+        bound, copying, cost: parts of `scores.json`.
+        state: the scalars of the newest checkpoint.
+        result: what the run has come to (`result.json`).
+        pipeline: which weights `pipeline/` holds, with the version of diffusers that saved it.
+        num_parameters: of the UNet in `pipeline/`.
+        unreadable: files that are damaged, and therefore left out, in words.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    metrics: dict[str, Series]
+    grids: list[tuple[int, Path]]
+    evaluations: list[dict[str, Any]]
+    scores: list[Score]
+    bound: dict[str, Any] | None
+    copying: dict[str, Any] | None
+    cost: dict[str, Any] | None
+    state: dict[str, Any]
+    result: dict[str, Any]
+    pipeline: dict[str, Any]
+    num_parameters: int | None
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def is_run(self) -> bool:
+        return bool(self.config or self.metrics)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.path.resolve().name)
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder that evaluations write into: a run's own, or what was given."""
+        return _evaluation_folder(self.path)
+
+    def series(self, key: str) -> Series:
+        return self.metrics.get(key, NOTHING)
+
+    @property
+    def step(self) -> int | None:
+        """The last step that was recorded."""
+        loss = self.series("loss")
+        return int(loss.steps[-1]) if len(loss) else self.pipeline.get("step")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end: its pipeline, which it leaves last, holds the last step."""
+        return self.pipeline.get("step") == self.step
+
+    def value(self, *keys: str) -> Any:
+        """A value of the config, None if it is not there."""
+        found: Any = self.config
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+
+def read_folder(path: Path) -> Evidence:
+    """Read what is there. Damaged files are left out and named, a torn end of `metrics.jsonl` likewise."""
+    unreadable: list[str] = []
+    evaluation = _evaluation_folder(path)
+    config = _read(path / "config.yaml", unreadable)
+    evaluations = [_read(file, unreadable) for file in sorted(evaluation.glob("step_*.json"))]
+    evaluations = sorted((found for found in evaluations if "step" in found), key=lambda found: int(found["step"]))
+    stored = _read(evaluation / "scores.json", unreadable)
+    pipeline = path / "pipeline"
+    return Evidence(
+        path=path,
+        config={key: value for key, value in config.items() if key not in ("defaults", "hydra")},
+        metrics=_read_metrics(path / "metrics.jsonl", unreadable),
+        grids=_grids(path / "samples"),
+        evaluations=evaluations,
+        scores=_scores(stored, evaluations),
+        bound=stored.get("bound"),
+        copying=stored.get("copying"),
+        cost=stored.get("cost"),
+        state=_newest_state(path, unreadable),
+        result=_read(path / "result.json", unreadable),
+        pipeline=_read(pipeline / "model_index.json", unreadable) | _read(pipeline / "training.json", unreadable),
+        num_parameters=_num_parameters(pipeline / "unet", unreadable),
+        unreadable=unreadable,
+    )
+
+
+def _evaluation_folder(path: Path) -> Path:
+    return path / "evaluation" if (path / "evaluation").is_dir() else path
+
+
+def _grids(folder: Path) -> list[tuple[int, Path]]:
+    found = ((re.fullmatch(r"step_(\d+)\.png", path.name), path) for path in folder.glob("*.png"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _read(path: Path, unreadable: list[str]) -> dict[str, Any]:
+    """A JSON or YAML file's mapping; empty if there is no such file or it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = yaml.load(text, yaml.CSafeLoader) if path.suffix == ".yaml" else json.loads(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        unreadable.append(f"{path.name}: {str(error).splitlines()[0]}")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_metrics(path: Path, unreadable: list[str]) -> dict[str, Series]:
+    """Column by column: a million records of ten numbers take 160 MB so, and gigabytes as objects."""
+    columns: dict[str, tuple[array[float], array[float]]] = {}
+    last, torn = -math.inf, 0
+    for line in _lines(path):
+        try:
+            record = json.loads(line)
+            step = record["step"]
+        except (ValueError, TypeError, KeyError):
+            torn += 1
+            continue
+        if step <= last:
+            continue
+        last = step
+        for key, value in record.items():
+            if type(value) in (int, float) and math.isfinite(value):
+                steps, values = columns.setdefault(key, (array("d"), array("d")))
+                steps.append(step)
+                values.append(value)
+    if torn:
+        unreadable.append(f"{path.name}: {torn} line{'s' if torn > 1 else ''}")
+    return {key: Series(np.asarray(steps), np.asarray(values)) for key, (steps, values) in columns.items()}
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.is_file():
+        with open(path, "rb") as file:
+            yield from file
+
+
+def _scores(stored: dict[str, Any], evaluations: list[dict[str, Any]]) -> list[Score]:
+    """What was measured afterwards, and of the last evaluation during training what that does not cover.
+
+    The newest step comes first, of that the most images, and of those the sampler and steps that most was measured
+    with. Scores that only tell one sampler from another are left to the table of costs.
+    """
+    afterwards = [read_score(found) for found in stored.get("scores", [])]
+    during = [read_score(found) for evaluation in evaluations[-1:] for found in evaluation.get("scores", [])]
+    besides = [
+        score
+        for score in during
+        if not any(other.metric == score.metric and other.step >= score.step for other in afterwards)
+    ]
+    companions = Counter(score.sampled for score in afterwards)
+    ranked = sorted(
+        [*afterwards, *besides],
+        key=lambda score: (score.step, score.num_images, companions[score.sampled], score.sampled[1]),
+        reverse=True,
+    )
+    compared = (stored.get("cost") or {}).get("metric")
+    first = {score.name: score for score in reversed(ranked)}
+    return [score for score in ranked if score.name != compared or score is first[score.name]]
+
+
+def read_score(found: dict[str, Any]) -> Score:
+    return Score(
+        name=found["name"],
+        metric=found["metric"],
+        value=float(found["value"]),
+        interval=found.get("interval"),
+        confidence=found.get("confidence") or 0.95,
+        lower_is_better=found["lower_is_better"],
+        standard_deviation=found.get("standard_deviation"),
+        warning=found.get("warning"),
+        depends_on=found.get("depends_on") or {},
+    )
+
+
+def _newest_state(path: Path, unreadable: list[str]) -> dict[str, Any]:
+    states = sorted(path.glob("checkpoints/step_*[0-9]/state.json"))
+    return _read(states[-1], unreadable) if states else {}
+
+
+def _num_parameters(unet: Path, unreadable: list[str]) -> int | None:
+    """Counted in the headers of the weights' files; the weights themselves are not read."""
+    total = 0
+    for path in unet.glob("*.safetensors"):
+        try:
+            with safe_open(path, "numpy") as tensors:
+                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except Exception as error:  # the library's own error class has moved between versions
+            unreadable.append(f"{path.name}: {error}")
+    return total or None

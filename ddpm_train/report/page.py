@@ -1,0 +1,141 @@
+"""What stands on the page, in which order; how it looks is the business of the templates."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import ddpm_train
+from ddpm_train.mistakes import as_written
+from ddpm_train.report import commands, figures, numerals, words
+from ddpm_train.report.advice import advice
+from ddpm_train.report.charts import Chart
+from ddpm_train.report.findings import RULES, findings
+from ddpm_train.report.folder import Evidence
+from ddpm_train.report.numerals import count, duration, number
+from ddpm_train.report.pictures import FRAME_SIDE, MAX_FRAMES, PICTURE_SIDE, Picture, inline
+
+
+def render(evidence: Evidence) -> str:
+    """The page as HTML. Everything that comes from the folder is escaped."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        name: getattr(numerals, name) for name in ("count", "digits", "duration", "measured", "number")
+    }
+    templates.filters |= {"metric": words.name_of, "extractor": words.extractor_name}
+    unreadable = list(evidence.unreadable)
+    frames = list(_frames(evidence, unreadable))
+    copying = evidence.copying or {}
+    nearest = inline(evidence.evaluation / copying.get("picture", "nearest.png"), PICTURE_SIDE, unreadable)
+    return templates.get_template("page.html.jinja").render(
+        evidence=evidence,
+        subtitle=" · ".join(_subtitle(evidence)),
+        findings=findings(evidence),
+        rules=RULES,
+        advice=list(advice(evidence)),
+        frames=frames,
+        nearest=nearest,
+        charts=_charts(evidence),
+        scores=[
+            (words.metric_name(score), score, words.circumstances(score), words.meaning(score))
+            for score in evidence.scores
+        ],
+        evaluations=_evaluations(evidence),
+        speed=list(_speed(evidence)),
+        config=yaml.safe_dump(evidence.config, sort_keys=False, allow_unicode=True) if evidence.config else "",
+        commands=commands,
+        about=list(_about(evidence)),
+        unreadable=unreadable,
+    )
+
+
+def _subtitle(evidence: Evidence) -> Iterator[str]:
+    """What was trained, in a few words."""
+    dataset = evidence.value("dataset", "path")
+    if dataset:
+        yield str(dataset)
+    resolution, channels = evidence.value("dataset", "resolution"), evidence.value("dataset", "channels")
+    if resolution and channels:
+        sides = resolution if isinstance(resolution, list) else [resolution, resolution]
+        yield " × ".join(map(str, [*sides, channels]))
+    if evidence.num_parameters:
+        yield f"{number(evidence.num_parameters / 1e6)} M parameters"
+
+
+def _frames(evidence: Evidence, unreadable: list[str]) -> Iterator[tuple[int, Picture]]:
+    """The sample grids over the run, evenly chosen; the last one in full."""
+    chosen = [evidence.grids[index] for index in figures.spread(len(evidence.grids), MAX_FRAMES)]
+    for step, path in chosen:
+        picture = inline(path, PICTURE_SIDE if step == chosen[-1][0] else FRAME_SIDE, unreadable)
+        if picture is not None:
+            yield step, picture
+
+
+def _charts(evidence: Evidence) -> dict[str, list[Chart]]:
+    """Section -> its charts."""
+    drawn: dict[str, list[Chart | None]] = {
+        "loss": [figures.loss(evidence), figures.held_out_loss(evidence)],
+        "timesteps": [figures.loss_by_timestep(evidence)],
+        "scores": [*figures.scores_over_steps(evidence)],
+        "bound": [figures.bound_by_timestep(evidence)],
+        "cost": [figures.quality_against_cost(evidence)],
+        "optimisation": [figures.learning_rate(evidence), figures.gradient_norm(evidence)],
+        "speed": [figures.speed(evidence)],
+    }
+    return {section: [chart for chart in charts if chart] for section, charts in drawn.items()}
+
+
+def _evaluations(evidence: Evidence) -> list[tuple[str, str]]:
+    """Each evaluation during training: its step, and the held-out loss there."""
+    unseen = evidence.series("held_out_loss")
+    return [(count(step), number(value)) for step, value in zip(unseen.steps, unseen.values, strict=True)]
+
+
+def _speed(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Where the time went, as far as it was recorded."""
+    rate, images = evidence.series("images_per_second"), evidence.series("images_seen")
+    if not len(rate) or len(rate) != len(images):
+        return
+    steps_seconds = float((np.diff(images.values, prepend=0.0) / np.maximum(rate.values, 1e-9)).sum())
+    stalls, evaluations = evidence.series("checkpoint_stall_seconds"), evidence.series("evaluation_seconds")
+    yield "Training steps", f"{duration(steps_seconds)} for {count(images.last)} images"
+    yield "Median speed", f"{number(float(np.median(rate.values)))} images per second"
+    total = steps_seconds + float(stalls.values.sum() + evaluations.values.sum())
+    if len(evaluations):
+        seconds = float(evaluations.values.sum())
+        yield (
+            "Evaluations",
+            f"{count(len(evaluations))}, {duration(seconds)} in all ({number(100 * seconds / total, 2)} % of the time)",
+        )
+    if len(stalls):
+        worst = duration(float(stalls.values.max()))
+        share = number(100 * float(stalls.values.sum()) / total, 2)
+        yield "Waiting for checkpoints", f"{count(len(stalls))} times, at most {worst} ({share} % of the time)"
+
+
+def _about(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Hardware and versions, as far as the run recorded them."""
+    state, pipeline = evidence.state, evidence.pipeline
+    if state.get("device"):
+        yield "Device", str(state["device"])
+    if state.get("compute"):
+        yield "Compute", ", ".join(f"{key}={as_written(value)}" for key, value in state["compute"].items())
+    if pipeline.get("step") is not None:
+        weights = {"ema": "averaged weights (EMA)", "unet": "raw weights"}.get(pipeline.get("weights", ""), "weights")
+        yield "pipeline/ holds", f"{weights} of step {count(pipeline['step'])}"
+    for change in state.get("changes", []):
+        yield f"Changed at step {count(change['step'])}", f"{change['key']}: {change['from']} → {change['to']}"
+    versions = {"diffusers": pipeline["_diffusers_version"]} if "_diffusers_version" in pipeline else {}
+    for score in evidence.scores:
+        versions |= score.depends_on.get("versions") or {}
+    if versions:
+        yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield "This page", f"ddpm-train {ddpm_train.__version__}"

@@ -1,0 +1,121 @@
+"""torchrun with a number of nodes that may change: workers die, nodes join and leave, the run ends where it would have.
+
+Two nodes are two agents on one machine, which meet at a loopback port as they would over a network.
+"""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, TINY, Cli
+from forked import free_port
+from safetensors.torch import load_file
+
+RUN = (
+    *("train.max_steps=400", "checkpoint.every_steps=10", "evaluation=none", "lr_scheduler=constant"),
+    *("dataset.crop=random", "dataset.random_flip=true"),
+)
+# By default a restarted agent's workers look for the port of the round before (pytorch/pytorch#135712).
+ELASTIC = {"ACCELERATE_USE_CPU": "True", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+class Node:
+    """One `torchrun`, with one worker."""
+
+    def __init__(self, cli: Cli, name: str, port: int) -> None:
+        self.log = cli.folder / f"{name}.log"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1"]
+        torchrun += ["--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+        # A missing node is given up after 3 s, and one that may still come is waited for as long; by default 15 and 30.
+        torchrun += ["--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3"]
+        torchrun += ["--local-addr=127.0.0.1", "--monitor-interval=0.1"]
+        with self.log.open("w") as log:
+            self.agent = subprocess.Popen(
+                [*torchrun, str(ROOT / "train.py"), *TINY, *RUN],
+                cwd=cli.folder,
+                env={**cli.environment, **ELASTIC},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def worker(self) -> psutil.Process:
+        (worker,) = (child for child in psutil.Process(self.agent.pid).children() if "LOCAL_RANK" in child.environ())
+        return worker
+
+    def leave(self) -> None:
+        """Vanish, as a machine does whose power fails."""
+        family = [psutil.Process(self.agent.pid), *psutil.Process(self.agent.pid).children(recursive=True)]
+        for process in family:
+            process.kill()
+        self.agent.wait()
+
+
+def wait_for(condition: Callable[[], bool], *nodes: Node, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        for node in nodes:
+            assert node.agent.poll() is None, node.log.read_text()
+        assert time.monotonic() < deadline, [node.log.read_text() for node in nodes]
+        time.sleep(0.002)
+
+
+def is_asked_to_stop(process: psutil.Process) -> bool:
+    pending = re.findall(r"(?:SigPnd|ShdPnd):\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in pending)
+
+
+def test_nodes_join_and_leave_and_workers_die(cli: Cli) -> None:
+    def steps() -> int:
+        metrics = cli.output() / "metrics.jsonl"
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+    def count(text: str) -> int:
+        return sum(node.log.read_text().count(text) for node in nodes)
+
+    port = free_port()
+    first = Node(cli, "first", port)
+    nodes = [first]
+    try:
+        wait_for(lambda: steps() >= 20, first)
+        frozen = first.worker()
+        frozen.suspend()  # until the other node is there, so that the run does not end before
+        second = Node(cli, "second", port)
+        nodes.append(second)
+        wait_for(lambda: is_asked_to_stop(frozen), first, second)
+        frozen.resume()
+        # A node that joins costs no step: the workers are asked to stop, and save.
+        wait_for(lambda: count("8 x 2 processes") == 1, first, second)
+        stopped_at = sorted((cli.output() / "checkpoints").glob("step_*"))[-1].name.removeprefix("step_")
+        wait_for(lambda: count(f"resumes at step {int(stopped_at)}") == 1, first, second)
+
+        joined_at = steps()
+        wait_for(lambda: steps() >= joined_at + 20, first, second)
+        second.worker().kill()
+        wait_for(lambda: count("8 x 2 processes") == 2, first, second)
+
+        restarted_at = steps()
+        wait_for(lambda: steps() >= restarted_at + 20, first, second)
+        second.leave()
+        assert first.agent.wait(timeout=180) == 0, first.log.read_text()
+    finally:
+        for node in nodes:
+            if node.agent.poll() is None:
+                node.leave()
+    assert count("16 x 1 process ") == 2 and count("done: step 400") == 1
+    assert [record["step"] for record in cli.metrics()] == list(range(1, 401))
+    cli.train(*RUN, "name=undisturbed")
+    ours, theirs = (load_file(cli.output(name) / "checkpoints/step_00000400/unet.safetensors") for name in
+                    ("default", "undisturbed"))  # fmt: skip
+    difference = sum(float((ours[key] - theirs[key]).square().sum()) for key in ours) ** 0.5
+    print("difference", difference / sum(float(value.square().sum()) for value in theirs.values()) ** 0.5)
+    assert difference <= 1e-4 * sum(float(value.square().sum()) for value in theirs.values()) ** 0.5
+    for mine, theirs_ in zip(cli.metrics(), cli.metrics("undisturbed"), strict=True):
+        assert mine["loss"] == pytest.approx(theirs_["loss"], rel=1e-3)

@@ -1,0 +1,131 @@
+"""What a run records of what computed it, and the command that repeats it."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Cli
+
+from ddpm_train import environment
+
+
+def recorded(run: Path) -> list[dict[str, Any]]:
+    environments: list[dict[str, Any]] = json.loads((run / environment.FILE).read_text())
+    return environments
+
+
+def reproduce(cli: Cli, run: str, expect: int = 0) -> tuple[str, list[str]]:
+    """What `ddpm-reproduce RUN` prints, and its warnings."""
+    process = cli.start([sys.executable, "-m", "ddpm_train.cli.reproduce", run])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == expect, err
+    return out, err.splitlines()
+
+
+def test_a_run_records_what_computes_it(cli: Cli) -> None:
+    """Once for as long as nothing changes; with the folder lost, the checkpoint still knows."""
+    saves = ("evaluation=none", "lr_scheduler=constant", "checkpoint.every_steps=2", f"output_dir={cli.output()}")
+    cli.train(*saves, "train.max_steps=4")
+    (first,) = recorded(cli.output())
+    assert first["from_step"] == 0 and first["num_processes"] == 1 and first["device"].startswith("cpu, 1 thread")
+    assert first["compute"] == {"mixed_precision": "no", "channels_last": False, "attention": "fused", "compile": False}
+    assert first["versions"].keys() >= {"python", "ddpm-train", "torch", "diffusers"}
+    assert first["command"].startswith("ddpm-train ") and "'output_dir=…'" in shlex.split(first["command"], posix=False)
+    cli.train(*saves, "train.max_steps=4")
+    (cli.output() / environment.FILE).unlink()
+    cli.together(*saves, "train.max_steps=6", num_processes=2)
+    assert [(each["from_step"], each["num_processes"]) for each in recorded(cli.output())] == [(0, 1), (4, 2)]
+    state = json.loads((cli.output() / "checkpoints/step_00000006/state.json").read_text())
+    assert state["environments"] == recorded(cli.output())
+
+
+@pytest.mark.parametrize(
+    ("argument", "written"),
+    [
+        ("dataset.path=/home/jane/cats", "dataset.path=…"),
+        ("dataset.path=~/cats", "dataset.path=…"),
+        ("checkpoint.mirror=file:///home/jane/runs", "checkpoint.mirror=…"),
+        ("x=[/home/jane/a,b/c,'/home/jane/d']", "x=[…,b/c,'…']"),
+        ("dataset.path=C:\\Users\\jane", "dataset.path=…"),
+        ("/home/jane", "…"),
+        ("dataset.path=owner/name", "dataset.path=owner/name"),
+        ("checkpoint.mirror=s3://bucket/runs", "checkpoint.mirror=s3://bucket/runs"),
+        ("resume=../runs/step_00000001", "resume=../runs/step_00000001"),
+    ],
+)
+def test_no_folder_of_a_machine_is_recorded(argument: str, written: str) -> None:
+    assert shlex.split(environment.environment([argument], {})["command"]) == ["ddpm-train", written]
+
+
+def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
+    """And whether its files are the commit's; none where there is no git."""
+
+    def commit(*, path: str | None = None) -> Any:
+        show = "import json; from ddpm_train.environment import commit; print(json.dumps(commit()))"
+        where = {"PYTHONPATH": str(tmp_path), "PATH": path if path is not None else "/usr/local/bin:/usr/bin:/bin"}
+        command = [sys.executable, "-c", show]
+        shown = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True, check=True)
+        return json.loads(shown.stdout)
+
+    package = tmp_path / "ddpm_train"
+    package.mkdir()
+    for name in ("__init__.py", "environment.py"):
+        shutil.copy(ROOT / "ddpm_train" / name, package)
+    identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "x"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
+    assert commit() == {"id": head, "dirty": False}
+    (tmp_path / "untracked").write_text("")
+    assert commit() == {"id": head, "dirty": False}
+    (package / "__init__.py").write_text((package / "__init__.py").read_text() + "\n")
+    assert commit() == {"id": head, "dirty": True}
+    assert commit(path="") is None
+    (tmp_path / ".git").rename(tmp_path / "elsewhere")
+    assert commit() is None
+
+
+def test_the_printed_command_repeats_the_run(cli: Cli, trained: Path) -> None:
+    """To the bit, whatever has become the default since, and what `auto` would choose now."""
+    shutil.copytree(trained, cli.output())
+    out, warnings = reproduce(cli, "outputs/default")
+    program, *arguments = shlex.split(out)
+    assert program == "ddpm-train" and "train.channels_last=false" in arguments
+    assert not [line for line in warnings if not line.startswith("warning: commit: the code ")]
+    assert "done: step 6" in cli.run([sys.executable, str(ROOT / "train.py"), *arguments])
+    for name in ("checkpoints/step_00000006/unet.safetensors", "samples/step_00000006.png"):
+        assert (cli.output("default_repeated") / name).read_bytes() == (cli.output() / name).read_bytes()
+
+
+def test_it_warns_of_what_is_not_as_it_was(cli: Cli, trained: Path) -> None:
+    shutil.copytree(trained, cli.output())
+    (then,) = recorded(cli.output())
+    then["versions"] |= {"torch": "1.0", "python": "2.7"}
+    then["commit"] = {"id": "f" * 40, "dirty": True}
+    later = {**then, "from_step": 3, "num_processes": 2}
+    (cli.output() / environment.FILE).write_text(json.dumps([then, later]))
+    state = cli.output() / "checkpoints/step_00000006/state.json"
+    change = {"step": 3, "key": "optimizer.lr", "from": 0.1, "to": 0.01}
+    state.write_text(json.dumps({**json.loads(state.read_text()), "changes": [change]}))
+    out, warnings = reproduce(cli, "outputs/default")
+    assert out.startswith("accelerate launch --cpu --num_processes 2 -m ddpm_train.cli.train --config-path outputs/")
+    expected = [
+        "optimizer.lr: changed from 0.1 to 0.01 at step 3; the command has what it was at the end",
+        "step 3: from here on another num_processes; a repeat rounds otherwise",
+        "commit: the code then had changes that no commit holds",
+        f"torch: 1.0 then, {environment.versions()['torch']} now; pip install torch==1.0",
+    ]
+    assert [f"warning: {line}" for line in expected if f"warning: {line}" not in warnings] == []
+    assert any(line.startswith(f"warning: commit: {'f' * 40} then, ") for line in warnings)
+    assert any(line.startswith("warning: python: 2.7 then, ") for line in warnings)
+
+
+def test_no_run_there(cli: Cli) -> None:
+    out, said = reproduce(cli, "outputs/nothing", expect=2)
+    remedy = "give the folder of a run, such as outputs/default"
+    assert (out, said) == ("", [f"error: outputs/nothing: config.yaml cannot be read; {remedy}"])

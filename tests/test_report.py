@@ -1,0 +1,459 @@
+"""The page that a run leaves: what it says, that it is whole in itself, and how it looks in a browser."""
+
+import html
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import Cli
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from ddpm_train import report
+from ddpm_train.report import commands, write_report
+from ddpm_train.report.charts import Axis, over_steps, shorten
+from ddpm_train.report.findings import trend
+from ddpm_train.report.folder import Series, read_folder
+from ddpm_train.report.numerals import duration, measured, number, tick
+
+HOSTILE = '<script>alert(1)</script> & "quoted" \'ü→'
+VOID = {"meta", "link", "img", "input", "br", "hr"}
+# What may load something, and from where.
+LOADS = {"src", "href", "xlink:href", "srcset", "action", "data", "poster"}
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every element is closed in order, nothing is loaded, every id is there once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+        assert len(self.ids) == len(set(self.ids))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        named = dict(attributes)
+        assert len(named) == len(attributes), f"{tag}: an attribute twice"
+        for name in LOADS & named.keys():
+            assert re.match(r"data:|#", named[name] or ""), f"{tag} {name}={named[name]}"
+        assert not any(name.startswith("on") for name in named)
+        assert tag not in ("script", "iframe", "object", "embed", "base")
+        self.tags.append((tag, named))
+        self.ids += [value for name, value in attributes if name == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            assert "url(" not in data and "@import" not in data
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
+    """A run that evaluates four times, and what it printed."""
+    cli = Cli(tmp_path_factory.mktemp("told"))
+    return cli, cli.train(
+        "train.max_steps=8", "evaluation.every_steps=2", "checkpoint.every_steps=4", "optimizer.lr=3e-3"
+    )
+
+
+@pytest.fixture
+def run(told: tuple[Cli, str], tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(told[0].output(), tmp_path / "run"))
+
+
+def test_a_run_leaves_a_report_that_says_how_it_went(told: tuple[Cli, str]) -> None:
+    cli, said = told
+    path = cli.output() / "report.html"
+    assert "report     outputs/default/report.html" in said
+    page, last = Page(path), cli.metrics()[-1]
+    assert f"Held-out loss {number(last['held_out_loss'])} after 8 steps" in page.text
+    assert "No: still getting better at the end" in page.text
+    assert "Does it copy its training images? Not measured" in page.text
+    assert "ddpm-evaluate pipeline=outputs/default" in page.text
+    assert "fashion_tiny · 8 × 8 × 1" in page.text and "cpu, 1 thread" in page.text
+    for record in cli.metrics():
+        if "held_out_loss" in record:
+            assert number(record["held_out_loss"]) in page.text
+    steps = [attributes["id"] for attributes in page.all("input")]
+    assert steps == ["frame-2", "frame-4", "frame-6", "frame-8"]
+    assert "block_out_channels:" in page.text
+    assert path.stat().st_size < 1e6
+
+
+def test_for_people_who_cannot_see_it_and_for_phones(told: tuple[Cli, str]) -> None:
+    page = Page(told[0].output() / "report.html")
+    assert all(attributes["alt"] for attributes in page.all("img"))
+    assert {"lang": "en"} in page.all("html")
+    assert any(attributes.get("name") == "viewport" for attributes in page.all("meta"))
+    headings = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
+    assert headings[0] == 1 and headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(headings))
+    charts = [attributes for attributes in page.all("svg") if attributes.get("role") == "img"]
+    assert len(charts) >= 5
+    assert all(set((chart["aria-labelledby"] or "").split()) <= set(page.ids) for chart in charts)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of "#rrggbb", as WCAG 2 defines it."""
+    channels = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+@pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
+def test_text_and_curves_stand_out(theme: int) -> None:
+    style = (Path(report.__file__).parent / "style.css").read_text()
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6});", style.split(":root")[theme + 1].partition("}")[0]))
+    for name, paper, least in [
+        *((ink, paper, 4.5) for ink in ("ink", "quiet") for paper in ("paper", "raised")),
+        ("caution", "caution-paper", 4.5),
+        *((f"curve-{place}", "paper", 4.5) for place in range(4)),
+    ]:
+        darker, lighter = sorted((luminance(colours[name]), luminance(colours[paper])))
+        assert (lighter + 0.05) / (darker + 0.05) >= least, (name, paper)
+
+
+def test_whatever_a_name_holds_stays_text(run: Path) -> None:
+    odd = run.rename(run.parent / HOSTILE.replace("/", "|"))
+    config = yaml.safe_load((odd / "config.yaml").read_text())
+    config |= {"name": HOSTILE, "dataset": {**config["dataset"], "path": HOSTILE}}
+    (odd / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    path = write_report(odd)
+    page = Page(path)
+    assert page.text.count("<script>alert(1)") >= 3
+    assert "<script" not in path.read_text(encoding="utf-8")
+    assert f"<title>{html.escape(HOSTILE, quote=False)}"[:40] in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", ["outputs/cats", "my cats/a,b=c", "{x}[1]$(y)", "it's", 'a"b', "c:\\new'", "ünï"])
+def test_commands_are_quoted_for_the_shell_and_for_hydra(path: str, tmp_path: Path) -> None:
+    evidence = read_folder(tmp_path / path)
+    program, override, *rest = shlex.split(commands.sample(evidence, "ddim", 20))
+    assert program == "ddpm-sample" and rest == ["sampler=ddim", "num_inference_steps=20"]
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    assert parsed.key_or_group == "pipeline" and str(parsed.value()) == str(tmp_path / path)
+
+
+def test_what_is_damaged_is_left_out_and_named(run: Path) -> None:
+    whole = write_report(run).read_text(encoding="utf-8")
+    assert "it is damaged" not in whole
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "loss": 0.1')
+    (run / "samples/step_00000004.png").write_bytes((run / "samples/step_00000004.png").read_bytes()[:200])
+    (run / "pipeline/training.json").write_text('{"step": ')
+    (run / "config.yaml").write_text("name: [unclosed")
+    (run / "pipeline/unet/diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    page = Page(write_report(run))
+    for name in ("metrics.jsonl: 1 line", "step_00000004.png", "training.json", "config.yaml", "safetensors"):
+        assert name in page.text
+    assert "after 8 steps" in page.text and len(page.all("input")) == 3
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ("metrics.jsonl",),
+        ("config.yaml",),
+        ("samples",),
+        ("pipeline", "checkpoints"),
+        ("config.yaml", "metrics.jsonl", "samples", "pipeline", "checkpoints", "evaluation"),
+    ],
+    ids=" ".join,
+)
+def test_missing_parts_are_left_out(run: Path, missing: tuple[str, ...]) -> None:
+    for name in missing:
+        path = run / name
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    page = Page(write_report(run))
+    assert "it is damaged" not in page.text
+    assert ("Loss" in page.text.split()) == ("metrics.jsonl" not in missing)
+    assert ("What it makes" in page.text) == ("samples" not in missing)
+
+
+def score(metric: str, value: float, interval: list[float], **depends_on: object) -> dict[str, object]:
+    known = {
+        "num_images": 512,
+        "extractor": "efficientnet_lite0",
+        "sampler": {"name": "ddim"},
+        "step": 8,
+        "weights": "ema",
+    }
+    return {
+        "name": f"{metric}_efficientnet_lite0_n512",
+        "metric": metric,
+        "value": value,
+        "standard_deviation": None,
+        "interval": interval,
+        "confidence": 0.95,
+        "lower_is_better": metric in ("kid", "fid", "copy_rate"),
+        "warning": "too few <b>images</b>" if metric == "fid" else None,
+        "depends_on": {"num_inference_steps": 25, **known, **depends_on},
+    }
+
+
+@pytest.fixture
+def evaluated(run: Path) -> Path:
+    """The run with what an evaluation of everything adds to it."""
+    rows = [
+        {
+            "sampler": "ddim",
+            "num_inference_steps": steps,
+            "value": kid,
+            "interval": None,
+            "seconds_per_image": steps / 500,
+        }
+        for steps, kid in ((5, 0.09), (10, 0.0402), (20, 0.0401))
+    ]
+    everything = {
+        "scores": [
+            score("kid", 0.0312, [0.0291, 0.0334]),
+            *(score("kid", row["value"], [0, 1], num_inference_steps=row["num_inference_steps"]) for row in rows),
+            score("fid", 38.41, [37.1, 39.9]),
+            score("copy_rate", 0.004, [0.001, 0.009]),
+        ],
+        "bound": {
+            "bits_per_dim": 3.4129,
+            "prior": 0.001,
+            "decoder": 1.7,
+            "num_images": 500,
+            "split": "validation",
+            "by_timestep": {"timesteps": [1, 2, 3, 4], "bits_per_dim": [0.9, 0.5, 0.2, 0.1]},
+        },
+        "copying": {
+            "copy_rate": 0.004,
+            "interval": [0.001, 0.009],
+            "held_out_rate": 0.01,
+            "num_images": 512,
+            "extractor": "efficientnet_lite0",
+            "picture": "nearest.png",
+        },
+        "cost": {
+            "metric": "kid_efficientnet_lite0_n512",
+            "rows": rows,
+            "picture": "cost.png",
+            "fewest_within_5_percent": {"sampler": "ddim", "num_inference_steps": 10},
+        },
+    }
+    (run / "evaluation").mkdir(exist_ok=True)
+    (run / "evaluation/scores.json").write_text(json.dumps(everything))
+    shutil.copy(run / "samples/step_00000008.png", run / "evaluation/nearest.png")
+    return run
+
+
+def test_what_an_evaluation_found_stands_on_the_page(evaluated: Path) -> None:
+    page = Page(write_report(evaluated))
+    assert (
+        "How good is it? KID 0.0312 after 8 steps Lower is better, 0 is perfect; 95 % interval 0.0291 to" in page.text
+    )
+    assert "An unseen image takes at most 3.41 bits per dimension" in page.text
+    assert "Does it copy its training images? No sign of it 0.40 % of 512 samples (interval 0.10 to 0.90)" in page.text
+    assert "ddpm-sample" in page.text and "num_inference_steps=10" in page.text
+    assert "Caution: too few <b>images</b>" in page.text
+    assert [attributes["alt"] for attributes in page.all("img")][-1].startswith("Rows of images")  # type: ignore[union-attr]
+    rows = re.findall(r"ddim (\d+) ([\d.]+) (\d+ ms)", page.text)
+    assert rows == [("5", "0.0900", "10 ms"), ("10", "0.0402", "20 ms"), ("20", "0.0401", "40 ms")]
+    assert page.text.count("kid_efficientnet_lite0_n512") == 1
+
+
+def test_a_run_that_got_worse_and_ended_early(run: Path) -> None:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        if "held_out_loss" in record:
+            record["held_out_loss"] = 0.5 + abs(record["step"] - 4) / 10
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = {"objective": "held_out_loss", "value": 0.5, "best_step": 4, "step": 8, "stopped_early": True}
+    (run / "result.json").write_text(json.dumps(result))
+    page = Page(write_report(run))
+    assert (
+        "Yes, and it got worse again The held-out loss was lowest at step 4 and has risen by 80.0 % since." in page.text
+    )
+    assert "The run ended early" in page.text and "Train it longer" not in page.text
+    assert "Held-out loss was best at step 4" in page.text and f"pipeline={run}/checkpoints/best" in page.text
+
+
+def test_a_run_that_is_not_at_its_end(run: Path) -> None:
+    shutil.rmtree(run / "pipeline")
+    page = Page(write_report(run))
+    assert "It stands at step 8 of 8. The same command goes on" in page.text and "Train it longer" not in page.text
+
+
+def test_copies_are_told(evaluated: Path) -> None:
+    path = evaluated / "evaluation/scores.json"
+    stored = json.loads(path.read_text())
+    stored["copying"] |= {"copy_rate": 0.05, "interval": [0.04, 0.06]}
+    path.write_text(json.dumps(stored))
+    assert "Does it copy its training images? Yes, some of them" in Page(write_report(evaluated)).text
+
+
+def test_a_folder_that_is_no_run(evaluated: Path) -> None:
+    page = Page(write_report(evaluated / "evaluation"))
+    assert "Evaluation report" in page.text and "How good is it? KID 0.0312" in page.text
+    assert "Did it stop" not in page.text and "ddpm-train --" not in page.text and "ddpm-sample" not in page.text
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(cli: Cli) -> None:
+    (cli.output() / "report.html").mkdir(parents=True)
+    said = cli.train("train.max_steps=2", "evaluation=none", "tracker=none")
+    assert "ERROR: outputs/default/report.html cannot be written" in said
+    assert (cli.output() / "pipeline/training.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "since"),
+    [
+        ([0.9, 0.5, 0.30, 0.20, 0.15], "falling", 400),
+        ([0.9, 0.5, 0.30, 0.2, 0.199], "level", 400),
+        ([0.9, 0.5, 0.30, 0.2, 0.201], "level", 400),
+        ([0.9, 0.80], "falling", 100),
+        ([0.9, 0.2, 0.25, 0.3, 0.400], "rose", 200),
+        ([0.5], "unknown", 0),
+        ([], "unknown", 0),
+    ],
+)
+def test_how_the_end_of_a_run_is_judged(values: list[float], kind: str, since: int) -> None:
+    steps = np.arange(100.0, 100 * len(values) + 1, 100)
+    found = trend(Series(steps, np.array(values)))
+    assert (found.kind, found.since) == (kind, since)
+
+
+def test_a_long_series_is_short_on_the_page_and_no_spike_is_lost() -> None:
+    steps = np.arange(1.0, 1_000_001)
+    values = 1 / np.sqrt(steps)
+    values[[123_456, 654_321]] = 50, 1e-6
+    short = shorten(Series(steps, values))
+    assert len(short.steps) <= 300
+    assert short.high.max() == 50 and short.low.min() == 1e-6
+    middle = slice(50, 250)
+    unspoilt = np.abs(short.smooth[middle] * np.sqrt(short.steps[middle]) - 1) < 0.05
+    assert unspoilt.mean() > 0.9
+    chart = over_steps("loss", "", Series(steps, values), unit="loss", log=True)
+    assert sum(len(path) for _, path in chart.areas + chart.lines) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"),
+    [(0, 1, False), (0.0712, 0.0713, False), (-3, 1e6, False), (1e-4, 2, True), (0.19, 0.31, True)],
+)
+def test_axes_have_a_few_labels_within_the_plot(low: float, high: float, log: bool) -> None:
+    ticks = Axis(low, high, log).ticks()
+    assert 3 <= len(ticks) <= 8
+    assert all(0 <= place <= 100 for place, _ in ticks)
+    assert len({label for _, label in ticks}) == len(ticks)
+
+
+def test_numbers_have_sensible_digits_and_units() -> None:
+    assert [number(value) for value in (0, 0.071249, 38.4123, 89600.4, 2.1e-7, 0.99999)] == [
+        *("0", "0.0712", "38.4", "89,600", "2.10 × 10⁻⁷", "1.00"),
+    ]
+    assert measured(0.012345, [0.0115, 0.0131]) == "0.0123 (0.0115 to 0.0131)"
+    assert measured(0.004, [0.001, 0.009], percent=True) == "0.40 % (0.10 to 0.90)"
+    assert measured(1234.5, [1180, 1290]) == "1,234 (1,180 to 1,290)"
+    assert [duration(seconds) for seconds in (0.0123, 4.23, 59.7, 150, 11100, 187200)] == [
+        *("12 ms", "4.2 s", "1 min", "2 min 30 s", "3 h 5 min", "2 d 4 h"),
+    ]
+    assert [tick(value) for value in (0, 0.05, 7.5e-5, 1e-4, 1400, 20000, 1.5e6)] == [
+        *("0", "0.05", "7.5 × 10⁻⁵", "1 × 10⁻⁴", "1,400", "20k", "1.5M"),
+    ]
+
+
+HARNESS = """<!doctype html><title>harness</title><body><script>
+const frame = document.createElement("iframe");
+frame.style = "width: 360px; height: 800px; border: 0";
+frame.src = "report.html";
+frame.onload = async () => {
+  const page = frame.contentDocument, view = frame.contentWindow;
+  const found = {};
+  for (const width of [360, 768, 1280]) {
+    frame.style.width = width + "px";
+    await new Promise(done => setTimeout(done, 50));
+    const inside = element => element.closest(".scrolls, svg");
+    const beyond = element => !inside(element) && element.getBoundingClientRect().right > width + 0.5;
+    found[width] = [...page.body.querySelectorAll("*")].filter(beyond).map(element => element.outerHTML.slice(0, 80));
+    found[width + " scrolls"] = page.documentElement.scrollWidth > width;
+  }
+  found.loaded = view.performance.getEntriesByType("resource").map(entry => entry.name);
+  const frames = () => [...page.querySelectorAll(".film figure")].filter(figure => figure.offsetParent).length;
+  found.frames = [frames()];
+  page.querySelector(".film label").click();
+  found.frames.push(frames(), page.querySelector(".film input").checked);
+  document.body.textContent = "RESULT" + JSON.stringify(found) + "END";
+};
+document.body.append(frame);
+</script></body>"""
+
+
+@pytest.fixture
+def served(run: Path) -> Iterator[tuple[str, list[str]]]:
+    """The run's folder on loopback, and what was asked of it."""
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(run))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+def browser() -> str | None:
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.mark.skipif(browser() is None, reason="needs a headless Chromium or Chrome")
+def test_in_a_real_browser(run: Path, served: tuple[str, list[str]], tmp_path: Path) -> None:
+    address, asked = served
+    write_report(run)
+    (run / "harness.html").write_text(HARNESS)
+    command = [
+        *(browser() or "", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"),
+        *("--enable-logging=stderr", "--virtual-time-budget=10000", "--window-size=1400,900", "--dump-dom"),
+        f"{address}/harness.html",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = json.loads(html.unescape(done.stdout.partition("RESULT")[2].partition("END")[0]))
+    for width in ("360", "768", "1280"):
+        assert found[width] == [] and not found[f"{width} scrolls"]
+    assert found["loaded"] == []
+    assert found["frames"] == [1, 1, True]
+    assert set(asked) <= {"/harness.html", "/report.html", "/favicon.ico"}
+    assert "CONSOLE" not in done.stderr
