@@ -3,6 +3,7 @@
 #
 #   sbatch launch/slurm.sh experiment=flowers102_64
 #   sbatch --nodes=4 launch/slurm.sh experiment=flowers102_64 train.batch_size=512
+#   sbatch --gpus-per-node=4 --ntasks-per-node=4 launch/slurm.sh …
 #
 # Two minutes before the job's time is over or it is preempted, Slurm warns each process; they save and leave with exit
 # code 75, and the job goes back into the queue. What a person must look at (codes 2, 3, 4) ends it. Outputs belong on a
@@ -34,7 +35,7 @@ code=$?
 
 case $code in
   0 | 2 | 3 | 4) ;;
-  75) scontrol requeue "$SLURM_JOB_ID" ;;
+  75 | 138 | 143) scontrol requeue "$SLURM_JOB_ID" ;; # asked to stop; 138 and 143: before Python was there to hear it
   *) [ "${SLURM_RESTART_COUNT:-0}" -ge 3 ] || scontrol requeue "$SLURM_JOB_ID" ;; # killed, or an error
 esac
 exit "$code"

@@ -229,7 +229,7 @@ class LoopbackHub:
         foreign = re.compile(r"HF_|HUGGING_?FACE|TRANSFORMERS_OFFLINE|.*_PROXY$", re.IGNORECASE)
         kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
         kept |= {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-        kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+        kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
         # Whatever is meant for another host comes to us: see `check_hosts`.
         kept |= dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), self.proxy_url)
         kept |= {"no_proxy": "127.0.0.1,localhost"}

@@ -18,10 +18,11 @@ from forked import free_port
 from safetensors.torch import load_file
 
 RUN = (
-    *("train.max_steps=400", "checkpoint.every_steps=10", "evaluation=none", "lr_scheduler=constant"),
-    *("dataset.crop=random", "dataset.random_flip=true"),
+    *("train.max_steps=300", "checkpoint.every_steps=10", "evaluation=none", "lr_scheduler=constant"),
+    *("dataset.crop=random", "dataset.random_flip=true", "tracker=none"),
 )
-# By default a restarted agent's workers look for the port of the round before (pytorch/pytorch#135712).
+# By default the agents share a store, and one that joins later waits in it for an address that nobody puts there
+# (torch 2.15; the variable comes from pytorch/pytorch#135712).
 ELASTIC = {"ACCELERATE_USE_CPU": "True", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
@@ -72,7 +73,7 @@ def is_asked_to_stop(process: psutil.Process) -> bool:
     return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in pending)
 
 
-def test_nodes_join_and_leave_and_workers_die(cli: Cli) -> None:
+def test_workers_die_and_nodes_join_and_leave(cli: Cli) -> None:
     def steps() -> int:
         metrics = cli.output() / "metrics.jsonl"
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
@@ -80,42 +81,49 @@ def test_nodes_join_and_leave_and_workers_die(cli: Cli) -> None:
     def count(text: str) -> int:
         return sum(node.log.read_text().count(text) for node in nodes)
 
+    def newest() -> str:
+        return f"{int(sorted((cli.output() / 'checkpoints').glob('step_*'))[-1].name.removeprefix('step_')):,}"
+
     port = free_port()
     first = Node(cli, "first", port)
     nodes = [first]
     try:
         wait_for(lambda: steps() >= 20, first)
+        victim = first.worker()
+        victim.kill()
+        victim.wait(timeout=60)
+        killed_after = newest()
+        wait_for(lambda: count("resumes at step ") == 1, first)
+        killed_at = steps()
+        wait_for(lambda: steps() >= killed_at + 10, first)
+
         frozen = first.worker()
         frozen.suspend()  # until the other node is there, so that the run does not end before
         second = Node(cli, "second", port)
         nodes.append(second)
         wait_for(lambda: is_asked_to_stop(frozen), first, second)
         frozen.resume()
+        frozen.wait(timeout=60)
+        stopped_at = newest()
+        wait_for(lambda: count("16 = 8 x 2 processes") == 1, first, second)
         # A node that joins costs no step: the workers are asked to stop, and save.
-        wait_for(lambda: count("8 x 2 processes") == 1, first, second)
-        stopped_at = sorted((cli.output() / "checkpoints").glob("step_*"))[-1].name.removeprefix("step_")
-        wait_for(lambda: count(f"resumes at step {int(stopped_at)}") == 1, first, second)
+        wait_for(lambda: count(f"resumes at step {stopped_at}") == 1, first, second)
 
         joined_at = steps()
         wait_for(lambda: steps() >= joined_at + 20, first, second)
-        second.worker().kill()
-        wait_for(lambda: count("8 x 2 processes") == 2, first, second)
-
-        restarted_at = steps()
-        wait_for(lambda: steps() >= restarted_at + 20, first, second)
         second.leave()
         assert first.agent.wait(timeout=180) == 0, first.log.read_text()
     finally:
         for node in nodes:
             if node.agent.poll() is None:
                 node.leave()
-    assert count("16 x 1 process ") == 2 and count("done: step 400") == 1
-    assert [record["step"] for record in cli.metrics()] == list(range(1, 401))
+    assert count(f"resumes at step {killed_after}") >= 1 and count("stopped (SIGTERM)") == 1
+    assert count("resumes at step ") == 3 and count("done: step 300") == 1
+    assert [record["step"] for record in cli.metrics()] == list(range(1, 301))
     cli.train(*RUN, "name=undisturbed")
-    ours, theirs = (load_file(cli.output(name) / "checkpoints/step_00000400/unet.safetensors") for name in
+    ours, theirs = (load_file(cli.output(name) / "checkpoints/step_00000300/unet.safetensors") for name in
                     ("default", "undisturbed"))  # fmt: skip
     difference = sum(float((ours[key] - theirs[key]).square().sum()) for key in ours) ** 0.5
-    print("difference", difference / sum(float(value.square().sum()) for value in theirs.values()) ** 0.5)
     assert difference <= 1e-4 * sum(float(value.square().sum()) for value in theirs.values()) ** 0.5
-    for mine, theirs_ in zip(cli.metrics(), cli.metrics("undisturbed"), strict=True):
-        assert mine["loss"] == pytest.approx(theirs_["loss"], rel=1e-3)
+    for disturbed, undisturbed in zip(cli.metrics(), cli.metrics("undisturbed"), strict=True):
+        assert disturbed["loss"] == pytest.approx(undisturbed["loss"], rel=1e-4)

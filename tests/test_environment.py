@@ -36,7 +36,9 @@ def test_a_run_records_what_computes_it(cli: Cli) -> None:
     assert first["compute"] == {"mixed_precision": "no", "channels_last": False, "attention": "fused", "compile": False}
     assert first["versions"].keys() >= {"python", "ddpm-train", "torch", "diffusers"}
     assert first["command"].startswith("ddpm-train ") and "'output_dir=…'" in shlex.split(first["command"], posix=False)
-    cli.train(*saves, "train.max_steps=4")
+    shutil.rmtree(cli.output() / "checkpoints/step_00000004")
+    assert "resumes at step 2" in cli.train(*saves, "train.max_steps=4")
+    assert recorded(cli.output()) == [first]
     (cli.output() / environment.FILE).unlink()
     cli.together(*saves, "train.max_steps=6", num_processes=2)
     assert [(each["from_step"], each["num_processes"]) for each in recorded(cli.output())] == [(0, 1), (4, 2)]
@@ -95,7 +97,7 @@ def test_the_printed_command_repeats_the_run(cli: Cli, trained: Path) -> None:
     shutil.copytree(trained, cli.output())
     out, warnings = reproduce(cli, "outputs/default")
     program, *arguments = shlex.split(out)
-    assert program == "ddpm-train" and "train.channels_last=false" in arguments
+    assert program == "ddpm-train" and {"train.channels_last=false", "train.micro_batch_size=16"} <= set(arguments)
     assert not [line for line in warnings if not line.startswith("warning: commit: the code ")]
     assert "done: step 6" in cli.run([sys.executable, str(ROOT / "train.py"), *arguments])
     for name in ("checkpoints/step_00000006/unet.safetensors", "samples/step_00000006.png"):

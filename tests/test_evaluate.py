@@ -66,6 +66,8 @@ def test_scores_say_what_they_depend_on(evaluated: tuple[Cli, str, dict[str, Any
     assert found["copying"]["held_out_rate"] <= 0.1
     assert found["scores"][-1]["warning"] == "15 held-out images do not show how near 1 in 100 comes; hold out more"
     assert found["scores"][-1]["warning"] in said
+    report = (cli.folder / "run" / "report.html").read_text()
+    assert "kid_efficientnet_lite0_n40" in report and "report     run/report.html" in said
     nearest = Image.open(cli.folder / "run" / "evaluation" / found["copying"]["picture"])
     assert nearest.size == (7 * 66 + 2, 16 * 66 + 2)  # 16 samples, a gap, five training images; 8 px enlarged to 64
 
@@ -92,14 +94,16 @@ def test_a_second_call_adds_and_the_same_score_replaces_itself(evaluated: tuple[
     written = [path.stat().st_mtime_ns for path in features]
     cli.evaluate(*again, "metrics=[kid]", *against("garments"))
     assert written and [path.stat().st_mtime_ns for path in features] == written  # computed once
-    cli.evaluate(*again, "metrics=[kid]", *against("garments"), "seed=1")
+    cli.evaluate(*again, "metrics=[kid,copy_rate]", *against("garments"), "seed=1")
     kept = results(cli.folder / "more")
     kid = [score for score in kept["scores"] if score["metric"] == "kid"]
     assert [score["depends_on"]["seed"] for score in kid] == [0, 1] and kid[0]["value"] != kid[1]["value"]
-    assert len(kept["scores"]) == len(found["scores"]) + 1 and kept["copying"] == found["copying"]
+    assert len(kept["scores"]) == len(found["scores"]) + 2 and kept["copying"]["num_images"] == 40
     # Against other images, or the same in another size, the numbers mean something else.
     said = cli.evaluate(*again, "metrics=[kid]", *against("garments", "reference=held_out"), expect=2)
-    assert said.startswith("error: output=more: its kid_efficientnet_lite0_n40 is against 45 images of garments, train")
+    assert said.startswith(
+        "error: output=more: its precision_efficientnet_lite0_n40 is against 45 images of garments, train"
+    )
     assert "and does not compare with scores against 15 images of garments" in said and len(said.splitlines()) == 1
 
 
@@ -147,6 +151,7 @@ def test_a_folder_of_images_needs_no_model(
         image.resize((8, 8), Image.Resampling.LANCZOS).save(cli.folder / "unseen" / f"{number}.png")
     cli.evaluate("pipeline=unseen", "metrics=[kid,copy_rate]", *against("garments"))
     real = results(cli.folder / "evaluation" / "unseen")["scores"]
+    assert (cli.folder / "evaluation" / "unseen" / "report.html").is_file()
     assert real[0]["name"] == "kid_efficientnet_lite0_n30" and real[0]["interval"][0] < 0 < real[0]["interval"][1]
     assert real[0]["depends_on"]["sampler"] is None and real[0]["depends_on"]["step"] is None
 

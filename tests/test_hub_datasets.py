@@ -1,11 +1,13 @@
 """`dataset=hub` with the real `datasets` client against a server that speaks the Hub's protocol."""
 
+import json
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, TINY, Cli
 from loopback_hub import Commit, LoopbackHub
 from PIL import Image
@@ -50,6 +52,12 @@ def test_the_flowers_preset(cli: Cli, hub: LoopbackHub) -> None:
     offline = train(cli, hub, "dataset=flowers102", "name=offline", HF_HUB_OFFLINE="1")
     assert f"{FLOWERS}: 47 images" in offline
     assert cli.metrics("offline")[-1]["loss"] == cli.metrics("default")[-1]["loss"]
+    # The commit that was used is in the record, whoever knew it.
+    commit = Commit(hub.root / "datasets" / FLOWERS).id
+    for name in ("default", "offline"):
+        assert yaml.safe_load((cli.output(name) / "config.yaml").read_text())["dataset"]["revision"] == commit
+        state = json.loads((cli.output(name) / "checkpoints/step_00000002/state.json").read_text())
+        assert state["identity"]["dataset.revision"] == commit
 
 
 def test_private_repositories_and_revisions(cli: Cli, hub: LoopbackHub) -> None:

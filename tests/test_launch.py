@@ -102,7 +102,7 @@ def test_slurm_requeues_after_its_warning_and_the_run_goes_on(cli: Cli) -> None:
     train = f'#!/bin/sh\nexec {sys.executable} {ROOT / "train.py"} "$@"\n'
     slurm = Slurm(cli, train, "--nodes=2", "--ntasks-per-node=1")
     # Slurm starts the script again with the same arguments.
-    overrides = (*TINY, "train.max_steps=300", "evaluation=none")
+    overrides = (*TINY, "train.max_steps=200", "evaluation=none", "tracker=none")
     job = slurm.start(*overrides)
     metrics = cli.output() / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -115,17 +115,28 @@ def test_slurm_requeues_after_its_warning_and_the_run_goes_on(cli: Cli) -> None:
     assert job.returncode == 75 and slurm.requeued() == 1, out + err
     assert "16 = 8 x 2 processes" in out and "stopped (SIGUSR1)" in out
     stopped_at = len(cli.metrics())
-    assert stopped_at < 300
+    assert stopped_at < 200
     job = slurm.start(*overrides, restarts=1)
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0 and slurm.requeued() == 1, out + err
-    assert f"resumes at step {stopped_at}" in out and "done: step 300" in out
-    assert [record["step"] for record in cli.metrics()] == list(range(1, 301))
+    assert f"resumes at step {stopped_at}" in out and "done: step 200" in out
+    assert [record["step"] for record in cli.metrics()] == list(range(1, 201))
 
 
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
-    [(0, 0, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0), (75, 9, 1), (1, 0, 1), (1, 3, 0), ("-KILL", 2, 1)],
+    [
+        (0, 0, 0),
+        (2, 0, 0),
+        (3, 0, 0),
+        (4, 0, 0),
+        (75, 9, 1),
+        (1, 0, 1),
+        (1, 3, 0),
+        ("-KILL", 2, 1),
+        ("-USR1", 9, 1),
+        ("-TERM", 9, 1),
+    ],
 )
 def test_slurm_knows_what_an_exit_code_means(cli: Cli, code: int | str, restarts: int, requeued: int) -> None:
     """Those of the README; one bad process is enough."""
@@ -133,7 +144,8 @@ def test_slurm_knows_what_an_exit_code_means(cli: Cli, code: int | str, restarts
     slurm = Slurm(cli, f'#!/bin/sh\nif [ "$RANK" = 1 ]; then {ends}; fi\n', "--ntasks-per-node=2")
     job = slurm.start(restarts=restarts)
     job.communicate(timeout=60)
-    assert (job.returncode, slurm.requeued()) == (code if isinstance(code, int) else 137, requeued)
+    killed = {"-KILL": 137, "-USR1": 138, "-TERM": 143}
+    assert (job.returncode, slurm.requeued()) == (killed[code] if isinstance(code, str) else code, requeued)
 
 
 def test_slurm_passes_arguments_as_they_are(cli: Cli) -> None:
@@ -186,11 +198,10 @@ def test_accelerate_configs() -> None:
     assert (second.rdzv_backend, second.rdzv_endpoint) == ("static", "10.0.0.1:29500")
 
 
-@pytest.mark.parametrize("name", ["cpu.yaml", "one_gpu.yaml"])
-def test_accelerate_configs_run(cli: Cli, name: str) -> None:
-    """cpu.yaml with two processes: see test_training.py."""
-    launch = [str(BIN / "accelerate"), "launch", "--config_file", str(LAUNCH / "accelerate" / name)]
-    said = cli.run([*launch, str(ROOT / "train.py"), *TINY, "evaluation=none"], CUDA_VISIBLE_DEVICES="")
+def test_the_cpu_config_runs(cli: Cli) -> None:
+    """With two processes: see test_training.py."""
+    launch = [str(BIN / "accelerate"), "launch", "--config_file", str(LAUNCH / "accelerate/cpu.yaml")]
+    said = cli.run([*launch, str(ROOT / "train.py"), *TINY, "evaluation=none", "tracker=none"])
     assert "16 = 16 x 1 process x 1 accumulated" in said and "done: step 6" in said
 
 
@@ -207,7 +218,7 @@ def torchrun_commands() -> dict[str, list[str]]:
     return {
         "kubernetes.yaml": [*container["command"], *container["args"]],
         "skypilot.yaml": told.stdout.splitlines(),
-        "notebook.ipynb": shlex.split(line.removeprefix("!").format(MIRROR="null")),
+        "notebook.ipynb": shlex.split(line.removeprefix("!").replace("\\\n", "").format(MIRROR="null")),
     }
 
 

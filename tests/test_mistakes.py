@@ -245,7 +245,7 @@ TABLE = {
     "dataset=hub dataset.path=./nowhere": ["dataset.path=./nowhere: no such file or folder"],
     "resume=nowhere output_dir=a_file": [
         "output_dir=a_file: not a folder; choose another name or output_dir",
-        "resume=nowhere: no such checkpoint; give auto, never or a checkpoint's folder",
+        "resume=nowhere: no such checkpoint; give auto, never, a checkpoint's folder or hf://owner/name",
     ],
     "train.mixed_precision=fp16": [
         "train.mixed_precision=fp16: needs a CUDA GPU, and there is none; use bf16, no or auto"
@@ -459,7 +459,7 @@ def test_all_mistakes_at_once(cli: Cli) -> None:
         "noise_scheduler.variance_type=learned: there is no loss for a learned variance; "
         "use fixed_small or fixed_large",
         "train.batch_size=64: not divisible by 5 processes; use 1, 2, 4, 8, 16, 32 or 64 processes or a multiple of 5",
-        "resume=nowhere: no such checkpoint; give auto, never or a checkpoint's folder",
+        "resume=nowhere: no such checkpoint; give auto, never, a checkpoint's folder or hf://owner/name",
     ]
 
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +25,7 @@ from ddpm_train.report import commands, write_report
 from ddpm_train.report.charts import Axis, over_steps, shorten
 from ddpm_train.report.findings import trend
 from ddpm_train.report.folder import Series, read_folder
-from ddpm_train.report.numerals import duration, measured, number, tick
+from ddpm_train.report.numerals import digits, duration, measured, number, tick
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \'ü→'
 VOID = {"meta", "link", "img", "input", "br", "hr"}
@@ -82,12 +82,16 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
+def told(tmp_path_factory: pytest.TempPathFactory, write_images: Callable[[Path, int], Path]) -> tuple[Cli, str]:
     """A run that evaluates four times, and what it printed."""
     cli = Cli(tmp_path_factory.mktemp("told"))
-    return cli, cli.train(
-        "train.max_steps=8", "evaluation.every_steps=2", "checkpoint.every_steps=4", "optimizer.lr=3e-3"
+    write_images(cli.folder / "garments", 60)
+    said = cli.train(
+        *("dataset=imagefolder", "dataset.path=garments", "dataset.channels=1", "dataset.validation_fraction=0.25"),
+        *("evaluation=full", "evaluation.every_steps=2", "evaluation.num_samples=10"),
+        *("train.max_steps=8", "checkpoint.every_steps=4", "optimizer.lr=3e-3"),
     )
+    return cli, said
 
 
 @pytest.fixture
@@ -96,23 +100,52 @@ def run(told: tuple[Cli, str], tmp_path: Path) -> Path:
     return Path(shutil.copytree(told[0].output(), tmp_path / "run"))
 
 
+@pytest.fixture(scope="module")
+def scored(told: tuple[Cli, str]) -> tuple[Path, str]:
+    """Another copy, after ddpm-evaluate; and what that printed."""
+    cli, _ = told
+    shutil.copytree(cli.output(), cli.folder / "scored")
+    said = cli.evaluate(
+        *("pipeline=scored", "num_images=20", "num_inference_steps=3", "batch_size=20", "bound_timesteps=4"),
+        *("metrics=[kid,fid,copy_rate,bits_per_dim,held_out_loss]", "cost.samplers=[ddim]", "cost.steps=[2,3]"),
+    )
+    return cli.folder / "scored", said
+
+
+@pytest.fixture
+def evaluated(scored: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of that, to be changed."""
+    return Path(shutil.copytree(scored[0], tmp_path / "evaluated"))
+
+
 def test_a_run_leaves_a_report_that_says_how_it_went(told: tuple[Cli, str]) -> None:
     cli, said = told
     path = cli.output() / "report.html"
     assert "report     outputs/default/report.html" in said
-    page, last = Page(path), cli.metrics()[-1]
-    assert f"Held-out loss {number(last['held_out_loss'])} after 8 steps" in page.text
-    assert "No: still getting better at the end" in page.text
+    page, records = Page(path), cli.metrics()
+    assert "How good is it? KID " in page.text and " after 8 steps" in page.text
     assert "Does it copy its training images? Not measured" in page.text
     assert "ddpm-evaluate pipeline=outputs/default" in page.text
-    assert "fashion_tiny · 8 × 8 × 1" in page.text and "cpu, 1 thread" in page.text
-    for record in cli.metrics():
-        if "held_out_loss" in record:
-            assert number(record["held_out_loss"]) in page.text
+    assert (
+        "garments · 8 × 8 × 1 · 45.0 k parameters" in page.text
+        and "cpu, 1 thread" in page.text
+        and "torch 2" in page.text
+    )
+    losses = [number(record["held_out_loss"]) for record in records if "held_out_loss" in record]
+    assert f"that training never sees is {losses[-1]}; at step 2 it was {losses[0]}." in page.text
+    assert all(loss in page.text for loss in losses)
     steps = [attributes["id"] for attributes in page.all("input")]
     assert steps == ["frame-2", "frame-4", "frame-6", "frame-8"]
     assert "block_out_channels:" in page.text
     assert path.stat().st_size < 1e6
+
+
+def test_without_scores_the_loss_comes_first(run: Path) -> None:
+    shutil.rmtree(run / "evaluation")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    page = Page(write_report(run))
+    assert f"How good is it? Held-out loss {number(records[-1]['held_out_loss'])} after 8 steps" in page.text
+    assert "how the images look has not been scored" in page.text
 
 
 def test_for_people_who_cannot_see_it_and_for_phones(told: tuple[Cli, str]) -> None:
@@ -201,135 +234,77 @@ def test_missing_parts_are_left_out(run: Path, missing: tuple[str, ...]) -> None
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     page = Page(write_report(run))
     assert "it is damaged" not in page.text
-    assert ("Loss" in page.text.split()) == ("metrics.jsonl" not in missing)
+    assert ("Training and held-out loss" in page.text) == ("metrics.jsonl" not in missing)
     assert ("What it makes" in page.text) == ("samples" not in missing)
 
 
-def score(metric: str, value: float, interval: list[float], **depends_on: object) -> dict[str, object]:
-    known = {
-        "num_images": 512,
-        "extractor": "efficientnet_lite0",
-        "sampler": {"name": "ddim"},
-        "step": 8,
-        "weights": "ema",
-    }
-    return {
-        "name": f"{metric}_efficientnet_lite0_n512",
-        "metric": metric,
-        "value": value,
-        "standard_deviation": None,
-        "interval": interval,
-        "confidence": 0.95,
-        "lower_is_better": metric in ("kid", "fid", "copy_rate"),
-        "warning": "too few <b>images</b>" if metric == "fid" else None,
-        "depends_on": {"num_inference_steps": 25, **known, **depends_on},
-    }
+def test_what_an_evaluation_found_stands_on_the_page(scored: tuple[Path, str]) -> None:
+    run, said = scored
+    assert f"report     {run.name}/report.html" in said
+    page, found = Page(run / "report.html"), json.loads((run / "evaluation/scores.json").read_text())
+    for score in found["scores"]:
+        assert score["name"] in page.text
+        if score["metric"] not in ("kid", "copy_rate"):
+            assert digits(score["value"], score["interval"])[0] in page.text
+    kid = next(score for score in found["scores"] if score["depends_on"]["sampler"]["name"] == "dpm_solver")
+    value, ends = digits(kid["value"], kid["interval"])
+    assert f"How good is it? KID {value} after 8 steps Lower is better, 0 is perfect; 95 % interval {ends}" in page.text
+    (bits,) = (score for score in found["scores"] if score["metric"] == "bits_per_dim")
+    assert f"at most {measured(bits['value'], bits['interval'])} bits per dimension" in page.text
+    assert "Caution: " in page.text
+    assert (page.all("img")[-1]["alt"] or "").startswith("Rows of images")
+    rows = [(row["num_inference_steps"], duration(row["seconds_per_image"])) for row in found["cost"]["rows"]]
+    assert all(re.search(rf"ddim {steps} .{{0,40}} {cost}", page.text) for steps, cost in rows)
+    best = found["cost"]["fewest_within_5_percent"]["num_inference_steps"]
+    assert f"ddpm-sample pipeline=scored sampler=ddim num_inference_steps={best}" in page.text
+    for title in ("Held-out loss by timestep", "KID over the run", "Where the bits go", "KID against the time"):
+        assert title in page.text
 
 
-@pytest.fixture
-def evaluated(run: Path) -> Path:
-    """The run with what an evaluation of everything adds to it."""
-    rows = [
-        {
-            "sampler": "ddim",
-            "num_inference_steps": steps,
-            "value": kid,
-            "interval": None,
-            "seconds_per_image": steps / 500,
-        }
-        for steps, kid in ((5, 0.09), (10, 0.0402), (20, 0.0401))
-    ]
-    everything = {
-        "scores": [
-            score("kid", 0.0312, [0.0291, 0.0334]),
-            *(score("kid", row["value"], [0, 1], num_inference_steps=row["num_inference_steps"]) for row in rows),
-            score("fid", 38.41, [37.1, 39.9]),
-            score("copy_rate", 0.004, [0.001, 0.009]),
-        ],
-        "bound": {
-            "bits_per_dim": 3.4129,
-            "prior": 0.001,
-            "decoder": 1.7,
-            "num_images": 500,
-            "split": "validation",
-            "by_timestep": {"timesteps": [1, 2, 3, 4], "bits_per_dim": [0.9, 0.5, 0.2, 0.1]},
-        },
-        "copying": {
-            "copy_rate": 0.004,
-            "interval": [0.001, 0.009],
-            "held_out_rate": 0.01,
-            "num_images": 512,
-            "extractor": "efficientnet_lite0",
-            "picture": "nearest.png",
-        },
-        "cost": {
-            "metric": "kid_efficientnet_lite0_n512",
-            "rows": rows,
-            "picture": "cost.png",
-            "fewest_within_5_percent": {"sampler": "ddim", "num_inference_steps": 10},
-        },
-    }
-    (run / "evaluation").mkdir(exist_ok=True)
-    (run / "evaluation/scores.json").write_text(json.dumps(everything))
-    shutil.copy(run / "samples/step_00000008.png", run / "evaluation/nearest.png")
-    return run
-
-
-def test_what_an_evaluation_found_stands_on_the_page(evaluated: Path) -> None:
-    page = Page(write_report(evaluated))
-    assert (
-        "How good is it? KID 0.0312 after 8 steps Lower is better, 0 is perfect; 95 % interval 0.0291 to" in page.text
-    )
-    assert "An unseen image takes at most 3.41 bits per dimension" in page.text
-    assert "Does it copy its training images? No sign of it 0.40 % of 512 samples (interval 0.10 to 0.90)" in page.text
-    assert "ddpm-sample" in page.text and "num_inference_steps=10" in page.text
-    assert "Caution: too few <b>images</b>" in page.text
-    assert [attributes["alt"] for attributes in page.all("img")][-1].startswith("Rows of images")  # type: ignore[union-attr]
-    rows = re.findall(r"ddim (\d+) ([\d.]+) (\d+ ms)", page.text)
-    assert rows == [("5", "0.0900", "10 ms"), ("10", "0.0402", "20 ms"), ("20", "0.0401", "40 ms")]
-    assert page.text.count("kid_efficientnet_lite0_n512") == 1
+@pytest.mark.parametrize(
+    ("interval", "answer"), [([0.001, 0.03], "No sign of it 0.4 % of 20"), ([0.04, 0.06], "Yes, some of them")]
+)
+def test_copies_are_told(evaluated: Path, interval: list[float], answer: str) -> None:
+    path = evaluated / "evaluation/scores.json"
+    stored = json.loads(path.read_text())
+    stored["copying"] |= {"copy_rate": 0.004, "interval": interval, "held_out_rate": 0.01}
+    path.write_text(json.dumps(stored))
+    assert f"Does it copy its training images? {answer}" in Page(write_report(evaluated)).text
 
 
 def test_a_run_that_got_worse_and_ended_early(run: Path) -> None:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         if "held_out_loss" in record:
-            record["held_out_loss"] = 0.5 + abs(record["step"] - 4) / 10
+            record["held_out_loss"] = 0.5 + abs(record["step"] - 6) / 10
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    result = {"objective": "held_out_loss", "value": 0.5, "best_step": 4, "step": 8, "stopped_early": True}
+    result = {"objective": "held_out_loss", "value": 0.5, "best_step": 6, "step": 8, "stopped_early": True}
     (run / "result.json").write_text(json.dumps(result))
     page = Page(write_report(run))
     assert (
-        "Yes, and it got worse again The held-out loss was lowest at step 4 and has risen by 80.0 % since." in page.text
+        "Yes, and it got worse again The held-out loss was lowest at step 6 and has risen by 40.0 % since." in page.text
     )
     assert "The run ended early" in page.text and "Train it longer" not in page.text
-    assert "Held-out loss was best at step 4" in page.text and f"pipeline={run}/checkpoints/best" in page.text
+    assert "Held-out loss was best at step 6" in page.text and f"pipeline={run}/checkpoints/best" in page.text
 
 
 def test_a_run_that_is_not_at_its_end(run: Path) -> None:
     shutil.rmtree(run / "pipeline")
     page = Page(write_report(run))
+    assert "No: still getting better so far" in page.text
     assert "It stands at step 8 of 8. The same command goes on" in page.text and "Train it longer" not in page.text
 
 
-def test_copies_are_told(evaluated: Path) -> None:
-    path = evaluated / "evaluation/scores.json"
-    stored = json.loads(path.read_text())
-    stored["copying"] |= {"copy_rate": 0.05, "interval": [0.04, 0.06]}
-    path.write_text(json.dumps(stored))
-    assert "Does it copy its training images? Yes, some of them" in Page(write_report(evaluated)).text
-
-
 def test_a_folder_that_is_no_run(evaluated: Path) -> None:
-    page = Page(write_report(evaluated / "evaluation"))
-    assert "Evaluation report" in page.text and "How good is it? KID 0.0312" in page.text
+    page = Page(write_report((evaluated / "evaluation").rename(evaluated.parent / "garments")))
+    assert "Evaluation report" in page.text and "How good is it? KID" in page.text
     assert "Did it stop" not in page.text and "ddpm-train --" not in page.text and "ddpm-sample" not in page.text
 
 
 def test_a_report_that_cannot_be_written_does_not_fail_the_run(cli: Cli) -> None:
     (cli.output() / "report.html").mkdir(parents=True)
     said = cli.train("train.max_steps=2", "evaluation=none", "tracker=none")
-    assert "ERROR: outputs/default/report.html cannot be written" in said
+    assert "ERROR: the report in outputs/default cannot be written" in said
     assert (cli.output() / "pipeline/training.json").exists()
 
 
@@ -386,8 +361,8 @@ def test_numbers_have_sensible_digits_and_units() -> None:
     assert [duration(seconds) for seconds in (0.0123, 4.23, 59.7, 150, 11100, 187200)] == [
         *("12 ms", "4.2 s", "1 min", "2 min 30 s", "3 h 5 min", "2 d 4 h"),
     ]
-    assert [tick(value) for value in (0, 0.05, 7.5e-5, 1e-4, 1400, 20000, 1.5e6)] == [
-        *("0", "0.05", "7.5 × 10⁻⁵", "1 × 10⁻⁴", "1,400", "20k", "1.5M"),
+    assert [tick(value) for value in (0, 0.05, 7.5e-5, 5e-4, 1400, 20000, 1.5e6)] == [
+        *("0", "0.05", "7.5 × 10⁻⁵", "0.0005", "1,400", "20k", "1.5M"),
     ]
 
 

@@ -121,21 +121,18 @@ def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
     assert cli.metrics("one")[-1]["held_out_loss"] == pytest.approx(cli.metrics("two")[-1]["held_out_loss"], rel=1e-5)
 
 
-FLAGS = (
-    *("--cpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    *("--main_process_port", "0"),  # any that is free
-)
+FLAGS = ("--cpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 
 
 @pytest.mark.parametrize(
     "launcher",
     [
-        (sys.executable, "-m", "accelerate.commands.launch", *FLAGS),
-        (str(Path(sys.executable).with_name("accelerate-launch")), *FLAGS),
-        (str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", "launch/accelerate/cpu.yaml"),
+        (sys.executable, "-m", "accelerate.commands.launch", *FLAGS, "--main_process_port", "0"),
+        (str(Path(sys.executable).with_name("accelerate-launch")), "--config_file", "launch/accelerate/cpu.yaml"),
     ],
 )
 def test_every_way_to_launch_cpu_processes(cli: Cli, launcher: tuple[str, ...]) -> None:
+    """Port 0 is any that is free, as in the config."""
     (cli.folder / "launch").symlink_to(ROOT / "launch")
     said = cli.run([*launcher, "--num_processes", "2", str(ROOT / "train.py"), *TINY, "evaluation=none"])
     assert "16 = 8 x 2 processes x 1 accumulated" in said and "done: step 6" in said

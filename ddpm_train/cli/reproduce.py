@@ -36,7 +36,8 @@ def command(run: Path, config: dict[str, Any], then: dict[str, Any]) -> str:
         how = ["accelerate", "launch", "--cpu" if then["device"].startswith("cpu") else "--multi_gpu"]
         launcher = [*how, "--num_processes", str(then["num_processes"]), "-m", "ddpm_train.cli.train"]
     name = f"{config['name']}_repeated"
-    chosen = {f"train.{key}": as_written(value) for key, value in then["compute"].items()}
+    settled = {"micro_batch_size": then["micro_batch_size"], **then["compute"]}
+    chosen = {f"train.{key}": as_written(value) for key, value in settled.items()}
     changed = {"name": name, "output_dir": str(Path(config["output_dir"]).parent / name), **chosen}
     saved = ["--config-path", str(run), "--config-name", "config"]
     return shlex.join([*launcher, *saved, *(f"{key}={value}" for key, value in changed.items())])

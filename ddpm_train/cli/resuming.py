@@ -134,6 +134,7 @@ def record_environment(run: Run) -> list[dict[str, Any]]:
         "device": device_name(run.accelerator.device),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "num_processes": run.plan.num_processes,
+        "micro_batch_size": run.plan.micro_batch_size,
         "compute": asdict(run.choice.compute),
     }
     now = environment.environment(sys.argv[1:], compute)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ddpm_train.cli.console import Console
 from ddpm_train.cli.fitting import misfits
 from ddpm_train.cli.orderly import PATIENCE, orderly
+from ddpm_train.cli.real_images import RealImages
 from ddpm_train.cli.subject import FolderImages, SampledImages, Subject, Workers
 from ddpm_train.compute import device_name
 from ddpm_train.config import MSE, Config, Dataset, Sampler
 from ddpm_train.data.images import Images
-from ddpm_train.data.loader import Data, open_data
+from ddpm_train.data.loader import open_data
 from ddpm_train.evaluate_config import EvaluateConfig
 from ddpm_train.evaluation.copying import measure_copying, picture
 from ddpm_train.evaluation.cost import Cost, CostRow
@@ -30,14 +31,15 @@ from ddpm_train.evaluation.image_folder import image_folder, open_images
 from ddpm_train.evaluation.likelihood import variational_bound
 from ddpm_train.evaluation.model_scores import bound_score, held_out_score, measure_held_out
 from ddpm_train.evaluation.plots import loss_by_timestep_png
-from ddpm_train.evaluation.reference import ReferenceFeatures, at_most, describe, reference_features
+from ddpm_train.evaluation.reference import ReferenceFeatures, at_most
 from ddpm_train.evaluation.results import FILE_NAME, add_results, refuse_other_reference
-from ddpm_train.evaluation.scores import DependsOn, Reference, Score, lines
+from ddpm_train.evaluation.scores import DependsOn, Score, lines
 from ddpm_train.files import write_atomic
 from ddpm_train.loading import Model, load_model
 from ddpm_train.measures import DISTRIBUTION_METRICS, LOWER_IS_BETTER, of_features, score_name
 from ddpm_train.mistakes import Mistakes
 from ddpm_train.ranks import on_main
+from ddpm_train.report import try_to_write_report
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute
 from ddpm_train.sampling.recipe import Recipe, compared
@@ -68,7 +70,7 @@ def evaluate(config: EvaluateConfig, *, dataset: Dataset, output: Path, run: Con
         model = None if folder is not None else _load(config)
         if lines := list(misfits(config, dataset, data, model, images)):
             raise Mistakes(*lines)
-        Scoring(config, dataset, data, model, images, output, run, workers).run_all()
+        Scoring(config, RealImages(dataset, data, workers), model, images, output, run, workers).run_all()
         accelerator.wait_for_everyone()
 
 
@@ -83,8 +85,7 @@ class Scoring:
     def __init__(
         self,
         config: EvaluateConfig,
-        dataset: Dataset,
-        data: Data,
+        real: RealImages,
         model: Model | None,
         images: Images | None,
         output: Path,
@@ -92,8 +93,7 @@ class Scoring:
         workers: Workers,
     ) -> None:
         self.config = config
-        self.dataset = dataset
-        self.data = data
+        self.real = real
         self.model = model
         self.output = output
         self.run = run
@@ -115,11 +115,11 @@ class Scoring:
             self._announce()
         else:
             held_out = config.reference == "held_out"
-            against = at_most(self._images(held_out), config.num_reference_images)
-            on_main(lambda: refuse_other_reference(self.output, self._described(against, held_out)))
+            against = at_most(self.real.images(held_out), config.num_reference_images)
+            on_main(lambda: self._refuse_other_references(against, held_out))
             extractor = open_extractor(config.extractor.name, config.extractor.weights, self.device)
             self._announce()
-            reference = self._reference(extractor, against, held_out)
+            reference = self.real.features(extractor, against, held_out)
             if of_features(config.metrics):
                 self._score_images(extractor, reference)
             if config.measures_cost:
@@ -129,7 +129,14 @@ class Scoring:
         if "held_out_loss" in config.metrics:
             self._measure_held_out()
         on_main(lambda: add_results(self.output, self.scores, self.sections))
-        self._tell()
+        self._tell(on_main(lambda: try_to_write_report(self.output, self.workers.console.warn)))
+
+    def _refuse_other_references(self, against: Images, held_out: bool) -> None:
+        refuse_other_reference(self.output, DISTRIBUTION_METRICS, self.real.described(against, held_out))
+        if "copy_rate" in self.config.metrics:
+            refuse_other_reference(
+                self.output, ["copy_rate"], self.real.described(self.real.data.train, held_out=False)
+            )
 
     @property
     def device(self) -> torch.device:
@@ -142,8 +149,8 @@ class Scoring:
         known = self.subject.depends_on
         self.scores += on_main(lambda: score_features(features, extractor, reference, metrics, known))
         if "copy_rate" in self.config.metrics:
-            training = self._reference(extractor, self.data.train, held_out=False)
-            held_out = self._reference(extractor, self._images(held_out=True), held_out=True)
+            training = self.real.features(extractor, self.real.data.train, held_out=False)
+            held_out = self.real.features(extractor, self.real.images(held_out=True), held_out=True)
             self.scores.append(on_main(lambda: self._measure_copying(extractor, features, training, held_out)))
 
     def _measure_copying(
@@ -151,7 +158,7 @@ class Scoring:
     ) -> Score:
         found = measure_copying(features, training.features, held_out.features)
         samples = self.subject.load(found.closest.tolist())
-        shown = picture(samples, [self.data.train.load(numbers.tolist()) for numbers in found.neighbours])
+        shown = picture(samples, [self.real.data.train.load(numbers.tolist()) for numbers in found.neighbours])
         self._keep(shown, "nearest.png")
         self.sections["copying"] = found.to_json(extractor.name, "nearest.png")
         return Score(
@@ -167,7 +174,7 @@ class Scoring:
     def _measure_cost(self, extractor: Extractor, reference: ReferenceFeatures) -> None:
         """The cost metric for each sampler and number of steps."""
         config, rows = self.config, []
-        warm_up = torch.zeros(config.batch_size, self.engine.unet.config.in_channels, *self.dataset.resolution)
+        warm_up = torch.zeros(config.batch_size, self.engine.unet.config.in_channels, *self.real.dataset.resolution)
         self.engine.call(warm_up.to(self.device))
         for name in config.cost.samplers:
             for steps in config.cost.steps:
@@ -190,7 +197,7 @@ class Scoring:
         bound = variational_bound(
             self._unet(),
             self.engine.model.noise_scheduler,
-            self._images(held_out=True),
+            self.real.images(held_out=True),
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             accelerator=self.workers.accelerator,
@@ -198,7 +205,7 @@ class Scoring:
             num_timesteps=self.config.bound_timesteps,
         )
         self.scores.append(bound_score(bound, self._about_held_out(self.config.seed)))
-        self.sections["bound"] = bound.to_json() | {"split": self._split(held_out=True)}
+        self.sections["bound"] = bound.to_json() | {"split": self.real.split(held_out=True)}
 
     def _measure_held_out(self) -> None:
         loss, seed = (MSE("mse"), self.config.seed) if self.run is None else (self.run.loss, self.run.seed)
@@ -206,7 +213,7 @@ class Scoring:
         measured = measure_held_out(
             unet,
             noise_scheduler,
-            self._images(held_out=True),
+            self.real.images(held_out=True),
             loss=loss,
             seed=seed,
             batch_size=self.config.batch_size,
@@ -235,7 +242,7 @@ class Scoring:
         return Engine(model, device, compute=replace(compute, compile=config.compile))
 
     def _recipe(self, sampler: Sampler, num_inference_steps: int) -> Recipe:
-        return Recipe(self.config.seed, sampler, num_inference_steps, self.dataset.resolution)
+        return Recipe(self.config.seed, sampler, num_inference_steps, self.real.dataset.resolution)
 
     def _sampled(self, sampler: Sampler, num_inference_steps: int) -> SampledImages:
         recipe = self._recipe(sampler, num_inference_steps)
@@ -245,39 +252,11 @@ class Scoring:
         """In float32, whatever samples are made in; not ModelMixin's `to`, which warns."""
         return nn.Module.to(self.engine.model.unet, device=self.device)
 
-    def _images(self, held_out: bool) -> Images:
-        images = self.data.validation if held_out else self.data.train
-        assert images is not None, "misfits sees to it"
-        return images
-
-    def _split(self, held_out: bool) -> str:
-        dataset = self.dataset
-        return dataset.split if not held_out else dataset.validation_split or f"{dataset.split}, held out"
-
-    def _described(self, images: Images, held_out: bool) -> Reference:
-        return describe(images, self.dataset.path, self._split(held_out))
-
-    def _reference(self, extractor: Extractor, images: Images, held_out: bool) -> ReferenceFeatures:
-        cache_dir, console = self.dataset.cache_dir, self.workers.console
-        console.start(0, len(images), "features of real images")
-        found = reference_features(
-            images,
-            extractor,
-            dataset=self.dataset.path,
-            split=self._split(held_out),
-            cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
-            accelerator=self.workers.accelerator,
-            stop=self.workers.stop,
-            before_batch=console.update,
-        )
-        console.finish()
-        return found
-
     def _about_held_out(self, seed: int) -> DependsOn:
         """Of scores that sample nothing."""
-        images = self._images(held_out=True)
+        images = self.real.images(held_out=True)
         known = replace(self.subject.depends_on, sampler=None, num_inference_steps=None, seed=seed)
-        return replace(known, num_images=len(images), reference=self._described(images, held_out=True))
+        return replace(known, num_images=len(images), reference=self.real.described(images, held_out=True))
 
     def _keep(self, shown: Image.Image | bytes, name: str) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -295,13 +274,12 @@ class Scoring:
                 f"{len(subject):,}: {recipe.sampler_words}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
             )
         processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
-        rows["against"] = f"{self.dataset.path}, {self._split(self.config.reference == 'held_out')}"
+        rows["against"] = f"{self.real.dataset.path}, {self.real.split(self.config.reference == 'held_out')}"
         rows["features"] = self.config.extractor.name
         rows["device"] = f"{device_name(self.device)}{processes}"
         self.workers.console.table(rows)
 
-    def _tell(self) -> None:
+    def _tell(self, report: Path | None) -> None:
         self.workers.console.say(*lines(self.scores))
-        self.workers.console.table({"scores": str(self.output / FILE_NAME)})
-        if self.files:
-            self.workers.console.table({"pictures": ", ".join(map(str, self.files))})
+        rows = {"scores": self.output / FILE_NAME, "report": report, **{path.stem: path for path in self.files}}
+        self.workers.console.table({name: str(path) for name, path in rows.items() if path})

@@ -29,15 +29,15 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise Mistakes(f"output={folder}: its {FILE_NAME} cannot be read; remove it or give another output") from None
 
 
-def refuse_other_reference(folder: Path, reference: Reference) -> None:
+def refuse_other_reference(folder: Path, metrics: Sequence[str], reference: Reference) -> None:
     """See that numbers which do not compare do not come to stand side by side.
 
     Raises:
-        Mistakes: scores of features that are there were measured against other images, or the same in another size.
+        Mistakes: one of these metrics is there, against other images or the same in another size.
     """
     for score in read_results(folder)["scores"]:
         other = score["depends_on"]["reference"]
-        if score["depends_on"]["extractor"] and other and other["hash"] != reference.hash:
+        if score["metric"] in metrics and other["hash"] != reference.hash:
             raise Mistakes(
                 f"output={folder}: its {score['name']} is against {_words(other)}, and does not compare with scores "
                 f"against {_words(reference.to_json())}; give another output, or that reference"

@@ -4,29 +4,35 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddpm_train.files import write_atomic
-from ddpm_train.report.folder import read_folder
+from ddpm_train.report.folder import CONFIG, EVALUATION, read_folder
 from ddpm_train.report.page import render
 
 REPORT = "report.html"
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` into a run's folder, or into a folder that an evaluation has filled; returns its path.
+    """Write `report.html` into a run's folder, or into another that an evaluation has filled; returns its path.
 
-    Reads config.yaml, metrics.jsonl, samples/, evaluation/, checkpoints/*/state.json and pipeline/, each if it is
-    there. The page loads nothing: no network, no script.
+    Reads config.yaml, metrics.jsonl, samples/, evaluation/, environment.json, result.json, checkpoints/*/state.json and
+    the headers of pipeline/, each if it is there. The page loads nothing: no network, no script.
+
+    Args:
+        folder: the run's, or the one in it that its evaluations are in.
 
     Raises:
         OSError: the folder cannot be read or written.
     """
+    if folder.name == EVALUATION and (folder.parent / CONFIG).is_file():
+        folder = folder.parent
     path = folder / REPORT
     write_atomic(path, render(read_folder(folder)).encode())
     return path
 
 
-def try_to_write_report(folder: Path, warn: Callable[[str], None]) -> None:
+def try_to_write_report(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """`write_report` at the end of work that must not fail for it: an error is told."""
     try:
-        write_report(folder)
+        return write_report(folder)
     except Exception as error:
-        warn(f"ERROR: {folder / REPORT} cannot be written: {error!r}")
+        warn(f"ERROR: the report in {folder} cannot be written: {error!r}")
+        return None

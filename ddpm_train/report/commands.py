@@ -23,6 +23,10 @@ def evaluate(evidence: Evidence) -> str:
     return shlex.join(["ddpm-evaluate", _pipeline(evidence.path)])
 
 
+def reproduce(evidence: Evidence) -> str:
+    return shlex.join(["ddpm-reproduce", str(evidence.path)])
+
+
 def in_diffusers(evidence: Evidence) -> str:
     """Python that samples without this project."""
     steps = evidence.value("evaluation", "num_inference_steps") or 25

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddpm_train.report.folder import Evidence, Score, Series
-from ddpm_train.report.numerals import count, digits, number
+from ddpm_train.report.numerals import count, digits, measured, number
 from ddpm_train.report.words import metric_name
 
 # A loss that changes by less than this has levelled off.
@@ -84,29 +84,32 @@ def main_score(evidence: Evidence) -> Score | None:
 
 
 def how_good(evidence: Evidence) -> Finding:
-    loss, score, step = held_out(evidence), main_score(evidence), evidence.step
-    after = f" after {count(step)} steps" if step is not None else ""
+    loss, score = held_out(evidence), main_score(evidence)
     details = []
     if score is not None:
         value, ends = digits(score.value, score.interval)
-        answer = f"{metric_name(score)} {value}{after}"
+        answer = f"{metric_name(score)} {value}{_after(score.step)}"
         details += _score_sentences(score, ends)
     elif len(loss):
-        answer = f"Held-out loss {number(loss.last)}{after}"
-        details += ["It says how well noise is predicted; how the images look has not been scored."]
+        answer = f"Held-out loss {number(loss.last)}{_after(loss.steps[-1])}"
+        details.append("It says how well noise is predicted; how the images look has not been scored.")
     else:
-        answer = f"Not measured{after}"
+        answer = "Not measured"
         details.append("Neither the held-out loss nor a score of the images is known.")
     if len(loss):
-        details.append(f"On images that training never sees, the loss is {number(loss.last)}{_before(loss)}.")
-    if evidence.bound:
-        bits = number(evidence.bound["bits_per_dim"])
-        details.append(f"An unseen image takes at most {bits} bits per dimension.")
+        details.append(_loss_sentence(loss))
+    for bits in (score for score in evidence.scores if score.metric == "bits_per_dim"):
+        details.append(f"An unseen image takes at most {measured(bits.value, bits.interval)} bits per dimension.")
     return Finding("How good is it?", answer, tuple(details))
 
 
-def _before(loss: Series) -> str:
-    return f"; it was {number(loss.values[0])} at step {count(loss.steps[0])}" if len(loss) > 1 else ""
+def _after(step: float) -> str:
+    return f" after {count(step)} steps" if step else ""
+
+
+def _loss_sentence(loss: Series) -> str:
+    told = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
+    return f"{told}; at step {count(loss.steps[0])} it was {number(loss.values[0])}." if len(loss) > 1 else f"{told}."
 
 
 def _score_sentences(score: Score, ends: str) -> list[str]:
@@ -131,7 +134,7 @@ def did_it_stop(evidence: Evidence) -> Finding:
         answer = "Yes, and it got worse again"
         details = [f"The held-out loss was lowest at step {count(found.since)} and has risen by {amount} since."]
     elif found.kind == "falling":
-        answer = "No: still getting better at the end"
+        answer = f"No: still getting better {'at the end' if evidence.finished else 'so far'}"
         details = [f"The held-out loss fell by {amount} {since}."]
     else:
         answer = "Yes, it has levelled off"

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 Floats = NDArray[np.float64]
+CONFIG = "config.yaml"
+EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Evidence:
         evaluations: what was measured during training, by step (`evaluation/step_NNNNNNNN.json`).
         scores: what was measured afterwards, and what the last evaluation knows besides.
         bound, copying, cost: parts of `scores.json`.
-        state: the scalars of the newest checkpoint.
+        changes: of its config, with their steps, as the newest checkpoint has them.
+        environments: what computed it, each from a step on (`environment.json`).
         result: what the run has come to (`result.json`).
         pipeline: which weights `pipeline/` holds, with the version of diffusers that saved it.
         num_parameters: of the UNet in `pipeline/`.
@@ -94,7 +97,8 @@ class Evidence:
     bound: dict[str, Any] | None
     copying: dict[str, Any] | None
     cost: dict[str, Any] | None
-    state: dict[str, Any]
+    changes: list[dict[str, Any]]
+    environments: list[dict[str, Any]]
     result: dict[str, Any]
     pipeline: dict[str, Any]
     num_parameters: int | None
@@ -139,7 +143,7 @@ def read_folder(path: Path) -> Evidence:
     """Read what is there. Damaged files are left out and named, a torn end of `metrics.jsonl` likewise."""
     unreadable: list[str] = []
     evaluation = _evaluation_folder(path)
-    config = _read(path / "config.yaml", unreadable)
+    config = _read(path / CONFIG, unreadable)
     evaluations = [_read(file, unreadable) for file in sorted(evaluation.glob("step_*.json"))]
     evaluations = sorted((found for found in evaluations if "step" in found), key=lambda found: int(found["step"]))
     stored = _read(evaluation / "scores.json", unreadable)
@@ -154,7 +158,8 @@ def read_folder(path: Path) -> Evidence:
         bound=stored.get("bound"),
         copying=stored.get("copying"),
         cost=stored.get("cost"),
-        state=_newest_state(path, unreadable),
+        changes=_changes(path, unreadable),
+        environments=_parse(path / "environment.json", unreadable) or [],
         result=_read(path / "result.json", unreadable),
         pipeline=_read(pipeline / "model_index.json", unreadable) | _read(pipeline / "training.json", unreadable),
         num_parameters=_num_parameters(pipeline / "unet", unreadable),
@@ -163,7 +168,7 @@ def read_folder(path: Path) -> Evidence:
 
 
 def _evaluation_folder(path: Path) -> Path:
-    return path / "evaluation" if (path / "evaluation").is_dir() else path
+    return path / EVALUATION if (path / EVALUATION).is_dir() else path
 
 
 def _grids(folder: Path) -> list[tuple[int, Path]]:
@@ -173,15 +178,19 @@ def _grids(folder: Path) -> list[tuple[int, Path]]:
 
 def _read(path: Path, unreadable: list[str]) -> dict[str, Any]:
     """A JSON or YAML file's mapping; empty if there is no such file or it is damaged."""
+    found = _parse(path, unreadable)
+    return found if isinstance(found, dict) else {}
+
+
+def _parse(path: Path, unreadable: list[str]) -> Any:
     if not path.is_file():
-        return {}
+        return None
     try:
         text = path.read_text(encoding="utf-8")
-        found = yaml.load(text, yaml.CSafeLoader) if path.suffix == ".yaml" else json.loads(text)
+        return yaml.load(text, yaml.CSafeLoader) if path.suffix == ".yaml" else json.loads(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         unreadable.append(f"{path.name}: {str(error).splitlines()[0]}")
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
 
 
 def _read_metrics(path: Path, unreadable: list[str]) -> dict[str, Series]:
@@ -252,9 +261,10 @@ def read_score(found: dict[str, Any]) -> Score:
     )
 
 
-def _newest_state(path: Path, unreadable: list[str]) -> dict[str, Any]:
+def _changes(path: Path, unreadable: list[str]) -> list[dict[str, Any]]:
     states = sorted(path.glob("checkpoints/step_*[0-9]/state.json"))
-    return _read(states[-1], unreadable) if states else {}
+    changes: list[dict[str, Any]] = _read(states[-1], unreadable).get("changes", []) if states else []
+    return changes
 
 
 def _num_parameters(unet: Path, unreadable: list[str]) -> int | None:

@@ -62,7 +62,7 @@ def tick(value: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * size or (size > 1e3 and abs(value) >= size):
             return f"{value / size:.6g}{letter}"
-    if value and abs(value) < 1e-3:
+    if value and abs(value) < 1e-4:
         mantissa, exponent = f"{value:.5e}".split("e")
         return _times_ten_to(f"{float(mantissa):g}", int(exponent))
     return f"{value:,.6g}"

@@ -1,13 +1,13 @@
 """What stands on the page, in which order; how it looks is the business of the templates."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-import ddpm_train
 from ddpm_train.mistakes import as_written
 from ddpm_train.report import commands, figures, numerals, words
 from ddpm_train.report.advice import advice
@@ -67,7 +67,8 @@ def _subtitle(evidence: Evidence) -> Iterator[str]:
         sides = resolution if isinstance(resolution, list) else [resolution, resolution]
         yield " × ".join(map(str, [*sides, channels]))
     if evidence.num_parameters:
-        yield f"{number(evidence.num_parameters / 1e6)} M parameters"
+        size, unit = (1e6, "M") if evidence.num_parameters >= 1e6 else (1e3, "k")
+        yield f"{number(evidence.num_parameters / size)} {unit} parameters"
 
 
 def _frames(evidence: Evidence, unreadable: list[str]) -> Iterator[tuple[int, Picture]]:
@@ -123,19 +124,29 @@ def _speed(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 def _about(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Hardware and versions, as far as the run recorded them."""
-    state, pipeline = evidence.state, evidence.pipeline
-    if state.get("device"):
-        yield "Device", str(state["device"])
-    if state.get("compute"):
-        yield "Compute", ", ".join(f"{key}={as_written(value)}" for key, value in state["compute"].items())
-    if pipeline.get("step") is not None:
-        weights = {"ema": "averaged weights (EMA)", "unet": "raw weights"}.get(pipeline.get("weights", ""), "weights")
-        yield "pipeline/ holds", f"{weights} of step {count(pipeline['step'])}"
-    for change in state.get("changes", []):
-        yield f"Changed at step {count(change['step'])}", f"{change['key']}: {change['from']} → {change['to']}"
-    versions = {"diffusers": pipeline["_diffusers_version"]} if "_diffusers_version" in pipeline else {}
+    versions: dict[str, str] = {}
+    if evidence.environments:
+        last = evidence.environments[-1]
+        processes = last["num_processes"]
+        yield "Device", f"{last['device']}{f', {processes} processes' if processes > 1 else ''} ({last['platform']})"
+        yield "Computed with", ", ".join(f"{key}={as_written(value)}" for key, value in last["compute"].items())
+        if commit := last["commit"]:
+            yield "Commit", f"{commit['id'][:12]}{', with changes' if commit['dirty'] else ''}"
+        versions |= last["versions"]
     for score in evidence.scores:
-        versions |= score.depends_on.get("versions") or {}
+        versions |= {key: value for key, value in score.depends_on.get("versions", {}).items() if key not in versions}
     if versions:
         yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
-    yield "This page", f"ddpm-train {ddpm_train.__version__}"
+    pipeline = evidence.pipeline
+    if pipeline.get("step") is not None:
+        yield "In pipeline/", f"{words.weights_name(pipeline['weights'])} of step {count(pipeline['step'])}"
+    yield from _history(evidence)
+
+
+def _history(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """What became another on the way: where the run went on elsewhere, and what somebody changed."""
+    for before, after in pairwise(evidence.environments):
+        changed = [key for key in after if key != "from_step" and before.get(key) != after[key]]
+        yield f"From step {count(after['from_step'])} on", f"another {', '.join(changed)}"
+    for change in evidence.changes:
+        yield f"Changed at step {count(change['step'])}", f"{change['key']}: {change['from']} → {change['to']}"

@@ -50,6 +50,10 @@ def extractor_name(extractor: str) -> str:
     return next((name for family, name in _EXTRACTORS.items() if extractor.startswith(family)), extractor)
 
 
+def weights_name(weights: str) -> str:
+    return {"ema": "averaged weights (EMA)", "unet": "raw weights"}.get(weights, weights)
+
+
 def circumstances(score: Score) -> str:
     """What a score depends on, in one line: scores of different lines are not to be compared."""
     known = score.depends_on
@@ -62,7 +66,7 @@ def circumstances(score: Score) -> str:
         steps = known.get("num_inference_steps")
         parts.append(known["sampler"]["name"] + (f", {steps} steps" if steps else ""))
     if known.get("weights"):
-        parts.append({"ema": "averaged weights (EMA)", "unet": "raw weights"}.get(known["weights"], known["weights"]))
+        parts.append(weights_name(known["weights"]))
     if known.get("step") is not None:
         parts.append(f"at step {count(known['step'])}")
     reference = known.get("reference") or {}
