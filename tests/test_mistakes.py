@@ -269,9 +269,9 @@ TABLE = {
         "output_dir=outputs/a_64: the same for 2 runs of the sweep; name them apart, such as name='run_${seed}'"
     ],
     "--multirun objective=auto,null hydra.launcher.max_parallel=1,2 hydra/launcher=processes,accelerate": [
-        "objective=auto,null: must be the same for all jobs, which could not be compared; give one value",
         "hydra.launcher.max_parallel=1,2: how a sweep is done cannot vary within it; give one value",
         "hydra/launcher=processes,accelerate: how a sweep is done cannot vary within it; give one value",
+        "objective=auto,null: must be the same for all jobs, which could not be compared; give one value",
     ],
     "--multirun seed=1,2 objective=kid": [
         "objective=kid: the evaluations of this run do not measure it; add it with 'evaluation.metrics=[kid]'"
