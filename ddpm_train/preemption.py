@@ -7,7 +7,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(BaseException):
@@ -18,7 +18,7 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Turns SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C into a request; a second Ctrl-C leaves at once.
+    """Turns SIGTERM, SIGUSR1, SIGUSR2 (schedulers' warnings) and Ctrl-C into a request; a second Ctrl-C leaves at once.
 
     Until `connect` there is nothing to save, and a signal raises `Stopped` where the process stands. From then on
     the request waits until all processes ask for it at the same place.

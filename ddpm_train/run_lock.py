@@ -16,6 +16,7 @@ from ddpm_train.mistakes import Mistakes
 BEAT_SECONDS = 5.0
 # A holder on another host that is silent for three beats is dead. Only changes are looked at, no clock is compared.
 SILENT_BEATS = 3
+_HEARTBEAT = ".heartbeat"
 
 
 class RunLock:
@@ -28,7 +29,7 @@ class RunLock:
     def __init__(self, output_dir: Path) -> None:
         self._folder = output_dir
         self._lock = FileLock(output_dir / ".lock")
-        self._heartbeat = output_dir / ".heartbeat"
+        self._heartbeat = output_dir / _HEARTBEAT
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -42,15 +43,15 @@ class RunLock:
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
-            self._refuse(self._read())
-        holder = self._read()
+            self._refuse(read_holder(self._folder))
+        holder = read_holder(self._folder)
         if holder is not None and holder["host"] != socket.gethostname():
             deadline = time.monotonic() + SILENT_BEATS * BEAT_SECONDS
             while time.monotonic() < deadline:
                 time.sleep(BEAT_SECONDS / 5)
-                if self._read() not in (holder, None):
+                if read_holder(self._folder) not in (holder, None):
                     self._lock.release()
-                    self._refuse(self._read())
+                    self._refuse(read_holder(self._folder))
         self._thread.start()
 
     def release(self) -> None:
@@ -59,13 +60,6 @@ class RunLock:
             self._thread.join()
             self._heartbeat.unlink(missing_ok=True)
         self._lock.release()
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            holder: dict[str, Any] = json.loads(self._heartbeat.read_text())
-        except (OSError, ValueError):
-            return None
-        return holder
 
     def _refuse(self, holder: dict[str, Any] | None) -> None:
         who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
@@ -82,3 +76,12 @@ class RunLock:
             beat += 1
             if self._released.wait(BEAT_SECONDS):
                 return
+
+
+def read_holder(output_dir: Path) -> dict[str, Any] | None:
+    """The host and the process that last said they hold a run, alive or not."""
+    try:
+        holder: dict[str, Any] = json.loads((output_dir / _HEARTBEAT).read_text())
+    except (OSError, ValueError):
+        return None
+    return holder

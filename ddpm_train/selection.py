@@ -111,20 +111,26 @@ class Selection:
 
 def read_selection(run: Path, config: Config, until: int | None = None) -> Selection:
     """What the records in a run's folder say, up to a step (None: all); a damaged line ends them."""
-    chosen, values = criterion(config), {}
-    records = run / RECORDS
-    if chosen is not None and records.exists():
-        for line in records.read_bytes().splitlines():
-            if f'"{chosen.name}"'.encode() not in line:
-                continue  # a training step's: most of them, and parsing is slow
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if until is not None and record["step"] > until:
-                break
-            values[record["step"]] = record[chosen.name]
+    chosen = criterion(config)
+    values = evaluated(run, chosen, until) if chosen is not None else {}
     return Selection(chosen, config.train.patience, values)
+
+
+def evaluated(run: Path, criterion: Criterion, until: int | None = None) -> dict[int, float]:
+    """The criterion at each evaluated step, by the records in a run's folder up to a step (None: all)."""
+    values: dict[int, float] = {}
+    records = run / RECORDS
+    for line in records.read_bytes().splitlines() if records.exists() else []:
+        if f'"{criterion.name}"'.encode() not in line:
+            continue  # a training step's: most of them, and parsing is slow
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if until is not None and record["step"] > until:
+            break
+        values[record["step"]] = record[criterion.name]
+    return values
 
 
 def _one_of(names: list[str]) -> str:

@@ -32,6 +32,7 @@ MAP = [
     "metrics trackers",
     "trainer",
     "api",
+    "sweeps",
     "cli",
 ]
 LEVEL = {name: level for level, line in enumerate(MAP) for name in line.split()}
@@ -70,7 +71,8 @@ CHEAP = [
     *("cli/sample.py", "evaluate_config.py", "evaluation/image_folder.py", "cli/evaluate.py"),
     *(str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "report").glob("*.py"))),
     *("push_config.py", "cli/push.py", "pretrained.py", "hub/preflight.py", "hub/push.py"),
-    *("environment.py", "cli/reproduce.py", "cli/launching.py"),
+    *("environment.py", "cli/reproduce.py", "cli/launching.py", "cli/sweeping.py", "cli/sweep_mistakes.py"),
+    *(f"sweeps/{name}.py" for name in ("sweep", "jobs", "processes", "launchers", "devices", "summary", "naming")),
 ]
 
 

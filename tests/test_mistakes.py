@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, Cli
 
 from ddpm_train.measures import EXTRACTORS
@@ -260,11 +261,48 @@ TABLE = {
         "train.batch_size=abc: must be a whole number"
     ],
     "--multirun optimizer.lr=interval(1,2)": [
-        "optimizer.lr=interval(1,2): a sweep needs choices; write optimizer.lr=A,B or range(A,B)"
+        "optimizer.lr=interval(1,2): only an optimiser can choose from an interval; add hydra/sweeper=optuna, "
+        "or write optimizer.lr=A,B or range(A,B)"
     ],
-    "--multirun model=unet_tiny,unet_32 seed=1,2": [
-        "output_dir=outputs/default: the same for 4 runs of the sweep; "
-        "name them apart, such as name='run_${hydra:runtime.choices.model}_${seed}'"
+    "--multirun seed=1,2 --cfg job": ["--cfg: not of a whole sweep; leave out --multirun"],
+    "--multirun seed=1,2 name=a_${train.batch_size}": [
+        "output_dir=outputs/a_64: the same for 2 runs of the sweep; name them apart, such as name='run_${seed}'"
+    ],
+    "--multirun objective=auto,null hydra.launcher.max_parallel=1,2 hydra/launcher=processes,accelerate": [
+        "hydra.launcher.max_parallel=1,2: how a sweep is done cannot vary within it; give one value",
+        "hydra/launcher=processes,accelerate: how a sweep is done cannot vary within it; give one value",
+        "objective=auto,null: must be the same for all jobs, which could not be compared; give one value",
+    ],
+    "--multirun seed=1,2 objective=kid": [
+        "objective=kid: the evaluations of this run do not measure it; add it with 'evaluation.metrics=[kid]'"
+    ],
+    "--multirun seed=1,2 hydra/launcher=acelerate": [
+        "hydra/launcher=acelerate: no such launcher; did you mean 'accelerate'? "
+        "(one of accelerate, processes, submitit_local, submitit_slurm)"
+    ],
+    "--multirun seed=1,2 hydra/sweeper=optun": [
+        "hydra/sweeper=optun: no such sweeper; did you mean 'optuna'? (one of grid, optuna)"
+    ],
+    "--multirun seed=1 hydra/sweeper=optuna hydra.sweeper.num_trials=0": [
+        "hydra/sweeper=optuna: nothing to choose; write KEY=interval(A,B), KEY=tag(log,interval(A,B)) or KEY=A,B",
+        "hydra.sweeper.num_trials=0: must be a whole number above 0",
+    ],
+    "--multirun optimizer.lr=tag(log,interval(0,1)) model.dropout=interval(0,2) hydra/sweeper=optuna": [
+        "optimizer.lr=tag(log,interval(0,1)): a logarithmic interval must begin above 0",
+        "optimizer.lr=0.0: must be greater than 0",
+        "model.dropout=2.0: must be less than 1",
+    ],
+    "--multirun seed=1,2 hydra/sweeper=optuna objective=null": [
+        "hydra/sweeper=optuna: the jobs have no objective; give objective=auto and an evaluation"
+    ],
+    "--multirun seed=1,2 hydra.launcher.max_paralel=2": [
+        "hydra.launcher.max_paralel=2: Could not override 'hydra.launcher.max_paralel'."
+    ],
+    "--multirun seed=1,2 hydra.launcher.max_parallel=0": [
+        "hydra.launcher.max_parallel=0: must be a whole number above 0"
+    ],
+    "--multirun seed=1,2 train.batch_size=10 hydra/launcher=accelerate hydra.launcher.num_processes=4": [
+        "train.batch_size=10: not divisible by 4 processes; use 1, 2, 5 or 10 processes or a multiple of 4"
     ],
 }
 
@@ -293,12 +331,40 @@ def test_what_is_wrong_is_told_in_one_line(cli: Cli, command: str) -> None:
         ),
         (
             ["--multirun", "seed=1,2", "name=run_${seed}", "train.batch_size=12"],
-            "--multirun: each of 3 processes would sweep; start a launch for each choice, or sweep without one",
+            "--multirun: each of 3 processes would sweep; start it without a launcher with hydra/launcher=accelerate "
+            "hydra.launcher.num_processes=3",
         ),
     ],
 )
 def test_the_batch_divides_over_the_processes(cli: Cli, overrides: list[str], line: str) -> None:
     assert mistakes(cli, *overrides, WORLD_SIZE="3", RANK="0") == [line]
+
+
+def test_a_search_space_in_a_file_is_checked(cli: Cli) -> None:
+    space = {"train.batch_size": "8,abc", "optimizer.lr": "tag(log,interval(1e-5,1e-2))"}
+    file = cli.folder / "mine/experiment/space.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\n" + yaml.safe_dump({"hydra": {"sweeper": {"params": space}}}))
+    search = ("--multirun", "--config-dir", "mine", "experiment=space", "hydra/sweeper=optuna")
+    assert mistakes(cli, *search) == ["train.batch_size=abc: must be a whole number"]
+
+
+def test_what_a_launcher_of_jobs_cannot_have(cli: Cli) -> None:
+    launch = ("--multirun", "seed=1,2", "hydra/launcher=accelerate")
+    assert mistakes(cli, *launch, "hydra.launcher.num_processes=3", CUDA_VISIBLE_DEVICES="0,1") == [
+        "hydra.launcher.num_processes=3: more than the 2 GPUs here; use at most 2"
+    ]
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        given = f"hydra.launcher.main_process_port={port}"
+        assert mistakes(cli, *launch, given, CUDA_VISIBLE_DEVICES="") == [
+            f"{given}: taken by another process; leave it out for a free one"
+        ]
+    assert mistakes(cli, *launch, given, "hydra.launcher.max_parallel=2", CUDA_VISIBLE_DEVICES="") == [
+        f"{given}: one port for several jobs at a time; leave it out"
+    ]
 
 
 @pytest.mark.parametrize("launcher", ["srun", "accelerate"])

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import math
 import os
 import signal
 import sys
@@ -19,14 +18,17 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from ddpm_train import exit_codes
-from ddpm_train.cli import cpu_processes
+from ddpm_train.cli import cpu_processes, sweeping
 from ddpm_train.cli.composing import compose_job, opened, plain
 from ddpm_train.config import CONF
 from ddpm_train.mistakes import Mistakes, did_you_mean, holds_token, without_tokens
+from ddpm_train.sweeps.processes import EXIT_CODE_FILE
+from ddpm_train.sweeps.sweep import Sweep
 from ddpm_train.validation import Schema, dotted_values
 
 C = TypeVar("C")
@@ -46,8 +48,9 @@ class Program(Generic[C]):
         output_key: the key that names the folder of a run.
         naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
-        job: takes the config, and the same as plain values to be saved with the run; returns what a sweeper optimises.
+        job: takes the config, and the same as plain values to be saved with the run.
         resolve: completes a composed config by what it points to, given the overrides; also yields mistakes.
+        sweeps: how its jobs run in processes of their own and are compared; None: a sweep's jobs run in this process.
     """
 
     config_name: str
@@ -56,13 +59,14 @@ class Program(Generic[C]):
     output_key: str
     naming: str
     preflight: Callable[[C], Iterator[str]]
-    job: Callable[[C, dict[str, Any]], float | None]
+    job: Callable[[C, dict[str, Any]], object]
     resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = _unchanged
+    sweeps: sweeping.Sweepable[C] | None = None
 
 
 def run(program: Program[C]) -> None:
     """Compose the command line's config with Hydra and hand it to the program's job, typed and checked."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
         signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
     parser = get_args_parser()
@@ -73,26 +77,31 @@ def run(program: Program[C]) -> None:
     arguments.config_path = str(Path(arguments.config_path or CONF).resolve())
     arguments.config_name = (arguments.config_name or program.config_name).removesuffix(".yaml")
 
-    def hydra_job(composed: DictConfig) -> float | None:
+    def hydra_job(composed: DictConfig) -> None:
         values, _ = program.resolve(plain(composed), HydraConfig.get().overrides.task)
         try:
-            return program.job(program.schema.parse(values), values)
+            program.job(program.schema.parse(values), values)
         except Mistakes as mistakes:
             tell(mistakes)
-        except SystemExit as left:
-            # One that diverges is a result of a sweep, and not its end.
-            if arguments.multirun and left.code == exit_codes.NON_FINITE:
-                return math.nan
-            raise
 
     version.setbase("1.3")
+    if arguments.multirun and program.sweeps:
+        arguments.overrides = sweeping.with_defaults(arguments.overrides)
     try:
-        _check(arguments, unknown, program)
+        sweep = _check(arguments, unknown, program)
     except Mistakes as mistakes:
         tell(mistakes)
     arguments.overrides = [opened(text) for text in arguments.overrides]
-    # What the decorator `hydra.main` does, which would parse the command line once more.
-    _run_hydra(arguments, parser, hydra_job, arguments.config_path, arguments.config_name)
+    if sweep is not None and program.sweeps is not None:
+        sweeping.carry_out(sweep, program.sweeps, arguments.config_name, arguments.overrides)
+        return
+    try:
+        # What the decorator `hydra.main` does, which would parse the command line once more.
+        _run_hydra(arguments, parser, hydra_job, arguments.config_path, arguments.config_name)
+    except SystemExit as left:
+        if EXIT_CODE_FILE in os.environ and os.environ.get("RANK", "0") == "0":
+            Path(os.environ[EXIT_CODE_FILE]).write_text(str(left.code))
+        raise
 
 
 def output_mistakes(key: str, folder: str) -> Iterator[str]:
@@ -120,35 +129,63 @@ def tell(mistakes: Mistakes) -> NoReturn:
     sys.exit(exit_codes.MISTAKE)
 
 
-def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C]) -> None:
+def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C]) -> Sweep | None:
     """Find every mistake of a command line at once; Hydra alone would stop at the first.
+
+    Returns:
+        The sweep that it asks for, if its jobs are to run in processes of their own.
 
     Raises:
         Mistakes: a line for each.
     """
-    if lines := [*_token_mistakes([*arguments.overrides, *unknown]), *_flag_mistakes(arguments, unknown)]:
+    if lines := [*_token_mistakes([*arguments.overrides, *unknown]), *_flag_mistakes(arguments, unknown, program)]:
         raise Mistakes(*dict.fromkeys(lines))
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
-        return
-    lines, jobs = _jobs(arguments.overrides, arguments.multirun)
+        return None
     _open_configs(arguments.config_path, arguments.config_dir)
+    lines, overrides = _parsed(arguments.overrides)
+    layout = None
+    if arguments.multirun and program.sweeps:
+        layout = sweeping.lay_out(arguments.config_name, overrides)
+        lines += layout.mistakes
+        jobs = [job.overrides for job in layout.jobs]
+    else:
+        lines += _choice_mistakes(overrides, arguments.multirun)
+        several = [override for override in overrides if not override.is_sweep_override() or arguments.multirun]
+        jobs = [list(job) for job in itertools.product(*map(sweeping.discrete, several))]
+    preflight = sweeping.preflight(program.sweeps, layout) if layout and program.sweeps else program.preflight
     compositions = [
         compose_job(arguments.config_name, [f"hydra.job.num={number}"], overrides, program.groups)
         for number, overrides in enumerate(jobs)
     ]
-    GlobalHydra.instance().clear()
+    configs = []
     for composition, job in zip(compositions, jobs, strict=True):
         lines += composition.mistakes
         lines += _token_mistakes(f"{key}={value}" for key, value in dotted_values(composition.values))
         if composition.values and not (arguments.cfg or arguments.info):
             values, mistakes = program.resolve(composition.values, job)
+            configs.append(values)
             lines += mistakes
-            lines += program.schema.inspect(values, composition.defaults, program.preflight)
+            lines += program.schema.inspect(values, composition.defaults, preflight)
     if arguments.multirun:
         composed = [composition.values for composition in compositions if not composition.mistakes]
         lines += _sweep_mistakes(jobs, composed, program)
     if lines:
         raise Mistakes(*dict.fromkeys(lines))
+    if layout is None or program.sweeps is None:
+        GlobalHydra.instance().clear()
+        return None
+    return sweeping.plan(program.sweeps, program.schema, layout, configs, _given_flags(arguments, program))
+
+
+def _given_flags(arguments: argparse.Namespace, program: Program[C]) -> list[str]:
+    """The flags that say where the configs are, as far as they are not the program's own."""
+    flags = {
+        "--config-path": arguments.config_path if arguments.config_path != str(CONF) else None,
+        "--config-name": arguments.config_name if arguments.config_name != program.config_name else None,
+        "--config-dir": arguments.config_dir,
+    }
+    return [f"{flag}={value}" for flag, value in flags.items() if value is not None]
 
 
 def _open_configs(config_path: str, config_dir: str | None) -> None:
@@ -172,7 +209,7 @@ def _token_mistakes(texts: Iterable[str]) -> Iterator[str]:
             )
 
 
-def _flag_mistakes(arguments: argparse.Namespace, unknown: list[str]) -> Iterator[str]:
+def _flag_mistakes(arguments: argparse.Namespace, unknown: list[str], program: Program[C]) -> Iterator[str]:
     known = [flag for action in get_args_parser()._actions for flag in action.option_strings]
     for flag in (text for text in unknown if text.startswith("-")):
         yield f"{flag}: no such flag;{did_you_mean(flag.split('=')[0], known) or ' see --help'}"
@@ -189,32 +226,35 @@ def _flag_mistakes(arguments: argparse.Namespace, unknown: list[str]) -> Iterato
             f"--config-name={arguments.config_name}: no such file in {places};"
             f"{did_you_mean(arguments.config_name, names)}"
         ).rstrip(";")
+    for flag in ("cfg", "info", "run"):
+        if arguments.multirun and getattr(arguments, flag):
+            yield f"--{flag}: not of a whole sweep; leave out --multirun"
     if arguments.multirun and (count := cpu_processes.num_processes()) > 1:
-        yield f"--multirun: each of {count} processes would sweep; start a launch for each choice, or sweep without one"
+        remedy = f" with hydra/launcher=accelerate hydra.launcher.num_processes={count}" if program.sweeps else ""
+        yield f"--multirun: each of {count} processes would sweep; start it without a launcher{remedy}"
 
 
-def _jobs(overrides: list[str], multirun: bool) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The lines for overrides that cannot be read, and the others as each job of a sweep gets them."""
-    lines, choices = [], []
+def _parsed(overrides: list[str]) -> tuple[list[str], list[Override]]:
+    """The lines for overrides that cannot be read, and the others."""
+    lines, parsed = [], []
     for text in overrides:
         try:
-            override = OverridesParser.create().parse_override(text)
+            parsed.append(OverridesParser.create().parse_override(text))
         except HydraException:
             lines.append(f"{text}: not of the form key=value (quote values with special characters)")
-            continue
-        if not override.is_sweep_override():
-            choices.append([text])
-        elif not override.is_discrete_sweep():
-            lines.append(f"{text}: a sweep needs choices; write {override.key_or_group}=A,B or range(A,B)")
-        elif not multirun:
-            lines.append(f"{text}: several values; add --multirun to try each, or quote it if it is one text")
-        else:
-            key = override.get_key_element()
-            choices.append([f"{key}={choice}" for choice in override.sweep_string_iterator()])
-    return lines, list(itertools.product(*choices))
+    return lines, parsed
 
 
-def _sweep_mistakes(jobs: list[tuple[str, ...]], configs: list[dict[str, Any]], program: Program[C]) -> Iterator[str]:
+def _choice_mistakes(overrides: list[Override], multirun: bool) -> Iterator[str]:
+    for override in overrides:
+        text = override.input_line
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            yield f"{text}: a sweep needs choices; write {override.key_or_group}=A,B or range(A,B)"
+        elif override.is_sweep_override() and not multirun:
+            yield f"{text}: several values; add --multirun to try each, or quote it if it is one text"
+
+
+def _sweep_mistakes(jobs: Sequence[Sequence[str]], configs: list[dict[str, Any]], program: Program[C]) -> Iterator[str]:
     """Runs that share a folder would each go on where the one before it stopped."""
     folders = [config.get(program.output_key) for config in configs]
     for folder in {folder: None for folder in folders if folder is not None and folders.count(folder) > 1}:

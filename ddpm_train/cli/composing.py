@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_train.mistakes import did_you_mean
 from ddpm_train.validation import dotted
 
-_NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 _SEVERAL_AT_ONCE = ("tracker", "experiment")
 # Sections that may hold keys which no file names: the schema knows them.
 _OPEN_SECTIONS = ("sampler",)
@@ -52,8 +52,8 @@ def compose_job(
             groups.append(text)
     try:
         defaults = _compose(name, groups)
-    except _NOT_COMPOSED as error:
-        return Composition(lines + _blame(name, hydra, groups[len(hydra) :], error))
+    except NOT_COMPOSED as error:
+        return Composition(lines + (blame(name, hydra, groups[len(hydra) :]) or [_unexplained(name, error)]))
     usable = []
     for override, text in keys:
         section = override.key_or_group.split(".")[0]
@@ -65,8 +65,8 @@ def compose_job(
             usable.append(opened(text))
     try:
         return Composition(lines, _compose(name, [*groups, *usable]), defaults)
-    except _NOT_COMPOSED as error:
-        return Composition(lines + _blame(name, groups, usable, error))
+    except NOT_COMPOSED as error:
+        return Composition(lines + (blame(name, groups, usable) or [_unexplained(name, error)]))
 
 
 def opened(text: str) -> str:
@@ -87,18 +87,22 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     return values
 
 
-def _blame(name: str, common: list[str], suspects: list[str], error: Exception) -> list[str]:
+def blame(name: str, common: list[str], suspects: list[str]) -> list[str]:
     """A line for each override that Hydra cannot compose with the common ones."""
     lines = []
     for text in suspects:
         try:
             _compose(name, [*common, text])
-        except _NOT_COMPOSED as reason:
+        except NOT_COMPOSED as reason:
             if text.startswith("+") and "Multiple values" in str(reason):
                 lines.append(f"{text}: chosen already; leave out the +")
             else:
                 lines.append(f"{text}: {_first_line(reason)}")
-    return lines or [f"--config-name={name}: {_first_line(error)}"]
+    return lines
+
+
+def _unexplained(name: str, error: Exception) -> str:
+    return f"--config-name={name}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_train.cli import app, cpu_processes
+from ddpm_train.cli import app, cpu_processes, sweeping
 from ddpm_train.cli.launching import launch_mistakes
 from ddpm_train.config import Config, Evaluation
 from ddpm_train.data.sources import path_mistakes
@@ -14,6 +14,7 @@ from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_ur
 from ddpm_train.measures import extractor_mistakes
 from ddpm_train.pretrained import resolve
 from ddpm_train.samplers import package_mistakes
+from ddpm_train.selection import criterion
 from ddpm_train.validation import TRAINING
 
 
@@ -28,16 +29,17 @@ def main() -> None:
             preflight=preflight,
             job=job,
             resolve=resolve,
+            sweeps=sweeping.Sweepable("ddpm_train.cli.train", preflight, criterion, resolve),
         )
     )
 
 
-def preflight(config: Config) -> Iterator[str]:
+def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]:
     """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
     yield from path_mistakes(config.dataset)
     yield from app.output_mistakes("output_dir", config.output_dir)
     yield from launch_mistakes()
-    yield from _batch_mistakes(config, cpu_processes.num_processes())
+    yield from _batch_mistakes(config, num_processes or cpu_processes.num_processes())
     yield from _resume_mistakes(config)
     yield from _precision_mistakes(config.train.mixed_precision)
     yield from _extras_mistakes(config)

@@ -41,6 +41,8 @@ from ddpm_train.selection import RECORDS, Selection, read_selection
 from ddpm_train.trackers import RunTrackers
 from ddpm_train.trainer import BatchPlan, Trainer, evaluation_due, is_finished
 
+_RESULT = "result.json"
+
 
 def train_run(config: Config, values: dict[str, Any]) -> float | None:
     """Train the configured run; leaves with the exit code that its end means.
@@ -62,6 +64,7 @@ def train_run(config: Config, values: dict[str, Any]) -> float | None:
         changes = restore(run, start)
         selection = on_main(lambda: read_selection(run.output_dir, config, run.state.step))
         if is_finished(run.state.step, run.max_steps, selection) and _pipeline_step(run) == run.state.step:
+            on_main(lambda: _save_result(run, selection))
             words.say_finished(run, selection)
             push_finished(run, start.path)
         else:
@@ -112,7 +115,7 @@ def _carry_out(run: Run, start: Start, changes: list[str], selection: Selection)
     """Train, and leave the pipeline and a word on what to do next."""
     config, accelerator, state = run.config, run.accelerator, run.state
     evaluation = RunEvaluation(run)
-    on_main(lambda: write_atomic(run.output_dir / config_file.NAME, config_file.to_yaml(run.values)))
+    on_main(lambda: _begin(run))
     run.environments = on_main(lambda: record_environment(run))
     words.announce(run, start.path is not None, changes)
     warn = run.console.warn
@@ -142,8 +145,8 @@ def _carry_out(run: Run, start: Start, changes: list[str], selection: Selection)
         if trackers is not None:
             trackers.close()
     saving.check()
-    on_main(lambda: _save_result(run, selection))
     on_main(lambda: _save_pipeline(run))
+    on_main(lambda: _save_result(run, selection))
     on_main(lambda: try_to_write_report(run.output_dir, run.console.warn))
     words.say_what_next(run, selection, time.monotonic() - started)
     # Here the main process is alone: no other waits for it.
@@ -249,8 +252,14 @@ class _Saving:
         on_main(self._saver.check)
 
 
+def _begin(run: Run) -> None:
+    """What a run's folder says of it until it ends: its config, and no result."""
+    (run.output_dir / _RESULT).unlink(missing_ok=True)
+    write_atomic(run.output_dir / config_file.NAME, config_file.to_yaml(run.values))
+
+
 def _save_result(run: Run, selection: Selection) -> None:
-    """What the run has come to, for programs that compare runs."""
+    """What the run has come to, for programs that compare runs; its pipeline is on the disk."""
     value = selection.value
     result = {
         "objective": selection.criterion.name if selection.criterion else None,
@@ -259,7 +268,7 @@ def _save_result(run: Run, selection: Selection) -> None:
         "step": run.state.step,
         "stopped_early": run.state.step < run.max_steps,
     }
-    write_atomic(run.output_dir / "result.json", json.dumps(result).encode())
+    write_atomic(run.output_dir / _RESULT, json.dumps(result).encode())
 
 
 def _save_pipeline(run: Run) -> None:
@@ -271,6 +280,6 @@ def _save_pipeline(run: Run) -> None:
 
 
 def _pipeline_step(run: Run) -> int | None:
-    """The step whose weights the run's pipeline holds: the last thing that a run does."""
+    """The step whose weights the run's pipeline holds."""
     origin = run.output_dir / "pipeline" / ORIGIN
     return json.loads(origin.read_text())["step"] if origin.exists() else None

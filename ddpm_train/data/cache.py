@@ -160,7 +160,7 @@ def signals_left_to_parent() -> Iterator[None]:
     (another thread may let a signal in): an exception from one would leave a process behind that nobody knows.
     """
     resource_tracker.ensure_running()  # multiprocessing's own helper; starting it would undo the mask
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     arrived: list[int] = []
     handlers = {each: signal.signal(each, lambda number, _: arrived.append(number)) for each in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

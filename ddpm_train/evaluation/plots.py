@@ -1,12 +1,14 @@
 """Plots of what was measured, as PNG files; drawn without a display."""
 
 import io
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ddpm_train.evaluation.held_out import LossByTimestep
+if TYPE_CHECKING:  # which imports torch
+    from ddpm_train.evaluation.held_out import LossByTimestep
 
 
 def plot_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
@@ -26,7 +28,7 @@ def to_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def loss_by_timestep_png(by_timestep: LossByTimestep, words: str) -> bytes:
+def loss_by_timestep_png(by_timestep: "LossByTimestep", words: str) -> bytes:
     """The held-out loss over t, one level for each bin; on a logarithmic scale, since it spans orders of magnitude.
 
     Args:
