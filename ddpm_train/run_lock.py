@@ -16,7 +16,7 @@ from ddpm_train.mistakes import Mistakes
 BEAT_SECONDS = 5.0
 # A holder on another host that is silent for three beats is dead. Only changes are looked at, no clock is compared.
 SILENT_BEATS = 3
-_HEARTBEAT = ".heartbeat"
+_LOCK, _HEARTBEAT = ".lock", ".heartbeat"
 
 
 class RunLock:
@@ -28,7 +28,7 @@ class RunLock:
 
     def __init__(self, output_dir: Path) -> None:
         self._folder = output_dir
-        self._lock = FileLock(output_dir / ".lock")
+        self._lock = FileLock(output_dir / _LOCK)
         self._heartbeat = output_dir / _HEARTBEAT
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -76,6 +76,20 @@ class RunLock:
             beat += 1
             if self._released.wait(BEAT_SECONDS):
                 return
+
+
+def is_held(output_dir: Path) -> bool:
+    """Whether a process holds a run, as far as this host can see."""
+    path = output_dir / _LOCK
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def read_holder(output_dir: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from conftest import TINY, Cli
+from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
@@ -121,6 +122,15 @@ def test_the_same_command_skips_what_has_ended_and_adds_what_is_new(swept: tuple
     assert {path: path.read_bytes() for path in logs} == logs  # no process was started for them
     assert set(table(sweep)) == {f"experiment={name}" for name in EXPERIMENTS}
     assert (sweep / "experiment=better/result.json").exists()
+
+
+def test_a_job_that_is_under_way_elsewhere_is_left_alone(cli: Cli) -> None:
+    job = cli.folder / "sweeps/default/seed=1"
+    job.mkdir(parents=True)
+    with FileLock(job / ".lock"):  # as a run holds it that a killed sweep has left behind
+        said = cli.train("--multirun", "seed=choice(1)", expect=75)
+    assert "running   seed=1: in another process already" in said and "the same command continues" in said
+    assert not (job / "job.log").exists()
 
 
 def test_a_folder_that_holds_another_run_is_told_before_anything_starts(swept: tuple[Cli, str]) -> None:

@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from ddpm_train import exit_codes
+from ddpm_train.run_lock import is_held
 from ddpm_train.selection import Criterion
 from ddpm_train.sweeps.devices import accelerate_launch, visible_gpus
 from ddpm_train.sweeps.jobs import Job, Record, end_of, objective_of, read_record
@@ -95,9 +96,12 @@ class Sweep:
             before = read_record(job.folder) or Record(job.choices, "waiting")
             if ended := end_of(job):
                 print(f"skipped   {job.folder.name}: {ended} before", flush=True)
+            elif is_held(job.folder):  # left behind by a sweep that was killed, or another host's
+                print(f"running   {job.folder.name}: in another process already", flush=True)
+                replace(before, status="running").write(job.folder)
             else:
                 remaining.append(job)
-            replace(before, status=ended or "waiting").write(job.folder)
+                replace(before, status="waiting").write(job.folder)
         if remaining:
             launch(remaining)
         return [job.folder for job in self.jobs]
