@@ -14,7 +14,10 @@ import ddpm_train
 
 FILE = "environment.json"
 # What can change a run's numbers.
-_PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "datasets", "numpy", "pillow", "safetensors")
+_PACKAGES = (
+    *("torch", "torchvision", "diffusers", "accelerate", "datasets", "numpy", "pillow", "safetensors"),
+    "torch-fidelity",
+)
 # An absolute path says where something lay on one machine; the run's own config keeps it.
 _ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/-])(?:file://)?(?:[/~]|[A-Za-z]:\\)[^,\]}\s'"]*""")
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ddpm_train.cli.console import Console
 from ddpm_train.data.images import Images
+from ddpm_train.environment import versions
 from ddpm_train.evaluation.distribution import sampled_features
 from ddpm_train.evaluation.features import Extractor, extract
 from ddpm_train.evaluation.image_folder import made_by
-from ddpm_train.evaluation.scores import DependsOn, package_versions
+from ddpm_train.evaluation.scores import DependsOn
 from ddpm_train.preemption import StopRequest
 from ddpm_train.sampling.engine import Engine, in_batches
 from ddpm_train.sampling.recipe import Recipe
@@ -72,7 +73,7 @@ class SampledImages:
             sampler={"name": recipe.sampler.name, **recipe.sampler.arguments},
             num_inference_steps=recipe.num_inference_steps,
             seed=recipe.seed,
-            versions=package_versions() | {"precision": str(self.engine.compute), "model": model.digest},
+            versions=versions() | {"precision": str(self.engine.compute), "model": model.digest},
         )
 
     def features(self, extractor: Extractor) -> Tensor:
@@ -131,7 +132,7 @@ class FolderImages:
 
     @property
     def depends_on(self) -> DependsOn:
-        return replace(DependsOn(versions=package_versions()), **made_by(self.pipeline))
+        return replace(DependsOn(versions=versions()), **made_by(self.pipeline))
 
     def features(self, extractor: Extractor) -> Tensor:
         return extract(

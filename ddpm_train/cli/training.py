@@ -226,7 +226,8 @@ class _Saving:
         if self._mirror is not None:
             self._mirror.submit(path)
         run, step = self._run, checkpoint.step_of(path)
-        finished = is_finished(step, run.max_steps, self._selection)
+        # Patience may have ended while an older checkpoint was still being written.
+        finished = is_finished(step, run.max_steps, self._selection) and step >= max(self._selection.values, default=0)
         if self.push is not None and (finished or run.config.hub.strategy != "end"):
             self.push.submit(path)
 

@@ -20,10 +20,11 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from ddpm_train.config import Sampler
 from ddpm_train.diffusion.sampling import build_sampler, sample, step_arguments
+from ddpm_train.environment import versions
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.features import BATCH_IMAGES, Extractor
 from ddpm_train.evaluation.reference import ReferenceFeatures
-from ddpm_train.evaluation.scores import DependsOn, Reference, Score, package_versions
+from ddpm_train.evaluation.scores import DependsOn, Reference, Score
 from ddpm_train.evaluation.shards import fill_sharded
 from ddpm_train.measures import LOWER_IS_BETTER, score_name
 from ddpm_train.preemption import StopRequest
@@ -90,7 +91,7 @@ def distribution_scores(
         sampler={"name": sampler.name, **sampler.arguments},
         num_inference_steps=num_inference_steps,
         seed=seed,
-        versions=package_versions(),
+        versions=versions(),
     )
     return on_main(lambda: score_features(features, extractor, reference, metrics, depends_on))
 

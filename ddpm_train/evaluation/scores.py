@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 CONFIDENCE = 0.95
-_PACKAGES = ("ddpm-train", "torch", "diffusers", "torch-fidelity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +72,6 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def package_versions() -> dict[str, str]:
-    """Of what is installed of the packages that a score passes through."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def lines(scores: Sequence[Score]) -> list[str]:

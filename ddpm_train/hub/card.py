@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import ddpm_train
+from ddpm_train.environment import versions
 
-_LIBRARIES = ("torch", "diffusers", "accelerate", "datasets", "numpy")
 _METRICS = {
     "fid": "FID",
     "kid": "KID",
@@ -106,7 +104,7 @@ def _text(facts: Facts) -> str:
         "of each step.",
         f"`ddpm-train resume=hf://{facts.repo_id} …` continues the training." if facts.resumable else "",
         "## Versions",
-        ", ".join(f"{name} {number}" for name, number in _versions().items()),
+        ", ".join(f"{name} {number}" for name, number in versions().items()),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -221,16 +219,6 @@ def _on_hub(dataset: Mapping[str, Any]) -> bool:
 
 def _is_pair(values: Mapping[str, Any]) -> bool:
     return isinstance(values["dataset"]["resolution"], list | tuple)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"ddpm-train": ddpm_train.__version__}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _table(rows: Mapping[str, str]) -> str:
