@@ -27,6 +27,7 @@ def train_config(**values: object) -> Train:
         "max_steps": 6,
         "epochs": None,
         "max_grad_norm": None,
+        "patience": None,
         "mixed_precision": "no",
         "channels_last": False,
         "attention": "fused",

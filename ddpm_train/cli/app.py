@@ -59,7 +59,7 @@ class Program(Generic[C]):
     output_key: str
     naming: str
     preflight: Callable[[C], Iterator[str]]
-    job: Callable[[C, dict[str, Any]], object]
+    job: Callable[[C, dict[str, Any]], None]
     resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = _unchanged
     sweeps: sweeping.Sweepable[C] | None = None
 

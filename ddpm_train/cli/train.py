@@ -48,12 +48,12 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
     yield from _push_mistakes(config)
 
 
-def job(config: Config, values: dict[str, Any]) -> float | None:
+def job(config: Config, values: dict[str, Any]) -> None:
     cpu_processes.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
     from ddpm_train.cli.training import train_run
 
-    return train_run(config, values)
+    train_run(config, values)
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:

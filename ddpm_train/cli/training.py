@@ -44,11 +44,8 @@ from ddpm_train.trainer import BatchPlan, Trainer, evaluation_due, is_finished
 _RESULT = "result.json"
 
 
-def train_run(config: Config, values: dict[str, Any]) -> float | None:
+def train_run(config: Config, values: dict[str, Any]) -> None:
     """Train the configured run; leaves with the exit code that its end means.
-
-    Returns:
-        The best value of the run's objective, also of a run that was finished before; None if it has no objective.
 
     Raises:
         Mistakes: something about the dataset, the folder or the checkpoint to resume from is wrong.
@@ -69,7 +66,6 @@ def train_run(config: Config, values: dict[str, Any]) -> float | None:
             push_finished(run, start.path)
         else:
             _carry_out(run, start, changes, selection)
-        return selection.value
     except Stopped:
         words.say_stopped(stop.signal_name)
         sys.exit(exit_codes.REQUEUE)
