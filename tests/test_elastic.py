@@ -1,6 +1,6 @@
 """torchrun with a number of nodes that may change: workers die, nodes join and leave, the run ends where it would have.
 
-Two nodes are two agents on one machine, which meet at a loopback port as they would over a network.
+Two nodes are two launchers on one machine, which meet at a loopback port as they would over a network.
 """
 
 import re
@@ -21,7 +21,7 @@ RUN = (
     *("train.max_steps=300", "checkpoint.every_steps=10", "evaluation=none", "lr_scheduler=constant"),
     *("dataset.crop=random", "dataset.random_flip=true", "tracker=none"),
 )
-# By default the agents share a store, and one that joins later waits in it for an address that nobody puts there
+# By default the launchers share a store, and one that joins later waits in it for an address that nobody puts there
 # (torch 2.15; the variable comes from pytorch/pytorch#135712).
 ELASTIC = {"ACCELERATE_USE_CPU": "True", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
@@ -37,7 +37,7 @@ class Node:
         torchrun += ["--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3"]
         torchrun += ["--local-addr=127.0.0.1", "--monitor-interval=0.1"]
         with self.log.open("w") as log:
-            self.agent = subprocess.Popen(
+            self.launcher = subprocess.Popen(
                 [*torchrun, str(ROOT / "train.py"), *TINY, *RUN],
                 cwd=cli.folder,
                 env={**cli.environment, **ELASTIC},
@@ -48,22 +48,22 @@ class Node:
             )
 
     def worker(self) -> psutil.Process:
-        (worker,) = (child for child in psutil.Process(self.agent.pid).children() if "LOCAL_RANK" in child.environ())
+        (worker,) = (child for child in psutil.Process(self.launcher.pid).children() if "LOCAL_RANK" in child.environ())
         return worker
 
     def leave(self) -> None:
         """Vanish, as a machine does whose power fails."""
-        family = [psutil.Process(self.agent.pid), *psutil.Process(self.agent.pid).children(recursive=True)]
+        family = [psutil.Process(self.launcher.pid), *psutil.Process(self.launcher.pid).children(recursive=True)]
         for process in family:
             process.kill()
-        self.agent.wait()
+        self.launcher.wait()
 
 
 def wait_for(condition: Callable[[], bool], *nodes: Node, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         for node in nodes:
-            assert node.agent.poll() is None, node.log.read_text()
+            assert node.launcher.poll() is None, node.log.read_text()
         assert time.monotonic() < deadline, [node.log.read_text() for node in nodes]
         time.sleep(0.002)
 
@@ -112,10 +112,10 @@ def test_workers_die_and_nodes_join_and_leave(cli: Cli) -> None:
         joined_at = steps()
         wait_for(lambda: steps() >= joined_at + 20, first, second)
         second.leave()
-        assert first.agent.wait(timeout=180) == 0, first.log.read_text()
+        assert first.launcher.wait(timeout=180) == 0, first.log.read_text()
     finally:
         for node in nodes:
-            if node.agent.poll() is None:
+            if node.launcher.poll() is None:
                 node.leave()
     assert count(f"resumes at step {killed_after}") >= 1 and count("stopped (SIGTERM)") == 1
     assert count("resumes at step ") == 3 and count("done: step 300") == 1
