@@ -2,8 +2,9 @@
 
     python benchmarks/compiling.py [--model small] [--resolution 64] [--batch-size 32] [--steps 10]
 
-Each is a process of its own with an empty compiler cache: forward and backward of the network in bf16 (autocast), the
-first time and then the median of `--steps` more. The program compiles the whole network.
+Each is a process of its own with an empty compiler cache: forward and backward of the network, in bf16 (autocast) where
+the device multiplies in it, the first time and then the median of `--steps` more. The program compiles the whole
+network.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from pathlib import Path
 import torch
 from report import tell
 from work import ROOT, build_model, model_overrides
+
+from ddpm_train.compute import multiplies_in_bf16
 
 WAYS = ("eager", "whole", "regional")
 REGIONS = ("ResnetBlock2D", "Attention")
@@ -36,7 +39,7 @@ def child(way: str, arguments: argparse.Namespace) -> dict[str, float]:
     seconds = []
     for _ in range(1 + arguments.steps):
         started = time.monotonic()
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_in_bf16(device)):
             prediction = unet(x_t, timesteps).sample
         prediction.square().mean().backward()
         prediction.detach().sum().item()  # waits for the device
