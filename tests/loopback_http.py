@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 # A status: that answer instead of the action. "reset": the connection is reset in the middle of the request. "lost":
-# the action is done and its answer lost. "stall": nothing at all until `release`. "cut": half of the answer, then the
-# end of the connection. "corrupt": an answer of the right length with a byte that is wrong; of a PUT, the same for what
-# is stored. "overtaken": somebody else commits just before.
-Kind = int | Literal["reset", "lost", "stall", "cut", "corrupt", "overtaken"]
+# the action is done and its answer lost. "stall": nothing at all until `release`. "slow": the same for 30 s, and then
+# all as if nothing had been. "cut": half of the answer, then the end of the connection. "corrupt": an answer of the
+# right length with a byte that is wrong; of a PUT, the same for what is stored. "overtaken": somebody else commits just
+# before.
+Kind = int | Literal["reset", "lost", "stall", "cut", "corrupt", "overtaken", "slow"]
 
 STORE_TOKEN = "Bearer a-token-of-the-store"  # that the Xet store itself hands out, for itself
 
@@ -102,6 +103,8 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "stall":
             self.hub.release.wait(60)
             self._reset()
+        if kind == "slow":
+            self.hub.release.wait(30)
         if self.headers.get("Transfer-Encoding", "") != "chunked":
             return self.rfile.read(length)
         body = b""

@@ -99,6 +99,24 @@ def test_faults_are_outlived(folder: Path, tmp_path: Path) -> None:
             hub.__exit__()
 
 
+def test_stalls_of_half_a_minute_are_waited_out(folder: Path, tmp_path: Path) -> None:
+    """With the default patience of a run, at each step of a push, side by side: nothing is sent again."""
+    hubs, processes = {}, {}
+    for wanted in ("GET /api/models", "POST /preupload/", "PUT /upload/", "POST /commit/"):
+        name = wanted.replace("/", "")
+        hubs[name] = LoopbackHub(tmp_path / name, token=TOKEN).__enter__()
+        hubs[name].fault(wanted, "slow", 1)
+        processes[name] = start_push(hubs[name], folder, tmp_path / f"home {name}", stall_seconds=60.0)
+    for name, process in processes.items():
+        hub = hubs[name]
+        assert set(outcome(process)) == {"commit"}
+        assert [fault.happened for fault in hub.faults] == [1]
+        assert [commit.title for commit in hub.head("tester/x").history()] == ["Step 7", "Add files"]
+        assert content(hub.head("tester/x").folder) == content(folder)
+        assert sum("/commit/" in request.path for request in hub.requests) == 1
+        hub.__exit__()
+
+
 def test_a_push_that_changes_nothing_is_no_commit_and_what_is_stale_goes(folder: Path, tmp_path: Path) -> None:
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
         first = outcome(start_push(hub, folder, tmp_path / "home"))["commit"]
