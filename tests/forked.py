@@ -10,7 +10,8 @@ import runpy
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,7 +35,7 @@ def run_forked(
     for rank in range(num_processes):
         ranked = {**together, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "True"}
         own = environment if num_processes == 1 else {**environment, **ranked}
-        processes.append(_SERVER.Process(target=_become, args=(module, list(arguments), folder, own, said)))
+        processes.append(_SERVER.Process(target=become, args=(partial(_main, module, arguments), folder, own, said)))
         processes[-1].start()
     try:
         for process in processes:
@@ -63,17 +64,22 @@ def settle(environment: dict[str, str]) -> None:
         runpy.run_path(str(Path(__file__).parent / "only_loopback/sitecustomize.py"))
 
 
-def _become(module: str, arguments: list[str], folder: Path, environment: dict[str, str], said: Path) -> NoReturn:
+def _main(module: str, arguments: Sequence[str]) -> None:
+    sys.argv = [module, *arguments]
+    importlib.import_module(module).main()
+
+
+def become(action: Callable[[], None], folder: Path, environment: dict[str, str], said: Path) -> NoReturn:
+    """Be a program that does this and ends, and says what it says to the end of a file."""
     code: object = 1
     try:
         os.chdir(folder)
-        output = os.open(said, os.O_WRONLY | os.O_APPEND)
+        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        sys.argv = [module, *arguments]
         settle(environment)
-        importlib.import_module(module).main()
+        action()
         code = 0
     except SystemExit as left:
         code = left.code or 0

@@ -7,15 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import NoReturn
 
 from conftest import ROOT, TINY, Cli
-from forked import settle
+from forked import become
 from loopback_hub import LoopbackHub
 
 TOKEN = "hf_right"
@@ -58,9 +56,10 @@ class HubCli(Cli):
         for module in ("ddpm_train.cli.training", "torch.utils.tensorboard"):
             importlib.import_module(module)
         said = self.folder / f"said_{next(_numbers)}.txt"
+        said.write_text("")
         child = os.fork()
         if child == 0:
-            _become(action, self.folder, said, {**self.environment, **environment})
+            become(action, self.folder, {**self.environment, **environment}, said)
         return Fork(child, said)
 
     def images(self, repo_id: str, revision: str = "main") -> str:
@@ -120,27 +119,6 @@ class Fork:
 def _main(program: str, *arguments: str) -> None:
     sys.argv = [f"ddpm-{program}", *arguments]
     importlib.import_module(f"ddpm_train.cli.{program}").main()
-
-
-def _become(action: Callable[[], None], folder: Path, said: Path, environment: dict[str, str]) -> NoReturn:
-    code: object = 1
-    try:
-        os.chdir(folder)
-        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        settle(environment)
-        action()
-        code = 0
-    except SystemExit as left:
-        code = left.code or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
 
 
 def start_push(hub: LoopbackHub, folder: Path, home: Path, **values: object) -> "subprocess.Popen[str]":
