@@ -19,14 +19,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from report import tell
 
-from ddpm_train import checkpoint
-from ddpm_train.cli.app import CONF
-from ddpm_train.config import Config
-from ddpm_train.model import build_unet, num_parameters
-from ddpm_train.optim import build_optimizer
-from ddpm_train.saving import Saver
-from ddpm_train.trainer import TrainState
-from ddpm_train.validation import parse
+from ddpm_train.config.checks import parse
+from ddpm_train.config.parts import CONF
+from ddpm_train.config.train import Config
+from ddpm_train.models.unet import build_unet, num_parameters
+from ddpm_train.runs import checkpoint
+from ddpm_train.training.optim import build_optimizer
+from ddpm_train.training.saver import Saver
+from ddpm_train.training.state import TrainState
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

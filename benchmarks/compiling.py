@@ -21,7 +21,7 @@ import torch
 from report import tell
 from work import ROOT, build_model, model_overrides
 
-from ddpm_train.compute import multiplies_in_bf16
+from ddpm_train.system.compute import multiplies_in_bf16
 
 WAYS = ("eager", "whole", "regional")
 REGIONS = ("ResnetBlock2D", "Attention")

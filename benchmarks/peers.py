@@ -198,13 +198,14 @@ def package(work: Work) -> dict[str, Any]:
 
 def ours(work: Work) -> dict[str, Any]:
     """This project's program in this process, its data timed."""
-    from ddpm_train.cli import cpu_processes
+    from ddpm_train.system import launch
 
-    cpu_processes.spread()  # while the command line is still this script's
-    from ddpm_train.cli import train, training
+    launch.spread()  # while the command line is still this script's
+    from ddpm_train.cli import train as program
+    from ddpm_train.training import train
 
     meter = Meter(work.warmup)
-    micro_batches = training.micro_batches
+    micro_batches = train.micro_batches
 
     def timed(*arguments: Any, **options: Any) -> Iterator[Any]:
         batches = micro_batches(*arguments, **options)
@@ -213,19 +214,19 @@ def ours(work: Work) -> dict[str, Any]:
         finally:
             batches.close()
 
-    training.micro_batches = timed
+    train.micro_batches = timed
     if not work.exchange:
         keep_gradients()
     figures: dict[str, Any] = {}
-    train_run = training.Trainer.train
+    train_run = train.Trainer.train
 
     def train_and_measure(self: Any) -> None:
         train_run(self)
         figures.update(meter.figures())
 
-    training.Trainer.train = train_and_measure
+    train.Trainer.train = train_and_measure
     sys.argv = ["train.py", *work.overrides]
-    train.main()
+    program.main()
     return figures
 
 
@@ -252,7 +253,7 @@ def limits(work: Work) -> dict[str, Any]:
     """Operations for each image, parameters, and measured operations a second in matrix products."""
     from limits import flops_per_image, peak_flops
 
-    from ddpm_train.model import num_parameters
+    from ddpm_train.models.unet import num_parameters
 
     unet = build_model(work.overrides)
     parameters = num_parameters(unet)

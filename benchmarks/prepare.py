@@ -37,9 +37,9 @@ def open_images(folder: Path, cache_dir: Path, num_workers: int | None) -> Any:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from ddpm_train.cli.app import CONF
+    from ddpm_train.config.checks import parse
+    from ddpm_train.config.parts import CONF
     from ddpm_train.data.loader import open_data
-    from ddpm_train.validation import parse
 
     overrides = [
         *("dataset=imagefolder", f"dataset.path={folder}", "dataset.resolution=64", "dataset.validation_fraction=0"),
@@ -156,7 +156,7 @@ def first_batch_seconds(images: Any, position: int, repeats: int) -> float:
     import torch
 
     from ddpm_train.data.loader import Batches, micro_batches
-    from ddpm_train.trainer import BatchPlan
+    from ddpm_train.training.state import BatchPlan
 
     plan = BatchPlan(BATCH, BATCH, num_processes=1, process_index=0)
     batches = Batches(images, 0, random_crop=False, random_flip=True)

@@ -22,11 +22,11 @@ from report import tell
 from torch import Tensor
 from work import build_model, model_overrides
 
-from ddpm_train.config import Sampler
-from ddpm_train.diffusion.sampling import image_seed
-from ddpm_train.loading import Model
-from ddpm_train.model import num_parameters
+from ddpm_train.config.parts import Sampler
+from ddpm_train.models.load import Model
+from ddpm_train.models.unet import num_parameters
 from ddpm_train.sampling.engine import Engine, choose_compute
+from ddpm_train.sampling.loop import image_seed
 from ddpm_train.sampling.recipe import Recipe
 
 SEED = 0

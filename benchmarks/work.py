@@ -130,9 +130,9 @@ def build_model(overrides: list[str]) -> Any:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from ddpm_train.cli.app import CONF
-    from ddpm_train.model import build_unet
-    from ddpm_train.validation import parse
+    from ddpm_train.config.checks import parse
+    from ddpm_train.config.parts import CONF
+    from ddpm_train.models.unet import build_unet
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddpm_train.api import Pipeline, load, sample
+    from ddpm_train.sampling.pipeline import Pipeline, load, sample
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "load", "sample"]
@@ -12,7 +12,7 @@ __all__ = ["Pipeline", "load", "sample"]
 def __getattr__(name: str) -> Any:
     # torch and diffusers take seconds to import, which the version and a typo on the command line need not wait for.
     if name in __all__:
-        from ddpm_train import api
+        from ddpm_train.sampling import pipeline
 
-        return getattr(api, name)
+        return getattr(pipeline, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,12 @@ from typing import NoReturn
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    [*(f"ddpm_train.cli.{name}" for name in ("training", "sampling", "scoring")), "torch.utils.tensorboard"]
+    [
+        "ddpm_train.training.train",
+        "ddpm_train.sampling.sample",
+        "ddpm_train.evaluation.evaluate",
+        "torch.utils.tensorboard",
+    ]
 )
 
 

@@ -53,7 +53,7 @@ class HubCli(Cli):
 
     def fork(self, action: Callable[[], None], **environment: str) -> "Fork":
         """Do something in a fork of this process."""
-        for module in ("ddpm_train.cli.training", "torch.utils.tensorboard"):
+        for module in ("ddpm_train.training.train", "torch.utils.tensorboard"):
             importlib.import_module(module)
         said = self.folder / f"said_{next(_numbers)}.txt"
         said.write_text("")

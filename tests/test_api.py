@@ -10,7 +10,7 @@ from conftest import ROOT, Cli
 from PIL import Image
 
 import ddpm_train
-from ddpm_train.mistakes import Mistakes
+from ddpm_train.config.mistakes import Mistakes
 
 
 def test_the_same_as_the_command_line(cli: Cli, trained: Path) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ddpm_train.diffusion.bound import BoundTerms, discretized_log_likelihood
 from ddpm_train.evaluation.likelihood import stretches, variational_bound
-from ddpm_train.loading import load_model
-from ddpm_train.preemption import StopRequest
+from ddpm_train.models.load import load_model
+from ddpm_train.system.signals import StopRequest
 
 SPREAD = 0.25
 # The entropy of that Gaussian in 256 bins, in bits: next to nothing of it lies outside of them.

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_train import checkpoint
-from ddpm_train.checkpoint import BadCheckpoint, Retention, newest_good, prune, published, save, step_name, verify
+from ddpm_train.runs import checkpoint
+from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, newest_good, prune, published, save, step_name, verify
 
 
 def state(step: int) -> dict[str, dict[str, Tensor]]:
@@ -49,7 +49,9 @@ def killed_at(line: int, action: Callable[[], Any]) -> bool:
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
             nonlocal count
-            if not frame.f_code.co_filename.endswith(("ddpm_train/checkpoint.py", "ddpm_train/files.py", "shutil.py")):
+            if not frame.f_code.co_filename.endswith(
+                ("ddpm_train/runs/checkpoint.py", "ddpm_train/system/files.py", "shutil.py")
+            ):
                 return None
             if event == "line":
                 count += 1

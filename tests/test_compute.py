@@ -10,9 +10,9 @@ from conftest import LEAN, ROOT, TINY, Cli, launch_command
 from diffusers import UNet2DModel
 from test_training import relative_difference, weights
 
-from ddpm_train.compute import Compute, Stopwatch, choose_for_training
-from ddpm_train.config import Train
-from ddpm_train.trainer import BatchPlan
+from ddpm_train.config.train import Train
+from ddpm_train.system.compute import Compute, Stopwatch, choose_for_training
+from ddpm_train.training.state import BatchPlan
 
 WATCHED = str(ROOT / "tests/watched_train.py")
 CPU = torch.device("cpu")

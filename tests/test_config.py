@@ -14,9 +14,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ddpm_train.config import Config
-from ddpm_train.model import num_parameters, unet_arguments
-from ddpm_train.validation import parse
+from ddpm_train.config.checks import parse
+from ddpm_train.config.train import Config
+from ddpm_train.models.unet import num_parameters, unet_arguments
 
 CONF = ROOT / "conf"
 TRAIN = str(ROOT / "train.py")

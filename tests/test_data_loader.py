@@ -12,8 +12,8 @@ from PIL import Image
 from test_data_decode import encoded, png_bomb
 from test_data_sources import ONE_STEP, dataset_config
 
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.loader import Batches, Data, micro_batches, num_workers, open_data
-from ddpm_train.mistakes import Mistakes
 
 
 @pytest.fixture

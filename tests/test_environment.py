@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Cli
 
-from ddpm_train import environment
+from ddpm_train.runs import environment
 
 
 def recorded(run: Path) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
     """And whether its files are the commit's; none where there is no git."""
 
     def commit(*, path: str | None = None) -> Any:
-        show = "import json; from ddpm_train.environment import commit; print(json.dumps(commit()))"
+        show = "import json; from ddpm_train.runs.environment import commit; print(json.dumps(commit()))"
         where = {"PYTHONPATH": str(tmp_path), "PATH": path if path is not None else "/usr/local/bin:/usr/bin:/bin"}
         command = [sys.executable, "-c", show]
         shown = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True, check=True)

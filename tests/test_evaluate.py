@@ -14,8 +14,8 @@ import yaml
 from conftest import ROOT, Cli
 from PIL import Image
 
-from ddpm_train.evaluate_config import EvaluateConfig
-from ddpm_train.measures import EXTRACTORS, OF_THE_MODEL, package_mistakes
+from ddpm_train.config.evaluate import EvaluateConfig
+from ddpm_train.config.metrics import EXTRACTORS, OF_THE_MODEL, package_mistakes
 
 PROGRAM = (sys.executable, "-m", "ddpm_train.cli.evaluate")
 FAST = ("num_images=40", "num_inference_steps=3", "batch_size=20")
@@ -174,7 +174,7 @@ def test_mistakes_that_need_no_look_at_the_model(cli: Cli) -> None:
         expect=2,
     )
     imported = {line.rsplit("|", 1)[-1].strip() for line in said.splitlines() if line.startswith("import time:")}
-    assert "ddpm_train.evaluate_config" in imported
+    assert "ddpm_train.config.evaluate" in imported
     assert not imported & {"torch", "torchvision", "diffusers", "datasets", "accelerate", "torch_fidelity"}
     lines = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
     known = ", ".join(sorted(path.stem for path in (ROOT / "conf/dataset").glob("*.yaml")))

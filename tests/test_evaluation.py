@@ -19,15 +19,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ddpm_train.config.checks import parse
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.objective import Criterion
 from ddpm_train.data.loader import open_data
 from ddpm_train.diffusion.noise import build_noise_scheduler, loss_weights
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.evaluation.held_out import HeldOutLosses, loss_by_timestep
-from ddpm_train.loading import load_model
-from ddpm_train.mistakes import Mistakes
+from ddpm_train.models.load import load_model
+from ddpm_train.runs.best import Selection, read_selection
 from ddpm_train.seeding import Purpose
-from ddpm_train.selection import Criterion, Selection, read_selection
-from ddpm_train.validation import parse
 
 KID = "kid_efficientnet_lite0_n10"
 FULL = (

@@ -12,10 +12,10 @@ from loopback_http import Kind, flipped
 from loopback_hub import LoopbackHub
 from test_resume import records, wait_for
 
-from ddpm_train import checkpoint
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.hub import fetch
 from ddpm_train.hub.fetch import Source, fetch_newest
-from ddpm_train.mistakes import Mistakes
+from ddpm_train.runs import checkpoint
 
 RUN = ("evaluation=none", "lr_scheduler=constant", "checkpoint.every_steps=2", "model.dropout=0.1")
 PUSH = ("hub.push=true", "hub.repo_id=tester/cats", "hub.strategy=checkpoint")

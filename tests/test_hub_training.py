@@ -16,7 +16,7 @@ from hub_client import HubCli, hash_of_images
 from loopback_hub import LoopbackHub
 from test_resume import records, steps_written, wait_for
 
-from ddpm_train import checkpoint
+from ddpm_train.runs import checkpoint
 
 PUSH = ("hub.push=true", "hub.repo_id=tester/cats")
 PLAIN = {

@@ -17,9 +17,9 @@ from moto.server import ThreadedMotoServer
 from test_checkpoint import holds, save_step
 from test_resume import REQUEUE, records, start_training, steps_written, wait_for
 
-from ddpm_train import checkpoint, mirror
-from ddpm_train.mirror import Mirror, MirrorThread
-from ddpm_train.mistakes import Mistakes
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.runs import checkpoint, mirror
+from ddpm_train.runs.mirror import Mirror, MirrorThread
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 bucket_numbers = itertools.count()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT, Cli
 
-from ddpm_train.measures import EXTRACTORS
+from ddpm_train.config.metrics import EXTRACTORS
 
 BLOCKS = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D"
 

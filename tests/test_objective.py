@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import compute_snr
 from torch.nn import functional
 
-from ddpm_train.config import MSE, MinSNR
+from ddpm_train.config.losses import MSE, MinSNR
 from ddpm_train.diffusion.noise import loss_weights, signal_to_noise
 from ddpm_train.diffusion.objective import Objective, to_model_range
 

@@ -9,9 +9,9 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ddpm_train.config import SGD, Adam, LRScheduler, WarmupEMA
-from ddpm_train.ema import ema_decay, update_ema
-from ddpm_train.optim import build_optimizer, learning_rate
+from ddpm_train.config.train import SGD, Adam, LRScheduler, WarmupEMA
+from ddpm_train.training.ema import ema_decay, update_ema
+from ddpm_train.training.optim import build_optimizer, learning_rate
 
 
 @pytest.mark.parametrize("name", ["constant_with_warmup", "linear", "cosine"])

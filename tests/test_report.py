@@ -23,8 +23,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from ddpm_train import report
 from ddpm_train.report import commands, write_report
 from ddpm_train.report.charts import Axis, over_steps, shorten
+from ddpm_train.report.evidence import Series, read_folder
 from ddpm_train.report.findings import trend
-from ddpm_train.report.folder import Series, read_folder
 from ddpm_train.report.numerals import digits, duration, measured, number, tick
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \'ü→'

@@ -18,8 +18,8 @@ from diffusers import DDIMScheduler, DDPMPipeline, UNet2DConditionModel, UNet2DM
 from loopback_hub import LoopbackHub
 from PIL import Image
 
-from ddpm_train.diffusion.sampling import SAMPLERS, image_seed
-from ddpm_train.samplers import NEEDS
+from ddpm_train.config.samplers import NEEDS
+from ddpm_train.sampling.loop import SAMPLERS, image_seed
 
 FAST = ("num_inference_steps=5", "mixed_precision=no")
 # For 64 images of 64 x 128 the UNet needs more than 200 MB, for 8 less.
@@ -419,7 +419,7 @@ def test_what_the_command_line_shows(cli: Cli) -> None:
         "pipeline=outputs/cat: no such folder; did you mean 'outputs/cats'?",
     ]
     imported = {line.rsplit("|", 1)[-1].strip() for line in said.splitlines() if line.startswith("import time:")}
-    assert "ddpm_train.sample_config" in imported and not imported & {"torch", "diffusers", "datasets", "accelerate"}
+    assert "ddpm_train.config.sample" in imported and not imported & {"torch", "diffusers", "datasets", "accelerate"}
 
 
 def test_help_lists_every_sampler(cli: Cli) -> None:

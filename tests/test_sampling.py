@@ -11,10 +11,10 @@ from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, RePaintSchedule
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ddpm_train.config import Sampler
-from ddpm_train.diffusion.fitness import Schedule, fitting, is_stochastic, refusal
-from ddpm_train.diffusion.inpainting import inpaint, visits
-from ddpm_train.diffusion.sampling import (
+from ddpm_train.config.parts import Sampler
+from ddpm_train.config.samplers import CLASSES, NEEDS, argument_mistakes, arguments
+from ddpm_train.sampling.inpainting import inpaint, visits
+from ddpm_train.sampling.loop import (
     SAMPLERS,
     build_sampler,
     image_generators,
@@ -24,7 +24,7 @@ from ddpm_train.diffusion.sampling import (
     step_arguments,
     to_uint8,
 )
-from ddpm_train.samplers import CLASSES, NEEDS, argument_mistakes, arguments
+from ddpm_train.sampling.sampler_check import Schedule, fitting, is_stochastic, refusal
 
 # Schedules as trained models have them.
 LINEAR: Mapping[str, Any] = {}

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_clip import MODEL_METADATA, FeatureExtractorCLIP, build_model
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from ddpm_train.compute import keep_memory
+from ddpm_train.config.metrics import EXTRACTORS
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.copying import QUANTILE, measure_copying, nearest
 from ddpm_train.evaluation.cost import Cost, CostRow
@@ -26,9 +27,8 @@ from ddpm_train.evaluation.distribution import score_features
 from ddpm_train.evaluation.features import BATCH_IMAGES, Extractor, open_extractor, to_rgb
 from ddpm_train.evaluation.reference import ReferenceFeatures
 from ddpm_train.evaluation.scores import DependsOn, Reference, Score
-from ddpm_train.files import sha256_file
-from ddpm_train.measures import EXTRACTORS
-from ddpm_train.mistakes import Mistakes
+from ddpm_train.system.compute import keep_memory
+from ddpm_train.system.files import sha256_file
 
 CPU = torch.device("cpu")
 NOTHING_KNOWN = DependsOn(versions={})

@@ -24,8 +24,8 @@ from tensorboard.backend.event_processing import data_provider, plugin_event_mul
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
-from ddpm_train.sweeps.devices import shares
-from ddpm_train.sweeps.naming import MAX_LENGTH, chosen, folder_name
+from ddpm_train.cli.sweeps.devices import shares
+from ddpm_train.cli.sweeps.naming import MAX_LENGTH, chosen, folder_name
 
 # What a job's config may be that the command line of TINY leaves open.
 EXPERIMENTS = {

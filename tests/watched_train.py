@@ -17,8 +17,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_train.cli import build, train
-from ddpm_train.trainer import Trainer
+from ddpm_train.cli import train
+from ddpm_train.training import run
+from ddpm_train.training.loop import Trainer
 
 # What makes the host wait for a device: .item(), a mask as an index, a comparison of whole tensors.
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
@@ -79,7 +80,7 @@ def main() -> None:
 
         DistributedDataParallel.__init__ = start_and_register  # type: ignore[method-assign]
     elif instrument == "room":
-        build_unet = build.build_unet
+        build_unet = run.build_unet
 
         def build_and_limit(config: Any) -> Any:
             unet = build_unet(config)
@@ -87,22 +88,22 @@ def main() -> None:
             limit(int(value))
             return unet
 
-        build.build_unet = build_and_limit  # type: ignore[assignment]
+        run.build_unet = build_and_limit  # type: ignore[assignment]
     elif instrument == "room_at_3":
         room = int(value)
         Trainer.train_step = step_in_little_room  # type: ignore[method-assign]
     arguments = sys.argv
     sys.argv = [arguments[0], *arguments[2:]]
-    from ddpm_train.cli import cpu_processes
+    from ddpm_train.system import launch
 
-    spread = cpu_processes.spread
+    spread = launch.spread
 
     def spread_with_instrument() -> None:
         sys.argv = arguments  # torchrun starts the same command
         spread()
         sys.argv = [arguments[0], *arguments[2:]]
 
-    cpu_processes.spread = spread_with_instrument
+    launch.spread = spread_with_instrument
     train.main()
     print("counted", dict(counted))
 

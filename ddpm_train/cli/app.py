@@ -22,14 +22,14 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from ddpm_train import exit_codes
-from ddpm_train.cli import cpu_processes, sweeping
-from ddpm_train.cli.composing import compose_job, opened, plain
-from ddpm_train.config import CONF
-from ddpm_train.mistakes import Mistakes, did_you_mean, holds_token, without_tokens
-from ddpm_train.sweeps.processes import EXIT_CODE_FILE
-from ddpm_train.sweeps.sweep import Sweep
-from ddpm_train.validation import Schema, dotted_values
+from ddpm_train.cli.sweeps import plan
+from ddpm_train.cli.sweeps.processes import EXIT_CODE_FILE
+from ddpm_train.cli.sweeps.sweep import Sweep
+from ddpm_train.config.compose import compose_job, opened, plain
+from ddpm_train.config.mistakes import Mistakes, did_you_mean, holds_token, without_tokens
+from ddpm_train.config.parts import CONF
+from ddpm_train.config.schema import Schema, dotted_values
+from ddpm_train.system import exit_codes, launch
 
 C = TypeVar("C")
 
@@ -61,7 +61,7 @@ class Program(Generic[C]):
     preflight: Callable[[C], Iterator[str]]
     job: Callable[[C, dict[str, Any]], None]
     resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = _unchanged
-    sweeps: sweeping.Sweepable[C] | None = None
+    sweeps: plan.Sweepable[C] | None = None
 
 
 def run(program: Program[C]) -> None:
@@ -86,14 +86,14 @@ def run(program: Program[C]) -> None:
 
     version.setbase("1.3")
     if arguments.multirun and program.sweeps:
-        arguments.overrides = sweeping.with_defaults(arguments.overrides)
+        arguments.overrides = plan.with_defaults(arguments.overrides)
     try:
         sweep = _check(arguments, unknown, program)
     except Mistakes as mistakes:
         tell(mistakes)
     arguments.overrides = [opened(text) for text in arguments.overrides]
     if sweep is not None and program.sweeps is not None:
-        sweeping.carry_out(sweep, program.sweeps, arguments.config_name, arguments.overrides)
+        plan.carry_out(sweep, program.sweeps, arguments.config_name, arguments.overrides)
         return
     try:
         # What the decorator `hydra.main` does, which would parse the command line once more.
@@ -146,14 +146,14 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
     lines, overrides = _parsed(arguments.overrides)
     layout = None
     if arguments.multirun and program.sweeps:
-        layout = sweeping.lay_out(arguments.config_name, overrides)
+        layout = plan.lay_out(arguments.config_name, overrides)
         lines += layout.mistakes
         jobs = [job.overrides for job in layout.jobs]
     else:
         lines += _choice_mistakes(overrides, arguments.multirun)
         several = [override for override in overrides if not override.is_sweep_override() or arguments.multirun]
-        jobs = [list(job) for job in itertools.product(*map(sweeping.discrete, several))]
-    preflight = sweeping.preflight(program.sweeps, layout) if layout and program.sweeps else program.preflight
+        jobs = [list(job) for job in itertools.product(*map(plan.discrete, several))]
+    preflight = plan.preflight(program.sweeps, layout) if layout and program.sweeps else program.preflight
     compositions = [
         compose_job(arguments.config_name, [f"hydra.job.num={number}"], overrides, program.groups)
         for number, overrides in enumerate(jobs)
@@ -175,7 +175,7 @@ def _check(arguments: argparse.Namespace, unknown: list[str], program: Program[C
     if layout is None or program.sweeps is None:
         GlobalHydra.instance().clear()
         return None
-    return sweeping.plan(program.sweeps, program.schema, layout, configs, _given_flags(arguments, program))
+    return plan.plan(program.sweeps, program.schema, layout, configs, _given_flags(arguments, program))
 
 
 def _given_flags(arguments: argparse.Namespace, program: Program[C]) -> list[str]:
@@ -229,7 +229,7 @@ def _flag_mistakes(arguments: argparse.Namespace, unknown: list[str], program: P
     for flag in ("cfg", "info", "run"):
         if arguments.multirun and getattr(arguments, flag):
             yield f"--{flag}: not of a whole sweep; leave out --multirun"
-    if arguments.multirun and (count := cpu_processes.num_processes()) > 1:
+    if arguments.multirun and (count := launch.num_processes()) > 1:
         remedy = f" with hydra/launcher=accelerate hydra.launcher.num_processes={count}" if program.sweeps else ""
         yield f"--multirun: each of {count} processes would sweep; start it without a launcher{remedy}"
 

@@ -6,18 +6,21 @@ from typing import Any
 
 import yaml
 
-from ddpm_train.cli import app, cpu_processes
+from ddpm_train.cli import app
 from ddpm_train.cli.sample import precision_mistakes
-from ddpm_train.config import Config, Dataset
+from ddpm_train.config.checks import parse
+from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
+from ddpm_train.config.metrics import OF_THE_MODEL, extractor_mistakes
+from ddpm_train.config.metrics import package_mistakes as extra_mistakes
+from ddpm_train.config.mistakes import Mistakes, as_written
+from ddpm_train.config.parts import Dataset
+from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.config.train import Config
 from ddpm_train.data.sources import path_mistakes as dataset_mistakes
-from ddpm_train.evaluate_config import EVALUATION, EvaluateConfig
 from ddpm_train.evaluation.image_folder import image_folder
-from ddpm_train.measures import OF_THE_MODEL, extractor_mistakes
-from ddpm_train.measures import package_mistakes as extra_mistakes
-from ddpm_train.mistakes import Mistakes, as_written
-from ddpm_train.pipeline_path import path_mistakes, run_of
-from ddpm_train.samplers import package_mistakes
-from ddpm_train.validation import parse
+from ddpm_train.models.source import path_mistakes
+from ddpm_train.runs.folder import run_of
+from ddpm_train.system import launch
 
 
 def main() -> None:
@@ -61,9 +64,9 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
 
 
 def job(config: EvaluateConfig, values: dict[str, Any]) -> None:
-    cpu_processes.spread()
+    launch.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
-    from ddpm_train.cli.scoring import evaluate
+    from ddpm_train.evaluation.evaluate import evaluate
 
     run = run_of(config.pipeline)
     evaluate(config, dataset=dataset_of(config), output=output_of(config), run=_config_of(run) if run else None)

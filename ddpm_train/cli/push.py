@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
-from ddpm_train import config_file, exit_codes
 from ddpm_train.cli import app
-from ddpm_train.config import Hub
+from ddpm_train.config.checks import parse
+from ddpm_train.config.parts import Hub
+from ddpm_train.config.push import PUSHING, PushConfig
 from ddpm_train.hub.preflight import is_offline, name_mistakes, push_mistakes
-from ddpm_train.push_config import PUSHING, PushConfig
-from ddpm_train.validation import parse
+from ddpm_train.runs.folder import CONFIG, read_config
+from ddpm_train.system import exit_codes
 
 
 def main() -> None:
@@ -35,8 +36,8 @@ def preflight(config: PushConfig) -> Iterator[str]:
     """What is wrong on this machine and at the Hub, a line each."""
     run = Path(config.run)
     wanted = _wanted(config, _read_hub(run))
-    if not (run / config_file.NAME).is_file():
-        what = "no such folder" if not run.is_dir() else f"not a run: no {config_file.NAME} in it"
+    if not (run / CONFIG).is_file():
+        what = "no such folder" if not run.is_dir() else f"not a run: no {CONFIG} in it"
         yield f"run={config.run}: {what}; give the folder of a run, such as outputs/default"
     elif not any((run / "checkpoints").glob("step_*")):
         yield f"run={config.run}: no checkpoint yet; push it once it has saved one"
@@ -51,12 +52,12 @@ def preflight(config: PushConfig) -> Iterator[str]:
 
 def job(config: PushConfig, values: dict[str, Any]) -> None:
     # torch takes seconds to import; a typo must not wait for it.
-    from ddpm_train.cli.pushing import push_run
+    from ddpm_train.training.push import push_run
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(exit_codes.REQUEUE))  # leaving no folder of links behind
     run = Path(config.run)
-    described = parse(config_file.read(run / config_file.NAME))
+    described = parse(read_config(run / CONFIG))
     wanted = _wanted(config, described.hub)
     push_run(run, replace(described, hub=wanted))
 
@@ -64,7 +65,7 @@ def job(config: PushConfig, values: dict[str, Any]) -> None:
 def _read_hub(run: Path) -> Hub | None:
     """What a run's config says of the Hub; None if there is no config that can be read."""
     try:
-        return Hub(**config_file.read(run / config_file.NAME)["hub"])
+        return Hub(**read_config(run / CONFIG)["hub"])
     except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
         return None
 

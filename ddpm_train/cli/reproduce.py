@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from ddpm_train import environment
 from ddpm_train.cli.app import tell
-from ddpm_train.mistakes import Mistakes, as_written
+from ddpm_train.config.mistakes import Mistakes, as_written
+from ddpm_train.runs import environment
 
 
 def main() -> None:

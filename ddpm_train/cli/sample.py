@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_train.cli import app, cpu_processes
-from ddpm_train.cli.launching import launch_mistakes
-from ddpm_train.mistakes import as_written
-from ddpm_train.pipeline_path import path_mistakes
-from ddpm_train.sample_config import SAMPLING, SampleConfig
-from ddpm_train.samplers import package_mistakes
+from ddpm_train.cli import app
+from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.sample import SAMPLING, SampleConfig
+from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.models.source import path_mistakes
+from ddpm_train.system import launch
+from ddpm_train.system.launch import launch_mistakes
 
 
 def main() -> None:
@@ -43,9 +44,9 @@ def preflight(config: SampleConfig) -> Iterator[str]:
 
 
 def job(config: SampleConfig, values: dict[str, Any]) -> None:
-    cpu_processes.spread()
+    launch.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
-    from ddpm_train.cli.sampling import sample_images
+    from ddpm_train.sampling.sample import sample_images
 
     sample_images(config)
 

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_train.cli import app, cpu_processes, sweeping
-from ddpm_train.cli.launching import launch_mistakes
-from ddpm_train.config import Config, Evaluation
+from ddpm_train.cli import app
+from ddpm_train.cli.sweeps import plan
+from ddpm_train.config.checks import TRAINING
+from ddpm_train.config.metrics import extractor_mistakes
+from ddpm_train.config.objective import criterion
+from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.config.train import Config, Evaluation
 from ddpm_train.data.sources import path_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
-from ddpm_train.measures import extractor_mistakes
-from ddpm_train.pretrained import resolve
-from ddpm_train.samplers import package_mistakes
-from ddpm_train.selection import criterion
-from ddpm_train.validation import TRAINING
+from ddpm_train.models.pretrained import resolve
+from ddpm_train.system import launch
+from ddpm_train.system.launch import launch_mistakes
 
 
 def main() -> None:
@@ -29,7 +31,7 @@ def main() -> None:
             preflight=preflight,
             job=job,
             resolve=resolve,
-            sweeps=sweeping.Sweepable("ddpm_train.cli.train", preflight, criterion, resolve),
+            sweeps=plan.Sweepable("ddpm_train.cli.train", preflight, criterion, resolve),
         )
     )
 
@@ -39,7 +41,7 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
     yield from path_mistakes(config.dataset)
     yield from app.output_mistakes("output_dir", config.output_dir)
     yield from launch_mistakes()
-    yield from _batch_mistakes(config, num_processes or cpu_processes.num_processes())
+    yield from _batch_mistakes(config, num_processes or launch.num_processes())
     yield from _resume_mistakes(config)
     yield from _precision_mistakes(config.train.mixed_precision)
     yield from _extras_mistakes(config)
@@ -49,9 +51,9 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
 
 
 def job(config: Config, values: dict[str, Any]) -> None:
-    cpu_processes.spread()
+    launch.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
-    from ddpm_train.cli.training import train_run
+    from ddpm_train.training.train import train_run
 
     train_run(config, values)
 

@@ -29,10 +29,10 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.sources import Source
-from ddpm_train.files import replace_folder
-from ddpm_train.mistakes import Mistakes
+from ddpm_train.system.files import replace_folder
 
 FORMAT = 1
 # What one process still decodes in this time needs no workers; they take about as long to start. The pace is known

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared
 from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
 from ddpm_train.data.sources import Source
-from ddpm_train.mistakes import Mistakes
 
 
 @dataclass

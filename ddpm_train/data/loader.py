@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_train.config import Dataset
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.parts import Dataset
 from ddpm_train.data.cache import Prepared, prepare, signals_left_to_parent
 from ddpm_train.data.decode import Decoder
 from ddpm_train.data.device_cache import DeviceImages
 from ddpm_train.data.images import Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
-from ddpm_train.files import default_cache_dir
-from ddpm_train.mistakes import Mistakes
 from ddpm_train.seeding import Purpose, bits
+from ddpm_train.system.files import default_cache_dir
 
 # The held-out part of a dataset must not move when the run's seed does.
 _SPLIT_SEED = 0

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from ddpm_train.config.mistakes import Mistakes, did_you_mean
 from ddpm_train.data.decode import BrokenImage, Decoder
-from ddpm_train.data.hub import load_dataset
-from ddpm_train.hub_access import find_licence
-from ddpm_train.mistakes import Mistakes, did_you_mean
+from ddpm_train.data.hf_datasets import load_dataset
+from ddpm_train.hub.access import find_licence
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
-    from ddpm_train.config import Dataset
+    from ddpm_train.config.parts import Dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EMBEDDED = {"fashion_tiny": 28}  # name -> side of a tile, in pixels

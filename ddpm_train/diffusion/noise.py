@@ -6,7 +6,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from ddpm_train.config import MSE, MinSNR, NoiseScheduler
+from ddpm_train.config.losses import MSE, MinSNR
+from ddpm_train.config.train import NoiseScheduler
 
 
 def build_noise_scheduler(config: NoiseScheduler) -> DDPMScheduler:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_train.evaluation import bootstrap
-from ddpm_train.evaluation.grid import image_grid
+from ddpm_train.sampling.pictures import image_grid
 
 # Nearer to a training image than all but this share of the held-out images are counts as a copy.
 QUANTILE = 0.01

@@ -18,17 +18,17 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from ddpm_train.config import Sampler
-from ddpm_train.diffusion.sampling import build_sampler, sample, step_arguments
-from ddpm_train.environment import versions
+from ddpm_train.config.metrics import LOWER_IS_BETTER, score_name
+from ddpm_train.config.parts import Sampler
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.features import BATCH_IMAGES, Extractor
 from ddpm_train.evaluation.reference import ReferenceFeatures
 from ddpm_train.evaluation.scores import DependsOn, Reference, Score
 from ddpm_train.evaluation.shards import fill_sharded
-from ddpm_train.measures import LOWER_IS_BETTER, score_name
-from ddpm_train.preemption import StopRequest
-from ddpm_train.ranks import on_main
+from ddpm_train.runs.environment import versions
+from ddpm_train.sampling.loop import build_sampler, sample, step_arguments
+from ddpm_train.system.ranks import on_main
+from ddpm_train.system.signals import StopRequest
 
 _KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000
 _ISC_SPLITS = 10

@@ -18,12 +18,12 @@ from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP, build_mo
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation.shards import fill_sharded
 from ddpm_train.evaluation.weights import dinov2_network, is_published, read_weights, weights_file
-from ddpm_train.files import sha256_file
-from ddpm_train.mistakes import Mistakes
-from ddpm_train.preemption import StopRequest
-from ddpm_train.ranks import on_main
+from ddpm_train.system.files import sha256_file
+from ddpm_train.system.ranks import on_main
+from ddpm_train.system.signals import StopRequest
 
 # Images go through an extractor in batches of this size, whatever else is batched how: other sizes round otherwise.
 BATCH_IMAGES = 32

@@ -12,8 +12,8 @@ from torch import Tensor
 from ddpm_train.data.images import Images
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.evaluation.shards import fill_sharded
-from ddpm_train.preemption import StopRequest
 from ddpm_train.seeding import Purpose
+from ddpm_train.system.signals import StopRequest
 
 
 @dataclass(frozen=True)

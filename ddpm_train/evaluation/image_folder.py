@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from PIL import Image
 
+from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.data.decode import FORMATS
 from ddpm_train.data.sources import describe, image_files
-from ddpm_train.mistakes import Mistakes, as_written
 
 if TYPE_CHECKING:
-    from ddpm_train.config import Dataset
+    from ddpm_train.config.parts import Dataset
     from ddpm_train.data.images import Images
 
 _OF_A_MODEL = ("model_index.json", "config.json", "config.yaml", "manifest.json", "checkpoints", "unet")

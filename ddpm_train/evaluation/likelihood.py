@@ -13,8 +13,8 @@ from ddpm_train.data.images import Images
 from ddpm_train.diffusion.bound import BoundTerms
 from ddpm_train.diffusion.objective import to_model_range
 from ddpm_train.evaluation.shards import fill_sharded
-from ddpm_train.preemption import StopRequest
 from ddpm_train.seeding import Purpose, integers, normal
+from ddpm_train.system.signals import StopRequest
 
 
 @dataclass(frozen=True)

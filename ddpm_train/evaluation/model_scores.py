@@ -4,7 +4,8 @@ import numpy as np
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ddpm_train.config import MSE, MinSNR
+from ddpm_train.config.losses import MSE, MinSNR
+from ddpm_train.config.metrics import LOWER_IS_BETTER
 from ddpm_train.data.images import Images
 from ddpm_train.diffusion.noise import loss_weights
 from ddpm_train.diffusion.objective import Objective
@@ -12,8 +13,7 @@ from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.held_out import HeldOutLosses, held_out_losses
 from ddpm_train.evaluation.likelihood import Bound
 from ddpm_train.evaluation.scores import DependsOn, Score
-from ddpm_train.measures import LOWER_IS_BETTER
-from ddpm_train.preemption import StopRequest
+from ddpm_train.system.signals import StopRequest
 
 _NORMAL_QUANTILE = 1.959964  # of CONFIDENCE, on both sides
 _SEED = 2020

@@ -15,9 +15,9 @@ from ddpm_train.data.images import Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.evaluation.features import Extractor, extract
 from ddpm_train.evaluation.scores import Reference
-from ddpm_train.files import default_cache_dir, write_atomic
-from ddpm_train.preemption import StopRequest
-from ddpm_train.ranks import on_main
+from ddpm_train.system.files import default_cache_dir, write_atomic
+from ddpm_train.system.ranks import on_main
+from ddpm_train.system.signals import StopRequest
 
 _FORMAT = 1  # of what is computed from an image and how it is kept
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation.scores import Reference, Score
-from ddpm_train.files import write_atomic
-from ddpm_train.mistakes import Mistakes
+from ddpm_train.system.files import write_atomic
 
 FILE_NAME = "scores.json"
 SECTIONS = ("bound", "copying", "cost")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from accelerate import Accelerator
 from torch import Tensor
 
-from ddpm_train.preemption import StopRequest
+from ddpm_train.system.signals import StopRequest
 
 
 def fill_sharded(

@@ -19,8 +19,8 @@ from torch_fidelity.feature_extractor_clip import MODEL_URLS as CLIP_URLS
 from torch_fidelity.feature_extractor_dinov2 import MODEL_METADATA as DINOV2
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from ddpm_train.files import sha256_file
-from ddpm_train.mistakes import Mistakes
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.system.files import sha256_file
 
 _DINOV2_CODE = "facebookresearch/dinov2"
 _DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/{0}/{0}_pretrain.pth"

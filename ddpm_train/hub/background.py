@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ddpm_train
-from ddpm_train import checkpoint
 from ddpm_train.hub.push import Push, Target
 from ddpm_train.hub.share import OWNED, Shared
+from ddpm_train.runs import checkpoint
 
 
 @dataclass(frozen=True)

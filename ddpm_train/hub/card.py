@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_train.environment import versions
+from ddpm_train.runs.environment import versions
 
 _METRICS = {
     "fid": "FID",

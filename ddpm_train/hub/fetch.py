@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_train import checkpoint
-from ddpm_train.files import replace_folder
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, told, with_retries
 from ddpm_train.hub.share import ALL, LAST, RECORDS
-from ddpm_train.hub_access import ASKING_SECONDS, limit_waiting, told, with_retries
-from ddpm_train.mistakes import Mistakes
+from ddpm_train.runs import checkpoint
+from ddpm_train.system.files import replace_folder
 
 _RETRY_SECONDS = 30.0
 # How many commits to look back for a whole checkpoint.

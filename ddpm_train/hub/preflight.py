@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ddpm_train.hub_access import ASKING_SECONDS, limit_waiting, told, with_retries
+from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, told, with_retries
 
 SCHEME = "hf://"
 _URI = re.compile(rf"{SCHEME}(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")

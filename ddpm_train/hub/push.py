@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ddpm_train.hub_access import limit_waiting, told, with_retries
+from ddpm_train.hub.access import limit_waiting, told, with_retries
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_train import checkpoint, config_file
 from ddpm_train.hub.card import Facts, model_card
-from ddpm_train.selection import RECORDS
+from ddpm_train.runs import checkpoint
+from ddpm_train.runs.folder import CONFIG, RECORDS, config_yaml
 
 LAST, ALL = "last-checkpoint", "checkpoints"
 # Folders of the repository that are the newest push's alone. Of all checkpoints there, none is ever removed.
@@ -59,7 +59,7 @@ class Shared:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
         _link(path / f"{weights}.safetensors", folder / _WEIGHTS)
-        (folder / config_file.NAME).write_bytes(config_file.to_yaml(public_config(self.values)))
+        (folder / CONFIG).write_bytes(config_yaml(public_config(self.values)))
         records = _records(self.run / RECORDS, step)
         (folder / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
         if grid := _newest_grid(self.run / "samples", step):

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ddpm_train.files import write_atomic
-from ddpm_train.report.folder import CONFIG, EVALUATION, read_folder
+from ddpm_train.report.evidence import CONFIG, EVALUATION, read_folder
 from ddpm_train.report.page import render
+from ddpm_train.system.files import write_atomic
 
 REPORT = "report.html"
 

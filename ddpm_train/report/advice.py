@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ddpm_train.report import commands
+from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import held_out, main_score, small_learning_rate, trend
-from ddpm_train.report.folder import Evidence
+from ddpm_train.report.names import name_of
 from ddpm_train.report.numerals import count, duration
-from ddpm_train.report.words import name_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ddpm_train.report.folder import NOTHING, Floats, Series
+from ddpm_train.report.evidence import NOTHING, Floats, Series
 from ddpm_train.report.numerals import number, tick
 
 BUCKETS = 300

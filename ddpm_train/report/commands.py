@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from ddpm_train.report.folder import Evidence
+from ddpm_train.report.evidence import Evidence
 
 
 def go_on(evidence: Evidence, max_steps: int | None = None) -> str:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from ddpm_train.report.charts import Axis, Chart, over_steps, shorten, span, step_axis, titles
+from ddpm_train.report.evidence import Evidence, Floats, Score, Series, read_score
 from ddpm_train.report.findings import held_out
-from ddpm_train.report.folder import Evidence, Floats, Score, Series, read_score
+from ddpm_train.report.names import metric_name, name_of
 from ddpm_train.report.numerals import count, duration, measured, number, tick
-from ddpm_train.report.words import metric_name, name_of
 
 MAX_CURVES = 4  # in one plot; style.css has as many colours
 

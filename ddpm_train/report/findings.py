@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddpm_train.report.folder import Evidence, Score, Series
+from ddpm_train.report.evidence import Evidence, Score, Series
+from ddpm_train.report.names import metric_name
 from ddpm_train.report.numerals import count, digits, measured, number
-from ddpm_train.report.words import metric_name
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01

@@ -8,12 +8,12 @@ import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ddpm_train.mistakes import as_written
-from ddpm_train.report import commands, figures, numerals, words
+from ddpm_train.config.mistakes import as_written
+from ddpm_train.report import commands, figures, names, numerals
 from ddpm_train.report.advice import advice
 from ddpm_train.report.charts import Chart
+from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import RULES, findings
-from ddpm_train.report.folder import Evidence
 from ddpm_train.report.numerals import count, duration, number
 from ddpm_train.report.pictures import FRAME_SIDE, MAX_FRAMES, PICTURE_SIDE, Picture, inline
 
@@ -30,7 +30,7 @@ def render(evidence: Evidence) -> str:
     templates.filters |= {
         name: getattr(numerals, name) for name in ("count", "digits", "duration", "measured", "number")
     }
-    templates.filters |= {"metric": words.name_of, "extractor": words.extractor_name}
+    templates.filters |= {"metric": names.name_of, "extractor": names.extractor_name}
     unreadable = list(evidence.unreadable)
     frames = list(_frames(evidence, unreadable))
     copying = evidence.copying or {}
@@ -45,7 +45,7 @@ def render(evidence: Evidence) -> str:
         nearest=nearest,
         charts=_charts(evidence),
         scores=[
-            (words.metric_name(score), score, words.circumstances(score), words.meaning(score))
+            (names.metric_name(score), score, names.circumstances(score), names.meaning(score))
             for score in evidence.scores
         ],
         evaluations=_evaluations(evidence),
@@ -139,7 +139,7 @@ def _about(evidence: Evidence) -> Iterator[tuple[str, str]]:
         yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     pipeline = evidence.pipeline
     if pipeline.get("step") is not None:
-        yield "In pipeline/", f"{words.weights_name(pipeline['weights'])} of step {count(pipeline['step'])}"
+        yield "In pipeline/", f"{names.weights_name(pipeline['weights'])} of step {count(pipeline['step'])}"
     yield from _history(evidence)
 
 

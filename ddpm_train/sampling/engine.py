@@ -11,9 +11,10 @@ from accelerate.utils.memory import clear_device_cache
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from ddpm_train.compute import Compute, Stopwatch, choose, multiplies_in_bf16, out_of_memory
-from ddpm_train.diffusion.inpainting import inpaint, visits
-from ddpm_train.diffusion.sampling import (
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.models.load import Model
+from ddpm_train.sampling.inpainting import inpaint, visits
+from ddpm_train.sampling.loop import (
     Observer,
     build_sampler,
     denoise,
@@ -23,9 +24,8 @@ from ddpm_train.diffusion.sampling import (
     step_arguments,
     to_uint8,
 )
-from ddpm_train.loading import Model
-from ddpm_train.mistakes import Mistakes
 from ddpm_train.sampling.recipe import Recipe
+from ddpm_train.system.compute import Compute, Stopwatch, choose, multiplies_in_bf16, out_of_memory
 
 T = TypeVar("T")
 # Where `auto` begins to look for what fits. A CPU gains nothing from more, and is not told when memory runs out.

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.utils import make_grid
 
-from ddpm_train.evaluation.grid import image_grid
-from ddpm_train.files import write_atomic
-from ddpm_train.sampling.looks import Compared, Frame
+from ddpm_train.sampling.visualizations import Compared, Frame
+from ddpm_train.system.files import write_atomic
 
 _GAP = 2
 _LABEL_HEIGHT = 16
@@ -85,3 +85,16 @@ def save(picture: Image.Image, path: Path) -> None:
     file = io.BytesIO()
     picture.save(file, format="png", optimize=True)
     write_atomic(path, file.getvalue())
+
+
+# Tiles smaller than this are enlarged without smoothing, so that a person can see them.
+MIN_TILE_SIDE = 64
+
+
+def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:
+    """uint8 [N, C, H, W] -> one picture, nearly square unless told otherwise, row by row; C is 1, 3 or 4."""
+    factor = max(1, math.ceil(MIN_TILE_SIDE / max(images.shape[2:])))
+    enlarged = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    grid = make_grid(enlarged, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=255)
+    pixels = grid.permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., 0] if images.shape[1] == 1 else pixels)

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_train.config import Sampler, SamplerName
+from ddpm_train.config.mistakes import Mistakes, as_written
+from ddpm_train.config.parts import Sampler, SamplerName
+from ddpm_train.config.sample import SampleConfig
+from ddpm_train.config.samplers import package_mistakes
 from ddpm_train.data.decode import MODES, BrokenImage, Decoder
-from ddpm_train.diffusion.fitness import fitting, refusal
-from ddpm_train.loading import Model
-from ddpm_train.mistakes import Mistakes, as_written
-from ddpm_train.sample_config import SampleConfig
-from ddpm_train.samplers import package_mistakes
+from ddpm_train.models.load import Model
+from ddpm_train.sampling.sampler_check import fitting, refusal
 
 _MAX_PIXELS = 10**9
 

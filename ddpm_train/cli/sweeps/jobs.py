@@ -1,0 +1,112 @@
+"""The jobs of a sweep: what each one is, and what became of it, in its folder."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.runs.folder import CONFIG, read_config
+from ddpm_train.runs.identity import accept, identity
+from ddpm_train.system.files import write_atomic
+
+RECORD = "job.json"
+Status = Literal["waiting", "running", "finished", "diverged", "failed", "stopped", "pruned"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        choices: what sets it apart from the others.
+        overrides: its command line, name and folder among them.
+        values: its config, composed.
+    """
+
+    choices: dict[str, str]
+    overrides: tuple[str, ...]
+    values: Mapping[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.values["output_dir"])
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a job so far.
+
+    Attributes:
+        seconds: that its processes have run, all together.
+    """
+
+    choices: dict[str, str]
+    status: Status
+    seconds: float = 0.0
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / RECORD, json.dumps(asdict(self)).encode())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job among those it is compared with; `objective` is NaN if it has none to compare."""
+
+    folder: Path
+    record: Record
+    objective: float
+    best_step: int | None
+
+
+def varied_keys(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row.record.choices))
+
+
+def read_record(folder: Path) -> Record | None:
+    path = folder / RECORD
+    return Record(**json.loads(path.read_text())) if path.exists() else None
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What a finished run has left: its objective's name, value and step."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def end_of(job: Job) -> Status | None:
+    """What a job has come to that ran to its end, finished or diverged, with this very config."""
+    record = read_record(job.folder)
+    if record is None or _saved_config(job.folder) != job.values:
+        return None
+    if record.status == "finished" and read_result(job.folder) is None:
+        return None  # it was extended since, and did not come to the new end
+    return record.status if record.status in ("finished", "diverged") else None
+
+
+def conflict(job: Job) -> str | None:
+    """The line that refuses the job if its folder holds another run than it would make."""
+    saved = _saved_config(job.folder)
+    if saved is None:
+        return None
+    there, now = (identity(values, dataset_content="", mixed_precision="") for values in (saved, job.values))
+    try:
+        accept(there, now, allowed=tuple(job.values["allow_change"]), where=str(job.folder))
+    except Mistakes as mistakes:
+        return "\n".join(mistakes.lines)
+    return None
+
+
+def _saved_config(folder: Path) -> dict[str, Any] | None:
+    path = folder / CONFIG
+    return read_config(path) if path.exists() else None
+
+
+def objective_of(folder: Path) -> float:
+    """A finished run's objective; NaN if it has none."""
+    result = read_result(folder)
+    value = result["value"] if result else None
+    return math.nan if value is None else float(value)

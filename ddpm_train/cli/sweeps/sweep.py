@@ -1,0 +1,129 @@
+"""A sweep: its jobs, how each is started, and in which folder their comparison stands."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+from ddpm_train.cli.sweeps.devices import accelerate_launch, visible_gpus
+from ddpm_train.cli.sweeps.jobs import Job, Record, end_of, objective_of, read_record
+from ddpm_train.cli.sweeps.processes import JOBS, LOG, complaint, signals_reach_the_jobs, signals_wait_for_the_jobs
+from ddpm_train.cli.sweeps.summary import summarize
+from ddpm_train.config.objective import Criterion
+from ddpm_train.runs.lock import is_held
+from ddpm_train.system import exit_codes
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """Its choices, and its overrides, as far as the command line tells them."""
+
+    choices: dict[str, str]
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What an optimiser draws jobs from.
+
+    Attributes:
+        overrides: those that it chooses values for.
+        job: the overrides of a job, of one text for each of these.
+    """
+
+    overrides: list[Override]
+    job: Callable[[Sequence[str]], PlannedJob]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What Hydra's sweepers and launchers are given as their task: it runs a job in a process of its own.
+
+    Attributes:
+        module: the program of a job, as `python -m` takes it.
+        flags: for the program, besides a job's overrides.
+        folder: where the comparison of the jobs stands.
+        jobs: all of them, or with `space` examples.
+        space: of a search.
+        criterion: what they are compared by.
+    """
+
+    module: str
+    flags: tuple[str, ...]
+    folder: Path
+    jobs: tuple[Job, ...]
+    space: Space | None
+    criterion: Criterion | None
+
+    def __call__(self, composed: DictConfig) -> float:
+        """Run the job that Hydra has composed, with all GPUs there are, for launchers whose jobs are functions.
+
+        Whoever wants to be told before the job is killed, such as submitit to requeue it, is told once it has saved.
+        """
+        overrides = list(HydraConfig.get().overrides.task)
+        gpus = visible_gpus()
+        launch = accelerate_launch(len(gpus)) if len(gpus) > 1 else []
+        with signals_wait_for_the_jobs():
+            return self.run_job(Path(composed.output_dir), [sys.executable, *launch, *self.program(overrides)], {})
+
+    def program(self, overrides: Sequence[str]) -> list[str]:
+        """The arguments of Python, or of a launcher of Python programs, that run a job."""
+        return ["-m", self.module, *self.flags, *overrides]
+
+    def run_job(self, folder: Path, command: Sequence[str], environment: dict[str, str]) -> float:
+        """Run a job to its end, in the open; returns its objective, NaN without one."""
+        if JOBS.stopping:
+            return math.nan
+        gpus = environment.get("CUDA_VISIBLE_DEVICES")
+        print(f"started   {folder.name}{f' (GPU {gpus})' if gpus else ''}", flush=True)
+        record = JOBS.run(folder, command, environment)
+        value = objective_of(folder)
+        number = f" {self.criterion.name} {value:.4g}" if self.criterion and not math.isnan(value) else ""
+        print(f"{record.status:<9} {folder.name}:{number} after {duration(record.seconds)}", flush=True)
+        if record.status in ("failed", "diverged"):
+            print(f"          {complaint(folder / LOG)}", flush=True)
+        return value
+
+    def run_all(self, launch: Callable[[list[Job]], object]) -> list[Path]:
+        """Run the jobs that have not ended; returns the folders of all."""
+        remaining = []
+        for job in self.jobs:
+            before = read_record(job.folder) or Record(job.choices, "waiting")
+            if ended := end_of(job):
+                print(f"skipped   {job.folder.name}: {ended} before", flush=True)
+            elif is_held(job.folder):  # left behind by a sweep that was killed, or another host's
+                print(f"running   {job.folder.name}: in another process already", flush=True)
+                replace(before, status="running").write(job.folder)
+            else:
+                remaining.append(job)
+                replace(before, status="waiting").write(job.folder)
+        if remaining:
+            launch(remaining)
+        return [job.folder for job in self.jobs]
+
+    def carry_out(self, run: Callable[[], list[Path]]) -> None:
+        """Run the jobs and compare them. Leaves with code 75 if asked to stop, with 1 if any failed.
+
+        Args:
+            run: runs them; returns their folders.
+        """
+        with signals_reach_the_jobs():
+            folders = run()
+            summarize(self.folder, folders, self.criterion)
+        statuses = {record.status for folder in folders if (record := read_record(folder))}
+        if statuses & {"stopped", "waiting", "running"}:
+            print("the same command continues", flush=True)
+            sys.exit(exit_codes.REQUEUE)
+        if "failed" in statuses:
+            sys.exit(1)
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

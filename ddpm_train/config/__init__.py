@@ -1,0 +1,1 @@
+"""Every key of the programs, typed and checked. Imports no torch."""

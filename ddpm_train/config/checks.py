@@ -1,0 +1,124 @@
+"""What single keys of a training run cannot show: combinations that cannot work."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ddpm_train.config.metrics import FEWEST_IMAGES
+from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.objective import objective_mistakes
+from ddpm_train.config.samplers import argument_mistakes
+from ddpm_train.config.schema import Schema
+from ddpm_train.config.train import SGD, Config, WarmupEMA
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """Check a composed config of a run (plain dicts and lists) and return it typed.
+
+    Raises:
+        Mistakes: every wrong type, range, name and combination in it, a line each.
+    """
+    return TRAINING.parse(values)
+
+
+def cross_field_mistakes(config: Config) -> Iterator[str]:
+    """What single keys cannot show: a line for each combination that cannot work."""
+    yield from _model_mistakes(config)
+    train, noise = config.train, config.noise_scheduler
+    if (train.max_steps is None) == (train.epochs is None):
+        given = f"train.max_steps={as_written(train.max_steps)} train.epochs={as_written(train.epochs)}"
+        remedy = "give one of them" if train.epochs is None else "set the other to null"
+        yield f"{given}: exactly one decides the length; {remedy}"
+    if isinstance(train.micro_batch_size, int) and train.batch_size % train.micro_batch_size:
+        yield (
+            f"train.batch_size={train.batch_size}: not divisible by "
+            f"train.micro_batch_size={train.micro_batch_size}; choose a multiple of it"
+        )
+    if config.dataset.device_cache is True and config.dataset.cache == "none":
+        yield "dataset.device_cache=true: copies prepared images, and dataset.cache=none keeps none; use disk or auto"
+    if noise.variance_type.startswith("learned"):
+        yield (
+            f"noise_scheduler.variance_type={noise.variance_type}: there is no loss for a learned variance; "
+            "use fixed_small or fixed_large"
+        )
+    if noise.beta_start > noise.beta_end:
+        yield f"noise_scheduler.beta_start={noise.beta_start}: above beta_end={noise.beta_end}; swap them"
+    if noise.trained_betas is not None and len(noise.trained_betas) != noise.num_train_timesteps:
+        yield (
+            f"noise_scheduler.trained_betas: {len(noise.trained_betas)} values for "
+            f"num_train_timesteps={noise.num_train_timesteps}; give as many"
+        )
+    if noise.rescale_betas_zero_snr and noise.prediction_type == "epsilon":
+        reason = "min-SNR weighs it 0/0" if config.loss.name == "min_snr" else "pure noise says nothing of x_0"
+        yield (
+            "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
+            f"({reason}); use noise_scheduler.prediction_type=v_prediction"
+        )
+    if config.evaluation.num_inference_steps > noise.num_train_timesteps:
+        yield (
+            f"evaluation.num_inference_steps={config.evaluation.num_inference_steps}: more than "
+            f"noise_scheduler.num_train_timesteps={noise.num_train_timesteps}; use at most that many"
+        )
+    if config.evaluation.metrics and config.evaluation.num_samples < FEWEST_IMAGES:
+        yield (
+            f"evaluation.num_samples={config.evaluation.num_samples}: too few for evaluation.metrics; "
+            f"use at least {FEWEST_IMAGES}"
+        )
+    if isinstance(config.ema, WarmupEMA) and config.ema.min_decay > config.ema.max_decay:
+        yield f"ema.min_decay={config.ema.min_decay}: above ema.max_decay={config.ema.max_decay}; lower it"
+    if isinstance(config.optimizer, SGD) and config.optimizer.nesterov and config.optimizer.momentum == 0:
+        yield "optimizer.nesterov=true: needs momentum; set optimizer.momentum=0.9"
+    yield from argument_mistakes(config.sampler)
+    yield from objective_mistakes(config)
+
+
+def _model_mistakes(config: Config) -> Iterator[str]:
+    model, resolution = config.model, config.dataset.resolution
+    levels = len(model.block_out_channels)
+    for key in ("down_block_types", "up_block_types"):
+        if len(getattr(model, key)) != levels:
+            yield (
+                f"model.{key}: {len(getattr(model, key))} blocks for {levels} model.block_out_channels; "
+                "make the lists equally long"
+            )
+    factor = 2 ** (levels - 1)
+    if any(side % factor for side in resolution):
+        fitting = [max(factor, round(side / factor) * factor) for side in resolution]
+        shown = fitting[0] if fitting[0] == fitting[1] else f"[{fitting[0]},{fitting[1]}]"
+        yield (
+            f"dataset.resolution={_resolution_text(resolution)}: {levels} levels need multiples of {factor}; "
+            f"use dataset.resolution={shown} or fewer levels"
+        )
+    wrong = [channels for channels in model.block_out_channels if channels % model.norm_num_groups]
+    if wrong:
+        yield (
+            f"model.norm_num_groups={model.norm_num_groups}: does not divide {wrong[0]} of "
+            f"model.block_out_channels; use a common divisor"
+        )
+    groups = model.attn_norm_num_groups
+    if groups and model.mid_block_type and model.block_out_channels[-1] % groups:
+        yield (
+            f"model.attn_norm_num_groups={groups}: does not divide the {model.block_out_channels[-1]} channels of the "
+            "middle block; use a divisor"
+        )
+    attending = [
+        channels
+        for block, channels in zip(model.down_block_types, model.block_out_channels, strict=False)
+        if block.startswith("Attn")
+    ]
+    if model.mid_block_type and model.add_attention:
+        attending.append(model.block_out_channels[-1])
+    head = model.attention_head_dim
+    wrong = [channels for channels in attending if head and channels % head]
+    if wrong:
+        yield (
+            f"model.attention_head_dim={head}: does not divide the {wrong[0]} channels of a level with attention; "
+            "use a common divisor"
+        )
+
+
+TRAINING = Schema(Config, cross_field_mistakes)
+
+
+def _resolution_text(resolution: tuple[int, int]) -> str:
+    height, width = resolution
+    return str(height) if height == width else f"[{height},{width}]"

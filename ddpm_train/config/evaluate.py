@@ -1,0 +1,74 @@
+"""The keys of `ddpm-evaluate`, typed; the values stand in `conf/evaluate.yaml`."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic.dataclasses import dataclass
+
+from ddpm_train.config.metrics import FEWEST_IMAGES, DistributionMetric, Metric
+from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.parts import STRICT, Dataset, ExtractorChoice, Positive, Required, SamplerChoice, SamplerName
+from ddpm_train.config.sample import Seed
+from ddpm_train.config.samplers import argument_mistakes
+from ddpm_train.config.schema import Schema
+
+
+@dataclass(frozen=True, config=STRICT)
+class CostChoice:
+    """Which samplers and step counts to score; empty: none."""
+
+    metric: DistributionMetric
+    samplers: tuple[SamplerName, ...]
+    steps: tuple[Positive, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluateConfig:
+    """All keys of `ddpm-evaluate`."""
+
+    pipeline: Annotated[str, Required]  # what ddpm-sample loads, or a folder of images
+    revision: str | None  # of the Hub repository
+    weights: Literal["auto", "ema", "unet"]
+    metrics: tuple[Metric, ...]
+    extractor: ExtractorChoice
+    reference: Literal["train", "held_out"]  # which of the dataset's images to compare with
+    num_reference_images: Positive | None  # None: all
+    num_images: Positive  # of the model; of a folder: all
+    batch_size: Positive
+    seed: Seed
+    sampler: SamplerChoice
+    num_inference_steps: Positive
+    bound_timesteps: Positive | None  # of bits_per_dim, for each image; None: all
+    cost: CostChoice
+    output: str | None  # None: `evaluation` in the run's folder, or here
+    mixed_precision: Literal["auto", "no", "bf16"]
+    compile: bool
+    dataset: Dataset | None = None  # None: the run's own
+
+    @property
+    def measures_cost(self) -> bool:
+        return bool(self.cost.samplers)
+
+    @property
+    def distribution_metrics(self) -> tuple[str, ...]:
+        """All that need features, those of the cost too."""
+        return (*self.metrics, self.cost.metric) if self.measures_cost else self.metrics
+
+
+def cross_field_mistakes(config: EvaluateConfig) -> Iterator[str]:
+    """What single keys cannot show: a line for each combination that cannot work."""
+    yield from argument_mistakes(config.sampler)
+    cost = config.cost
+    if bool(cost.samplers) != bool(cost.steps):
+        missing = "steps=[5,10,25,100]" if cost.samplers else "samplers=[ddim,dpm_solver]"
+        given = f"cost.samplers={as_written(cost.samplers)} cost.steps={as_written(cost.steps)}"
+        yield f"{given}: needs both lists; add cost.{missing}"
+    if not config.metrics and not config.measures_cost:
+        yield "metrics=[]: nothing to measure; give metrics, or cost.samplers and cost.steps"
+    for key in ("num_images", "num_reference_images"):
+        count = getattr(config, key)
+        if count is not None and count < FEWEST_IMAGES:
+            yield f"{key}={count}: too few for a score; use at least {FEWEST_IMAGES}"
+
+
+EVALUATION = Schema(EvaluateConfig, cross_field_mistakes)

@@ -1,0 +1,58 @@
+"""By what number a run is judged."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ddpm_train.config.metrics import DISTRIBUTION_METRICS, LOWER_IS_BETTER, score_name
+from ddpm_train.config.mistakes import as_written, did_you_mean
+from ddpm_train.config.train import Config
+
+_HOLD_OUT = "hold images out with dataset.validation_fraction=0.02"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A number in the records of evaluated steps, and which way is better."""
+
+    name: str
+    lower_is_better: bool
+
+
+def measured(config: Config) -> dict[str, Criterion]:
+    """What the run's evaluations measure, by the names that `objective` may have."""
+    evaluation, dataset = config.evaluation, config.dataset
+    if evaluation.name == "none":
+        return {}
+    names: dict[str, str] = {}
+    if dataset.validation_split is not None or dataset.validation_fraction > 0:
+        names["held_out_loss"] = "held_out_loss"
+    for metric in evaluation.metrics:
+        names[metric] = score_name(metric, evaluation.extractor.name, evaluation.num_samples)
+    return {metric: Criterion(name, LOWER_IS_BETTER[metric]) for metric, name in names.items()}
+
+
+def criterion(config: Config) -> Criterion | None:
+    """What `objective` means: with auto the held-out loss, if there is one."""
+    return measured(config).get("held_out_loss" if config.objective == "auto" else config.objective or "")
+
+
+def objective_mistakes(config: Config) -> Iterator[str]:
+    """A line if the run would not measure what it is to be judged by, or too seldom."""
+    known, patience = measured(config), config.train.patience
+    none_at_all = config.evaluation.name == "none"
+    remedy = "use evaluation=grid or evaluation=full" if none_at_all else _HOLD_OUT
+    if config.objective is not None and config.objective not in ("auto", *known):
+        if config.objective in DISTRIBUTION_METRICS and not none_at_all:
+            remedy = f"add it with 'evaluation.metrics={as_written([*config.evaluation.metrics, config.objective])}'"
+        elif config.objective != "held_out_loss" and not none_at_all:
+            remedy = f"{did_you_mean(config.objective, known)} give {_one_of([*known, 'auto', 'null'])}".strip()
+        yield f"objective={config.objective}: the evaluations of this run do not measure it; {remedy}"
+    elif patience is not None and criterion(config) is None:
+        remedy = f"give objective={_one_of([*known])}" if known else remedy
+        yield f"train.patience={patience}: nothing measures whether the run improves; {remedy}"
+    if patience is not None and config.evaluation.every_steps is None and not none_at_all:
+        yield f"train.patience={patience}: the run evaluates at its end only; give evaluation.every_steps"
+
+
+def _one_of(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else names[0]

@@ -1,0 +1,141 @@
+"""What the programs' configs have in common: kinds of values, and sections that several of them hold."""
+
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BeforeValidator, ConfigDict
+from pydantic.dataclasses import dataclass
+
+from ddpm_train.config.metrics import ExtractorName
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# A wheel carries the configs inside the package; a checkout has them beside it.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+
+# A name such as 2024 is a text; infinity is not a rate.
+STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):  # which Python, and so pydantic, takes for 0 or 1
+        raise ValueError("must be a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Real = Annotated[float, BeforeValidator(_no_bool)]
+Positive = Annotated[Whole, Gt(0)]
+NonNegative = Annotated[Whole, Ge(0)]
+Byte = Annotated[Whole, Ge(0), Le(255)]
+
+
+SamplerName = Literal[
+    "ddpm", "ddim", "pndm", "dpm_solver", "dpm_solver_singlestep", "dpm_solver_sde", "unipc", "deis", "sa_solver",
+    "euler", "euler_ancestral", "heun", "kdpm2", "kdpm2_ancestral", "lms",
+]  # fmt: skip
+
+
+def _height_and_width(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value, value
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("must be a whole number or [height,width]")
+    return value
+
+
+def _auto_or_bool(value: object) -> object:
+    if value not in ("auto", True, False):
+        raise ValueError("must be auto, true or false")
+    return value
+
+
+def _auto_or_count(value: object) -> object:
+    if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError("must be a whole number above 0, auto or null")
+
+
+def _given(value: object) -> object:
+    if value == "???":
+        raise ValueError("missing; give it a value")
+    return value
+
+
+Resolution = Annotated[tuple[Positive, Positive], BeforeValidator(_height_and_width)]
+AutoBool = Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)]
+Required = BeforeValidator(_given)  # `???` in a config: the user has to say
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dataset:
+    """Where the images come from and how they become uint8 arrays [channels, height, width]."""
+
+    source: Annotated[Literal["embedded", "folder", "hub"], Required]
+    path: Annotated[str, Required]
+    config_name: str | None  # the Hub dataset's configuration
+    split: str
+    revision: str | None
+    image_column: str | None  # None: the one column of images
+    validation_split: str | None  # None: hold out `validation_fraction` of the images
+    validation_fraction: Annotated[Real, Ge(0), Lt(1)]
+    resolution: Resolution
+    channels: Annotated[Literal[1, 3, 4], BeforeValidator(_no_bool)]
+    background: tuple[Byte, Byte, Byte]  # what stands behind transparent pixels when channels < 4
+    crop: Literal["center", "random"]
+    random_flip: bool
+    cache: Literal["disk", "none"]
+    device_cache: AutoBool  # all prepared images in the GPU's memory; auto: where they fit
+    cache_dir: str | None  # None: $XDG_CACHE_HOME/ddpm-train
+    num_workers: NonNegative | None  # None: one for each core
+    max_broken_fraction: Annotated[Real, Ge(0), Le(1)]
+    max_pixels: Positive  # a larger image is not decoded (decompression bombs)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExtractorChoice:
+    """What turns images into features."""
+
+    name: ExtractorName
+    weights: str | None  # a local file; None: those published
+
+
+def _name_alone(value: object) -> object:
+    return {"name": value, "weights": None} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, config=STRICT)
+class Hub:
+    """What a run pushes to the Hugging Face Hub, and when. No key holds a token: configs are saved and pushed."""
+
+    push: bool
+    repo_id: str | None  # None: the token's user and the run's name
+    private: bool | None  # of a repository that does not exist yet; None: as the account has it
+    revision: str | None  # a branch; None: main
+    # Names of transformers. "checkpoint" and "all_checkpoints" push what a resume needs besides the pipeline.
+    strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"]
+    retry_minutes: Annotated[Real, Gt(0)]  # a push that fails is tried again for so long
+    finish_minutes: Annotated[Real, Gt(0)]  # the end of a run waits for its push no longer than this
+    stall_seconds: Annotated[Real, Gt(0)]  # a connection on which nothing moves for so long is given up
+
+
+@dataclass(frozen=True, config=STRICT)
+class Sampler:
+    """A diffusers scheduler that samples, built from the model's own noise schedule.
+
+    In a config the arguments, of its constructor and of its `step`, stand beside the name: `sampler.eta=0.5`.
+    """
+
+    name: SamplerName
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def _arguments_apart(value: object) -> object:
+    if not isinstance(value, Mapping) or "name" not in value:
+        return value
+    return {"name": value["name"], "arguments": {key: item for key, item in value.items() if key != "name"}}
+
+
+SamplerChoice = Annotated[Sampler, BeforeValidator(_arguments_apart)]

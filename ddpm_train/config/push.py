@@ -1,0 +1,30 @@
+"""The keys of `ddpm-push`, typed; the values stand in `conf/push.yaml`."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+from pydantic.dataclasses import dataclass
+
+from ddpm_train.config.parts import STRICT, Real, Required
+from ddpm_train.config.schema import Schema
+
+
+@dataclass(frozen=True, config=STRICT)
+class PushConfig:
+    """All keys of `ddpm-push`. None: what the run's own config says."""
+
+    run: Annotated[str, Required]
+    repo_id: str | None
+    private: bool | None
+    revision: str | None
+    strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] | None
+    retry_minutes: Annotated[Real, Gt(0)]
+    stall_seconds: Annotated[Real, Gt(0)]
+
+
+def _no_mistakes(config: PushConfig) -> Iterator[str]:
+    yield from ()
+
+
+PUSHING = Schema(PushConfig, _no_mistakes)

@@ -1,0 +1,110 @@
+"""The keys of `ddpm-sample`, typed; the values stand in `conf/sample.yaml`."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BeforeValidator
+from pydantic.dataclasses import dataclass
+
+from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.parts import STRICT, Positive, Real, Required, Resolution, SamplerChoice, SamplerName, Whole
+from ddpm_train.config.samplers import argument_mistakes
+from ddpm_train.config.schema import Schema
+
+# Between two of its steps it must stand at x_t = alpha x_0 + sigma noise, with no memory of the steps before.
+INPAINTING_SAMPLERS = ("ddpm", "ddim")
+
+
+def _auto_is_none(value: object) -> object:
+    return None if value == "auto" else value
+
+
+Seed = Annotated[Whole, Ge(0), Lt(2**63)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Compare:
+    """Which samplers and step counts to lay side by side; empty: no comparison."""
+
+    samplers: tuple[SamplerName, ...]
+    steps: tuple[Positive, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class SampleConfig:
+    """All keys of `ddpm-sample`."""
+
+    pipeline: Annotated[str, Required]  # a run, a checkpoint, a folder of a model, or a Hub repository
+    revision: str | None  # of the Hub repository
+    weights: Literal["auto", "ema", "unet"]
+    num_images: Positive
+    batch_size: Annotated[Positive | None, BeforeValidator(_auto_is_none)]  # on one device; None: the largest that fits
+    seed: Seed
+    sampler: SamplerChoice
+    num_inference_steps: Positive
+    resolution: Resolution | None  # None: what the model was made for
+    output: str
+    format: Literal["png", "npz", "parquet"]
+    mixed_precision: Literal["auto", "no", "bf16"]
+    compile: bool
+    animation: Literal["gif", "webp"]
+    trajectory: bool
+    trajectory_every_steps: Positive | None  # None: about ten frames
+    interpolate: bool
+    interpolate_seed: Seed | None  # where the walk from `seed` goes; None: seed + 1
+    interpolate_frames: Annotated[Positive, Gt(1)]
+    compare: Compare
+    from_image: str | None
+    strength: Annotated[Real, Gt(0), Le(1)]  # the share of the noise that from_image is given
+    inpaint: str | None  # a mask for from_image: white is painted anew
+    inpaint_jump_steps: Positive  # how far RePaint goes back, in steps of the sampler
+    inpaint_repeats: Positive  # how often it passes each stretch of them
+
+    @property
+    def look(self) -> str | None:
+        """The picture that is asked for instead of images: trajectory, interpolate, compare or None."""
+        looks = {"trajectory": self.trajectory, "interpolate": self.interpolate, "compare": bool(self.compare.samplers)}
+        return next((name for name, wanted in looks.items() if wanted), None)
+
+    @property
+    def walks_to(self) -> int:
+        """The seed at the end of an interpolation."""
+        return self.seed + 1 if self.interpolate_seed is None else self.interpolate_seed
+
+
+def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
+    """What single keys cannot show: a line for each combination that cannot work."""
+    yield from argument_mistakes(config.sampler)
+    if bool(config.compare.samplers) != bool(config.compare.steps):
+        missing = "steps=[10,20,50]" if config.compare.samplers else "samplers=[ddim,dpm_solver]"
+        yield f"compare={as_written(_compare_values(config))}: needs both lists; add compare.{missing}"
+    looks = [
+        text
+        for text, wanted in (
+            ("trajectory=true", config.trajectory),
+            ("interpolate=true", config.interpolate),
+            (f"compare.samplers={as_written(config.compare.samplers)}", bool(config.compare.samplers)),
+        )
+        if wanted
+    ]
+    if len(looks) > 1:
+        yield f"{' '.join(looks)}: one picture at a time; leave out all but one"
+    if config.from_image and config.look in ("interpolate", "compare"):
+        yield f"from_image={config.from_image}: {config.look} begins with noise; leave one of them out"
+    if config.interpolate_seed is not None and config.interpolate_seed == config.seed:
+        yield f"interpolate_seed={config.interpolate_seed}: the same as seed; choose another"
+    if config.inpaint and not config.from_image:
+        yield f"inpaint={config.inpaint}: the mask of which picture? give from_image=PATH"
+    if config.inpaint and config.sampler.name not in INPAINTING_SAMPLERS:
+        yield (
+            f"sampler={config.sampler.name}: cannot inpaint, since it remembers or looks ahead; "
+            f"use sampler={' or '.join(INPAINTING_SAMPLERS)}"
+        )
+
+
+def _compare_values(config: SampleConfig) -> dict[str, object]:
+    return {"samplers": config.compare.samplers, "steps": config.compare.steps}
+
+
+SAMPLING = Schema(SampleConfig, cross_field_mistakes)

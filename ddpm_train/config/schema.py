@@ -1,0 +1,169 @@
+"""Finds every mistake in a composed config: wrong types, ranges and names, and combinations that cannot work.
+
+Importing it is cheap: no torch, diffusers or datasets.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from ddpm_train.config.mistakes import Mistakes, as_written, did_you_mean
+from ddpm_train.config.train import Config
+
+C = TypeVar("C")
+
+
+class Schema(Generic[C]):
+    """What a program's config must be.
+
+    Args:
+        config_type: a pydantic dataclass.
+        cross_field_mistakes: yields a line for each combination of keys that cannot work.
+    """
+
+    def __init__(self, config_type: type[C], cross_field_mistakes: Callable[[C], Iterator[str]]) -> None:
+        self._adapter: TypeAdapter[C] = TypeAdapter(config_type)
+        self._cross_field_mistakes = cross_field_mistakes
+
+    def parse(self, values: Mapping[str, Any]) -> C:
+        """Check a composed config (plain dicts and lists) and return it typed.
+
+        Raises:
+            Mistakes: every wrong type, range, name and combination in it, a line each.
+        """
+        if lines := self.inspect(values, {}):
+            raise Mistakes(*lines)
+        return self._adapter.validate_python(values)
+
+    def inspect(
+        self,
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        preflight: Callable[[C], Iterator[str]] = lambda config: iter(()),
+    ) -> list[str]:
+        """Find all mistakes in a composed config, a line each.
+
+        Args:
+            values: the config.
+            defaults: takes the place of what is wrong, so that one mistake does not hide the next.
+            preflight: yields further mistakes of a config whose keys are right one by one.
+        """
+        lines: list[str] = []
+        wrong: set[str] = set()
+        try:
+            config = self._adapter.validate_python(values)
+        except ValidationError as error:
+            wrong = {".".join(map(str, _location(detail)[:2])) for detail in error.errors()}
+            known = [key for key in dotted(defaults) if key not in wrong]  # a file of the user may bring wrong keys
+            lines = list(dict.fromkeys(_explain(detail, known) for detail in error.errors() if not _is_echo(detail)))
+            try:
+                config = self._adapter.validate_python(_repaired(values, defaults, error))
+            except ValidationError:
+                return lines
+        further = chain(self._cross_field_mistakes(config), preflight(config))
+        # What involves a repaired key says something of the default, not of what the user wrote.
+        return lines + [line for line in further if not any(_mentions(line, key) for key in wrong)]
+
+
+_STAND_IN = "embedded"  # for what the defaults leave to the user: right as a source and as a path
+
+
+def _repaired(values: Mapping[str, Any], defaults: Mapping[str, Any], error: ValidationError) -> dict[str, Any]:
+    """A copy of `values` with the two-part keys that `error` names taken from `defaults`."""
+    repaired = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for detail in error.errors():
+        section, *rest = _location(detail)
+        if section not in defaults:
+            repaired.pop(section, None)
+        elif not rest or not isinstance(repaired.get(section), dict):
+            repaired[section] = defaults[section]
+        elif rest[0] in defaults[section]:
+            default = defaults[section][rest[0]]
+            repaired[section][rest[0]] = _STAND_IN if default == "???" else default
+        else:
+            repaired[section].pop(rest[0], None)
+    return repaired
+
+
+# Sections whose keys depend on the group's choice; pydantic puts the choice into the location of their errors.
+_TAGGED = {name for name, field in Config.__pydantic_fields__.items() if field.discriminator}  # type: ignore[attr-defined]
+
+
+def _mentions(line: str, key: str) -> bool:
+    return re.search(rf"(?<![\w./]){re.escape(key)}(?!\w)", line) is not None
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of nested sections as one writes it: `train`, `train.batch_size`, …"""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+
+
+def dotted_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested sections that is no section itself, with its value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from dotted_values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _location(detail: Any) -> list[Any]:
+    section, *rest = detail["loc"]
+    return [section, *(rest[1:] if section in _TAGGED else rest)]
+
+
+def _is_echo(detail: Any) -> bool:
+    """A list whose items were wrong is reported a second time, as too short."""
+    return detail["type"] == "too_short" and len(detail["input"]) > 0
+
+
+def _explain(detail: Any, known_keys: list[str]) -> str:
+    """One validation error of pydantic as "key=value: what is wrong"."""
+    key = ".".join(map(str, _location(detail)))
+    kind, context = detail["type"], detail.get("ctx", {})
+    given = f"{key}={as_written(detail['input'])}"
+    if kind == "unexpected_keyword_argument":
+        return f"{given}: no such key;{did_you_mean(key, known_keys) or ' see --cfg job'}"
+    if kind == "value_error":
+        return f"{given}: {context['error']}"
+    if kind in ("missing", "union_tag_not_found"):
+        return f"{key}{'' if kind == 'missing' else '.name'}: missing; give it a value"
+    if kind == "union_tag_invalid":
+        given, expected, word = f"{key}.name={context['tag']}", context["expected_tags"], context["tag"]
+    elif kind == "literal_error":
+        expected, word = context["expected"], detail["input"]
+    else:
+        return f"{given}: must be {_WANTED.get(kind, detail['msg']).format_map(context)}"
+    known = [choice.strip("' ") for choice in expected.replace(" or ", ", ").split(",")]
+    return f"{given}: not one of {', '.join(known)};{did_you_mean(str(word), known)}".rstrip(";")
+
+
+# What pydantic's kinds of errors ask for, in words that follow "must be".
+_WANTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "dict_type": "a section of keys",
+    "dataclass_type": "a section of keys",
+    "model_attributes_type": "a section of keys",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "string_pattern_mismatch": "made of letters, digits and . _ = , + - and begin with a letter or digit",
+}

@@ -1,0 +1,85 @@
+"""What the `datasets` library loads: a repository on the Hub or on the disk, `save_to_disk` folders, parquet files."""
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.hub.access import find_commit
+
+if TYPE_CHECKING:
+    from ddpm_train.config.parts import Dataset
+
+
+def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None]:
+    """One split of `dataset.path`, a `datasets.Dataset`, and the commit of its repository if it has one.
+
+    Raises:
+        Mistakes: there is no such dataset, revision, configuration or split, or it cannot be had now.
+    """
+    import datasets
+
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    path = Path(config.path).expanduser()
+    try:
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            loaded = datasets.load_from_disk(str(path))
+            if not isinstance(loaded, datasets.DatasetDict):
+                return loaded, None
+            if split not in loaded:
+                raise ValueError(f'Unknown split "{split}". Should be one of {sorted(loaded)}.')
+            return loaded[split], None
+        if path.suffix == ".parquet" and path.exists():
+            return datasets.load_dataset("parquet", data_files=str(path), split="train"), None
+        if path.is_dir():
+            return datasets.load_dataset(str(path), config.config_name, split=split), None
+        return _load_from_hub(config, split)
+    except ValueError as error:
+        raise Mistakes(_value_mistake(config, split, error)) from None
+    except (datasets.exceptions.DatasetsError, OSError) as error:
+        raise Mistakes(f"dataset.path={config.path}: {str(error).splitlines()[0]}") from None
+
+
+def _load_from_hub(config: "Dataset", split: str) -> tuple[Any, str | None]:
+    """One split of the repository `owner/name`, and its commit.
+
+    The Hub is asked first which commit `dataset.revision` means: that answers within a moment where `load_dataset`
+    alone would retry a Hub that is down for 23 s, and a pinned commit keeps it from asking a second service (which a
+    mirror does not have, and which would be sent the token). Without a Hub the cached copy serves.
+    """
+    import datasets
+
+    datasets.config.USE_PARQUET_EXPORT = False
+    commit, problem = find_commit(
+        "dataset", config.path, config.revision, key="dataset.path", revision_key="dataset.revision"
+    )
+    if problem is not None:
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        loaded = datasets.load_dataset(config.path, config.config_name, split=split, revision=commit or config.revision)
+        return loaded, commit or _cached_commit(loaded)
+    except ConnectionError:
+        raise Mistakes(
+            f"dataset.path={config.path}: {problem or 'the Hub went away'}, and there is no copy of it in the cache; "
+            "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+        ) from None
+
+
+def _cached_commit(dataset: Any) -> str | None:
+    """The commit that a dataset in the cache was made of: its folder there is named after it."""
+    folders = (Path(file["filename"]).parent.name for file in dataset.cache_files)
+    return next((name for name in folders if re.fullmatch(r"[0-9a-f]{40}", name)), None)
+
+
+def _value_mistake(config: "Dataset", split: str, error: ValueError) -> str:
+    """What `load_dataset` says of a split or a configuration, as a line."""
+    first = next(line for line in [*str(error).splitlines(), type(error).__name__] if line)
+    if "Unknown split" in first:
+        key = "split" if split == config.split else "validation_split"
+        return f"dataset.{key}={split}: {first}"
+    if "BuilderConfig" in first or "Config name" in first:
+        return f"dataset.config_name={config.config_name or 'null'}: {' '.join(str(error).split())}"
+    return f"dataset.path={config.path}: {first}"

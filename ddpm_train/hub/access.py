@@ -1,0 +1,146 @@
+"""Asking the Hugging Face Hub; what can go wrong there, in one line each; how long to wait for it."""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ddpm_train.config.mistakes import Mistakes
+
+# A call that must answer before a run starts gives up after this long without a byte.
+ASKING_SECONDS = 15.0
+# What another try cannot change. Everything else may be the network, or a server that is restarted.
+_FINAL = (401, 402, 403, 404)
+
+T = TypeVar("T")
+
+
+def limit_waiting(seconds: float) -> None:
+    """Give up a connection to the Hub on which nothing moves for so long. By itself the client waits for ever."""
+    from huggingface_hub import get_session
+
+    get_session().timeout = seconds
+
+
+def with_retries(call: Callable[[], T], *, give_up_seconds: float) -> T:
+    """The result of `call`, tried again 1, 2, 4 … seconds, or as long as the Hub asks for, after each failure.
+
+    For what the client itself does not repeat. A `call` that changes something there must bear to be repeated.
+
+    Raises:
+        Exception: the client's own: what no other try can change at once, the rest `give_up_seconds` after the first
+            failure.
+    """
+    give_up, pause = None, 1.0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            give_up = give_up or time.monotonic() + give_up_seconds
+            wait = max(pause, _retry_after(error))
+            if is_final(error) or time.monotonic() + wait > give_up:
+                raise
+        time.sleep(wait)
+        pause = min(2 * pause, 30.0)
+
+
+def is_final(error: Exception) -> bool:
+    """Whether another try cannot help."""
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    error = _cause(error)
+    return _status(error) in _FINAL or isinstance(
+        error, FileNotFoundError | ValueError | HFValidationError | OfflineModeIsEnabled | Mistakes
+    )
+
+
+def told(error: Exception) -> str:
+    """What went wrong with the Hub, in words that follow "because"."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    error = _cause(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if isinstance(error, HfHubHTTPError):
+        said = getattr(error, "server_message", None) or str(error)
+        return f"the Hub answers {_status(error) or 'with an error'}: {' '.join(said.split())[:200]}"
+    if "Timeout" in type(error).__name__:
+        return "the Hub is silent"
+    if "Error" in type(error).__name__ and not isinstance(error, OSError | ValueError | RuntimeError):
+        # The HTTP client's own errors (it was requests, then httpx, and may change again).
+        return f"the Hub cannot be reached ({type(error).__name__})"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _cause(error: Exception) -> Exception:
+    """What happened: a failed download is raised as one of a value or of a missing file, from what happened."""
+    while isinstance(error, ValueError | FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _retry_after(error: Exception) -> float:
+    """The seconds that the Hub asks to wait for."""
+    headers: Any = getattr(getattr(_cause(error), "response", None), "headers", {})
+    asked = headers.get("Retry-After", "")
+    return float(asked) if asked.isdigit() else 0.0
+
+
+def find_commit(
+    kind: str, repository: str, revision: str | None, *, key: str, revision_key: str
+) -> tuple[str | None, str | None]:
+    """The commit that the Hub has for a revision, or None and why the Hub does not say.
+
+    Args:
+        kind: "dataset" or "model".
+        key, revision_key: how the user wrote the repository and the revision, for the messages.
+
+    Raises:
+        Mistakes: the Hub says that there is no such thing, or that the token may not see it.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    place = f"{key}={repository}"
+    ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
+    try:
+        return ask(repository, revision=revision, timeout=20).sha, None
+    except RepositoryNotFoundError:
+        token = "with this HF_TOKEN" if get_token() else "without a token; if it is private, set HF_TOKEN"
+        raise Mistakes(f"{place}: no such {kind} on the Hub {token}") from None
+    except RevisionNotFoundError:
+        raise Mistakes(f"{revision_key}={revision}: not in {repository}; give a branch, tag or commit of it") from None
+    except HFValidationError:
+        raise Mistakes(f"{place}: neither a folder nor a repository name of the form owner/name") from None
+    except OfflineModeIsEnabled:
+        return None, "HF_HUB_OFFLINE is set"
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise Mistakes(
+                f"{place}: the Hub refuses this HF_TOKEN; check it, or unset it for a public {kind}"
+            ) from None
+        return None, f"the Hub answers {str(error).splitlines()[0]}"
+    except Exception as error:
+        # The HTTP client's own errors (it was httpx, and is not always): nobody answers at HF_ENDPOINT.
+        return None, f"the Hub cannot be reached ({type(error).__name__})"
+
+
+def find_licence(dataset: str, revision: str | None) -> str | None:
+    """What the card of a dataset on the Hub says of its licence; None if it says nothing or cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        card = HfApi().dataset_info(dataset, revision=revision, timeout=ASKING_SECONDS).card_data
+    except Exception:  # not worth a word: the model card then says that it is unknown
+        return None
+    licence = card.get("license") if card is not None else None
+    return ", ".join(licence) if isinstance(licence, list) else licence

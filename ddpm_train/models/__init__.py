@@ -1,0 +1,1 @@
+"""The denoiser: built, loaded, found."""

@@ -1,0 +1,280 @@
+"""`pipeline=…`: a run, a checkpoint, a folder that diffusers saved, or a Hub repository -> UNet and noise schedule."""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.utils import logging
+
+from ddpm_train.config.checks import parse
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.samplers import CLASSES
+from ddpm_train.config.train import Config
+from ddpm_train.diffusion.noise import build_noise_scheduler
+from ddpm_train.hub.access import find_commit
+from ddpm_train.models.source import path_mistakes
+from ddpm_train.models.unet import build_unet
+from ddpm_train.runs import checkpoint
+from ddpm_train.runs.best import read_selection
+from ddpm_train.runs.folder import CONFIG, is_best, read_config
+
+ORIGIN = "training.json"  # in a run's `pipeline/`: which weights these are
+_INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+# What a noise schedule like DDPM's is saved as. "Parallel" is the same schedule in other clothes.
+_SCHEDULES = {*(name for _, name in CLASSES.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What samples: the UNet, float32, in eval mode, on the CPU, and the noise schedule that it was trained with.
+
+    Attributes:
+        words: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
+        noise_scheduler: a DDPMScheduler that also keeps what the stored scheduler's config says besides.
+        digest: a hash of the weights and of both configs: what the images depend on, wherever it was loaded from.
+        step, weights: how long it was trained, and which weights these are, "ema" or "unet"; None: nobody says.
+    """
+
+    words: str
+    unet: UNet2DModel
+    noise_scheduler: DDPMScheduler
+    digest: str
+    step: int | None
+    weights: str | None
+
+    @property
+    def learned_variance(self) -> bool:
+        return bool(self.unet.config.out_channels == 2 * self.unet.config.in_channels)
+
+    @property
+    def sample_size(self) -> tuple[int, int] | None:
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else size and tuple(size)
+
+
+def load_model(pipeline: str, *, revision: str | None = None, weights: str = "auto") -> Model:
+    """Load what `pipeline` names.
+
+    Args:
+        weights: "ema" or "unet" where a run or a checkpoint holds both; "auto" is the average if there is one.
+
+    Raises:
+        Mistakes: there is no such thing, half of it is missing, or it is no unconditional image model.
+    """
+    folder = Path(pipeline).expanduser()
+    if is_best(pipeline):
+        folder = _best(pipeline, folder.parent)
+    elif not folder.is_dir():
+        folder = _download(pipeline, revision)
+    if re.match(r"step_\d+", folder.name) or (folder / checkpoint.MANIFEST).exists():
+        return _from_checkpoint(pipeline, folder, weights)
+    if (folder / _INDEX).exists() or (folder / _CONFIG).exists():
+        return _from_diffusers(pipeline, folder, weights)
+    return _from_run(pipeline, folder, weights)
+
+
+def _from_run(pipeline: str, run: Path, weights: str) -> Model:
+    origin = run / "pipeline" / ORIGIN
+    checkpoints = checkpoint.published(run / "checkpoints")
+    if (run / "pipeline" / _INDEX).exists():
+        held = json.loads(origin.read_text())["weights"] if origin.exists() else weights
+        if weights in ("auto", held) or not checkpoints:
+            return _from_diffusers(pipeline, run / "pipeline", weights)
+    if not checkpoints:
+        holds = "a run without a checkpoint yet" if (run / "config.yaml").exists() else "no run, checkpoint or model"
+        raise Mistakes(f"pipeline={pipeline}: {holds}; give the folder of a run, a checkpoint, or one with {_INDEX}")
+    return _from_checkpoint(pipeline, checkpoints[-1], weights)
+
+
+def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
+    """The model that the run's config describes, with the checkpoint's tensors."""
+    try:
+        checkpoint.verify(path, checkpoint.step_of(path))
+    except checkpoint.BadCheckpoint as error:
+        raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
+    config = _run_config(pipeline, path.parent.parent)
+    tensors = checkpoint.load(path)
+    chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
+    if chosen not in tensors:
+        raise Mistakes(f"weights={weights}: this run keeps no average (ema=none); use weights=unet")
+    unet = build_unet(config)
+    unet.load_state_dict(tensors[chosen])
+    known = {"step": checkpoint.load_scalars(path)["step"], "weights": chosen}
+    return _model(pipeline, unet, build_noise_scheduler(config.noise_scheduler), known)
+
+
+def _run_config(pipeline: str, run: Path) -> Config:
+    described = run / CONFIG
+    if not described.is_file():
+        raise Mistakes(f"pipeline={pipeline}: no {described}, which says what model this is; keep it with the run")
+    return parse(read_config(described))
+
+
+def _best(pipeline: str, checkpoints: Path) -> Path:
+    """The best of the checkpoints that are there, by the run's own objective and records."""
+    run = checkpoints.parent
+    steps = [checkpoint.step_of(path) for path in checkpoint.published(checkpoints)]
+    best = read_selection(run, _run_config(pipeline, run)).best(steps)
+    if best is None:
+        raise Mistakes(
+            f"pipeline={pipeline}: none of the checkpoints there has been evaluated by the run's objective; "
+            "give one by its name"
+        )
+    return checkpoints / checkpoint.step_name(best)
+
+
+def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
+    """A DDPMPipeline or DDIMPipeline, its parts in folders or (as of old) side by side; or a UNet2DModel alone."""
+    part = folder / "unet" if (folder / "unet" / _CONFIG).exists() else folder
+    _refuse_other_models(pipeline, folder, part)
+    origin = folder / ORIGIN
+    origin = origin if origin.exists() else folder.parent / ORIGIN
+    known = json.loads(origin.read_text()) if origin.exists() else {}
+    if weights != "auto" and known.get("weights") != weights:
+        held = {"ema": "the average (weights=ema)", "unet": "the raw weights (weights=unet)"}
+        told = held.get(known.get("weights", ""), "one set of weights, without saying which (weights=auto)")
+        raise Mistakes(f"weights={weights}: {pipeline} holds {told}; use that, or give a run that has both")
+    try:
+        with _quiet_diffusers():
+            unet, info = UNet2DModel.from_pretrained(part, output_loading_info=True)
+            scheduler, assumed = _stored_scheduler(pipeline, folder, unet)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Mistakes(f"pipeline={pipeline}: it cannot be loaded: {_first_line(error)}") from None
+    if absent := info["missing_keys"]:
+        raise Mistakes(f"pipeline={pipeline}: its weights lack {len(absent)} tensors, {sorted(absent)[0]} first")
+    return _model(pipeline, unet.float(), scheduler, known, assumed)
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Without its warnings of pickled weights and of keys that older versions wrote; what matters is told in a line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _refuse_other_models(pipeline: str, folder: Path, part: Path) -> None:
+    """Say what this program is for where the folder holds something else; reads no weights."""
+    index = _read_json(pipeline, folder / _INDEX) if (folder / _INDEX).exists() else {}
+    name = index.get("_class_name", "")
+    kind = (index.get("unet") or [None, "UNet2DModel"])[1]
+    config = _read_json(pipeline, part / _CONFIG) if (part / _CONFIG).exists() else {}
+    kind = config.get("_class_name", kind)
+    use = f"ddpm-sample is for unconditional pixel models (UNet2DModel); use diffusers' {name or 'own pipelines'}"
+    if index and ("unet" not in index or "vqvae" in index or "vae" in index):
+        raise Mistakes(f"pipeline={pipeline}: a {name}; {use}")
+    if kind != "UNet2DModel":
+        raise Mistakes(f"pipeline={pipeline}: a {kind}{f' of a {name}' if name else ''}; {use}")
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        raise Mistakes(f"pipeline={pipeline}: its UNet2DModel wants class labels; {use}")
+    if index and not config:
+        raise Mistakes(f"pipeline={pipeline}: {_INDEX} names a UNet, but there is no {part / _CONFIG}")
+
+
+def _stored_scheduler(pipeline: str, folder: Path, unet: UNet2DModel) -> tuple[DDPMScheduler, str]:
+    """The noise schedule beside a UNet, and what had to be assumed about it."""
+    places = (folder / "scheduler", folder, folder.parent / "scheduler")
+    path = next((place / _SCHEDULER for place in places if (place / _SCHEDULER).exists()), None)
+    if path is None:
+        steps = unet.config.num_train_timesteps or 1000
+        return DDPMScheduler(num_train_timesteps=steps), "no scheduler beside it: DDPM's linear schedule assumed"
+    config = _read_json(pipeline, path)
+    name = config.get("_class_name", "DDPMScheduler")
+    if name not in _SCHEDULES:
+        raise Mistakes(
+            f"pipeline={pipeline}: its scheduler is a {name}, which has no noise schedule like DDPM's; "
+            "use diffusers' own pipeline for it"
+        )
+    if config.pop("predict_epsilon", True) is False:  # until diffusers 0.3 this said what the model predicts
+        config.setdefault("prediction_type", "sample")
+    return DDPMScheduler.from_config(config), ""
+
+
+def _model(
+    pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, known: Mapping[str, Any], assumed: str = ""
+) -> Model:
+    """A model of which `step` and `weights` are known, or nothing."""
+    unet = unet.eval().requires_grad_(False)
+    which = f"step {known['step']:,}, {'EMA' if known['weights'] == 'ema' else 'raw'} weights" if known else ""
+    return Model(
+        ", ".join(filter(None, (pipeline, which, assumed))),
+        unet,
+        noise_scheduler,
+        _digest(unet, noise_scheduler),
+        known.get("step"),
+        known.get("weights"),
+    )
+
+
+def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> str:
+    digest = hashlib.sha256()
+    for part in (unet, noise_scheduler):
+        kept = {key: value for key, value in sorted(part.config.items()) if not key.startswith("_")}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def _download(pipeline: str, revision: str | None) -> Path:
+    """The folder of a Hub repository's model in the cache. The configs come first: they may say that it is no use.
+
+    Raises:
+        Mistakes: there is no such repository or revision, or it cannot be had now.
+    """
+    if lines := list(path_mistakes(pipeline)):
+        raise Mistakes(*lines)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    _, problem = find_commit("model", pipeline, revision, key="pipeline", revision_key="revision")
+
+    def fetch(commit: str | None, *patterns: str) -> Path:
+        offline = problem is not None
+        found = snapshot_download(
+            pipeline, revision=commit, allow_patterns=["*.json", *patterns], local_files_only=offline
+        )
+        return Path(found)
+
+    try:
+        # Asked for by its name, so that the cache knows what the name means when there is no network.
+        folder = fetch(revision)
+        part = folder / "unet" if (folder / "unet" / _CONFIG).exists() else folder
+        _refuse_other_models(pipeline, folder, part)
+        weights = f"{'unet/' if part != folder else ''}diffusion_pytorch_model*"
+        fetch(folder.name, f"{weights}.safetensors")
+        if not any(part.glob("*.safetensors")):
+            fetch(folder.name, f"{weights}.bin")
+        return folder
+    except LocalEntryNotFoundError:
+        raise Mistakes(
+            f"pipeline={pipeline}: no such folder; {problem or 'the Hub went away'}, and there is no copy of it in the "
+            "cache; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+        ) from None
+
+
+def _read_json(pipeline: str, path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise Mistakes(f"pipeline={pipeline}: {path} is not JSON: {error}") from None
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

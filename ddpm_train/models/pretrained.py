@@ -1,0 +1,149 @@
+"""`model.pretrained=…`: which network that is, before anything slow starts. Imports no torch.
+
+Its config takes the place of the chosen layout. What the command itself says of the network must agree with it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddpm_train.config.mistakes import Mistakes, as_written
+from ddpm_train.hub.access import ASKING_SECONDS, find_commit, limit_waiting
+from ddpm_train.hub.preflight import parse_uri
+from ddpm_train.models.source import path_mistakes
+from ddpm_train.runs.folder import CONFIG, read_config
+
+# Where a folder or a repository has the UNet's config: a pipeline, a UNet alone, a run of this program.
+_PLACES = ("unet/config.json", "config.json", "pipeline/unet/config.json")
+# May differ from what was trained: it shapes no weight.
+_FREE = ("pretrained", "dropout")
+
+
+def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """A composed config with the network of `model.pretrained`, and a line for each mistake about that.
+
+    A run that was begun has its network in its record, so that what it began with is not needed again.
+
+    Args:
+        overrides: of the command line, which alone can disagree: a preset that nobody named cannot.
+    """
+    model = values.get("model")
+    source = model.get("pretrained") if isinstance(model, Mapping) else None
+    if not isinstance(model, dict) or not isinstance(source, str):
+        return values, []
+    try:
+        layout = _recorded(values, source) or _layout(source, model)
+    except Mistakes as mistakes:
+        return values, list(mistakes.lines)
+    channels, own = layout.pop("channels", None), values["dataset"].get("channels")
+    lines = []
+    if channels not in (None, own):
+        lines.append(
+            f"dataset.channels={as_written(own)}: model.pretrained={source} is of {channels} channels; "
+            f"use dataset.channels={channels}"
+        )
+    keys = [text.partition("=")[0].lstrip("+") for text in overrides]
+    named = [key for key in layout if f"model.{key}" in keys or "model" in keys]
+    lines += _disagreement(source, {key: (layout[key], model.get(key)) for key in named if key not in _FREE})
+    given = {key: model[key] for key in _FREE if key in model}
+    return {**values, "model": {**model, **layout, **given}}, lines
+
+
+def _disagreement(source: str, pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    differing = {key: (as_written(its), as_written(yours)) for key, (its, yours) in pairs.items() if its != yours}
+    if not differing:
+        return []
+    rows = {"key": ("pretrained", "yours"), **{f"model.{key}": pair for key, pair in differing.items()}}
+    width, left = max(map(len, rows)), max(len(its) for its, _ in rows.values())
+    table = [f"  {key:<{width}}  {its:<{left}}  {yours}" for key, (its, yours) in rows.items()]
+    title = f"model.pretrained={source}: its network is another than the one you describe; leave these keys out:"
+    return ["\n".join([title, *table])]
+
+
+def _recorded(values: Mapping[str, Any], source: str) -> dict[str, Any] | None:
+    """The network in the record of a run that began with `source`; None if there is none to go on from."""
+    try:
+        recorded = read_config(_record(values))["model"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    began = recorded.get("pretrained")
+    # A run that was shared does not say which folder it began with.
+    return {key: value for key, value in recorded.items() if key not in _FREE} if began in (source, "???") else None
+
+
+def _record(values: Mapping[str, Any]) -> Path:
+    own = Path(str(values["output_dir"])) / CONFIG
+    resume = str(values["resume"])
+    if resume == "never" or own.is_file():
+        return own
+    if uri := parse_uri(resume):
+        repo_id, revision = uri
+        try:
+            return _download(repo_id, CONFIG, revision)
+        except Exception:  # `find_start` says what is wrong there
+            return own
+    return own if resume == "auto" else Path(resume).parent.parent / CONFIG
+
+
+def _layout(source: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The UNet2DModel arguments in the source's config, and its number of "channels".
+
+    Raises:
+        Mistakes: there is no such thing, or it is no unconditional pixel model.
+    """
+    config = _read_config(source)
+    name = config.get("_class_name", "UNet2DModel")
+    if name != "UNet2DModel":
+        raise Mistakes(f"model.pretrained={source}: a {name}; give a UNet2DModel or a pipeline that has one")
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        raise Mistakes(f"model.pretrained={source}: wants class labels; give an unconditional model")
+    if config.get("in_channels", 3) != config.get("out_channels", 3):
+        raise Mistakes(
+            f"model.pretrained={source}: {config['in_channels']} channels in and {config['out_channels']} out, a "
+            "learned variance, for which there is no loss; give another model"
+        )
+    layout = {key: config[key] for key in defaults if key in config and key not in _FREE}
+    return {**layout, "channels": config.get("in_channels", 3)}
+
+
+def _read_config(source: str) -> dict[str, Any]:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        found = [folder / place for place in _PLACES if (folder / place).is_file()]
+        if not found:
+            raise Mistakes(f"model.pretrained={source}: no UNet in it (looked for {', '.join(_PLACES)})")
+        return _read_json(source, found[0])
+    if lines := list(path_mistakes(source)):
+        raise Mistakes(*(_renamed(line) for line in lines))
+    limit_waiting(ASKING_SECONDS)
+    _, problem = find_commit("model", source, None, key="model.pretrained", revision_key="model.pretrained")
+    for place in _PLACES[:2]:
+        try:
+            return _read_json(source, _download(source, place, None))
+        except Mistakes:
+            raise
+        except Exception as error:
+            problem = problem or f"no UNet in it ({type(error).__name__})"
+    raise Mistakes(f"model.pretrained={source}: {problem}; check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
+
+
+def _renamed(line: str) -> str:
+    return line.replace("pipeline=", "model.pretrained=", 1)
+
+
+def _download(repo_id: str, name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    limit_waiting(ASKING_SECONDS)
+    return Path(hf_hub_download(repo_id, name, revision=revision))
+
+
+def _read_json(source: str, path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise Mistakes(f"model.pretrained={source}: {path.name} is not JSON: {error}") from None
+    return values

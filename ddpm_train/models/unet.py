@@ -1,0 +1,53 @@
+"""The denoiser: a UNet2DModel from the config."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from ddpm_train.config.train import Config, Model
+from ddpm_train.seeding import Purpose, derived_seed
+
+
+def build_unet(config: Config) -> UNet2DModel:
+    """A freshly initialised UNet2DModel, float32; the same weights for the same seed on every process."""
+    height, width = config.dataset.resolution
+    torch.manual_seed(derived_seed(config.seed, Purpose.INIT, 0))
+    unet = UNet2DModel(
+        sample_size=height if height == width else (height, width),
+        in_channels=config.dataset.channels,
+        out_channels=config.dataset.channels,
+        num_train_timesteps=config.noise_scheduler.num_train_timesteps,
+        **unet_arguments(config.model),
+    )
+    if config.train.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def unet_arguments(config: Model) -> dict[str, Any]:
+    """What UNet2DModel takes of the config."""
+    return {key: value for key, value in asdict(config).items() if key != "pretrained"}
+
+
+def num_parameters(unet: UNet2DModel) -> int:
+    return sum(parameter.numel() for parameter in unet.parameters())
+
+
+def pipeline_files(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> dict[str, str]:
+    """Path -> text of a saved DDPMPipeline's files but for the weights, unet/diffusion_pytorch_model.safetensors."""
+    pipeline = DDPMPipeline(unet=unet, scheduler=noise_scheduler)
+    parts = {"model_index.json": pipeline, "unet/config.json": unet, "scheduler/scheduler_config.json": noise_scheduler}
+    # Where weights were loaded from is a path of this machine.
+    return {
+        name: json.dumps({key: value for key, value in _config(part).items() if key != "_name_or_path"}, indent=2)
+        + "\n"
+        for name, part in parts.items()
+    }
+
+
+def _config(part: ConfigMixin) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(part.to_json_string())
+    return config

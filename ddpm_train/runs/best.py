@@ -1,0 +1,86 @@
+"""By what number a run is judged, and what follows from its records: the best step, and whether it still improves.
+
+All of it is a function of the config and of `metrics.jsonl` up to a step: there is nothing that could be lost or stale.
+Imports no torch.
+"""
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_train.config.objective import Criterion, criterion
+from ddpm_train.config.train import Config
+from ddpm_train.runs.folder import RECORDS
+
+
+@dataclass
+class Selection:
+    """A run's evaluations so far, by its criterion.
+
+    Attributes:
+        patience: after how many evaluations without a new best the run ends; None: never.
+        values: the criterion at each evaluated step.
+    """
+
+    criterion: Criterion | None
+    patience: int | None
+    values: dict[int, float]
+
+    def note(self, step: int, values: Mapping[str, float]) -> None:
+        """Take in what an evaluation has measured."""
+        if self.criterion is not None and self.criterion.name in values:
+            self.values[step] = values[self.criterion.name]
+
+    def best(self, among: Collection[int] | None = None) -> int | None:
+        """The best step, of equals the first; None if none has been evaluated to a finite number.
+
+        Args:
+            among: only these count.
+        """
+        if self.criterion is None:
+            return None
+        sign = 1 if self.criterion.lower_is_better else -1
+        finite = {step: sign * value for step, value in self.values.copy().items() if math.isfinite(value)}
+        candidates = [step for step in finite if among is None or step in among]
+        return min(candidates, key=lambda step: (finite[step], step), default=None)
+
+    @property
+    def value(self) -> float | None:
+        """The criterion at the best step: what an optimiser of runs compares. None without a criterion, else NaN if
+        nothing finite was measured."""
+        best = self.best()
+        return self.values[best] if best is not None else None if self.criterion is None else math.nan
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the newest `patience` evaluations have brought nothing better than those before."""
+        if self.patience is None:
+            return False
+        best = self.best() or 0
+        return sum(step > best for step in self.values) >= self.patience
+
+
+def read_selection(run: Path, config: Config, until: int | None = None) -> Selection:
+    """What the records in a run's folder say, up to a step (None: all); a damaged line ends them."""
+    chosen = criterion(config)
+    values = evaluated(run, chosen, until) if chosen is not None else {}
+    return Selection(chosen, config.train.patience, values)
+
+
+def evaluated(run: Path, criterion: Criterion, until: int | None = None) -> dict[int, float]:
+    """The criterion at each evaluated step, by the records in a run's folder up to a step (None: all)."""
+    values: dict[int, float] = {}
+    records = run / RECORDS
+    for line in records.read_bytes().splitlines() if records.exists() else []:
+        if f'"{criterion.name}"'.encode() not in line:
+            continue  # a training step's: most of them, and parsing is slow
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if until is not None and record["step"] > until:
+            break
+        values[record["step"]] = record[criterion.name]
+    return values

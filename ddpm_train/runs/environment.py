@@ -1,0 +1,82 @@
+"""By what a run was computed: code, versions, device, command. Nothing in it names a person, a host or a folder."""
+
+import json
+import platform
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+import ddpm_train
+
+FILE = "environment.json"
+# What can change a run's numbers.
+_PACKAGES = (
+    *("torch", "torchvision", "diffusers", "accelerate", "datasets", "numpy", "pillow", "safetensors"),
+    "torch-fidelity",
+)
+# An absolute path says where something lay on one machine; the run's own config keeps it.
+_ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/-])(?:file://)?(?:[/~]|[A-Za-z]:\\)[^,\]}\s'"]*""")
+
+
+def environment(arguments: Sequence[str], compute: Mapping[str, Any]) -> dict[str, Any]:
+    """What computes a run from now on, as JSON holds it.
+
+    Args:
+        arguments: the program's command line, without its name.
+        compute: what only the run itself knows: device, number of processes, what `auto` has chosen.
+    """
+    written = [_ABSOLUTE_PATH.sub("…", argument) for argument in arguments]
+    return {
+        "command": " ".join(["ddpm-train", *map(shlex.quote, written)]),
+        "commit": commit(),
+        **compute,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+    }
+
+
+def followed_by(before: list[dict[str, Any]], now: dict[str, Any], step: int) -> list[dict[str, Any]]:
+    """What computed a run so far, and what does from `step` on, if that is something else."""
+    if before and {**before[-1], **now} == before[-1]:
+        return before
+    return [*before, {"from_step": step, **now}]
+
+
+def versions() -> dict[str, str]:
+    """Python's, this project's, and those of the packages that can change a run's numbers."""
+    found = {"python": platform.python_version(), "ddpm-train": ddpm_train.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # brought by other means than a package manager
+    return found
+
+
+def commit() -> dict[str, Any] | None:
+    """The git commit of this code, and whether files differ from it: of a checkout, or as pip noted it.
+
+    None if nobody knows.
+    """
+    checkout = Path(__file__).resolve().parent.parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        # An environment in somebody's own repository is none of this code's.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == checkout:
+            changed = git("status", "--porcelain", "--untracked-files=no")
+            return {"id": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git, or no repository
+    try:
+        origin = json.loads(distribution("ddpm-train").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    return {"id": origin["vcs_info"]["commit_id"], "dirty": False} if "vcs_info" in origin else None

@@ -1,0 +1,91 @@
+"""What makes a run the run it is: which changes a resumed run takes over, and which would make it another run."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm_train.config.mistakes import Mistakes
+
+# Everything else decides what the run computes. Of the dataset its content counts (by hash), not where it lies.
+MAY_CHANGE = (
+    *("name", "output_dir", "resume", "allow_change", "objective"),
+    *("train.max_steps", "train.epochs", "train.patience", "train.micro_batch_size", "train.gradient_checkpointing"),
+    *("train.log_every_steps", "train.mixed_precision", "train.channels_last", "train.attention", "train.compile"),
+    *("dataset.source", "dataset.path", "dataset.config_name", "dataset.revision", "dataset.image_column"),
+    *(
+        "dataset.cache",
+        "dataset.device_cache",
+        "dataset.cache_dir",
+        "dataset.num_workers",
+        "dataset.max_broken_fraction",
+    ),
+    *("dataset.max_pixels", "checkpoint", "hub", "evaluation", "sampler", "tracker"),
+)
+# Where the run lies and how it was asked to start say nothing about it.
+_NOT_TOLD = ("name", "output_dir", "resume", "allow_change")
+
+
+def identity(values: Mapping[str, Any], *, dataset_content: str, mixed_precision: str) -> dict[str, Any]:
+    """The config as flat keys, with what the machine decided: the dataset's content and the precision."""
+    flat = _flat(values)
+    if pretrained := flat.get("model.pretrained"):
+        # Of a folder the name: it may lie elsewhere now.
+        flat["model.pretrained"] = (
+            pretrained if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", pretrained) else Path(pretrained).name
+        )
+    return {**flat, "dataset content": dataset_content, "precision": mixed_precision}
+
+
+def accept(
+    there: Mapping[str, Any], now: Mapping[str, Any], *, allowed: tuple[str, ...], where: str
+) -> tuple[list[str], list[str]]:
+    """Compare a checkpoint's identity with the configured one.
+
+    Args:
+        allowed: keys, or groups of keys, whose change the user has accepted.
+        where: names the checkpoint in the message.
+
+    Returns:
+        A line for each harmless change, and the accepted keys that did change.
+
+    Raises:
+        Mistakes: the rest of the changes, as a table of two columns, with the remedy.
+    """
+    changed = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
+    harmless = [key for key in changed if _covers(MAY_CHANGE, key)]
+    accepted = [key for key in changed if _covers(allowed, key) and key not in harmless]
+    refused = [key for key in changed if key not in harmless and key not in accepted]
+    if refused:
+        width = max(map(len, refused))
+        left = max(len("there"), *(len(str(there.get(key))) for key in refused))
+        rows = [f"  {key:<{width}}  {there.get(key)!s:<{left}}  {now.get(key)}" for key in refused]
+        raise Mistakes(
+            "\n".join(
+                [
+                    f"this config would make another run than the one in {where}:",
+                    f"  {'key':<{width}}  {'there':<{left}}  now",
+                    *rows,
+                    "give it another name=…, or accept the change, which the run then records, with "
+                    f"'allow_change=[{','.join(refused)}]'",
+                ]
+            )
+        )
+    # A key that is not there was left out when the checkpoint was shared, or is newer than it.
+    known = [key for key in harmless if key in there and key not in _NOT_TOLD]
+    told = [f"{key}: {there[key]} -> {now.get(key)}" for key in known]
+    return told, accepted
+
+
+def _covers(keys: tuple[str, ...], key: str) -> bool:
+    return any(key == covering or key.startswith(f"{covering}.") for covering in keys)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

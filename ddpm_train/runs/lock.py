@@ -1,0 +1,101 @@
+"""One process group trains a run at a time."""
+
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.system.files import write_atomic
+
+BEAT_SECONDS = 5.0
+# A holder on another host that is silent for three beats is dead. Only changes are looked at, no clock is compared.
+SILENT_BEATS = 3
+_LOCK, _HEARTBEAT = ".lock", ".heartbeat"
+
+
+class RunLock:
+    """Holds a run's folder while it trains.
+
+    On one host, and on shared disks with locks, the operating system's file lock decides: it ends with its process,
+    however that ends. Where hosts do not see each other's locks, a heartbeat file tells the living from the dead.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self._folder = output_dir
+        self._lock = FileLock(output_dir / _LOCK)
+        self._heartbeat = output_dir / _HEARTBEAT
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def acquire(self) -> None:
+        """Take the run, from a dead holder too.
+
+        Raises:
+            Mistakes: a living process holds it.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            self._refuse(read_holder(self._folder))
+        holder = read_holder(self._folder)
+        if holder is not None and holder["host"] != socket.gethostname():
+            deadline = time.monotonic() + SILENT_BEATS * BEAT_SECONDS
+            while time.monotonic() < deadline:
+                time.sleep(BEAT_SECONDS / 5)
+                if read_holder(self._folder) not in (holder, None):
+                    self._lock.release()
+                    self._refuse(read_holder(self._folder))
+        self._thread.start()
+
+    def release(self) -> None:
+        self._released.set()
+        if self._thread.is_alive():
+            self._thread.join()
+            self._heartbeat.unlink(missing_ok=True)
+        self._lock.release()
+
+    def _refuse(self, holder: dict[str, Any] | None) -> None:
+        who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+        raise Mistakes(f"output_dir={self._folder}: {who} is training this run; wait for it, or give another name=…")
+
+    def _beat(self) -> None:
+        beat = 0
+        while True:
+            try:
+                holder = {"host": socket.gethostname(), "pid": os.getpid(), "beat": beat}
+                write_atomic(self._heartbeat, json.dumps(holder).encode())
+            except OSError:
+                pass  # a full disk must not end the run; the file lock still holds
+            beat += 1
+            if self._released.wait(BEAT_SECONDS):
+                return
+
+
+def is_held(output_dir: Path) -> bool:
+    """Whether a process holds a run, as far as this host can see."""
+    path = output_dir / _LOCK
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def read_holder(output_dir: Path) -> dict[str, Any] | None:
+    """The host and the process that last said they hold a run, alive or not."""
+    try:
+        holder: dict[str, Any] = json.loads((output_dir / _HEARTBEAT).read_text())
+    except (OSError, ValueError):
+        return None
+    return holder

@@ -1,0 +1,82 @@
+"""Filling a masked part of a picture with an unconditional model: RePaint (Lugmayr et al. 2022, arXiv 2201.09865)."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ddpm_train.sampling.loop import Observer
+
+
+def visits(num_inference_steps: int, jump_steps: int, repeats: int) -> Iterator[tuple[int, int]]:
+    """From which number of remaining steps to which one the loop goes: down one by one, and back up by jumps.
+
+    The order of RePaint's appendix (and of diffusers' RePaintScheduler): every `jump_steps` steps the loop goes back
+    by as many, `repeats` - 1 times, so that the new part and the known part can come to agree.
+    """
+    jumps = dict.fromkeys(range(0, num_inference_steps - jump_steps, jump_steps), repeats - 1)
+    remaining = num_inference_steps
+    while remaining > 0:
+        yield remaining, remaining - 1
+        remaining -= 1
+        if jumps.get(remaining, 0) > 0:
+            jumps[remaining] -= 1
+            yield remaining, remaining + jump_steps
+            remaining += jump_steps
+
+
+@torch.no_grad()
+def inpaint(
+    unet: UNet2DModel,
+    sampler: Any,
+    picture: Tensor,
+    mask: Tensor,
+    generators: list[torch.Generator],
+    *,
+    jump_steps: int,
+    repeats: int,
+    step_arguments: Mapping[str, Any] | None = None,
+    before_step: Callable[[], None] = lambda: None,
+    observe: Observer | None = None,
+) -> Tensor:
+    """Paint the masked part anew; float32 [B, C, H, W]. Where the mask is 0 it is `picture`, to the bit.
+
+    Args:
+        sampler: DDPM or DDIM, whose steps stand at x_t = sqrt(alphas_cumprod) x_0 + sigma noise each; timesteps set.
+        picture: float32 [1, C, H, W] in [-1, 1].
+        mask: float32 [1, 1, H, W], 1 where to paint.
+        generators: one for each image, B of them.
+        observe: see `denoise`.
+    """
+    total = len(sampler.timesteps)
+    dtype = unet.dtype
+    shape = (len(generators), *picture.shape[1:])
+    takes = {"generator": generators, **(step_arguments or {})}
+    on_device = sampler.timesteps.to(picture.device)
+
+    def noise() -> Tensor:
+        return randn_tensor(shape, generator=generators, device=picture.device, dtype=picture.dtype)
+
+    def signal(remaining: int) -> Tensor:
+        """alphas_cumprod with that many steps to go."""
+        return sampler.alphas_cumprod[sampler.timesteps[total - remaining]] if remaining else torch.tensor(1.0)
+
+    x_t, number = noise(), 0
+    for here, there in visits(total, jump_steps, repeats):
+        if there > here:  # forward in the diffusion: q(x_there | x_here)
+            kept = signal(there) / signal(here)
+            x_t = kept.sqrt() * x_t + (1 - kept).sqrt() * noise()
+            continue
+        before_step()
+        timestep = sampler.timesteps[total - here]
+        prediction = unet(x_t.to(dtype), on_device[total - here]).sample.float()
+        if observe is not None:
+            observe(number, timestep, x_t, prediction)
+        number += 1
+        painted = sampler.step(prediction, timestep, x_t, **takes).prev_sample
+        known = signal(there).sqrt() * picture + (1 - signal(there)).sqrt() * noise() if there else picture
+        x_t = torch.where(mask > 0, painted, known)  # Algorithm 1, line 8
+    return x_t

@@ -1,0 +1,170 @@
+"""From noise to images, with any diffusers scheduler: the loop of the diffusers documentation."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ddpm_train.config import samplers
+
+SAMPLERS: dict[str, Any] = {name: getattr(diffusers, class_name) for name, (_, class_name) in samplers.CLASSES.items()}
+
+# Called after each step with its number, timestep, model input (x_t, variance-preserving) and prediction.
+Observer = Callable[[int, Tensor, Tensor, Tensor], None]
+
+
+def build_sampler(name: str, noise_scheduler: Any, arguments: Mapping[str, Any] | None = None) -> Any:
+    """The diffusers scheduler of that name, on the model's own noise schedule and prediction type.
+
+    Args:
+        noise_scheduler: the diffusers scheduler of the model.
+        arguments: of the constructor or of `step`; the latter are left to `step_arguments`.
+
+    Raises:
+        ValueError, NotImplementedError, ImportError: from diffusers, about the arguments.
+    """
+    constructor, _ = samplers.arguments(name)
+    # Named, since `from_config` leaves out what stands at DDPMScheduler's default, and the classes' defaults differ:
+    # Heun's linear schedule would end at 0.012 where DDPM's ends at 0.02.
+    own = {key: noise_scheduler.config[key] for key in samplers.OF_THE_MODEL if key in constructor}
+    given = {key: value for key, value in (arguments or {}).items() if key in constructor}
+    return SAMPLERS[name].from_config(noise_scheduler.config, **own, **given)
+
+
+def step_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that belong to the sampler's `step`, such as DDIM's eta."""
+    _, step = samplers.arguments(name)
+    return {key: value for key, value in arguments.items() if key in step}
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The seed of image `index`'s own torch.Generator, in [0, 2**32).
+
+    torch's CPU generator keeps 32 bits of a seed. The golden-ratio multiple spreads the runs' seeds over them, so
+    that images of neighbouring seeds do not coincide.
+    """
+    return (2654435761 * seed + index) % 2**32
+
+
+def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
+    """A generator for each image, on the CPU, so that every device draws the same numbers."""
+    return [torch.Generator().manual_seed(image_seed(seed, index)) for index in indices]
+
+
+def image_shape(unet: UNet2DModel, resolution: tuple[int, int] | None = None) -> tuple[int, int, int]:
+    """[C, H, W] of what the UNet makes."""
+    size = resolution or unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return unet.config.in_channels, height, width
+
+
+@torch.no_grad()
+def denoise(
+    unet: UNet2DModel,
+    sampler: Any,
+    x_t: Tensor,
+    generators: list[torch.Generator],
+    *,
+    start: int = 0,
+    step_arguments: Mapping[str, Any] | None = None,
+    before_step: Callable[[], None] = lambda: None,
+    observe: Observer | None = None,
+) -> Tensor:
+    """Run the sampler's timesteps from `start` on; float32 x_0, [B, C, H, W], unclipped.
+
+    Nothing in the loop waits for the device: the sampler's timesteps stay on the CPU, where it looks things up by
+    them, and the UNet is given copies that are on its device already.
+
+    Args:
+        unet: in eval mode. In bfloat16 it is given x_t rounded, while x_t and the sampler stay in float32.
+        sampler: a diffusers scheduler whose timesteps are set.
+        x_t: float32 [B, C, H, W] at timestep number `start`, scaled as the sampler has it.
+        generators: one for each image, for samplers that draw noise at each step.
+        step_arguments: further arguments of the sampler's `step`.
+        before_step: called before each denoising step (it may raise to end the loop).
+    """
+    dtype = unet.dtype
+    arguments: dict[str, Any] = dict(step_arguments or {})
+    if "generator" in inspect.signature(sampler.step).parameters:
+        arguments["generator"] = generators
+    if hasattr(sampler, "noise_sampler_seed"):  # DPMSolverSDE draws from a Brownian tree for each image
+        sampler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
+    timesteps = sampler.timesteps[start:]
+    for number, (timestep, on_device) in enumerate(zip(timesteps, timesteps.to(x_t.device), strict=True)):
+        before_step()
+        model_input = sampler.scale_model_input(x_t, timestep)
+        prediction = unet(model_input.to(dtype), on_device).sample.float()
+        if observe is not None:
+            observe(number, timestep, model_input, prediction)
+        x_t = sampler.step(prediction, timestep, x_t, **arguments).prev_sample
+    return x_t
+
+
+@torch.no_grad()
+def sample(
+    unet: UNet2DModel,
+    sampler: Any,
+    indices: Sequence[int],
+    *,
+    seed: int,
+    num_inference_steps: int,
+    resolution: tuple[int, int] | None = None,
+    step_arguments: Mapping[str, Any] | None = None,
+    before_step: Callable[[], None] = lambda: None,
+    observe: Observer | None = None,
+) -> Tensor:
+    """Make one batch from noise. Image i depends on (seed, i) alone; the same numbers as DDPMPipeline.
+
+    Args:
+        sampler: a diffusers scheduler; its timesteps are set here.
+        indices: which images, B of them.
+        resolution: (height, width), by default the UNet's own.
+
+    Returns:
+        uint8 [B, C, H, W] on the UNet's device.
+    """
+    generators = image_generators(seed, indices)
+    noise = randn_tensor((len(indices), *image_shape(unet, resolution)), generator=generators, device=unet.device)
+    sampler.set_timesteps(num_inference_steps)
+    x_0 = denoise(
+        unet,
+        sampler,
+        noise * sampler.init_noise_sigma,
+        generators,
+        step_arguments=step_arguments,
+        before_step=before_step,
+        observe=observe,
+    )
+    return to_uint8(x_0)
+
+
+def first_step(sampler: Any, strength: float) -> int:
+    """The number of the timestep from which `strength` of the steps remain, as diffusers' image-to-image counts."""
+    steps: int = sampler.num_inference_steps
+    order: int = sampler.order
+    return max(steps - int(steps * strength), 0) * order
+
+
+def noised(sampler: Any, x_0: Tensor, noise: Tensor, strength: float) -> tuple[Tensor, int]:
+    """A picture noised so far that `strength` of the steps remain (SDEdit, Meng et al. 2022), and the first of them.
+
+    Args:
+        sampler: its timesteps must be set.
+        x_0: float32 [1 or B, C, H, W] in [-1, 1].
+        noise: [B, C, H, W].
+        strength: in (0, 1].
+    """
+    start = first_step(sampler, strength)
+    if hasattr(sampler, "set_begin_index"):
+        sampler.set_begin_index(start)
+    return sampler.add_noise(x_0.expand_as(noise), noise, sampler.timesteps[start : start + 1]), start
+
+
+def to_uint8(x_0: Tensor) -> Tensor:
+    """[-1, 1] -> uint8 in [0, 255], rounded as DDPMPipeline does."""
+    return ((x_0 / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,151 @@
+"""Sampling from Python: `ddpm_train.sample(…)`, or `ddpm_train.load(…)` once and sample many times.
+
+The keywords are the keys of `ddpm-sample`, with the same meaning, defaults and checks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from ddpm_train.config.parts import CONF
+from ddpm_train.config.sample import SAMPLING, SampleConfig
+from ddpm_train.models.load import Model, load_model
+from ddpm_train.sampling import pictures, visualizations
+from ddpm_train.sampling.engine import Engine, choose_compute, in_batches
+from ddpm_train.sampling.output import to_picture
+from ddpm_train.sampling.pictures import image_grid
+from ddpm_train.sampling.recipe import Recipe, build_recipe
+
+
+def load(
+    pipeline: str | Path,
+    *,
+    revision: str | None = None,
+    weights: Literal["auto", "ema", "unet"] = "auto",
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto",
+    compile: bool = False,
+    device: str | torch.device | None = None,
+) -> "Pipeline":
+    """Load a run, a checkpoint, a folder that diffusers saved, or a Hub repository.
+
+    Args:
+        mixed_precision: auto is measured when first there is enough to do; no is diffusers' result to the bit.
+        device: by default the GPU if there is one.
+
+    Raises:
+        Mistakes: there is no such model, or it is no unconditional one.
+    """
+    model = load_model(str(pipeline), revision=revision, weights=weights)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Pipeline(model, chosen, mixed_precision, compile)
+
+
+def sample(
+    pipeline: "str | Path | Pipeline", num_images: int = 1, *, output: Literal["pil", "np"] = "pil", **keys: Any
+) -> list[Image.Image] | np.ndarray:
+    """Images 0 … num_images-1; see `Pipeline.sample`."""
+    loaded = pipeline if isinstance(pipeline, Pipeline) else load(pipeline)
+    return loaded.sample(num_images, output=output, **keys)
+
+
+class Pipeline:
+    """A loaded model.
+
+    All methods take the keys of `ddpm-sample`: seed, sampler (a name, or a mapping such as {"name": "ddim",
+    "eta": 0.5}), num_inference_steps, resolution, batch_size, from_image (a path or a PIL image), strength, inpaint …
+
+    Raises:
+        Mistakes: a key or its value is wrong, or the model cannot do this; a line for each.
+    """
+
+    def __init__(self, model: Model, device: torch.device, mixed_precision: str, compile: bool) -> None:
+        self.model = model
+        self._device = device
+        self._mixed_precision = mixed_precision
+        self._compile = compile
+        self._engine: Engine | None = None
+
+    def sample(
+        self, num_images: int = 1, *, output: Literal["pil", "np"] = "pil", **keys: Any
+    ) -> list[Image.Image] | np.ndarray:
+        """Images 0 … num_images-1 of the seed, each a function of (seed, its index) alone.
+
+        Returns:
+            PIL images, or with output="np" uint8 [N, H, W, C].
+        """
+        config, recipe = self._understand(num_images, keys)
+        engine = self._ready(config, recipe)
+
+        def compute(batch: Sequence[int]) -> Tensor:
+            return engine.images(recipe, batch).permute(0, 2, 3, 1).cpu()
+
+        made = [images for _, images in in_batches(range(num_images), compute, config.batch_size, self._device)]
+        array: np.ndarray = torch.cat(made).numpy()
+        return array if output == "np" else [to_picture(pixels) for pixels in array]
+
+    def trajectory(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
+        """The frames of the loop: x_t on the left, the estimate of x_0 on the right, all images in each."""
+        config, recipe = self._understand(num_images, {**keys, "trajectory": True})
+        engine = self._ready(config, recipe)
+        frames = visualizations.trajectory(engine, recipe, range(num_images), config.trajectory_every_steps)
+        return pictures.trajectory_frames(frames)
+
+    def interpolate(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
+        """The frames of a walk from the images of `seed` to those of `interpolate_seed`."""
+        config, recipe = self._understand(num_images, {**keys, "interpolate": True})
+        engine = self._ready(config, recipe)
+        other, count = config.walks_to, config.interpolate_frames
+        walks = [
+            visualizations.interpolation(engine, recipe, other, index, range(count), count)
+            for index in range(num_images)
+        ]
+        return [image_grid(torch.stack([walk[frame] for walk in walks])) for frame in range(count)]
+
+    def compare(
+        self, samplers: Sequence[str], steps: Sequence[int], num_images: int = 4, **keys: Any
+    ) -> tuple[Image.Image, list[visualizations.Compared]]:
+        """Samplers at step counts from the same noise: a labelled picture, and the figures."""
+        chosen = {"samplers": list(samplers), "steps": list(steps)}
+        config, recipe = self._understand(num_images, {**keys, "compare": chosen})
+        engine = self._ready(config, recipe)
+        results, _ = visualizations.comparison(
+            engine, recipe, config.compare.samplers, config.compare.steps, range(num_images)
+        )
+        return pictures.comparison_table(results), results
+
+    def _understand(self, num_images: int, keys: Mapping[str, Any]) -> tuple[SampleConfig, Recipe]:
+        given = {key: value for key, value in keys.items() if isinstance(value, Image.Image)}
+        values = {**_defaults(), "pipeline": self.model.words, "num_images": num_images, **keys}
+        values |= dict.fromkeys(given, "<image>")
+        values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
+        if isinstance(values["sampler"], str):
+            values["sampler"] = {"name": values["sampler"]}
+        config = SAMPLING.parse(values)
+        return config, build_recipe(config, self.model, given)
+
+    def _ready(self, config: SampleConfig, recipe: Recipe) -> Engine:
+        if self._engine is None:
+            compute = choose_compute(
+                self.model,
+                self._device,
+                recipe,
+                mixed_precision=self._mixed_precision,
+                num_images=config.num_images,
+                batch_size=config.batch_size,
+            )
+            self._engine = Engine(self.model, self._device, compute=replace(compute, compile=self._compile))
+        return self._engine
+
+
+def _defaults() -> dict[str, Any]:
+    """The values of `conf/sample.yaml`, as `ddpm-sample` has them."""
+    values: dict[str, Any] = yaml.safe_load((CONF / "sample.yaml").read_text())
+    chosen = {"sampler": values["defaults"][0]["sampler"]}
+    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")} | chosen

@@ -1,0 +1,219 @@
+"""How a device computes a training step: number format, memory layout, attention kernels, compiled or not.
+
+What pays differs from device to device and from network to network, so `auto` is measured, once. The choice stands in
+every checkpoint and is kept on resume: exactness never hangs on a measurement.
+"""
+
+import ctypes
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ddpm_train.config.train import Train
+
+# What is less exact or less plain must be faster by this share of the time.
+MARGINS = {"mixed_precision": 0.1, "channels_last": 0.05, "attention": 0.05, "compile": 0.05}
+# Compiling takes about a minute on a GPU, where it saves a third, and minutes on a CPU, where it saves a tenth at best.
+COMPILE_FROM_SECONDS = {"cuda": 300.0, "cpu": 3600.0}
+_TURNS = 2
+# glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD (malloc.h).
+_KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 2**28}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a step is computed.
+
+    Attributes:
+        mixed_precision: no (float32), bf16 or fp16: what autocast multiplies in; weights stay float32.
+        channels_last: whether activations and convolution weights lie as [B, H, W, C] in memory.
+        attention: fused (the best of torch's fused kernels) or math (plain matrix products).
+        compile: whether torch.compile has compiled the network.
+    """
+
+    mixed_precision: str
+    channels_last: bool
+    attention: str
+    compile: bool
+
+    def __str__(self) -> str:
+        words = ["fp32" if self.mixed_precision == "no" else self.mixed_precision]
+        words += ["channels_last"] if self.channels_last else []
+        words += ["math attention"] if self.attention == "math" else []
+        words += ["compiled"] if self.compile else []
+        return " + ".join(words)
+
+    @classmethod
+    def named(cls, name: str) -> "Compute":
+        """The inverse of `str`."""
+        precision, *words = name.split(" + ")
+        return cls(
+            "no" if precision == "fp32" else precision,
+            channels_last="channels_last" in words,
+            attention="math" if "math attention" in words else "fused",
+            compile="compiled" in words,
+        )
+
+    def apply(self, unet: nn.Module) -> None:
+        """Lay out and compile the network's weights, in place; names and values stay."""
+        unet.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        if not self.compile:
+            unet._compiled_call_impl = None  # what `Module.compile` sets
+        elif unet._compiled_call_impl is None:
+            unet.compile(dynamic=False)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
+        return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+    def attention_kernels(self) -> AbstractContextManager[Any]:
+        return sdpa_kernel(SDPBackend.MATH) if self.attention == "math" else nullcontext()
+
+
+class Stopwatch:
+    """Times trial steps, each kind of them once.
+
+    Args:
+        step: a forward and backward pass of some images.
+        seconds: what has been measured before, by the name of what computed it.
+    """
+
+    def __init__(self, step: Callable[[Compute], None], device: torch.device, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self._step = step
+        self._device = device
+
+    def __call__(self, compute: Compute) -> float:
+        """The best time seen, after a step that warms up."""
+        if str(compute) not in self.seconds:
+            try:
+                self._once(compute)
+                self.seconds[str(compute)] = self._once(compute)
+            except Exception as error:
+                # A compiler needs tools that a machine may lack, and knows many ways to say so.
+                if not compute.compile or out_of_memory(error):
+                    raise
+                self.seconds[str(compute)] = math.inf
+        return self.seconds[str(compute)]
+
+    def compare(self, one: Compute, other: Compute) -> float:
+        """The other's time as a share of the one's. They take turns: a machine is not equally busy all the time."""
+        if not {str(one), str(other)} <= self.seconds.keys() and math.isfinite(self(one) + self(other)):
+            for _ in range(_TURNS):
+                for compute in (one, other):
+                    self.seconds[str(compute)] = min(self.seconds[str(compute)], self._once(compute))
+        return self(other) / self(one)
+
+    def _once(self, compute: Compute) -> float:
+        started = time.perf_counter()
+        self._step(compute)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+def choose(start: Compute, options: Mapping[str, Sequence[Any]], stopwatch: Stopwatch) -> Compute:
+    """The fastest way, found field by field.
+
+    Args:
+        start: is left for what is faster by the field's margin.
+        options: field of `Compute` -> what else to try there.
+    """
+    chosen = start
+    for key, values in options.items():
+        for value in values:
+            candidate = replace(chosen, **{key: value})
+            if stopwatch.compare(chosen, candidate) < 1 - MARGINS[key]:
+                chosen = candidate
+    return chosen
+
+
+def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch, *, steps_left: float) -> Compute:
+    """Settle what the config leaves to `auto`.
+
+    Args:
+        steps_left: how many trial steps the run takes; a short one does not repay compiling.
+    """
+    others: dict[str, tuple[Any, list[Any]]] = {
+        "mixed_precision": ("no", ["bf16"] if multiplies_in_bf16(device) else []),
+        "channels_last": (False, [True]),
+        "attention": ("fused", ["math"]),
+        "compile": (False, []),
+    }
+    plain = {
+        key: simplest if getattr(train, key) == "auto" else getattr(train, key) for key, (simplest, _) in others.items()
+    }
+    options = {key: values for key, (_, values) in others.items() if getattr(train, key) == "auto"}
+    chosen = choose(Compute(**plain), options, stopwatch)
+    repaid_after = COMPILE_FROM_SECONDS.get(device.type)
+    if train.compile == "auto" and repaid_after is not None and steps_left * stopwatch(chosen) > repaid_after:
+        chosen = choose(chosen, {"compile": [True]}, stopwatch)
+    return chosen
+
+
+def multiplies_in_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for it, and does not emulate them."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def keep_memory() -> None:
+    """Have the C library keep the blocks that are freed: glibc gives large ones back to the system at once, and each
+    step would take and clear them anew."""
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            for option, value in _KEEP_MEMORY.items():
+                libc.mallopt(option, value)
+
+
+def set_backends(train: Train) -> None:
+    """Let CUDA's libraries use what the config allows, and look for the fastest convolution; keep the CPU's memory."""
+    keep_memory()
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if train.allow_tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = train.allow_tf32
+        torch.backends.cudnn.benchmark = True
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def out_of_memory(error: Exception) -> bool:
+    # oneDNN's convolutions do not say why they could not be set up; on a CPU it is for want of memory.
+    unnamed = str(error) == "could not create a primitive"
+    return unnamed or isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
+def largest_fitting(sizes: list[int], trial: Callable[[int], None]) -> int:
+    """The first of `sizes` (largest first) whose trial does not run out of memory.
+
+    Raises:
+        RuntimeError, MemoryError: the last one does, too.
+    """
+    for size in sizes:
+        try:
+            trial(size)
+        except (RuntimeError, MemoryError) as error:
+            if size == sizes[-1] or not out_of_memory(error):
+                raise
+        else:
+            return size
+        clear_device_cache(garbage_collection=True)
+    raise ValueError("no sizes")

@@ -1,0 +1,174 @@
+"""Settles what the config leaves to `auto` on this device: how to compute a step, and how large a micro-batch fits.
+
+What was measured stands in the cache folder and in the run's checkpoints, so that the same command computes alike.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import UNet2DModel
+
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.train import Config, Train
+from ddpm_train.diffusion.objective import Objective
+from ddpm_train.models.unet import unet_arguments
+from ddpm_train.system.compute import (
+    Compute,
+    Stopwatch,
+    choose_for_training,
+    device_name,
+    largest_fitting,
+    out_of_memory,
+)
+from ddpm_train.system.files import default_cache_dir, write_atomic
+from ddpm_train.system.ranks import on_main
+from ddpm_train.training.state import BatchPlan
+
+# On a CPU a trial step takes no longer than this, for as many images as that allows; a GPU needs a real batch.
+_CPU_TRIAL_SECONDS, _TRIAL_IMAGES = 1.0, 64
+# What is left free of a GPU's memory, for what comes and goes: evaluation, the exchange of gradients.
+_SPARE_SHARE = 0.05
+# Optimizer state and average, which do not exist yet: so many times the weights.
+_STATE_COPIES = 3
+
+
+@dataclass
+class Trial:
+    """Forward and backward passes of the network that will train; nothing of them stays."""
+
+    config: Config
+    unet: UNet2DModel
+    objective: Objective
+    device: torch.device
+
+    def of(self, compute: Compute) -> Callable[[int], None]:
+        """The trial of a number of images; twice, since the first one also chooses kernels and their workspace."""
+
+        def trial(num_images: int) -> None:
+            self(compute, num_images)
+            self(compute, num_images)
+
+        return trial
+
+    def __call__(self, compute: Compute, num_images: int) -> None:
+        compute.apply(self.unet)
+        shape = (num_images, self.config.dataset.channels, *self.config.dataset.resolution)
+        images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        positions = torch.arange(num_images, device=self.device)
+        try:
+            with compute.autocast(self.device), compute.attention_kernels():
+                loss = self.objective(self.unet, images, positions)
+            loss.backward()
+        finally:
+            self.unet.zero_grad()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How steps are computed, and what was measured to choose it: seconds of a step of `num_images`, by name."""
+
+    compute: Compute
+    num_images: int
+    seconds: dict[str, float]
+
+
+def choose_compute(config: Config, trial: Trial, *, max_steps: int, before: dict[str, Any]) -> Choice:
+    """How this run computes its steps; the same on all processes.
+
+    Args:
+        before: the scalars of the checkpoint to go on from, or none.
+    """
+    train = _settled(config.train, before, trial.device)
+    return on_main(lambda: _choose(replace(config, train=train), trial, max_steps))
+
+
+def _settled(train: Train, before: dict[str, Any], device: torch.device) -> Train:
+    """What a launcher or the run itself, earlier, has decided is not `auto` any more."""
+    recorded = dict(before.get("compute", {}))
+    if before and before["device"] != device_name(device):
+        # Another device rounds otherwise anyway, but a run does not change its precision.
+        recorded = {"mixed_precision": recorded["mixed_precision"]}
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched in ("bf16", "fp16"):
+        recorded.setdefault("mixed_precision", launched)
+    return replace(train, **{key: value for key, value in recorded.items() if getattr(train, key) == "auto"})
+
+
+def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
+    train, device = config.train, trial.device
+    if "auto" not in (train.mixed_precision, train.channels_last, train.attention, train.compile):
+        unused = Stopwatch(lambda compute: None, device, {})
+        return Choice(choose_for_training(train, device, unused, steps_left=0), 0, {})
+    at_most = min(_micro_batch_size(config), _TRIAL_IMAGES)
+    circumstances = [device_name(device), torch.backends.cpu.get_cpu_capability(), torch.__version__]
+    network = [
+        unet_arguments(config.model),
+        config.dataset.resolution,
+        config.dataset.channels,
+        train.gradient_checkpointing,
+    ]
+    key = json.dumps([circumstances, network, at_most])
+    path = default_cache_dir() / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    num_images = known.get("num_images") or _trial_images(trial, at_most)
+    seconds = dict(known.get("seconds", {}))
+    stopwatch = Stopwatch(lambda compute: trial(compute, num_images), device, seconds)
+    images_left = max_steps * train.batch_size / PartialState().num_processes
+    compute = choose_for_training(train, device, stopwatch, steps_left=images_left / num_images)
+    if seconds != known.get("seconds"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"num_images": num_images, "seconds": seconds}).encode())
+    return Choice(compute, num_images, seconds)
+
+
+def _trial_images(trial: Trial, at_most: int) -> int:
+    plain = Compute("no", channels_last=False, attention="fused", compile=False)
+    if trial.device.type == "cuda":
+        return largest_fitting([at_most // 2**halvings for halvings in range(at_most.bit_length())], trial.of(plain))
+    trial(plain, 1)
+    started = time.perf_counter()
+    trial(plain, 1)
+    return max(1, min(at_most, int(_CPU_TRIAL_SECONDS / (time.perf_counter() - started))))
+
+
+def _micro_batch_size(config: Config) -> int:
+    """The configured one, or the largest possible."""
+    size = config.train.micro_batch_size
+    return size if isinstance(size, int) else config.train.batch_size // PartialState().num_processes
+
+
+def plan_batch(config: Config, trial: Trial, compute: Compute, *, before: dict[str, Any]) -> BatchPlan:
+    """How the global batch is cut; with `train.micro_batch_size=auto` into the largest pieces that fit.
+
+    Raises:
+        Mistakes: not even one image fits.
+    """
+    state, device = PartialState(), trial.device
+    plan = BatchPlan(config.train.batch_size, _micro_batch_size(config), state.num_processes, state.process_index)
+    if config.train.micro_batch_size != "auto":
+        return plan
+    sizes = plan.micro_batch_sizes()
+    if before and before["device"] == device_name(device) and before["micro_batch_size"] in sizes:
+        return replace(plan, micro_batch_size=before["micro_batch_size"])
+    num_bytes = _STATE_COPIES * sum(parameter.nbytes for parameter in trial.unet.parameters())
+    if device.type == "cuda":
+        num_bytes += int(_SPARE_SHARE * torch.cuda.mem_get_info(device)[1])
+    try:
+        reserved = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        fitting = largest_fitting(sizes, trial.of(compute))
+        del reserved
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise Mistakes(
+            "train.micro_batch_size=auto: not even one image fits into the memory; choose a smaller model or "
+            "resolution, or train.gradient_checkpointing=true"
+        ) from None
+    return replace(plan, micro_batch_size=fitting)

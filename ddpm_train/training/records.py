@@ -1,0 +1,152 @@
+"""One record for each step: kept on the device, read back in batches, written once and in order."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from ddpm_train.system.files import write_atomic
+
+
+class NonFinite(Exception):
+    """A loss or gradient that is not a number; the text names the steps."""
+
+
+class Metrics:
+    """The records of a run, in `metrics.jsonl`: one JSON object a line, each step once, however often it restarts.
+
+    Args:
+        log: called on the main process with the records that have been written.
+        warn: tells a person that they could not be.
+
+    Attributes:
+        last: the newest record that was read back (of the step started from, after a restart).
+        unwritten: why the newest records are not on the disk, if they are not.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        accelerator: Accelerator,
+        start_step: int,
+        *,
+        log: Callable[[list[dict[str, Any]]], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._path = path
+        self._accelerator = accelerator
+        self._log = log
+        self._warn = warn
+        self._records: list[dict[str, Any]] = []  # read back, not yet written
+        self._on_device: list[tuple[dict[str, Any], Tensor]] = []
+        self._carried: dict[str, float] = {}
+        self._clock = time.monotonic()
+        self.unwritten: OSError | None = None
+        self.last: dict[str, Any] = {"step": start_step}
+        if accelerator.is_main_process:
+            kept = _records_until(path, start_step)
+            if kept and kept[-1]["step"] == start_step:
+                self.last = kept[-1]
+        (self.last,) = broadcast_object_list([self.last])
+
+    def record(self, step: int, images_seen: int, learning_rate: float, loss: Tensor, grad_norm: Tensor) -> None:
+        """Note a step. `loss` (this process's mean) and `grad_norm` are scalars on the device and stay there."""
+        record = {"step": step, "images_seen": images_seen, "lr": learning_rate, **self._carried}
+        self._carried = {}
+        self._on_device.append((record, torch.stack((loss.float(), grad_norm.float()))))
+
+    def read_back(self) -> None:
+        """Fetch what was recorded, averaged over the processes.
+
+        Raises:
+            NonFinite: on all processes.
+        """
+        if not self._on_device:
+            return
+        records, values = zip(*self._on_device, strict=True)
+        self._on_device.clear()
+        fetched = self._accelerator.reduce(torch.stack(values), "mean").tolist()
+        images = records[-1]["images_seen"] - self.last.get("images_seen", 0)
+        rate = round(images / (time.monotonic() - self._clock), 1)
+        self._clock = time.monotonic()
+        # In fp16 the gradient scaler skips updates whose gradient overflows; that is how it finds its scale.
+        scaled = self._accelerator.mixed_precision == "fp16"
+        bad = []
+        for record, (loss, grad_norm) in zip(records, fetched, strict=True):
+            if not (math.isfinite(loss) and (scaled or math.isfinite(grad_norm))):
+                bad.append(record["step"])
+            finite_norm = grad_norm if math.isfinite(grad_norm) else None
+            self._records.append(record | {"loss": loss, "grad_norm": finite_norm, "images_per_second": rate})
+        self.last = self._records[-1]
+        if bad:
+            window = f"step {bad[0]}" if len(bad) == 1 else f"steps {bad[0]} to {bad[-1]}"
+            raise NonFinite(f"the loss or gradient is not finite at {window}")
+
+    def annotate(self, step: int, values: dict[str, float]) -> None:
+        """Add values to the record of the newest step, also if it was written before a restart."""
+        if self._records:
+            self._records[-1] |= values
+        elif self._accelerator.is_main_process:
+            records = [record for record in _records_until(self._path, step) if record["step"] < step]
+            _replace_records(self._path, [*records, self.last | values])
+            self._log([{"step": step, **values}])
+        self.last = self.last | values
+
+    def carry(self, values: dict[str, float]) -> None:
+        """Put values into the next step's record: this step's is on the disk."""
+        self._carried |= values
+
+    def write(self) -> None:
+        """Write what was read back, durably. What a full disk does not take is kept and tried again next time."""
+        if not self._accelerator.is_main_process:
+            self._records.clear()
+            return
+        lines = "".join(json.dumps(record) + "\n" for record in self._records)
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with open(self._path, "a") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            os.truncate(self._path, size)
+            if self.unwritten is None:
+                self._warn(f"ERROR: {self._path} cannot be written: {error}. Its records are kept for the next try.")
+            self.unwritten = error
+            return
+        self.unwritten = None
+        self._log(self._records)
+        self._records.clear()
+
+    def rest_clock(self) -> None:
+        """Leave the time since the last `read_back` (an evaluation, a save) out of images_per_second."""
+        self._clock = time.monotonic()
+
+
+def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the records after `step`, which the run is about to repeat, and from a damaged line on; return the rest."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or record["step"] > step:
+            break
+        records.append(record)
+    _replace_records(path, records)
+    return records
+
+
+def _replace_records(path: Path, records: list[dict[str, Any]]) -> None:
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in records).encode())

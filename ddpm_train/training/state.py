@@ -1,0 +1,87 @@
+"""What a run is at a step, and how its batches are cut."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+
+@dataclass
+class TrainState:
+    """All that a run is, at a step. `step` counts completed updates; the rest follows from it and the config."""
+
+    step: int
+    unet: UNet2DModel
+    ema_unet: UNet2DModel | None
+    optimizer: torch.optim.Optimizer
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Named sets of tensors, as a checkpoint holds them."""
+        optimizer = {
+            f"{index}.{name}": value
+            for index, values in self.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+        sets = {"unet": self.unet.state_dict(), "optimizer": optimizer}
+        return sets if self.ema_unet is None else {**sets, "ema": self.ema_unet.state_dict()}
+
+    def load(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+        """Take over what `tensors` returned at `step`."""
+        self.step = step
+        self.unet.load_state_dict(tensors["unet"])
+        if self.ema_unet is not None:
+            self.ema_unet.load_state_dict(tensors["ema"])
+        by_parameter: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors["optimizer"].items():
+            index, name = key.split(".", 1)
+            by_parameter.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": by_parameter, "param_groups": groups})
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # In the parameter's memory format, as the optimizer itself makes them.
+                    values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+    @property
+    def sampling_unet(self) -> UNet2DModel:
+        """The weights to sample from: the average where there is one."""
+        return self.unet if self.ema_unet is None else self.ema_unet
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the global batch is cut: `batch_size` = micro_batch_size x num_processes x accumulation.
+
+    Each process has one piece of the batch, whatever the others' micro-batches.
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    num_processes: int
+    process_index: int
+
+    @property
+    def accumulation(self) -> int:
+        return self.batch_size // (self.micro_batch_size * self.num_processes)
+
+    def start(self, step: int, micro_step: int) -> int:
+        """The first position of a micro-batch of this process."""
+        piece = self.batch_size // self.num_processes
+        return step * self.batch_size + self.process_index * piece + micro_step * self.micro_batch_size
+
+    def positions(self, step: int) -> Iterator[Tensor]:
+        """The positions of this process's micro-batches from `step` on, without end; int64 [micro_batch_size]."""
+        while True:
+            for micro_step in range(self.accumulation):
+                start = self.start(step, micro_step)
+                yield torch.arange(start, start + self.micro_batch_size)
+            step += 1
+
+    def micro_batch_sizes(self) -> list[int]:
+        """What this micro-batch can be cut down to, itself first."""
+        piece = self.batch_size // self.num_processes
+        return [size for size in range(self.micro_batch_size, 0, -1) if piece % size == 0]

@@ -1,0 +1,113 @@
+"""Accelerate's trackers: TensorBoard, and others as extras."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from PIL import Image
+
+from ddpm_train.config.metrics import DISTRIBUTION_METRICS
+from ddpm_train.config.train import Config
+
+# How the names of what an evaluation measures begin.
+_EVALUATION = ("held_out_loss", "evaluation_seconds", *DISTRIBUTION_METRICS)
+
+
+class RunTrackers:
+    """The configured trackers of one run, on the main process.
+
+    A resumed run goes on in the same TensorBoard folder: what an earlier process wrote beyond `start_step` is hidden
+    (`purge_step`). The hyperparameters are stored once, at the start of the run. A tracker that fails later, on a
+    full disk for instance, does not end the run: it is told, and opened again for the next records.
+
+    Args:
+        values: the config as plain values, for the hyperparameters.
+        warn: tells a person.
+    """
+
+    def __init__(self, config: Config, values: Mapping[str, Any], start_step: int, warn: Callable[[str], None]) -> None:
+        self._config = config
+        self._warn = warn
+        self._unlogged: list[dict[str, Any]] = []
+        self._images: dict[int, dict[str, Image.Image]] = {}
+        self._trackers: list[GeneralTracker] = self._open(start_step)
+        if start_step == 0:
+            for tracker in self._trackers:
+                tracker.store_init_configuration(_flat(values))
+
+    def _open(self, start_step: int) -> list[GeneralTracker]:
+        config, name = self._config.tracker, self._config.name
+        output_dir = Path(self._config.output_dir)
+        trackers: list[GeneralTracker] = []
+        if config.tensorboard is not None:
+            arguments = {"purge_step": start_step + 1, **config.tensorboard}
+            trackers.append(TensorBoardTracker("tensorboard", output_dir, **arguments))
+        if config.wandb is not None:
+            arguments = {"id": name, "name": name, "resume": "allow", "dir": str(output_dir), **config.wandb}
+            trackers.append(WandBTracker(arguments.pop("project", "ddpm-train"), **arguments))
+        if config.trackio is not None:
+            arguments = {"name": name, "resume": "allow", **config.trackio}
+            trackers.append(TrackioTracker(arguments.pop("project", "ddpm-train"), **arguments))
+        for tracker in trackers:
+            tracker.start()
+        return trackers
+
+    def log(self, records: list[dict[str, Any]]) -> None:
+        """Log the numbers of each record at its step."""
+        self._unlogged += records
+        if not self._unlogged:
+            return
+        try:
+            if not self._trackers:
+                self._trackers = self._open(self._unlogged[0]["step"] - 1)
+            for record in self._unlogged:
+                values = {_tag(key): value for key, value in record.items() if key not in ("step", "images_seen")}
+                for tracker in self._trackers:
+                    tracker.log(values, step=record["step"])
+                    for name, image in self._images.get(record["step"], {}).items():
+                        _log_image(tracker, name, image, record["step"])
+        except Exception as error:
+            # TensorBoard's writer thread reports a full disk as whatever it was doing.
+            self._give_up(error)
+        else:
+            self._unlogged.clear()
+            self._images.clear()
+
+    def add_image(self, name: str, image: Image.Image, step: int) -> None:
+        """Log a picture together with the record of its step: wandb takes steps in order only."""
+        self._images.setdefault(step, {})[name] = image.convert("RGB")
+
+    def _give_up(self, error: Exception) -> None:
+        self._warn(f"ERROR: a tracker failed and will be opened again: {error}")
+        self._trackers = []
+
+    def close(self) -> None:
+        try:
+            for tracker in self._trackers:
+                tracker.finish()
+        except Exception as error:
+            self._give_up(error)
+
+
+def _log_image(tracker: GeneralTracker, name: str, image: Image.Image, step: int) -> None:
+    if isinstance(tracker, TensorBoardTracker):
+        tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats="NHWC")
+    elif isinstance(tracker, WandBTracker):  # Accelerate's tracker for trackio takes numbers only
+        tracker.log_images({name: [image]}, step=step)
+
+
+def _tag(key: str) -> str:
+    return f"{'evaluation' if key.startswith(_EVALUATION) else 'train'}/{key}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float | int]:
+    """Dotted keys with values that TensorBoard's HParams can hold."""
+    flat: dict[str, bool | str | float | int] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | str | float | int) else str(value)
+    return flat
