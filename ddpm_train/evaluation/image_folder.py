@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from PIL import Image
 
-from ddpm_train.config.mistakes import Mistakes, as_written
+from ddpm_train.config.mistakes import Mistakes, resolution_text
 from ddpm_train.data.decode import FORMATS
 from ddpm_train.data.sources import describe, image_files
 
@@ -90,5 +90,5 @@ def _size_mistakes(folder: Path, wanted: tuple[int, int]) -> Iterator[str]:
         yield f"pipeline={folder}: images of {len(sizes)} sizes ({told}); scores need one size"
     elif sizes and wanted not in sizes:
         ((height, width),) = sizes
-        resolution = as_written(height if height == width else (height, width))
+        resolution = resolution_text((height, width))
         yield f"pipeline={folder}: images of {height}x{width}; use dataset.resolution={resolution}"

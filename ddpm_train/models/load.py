@@ -37,13 +37,13 @@ class Model:
     """What samples: the UNet, float32, in eval mode, on the CPU, and the noise schedule that it was trained with.
 
     Attributes:
-        words: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
+        description: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
         noise_scheduler: a DDPMScheduler that also keeps what the stored scheduler's config says besides.
         digest: a hash of the weights and of both configs: what the images depend on, wherever it was loaded from.
         step, weights: how long it was trained, and which weights these are, "ema" or "unet"; None: nobody says.
     """
 
-    words: str
+    description: str
     unet: UNet2DModel
     noise_scheduler: DDPMScheduler
     digest: str

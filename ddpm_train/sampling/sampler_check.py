@@ -127,10 +127,10 @@ def refusal(
     return None
 
 
-def fitting(
+def samplers_that_can(
     noise_scheduler: Any, num_inference_steps: int, *, learned_variance: bool, strength: float | None = None
 ) -> list[str]:
-    """The samplers that can, with no arguments of their own."""
+    """The names of the samplers that can sample this model, with no arguments of their own."""
     return [
         name
         for name in SAMPLERS
