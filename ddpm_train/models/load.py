@@ -18,7 +18,6 @@ from ddpm_train.config.checks import parse
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.samplers import CLASSES
 from ddpm_train.config.train import Config
-from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub.access import find_commit
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.models.unet import build_unet
@@ -108,7 +107,7 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
     unet = build_unet(config)
     unet.load_state_dict(tensors[chosen])
     known = {"step": checkpoint.load_scalars(path)["step"], "weights": chosen}
-    return _model(pipeline, unet, build_noise_scheduler(config.noise_scheduler), known)
+    return _model(pipeline, unet, config.noise_scheduler.build(), known)
 
 
 def _run_config(pipeline: str, run: Path) -> Config:
