@@ -23,9 +23,8 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.copying import QUANTILE, measure_copying, nearest
 from ddpm_train.evaluation.cost import Cost, CostRow
-from ddpm_train.evaluation.distribution import score_features
 from ddpm_train.evaluation.features import BATCH_IMAGES, Extractor, open_extractor, to_rgb
-from ddpm_train.evaluation.reference import ReferenceFeatures
+from ddpm_train.evaluation.measure import collect, measure_images
 from ddpm_train.evaluation.scores import DependsOn, Reference, Score
 from ddpm_train.system.compute import keep_memory
 from ddpm_train.system.files import sha256_file
@@ -76,16 +75,28 @@ def pixels(images: list[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images]))[:, None]
 
 
-def reference(features: Tensor) -> ReferenceFeatures:
-    described = Reference(dataset="garments", split="a", resolution=(28, 28), num_images=len(features), hash="0")
-    return ReferenceFeatures(features, described)
+class Known:
+    """A set of images, real or not, whose features are known."""
+
+    depends_on = NOTHING_KNOWN
+
+    def __init__(self, features: Tensor) -> None:
+        self._features = features
+        count = len(features)
+        self.described = Reference(dataset="garments", split="a", resolution=(28, 28), num_images=count, hash="0")
+
+    def features(self, extractor: Extractor) -> Tensor:
+        return self._features
 
 
 @pytest.fixture(scope="session")
 def scored(offline: Extractor) -> Callable[..., dict[str, Score]]:
     def score(generated: Tensor, real: Tensor, *metrics: str) -> dict[str, Score]:
-        found = score_features(generated, offline, reference(real), metrics, NOTHING_KNOWN)
-        return {score.metric: score for score in found}
+        real_images = Known(real)
+        results = measure_images(
+            metrics, Known(generated), offline, reference=real_images, training=real_images, held_out=None
+        )
+        return {score.metric: score for score in collect(results).scores}
 
     return score
 

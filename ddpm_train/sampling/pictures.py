@@ -89,9 +89,13 @@ def _label(result: Compared) -> str:
 
 
 def save(picture: Image.Image, path: Path) -> None:
+    write_atomic(path, to_png(picture))
+
+
+def to_png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="png", optimize=True)
-    write_atomic(path, file.getvalue())
+    return file.getvalue()
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:

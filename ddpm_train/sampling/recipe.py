@@ -83,8 +83,8 @@ def resolution_mistakes(model: Model, wanted: tuple[int, int] | None) -> Iterato
     elif any(side % factor for side in resolution):
         height, width = (max(factor, round(side / factor) * factor) for side in resolution)
         yield (
-            f"resolution={resolution_text(resolution)}: the model's {len(config.block_out_channels)} levels need multiples "
-            f"of {factor}; use resolution={resolution_text((height, width))}"
+            f"resolution={resolution_text(resolution)}: the model's {len(config.block_out_channels)} levels need "
+            f"multiples of {factor}; use resolution={resolution_text((height, width))}"
         )
 
 

@@ -8,11 +8,8 @@ import numpy as np
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from PIL import Image
 
-from ddpm_train.config.metrics import DISTRIBUTION_METRICS
+from ddpm_train.config.metrics import METRICS
 from ddpm_train.config.train import Config
-
-# How the names of what an evaluation measures begin.
-_EVALUATION = ("held_out_loss", "evaluation_seconds", *DISTRIBUTION_METRICS)
 
 
 class RunTrackers:
@@ -99,7 +96,8 @@ def _log_image(tracker: GeneralTracker, name: str, image: Image.Image, step: int
 
 
 def _tag(key: str) -> str:
-    return f"{'evaluation' if key.startswith(_EVALUATION) else 'train'}/{key}"
+    measured = key.startswith((*METRICS, "evaluation_seconds"))
+    return f"{'evaluation' if measured else 'train'}/{key}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float | int]:
