@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,11 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
 def job(config: Config, values: dict[str, Any]) -> None:
     launch.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
+    from ddpm_train.system.shutdown import ends_by_exit_code
     from ddpm_train.training.train import train_run
 
-    train_run(config, values)
+    with ends_by_exit_code(again="the same command continues") as stop:
+        train_run(config, values, arguments=sys.argv[1:], stop=stop)
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:

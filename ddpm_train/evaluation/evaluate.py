@@ -40,11 +40,11 @@ from ddpm_train.report import try_to_write_report
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute
 from ddpm_train.sampling.recipe import Recipe, compared
-from ddpm_train.system.compute import device_name
+from ddpm_train.system.compute import device_name, keep_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, orderly
+from ddpm_train.system.shutdown import PATIENCE, ends_by_exit_code
 
 _LOSS_BINS = 10
 
@@ -60,7 +60,9 @@ def evaluate(config: EvaluateConfig, *, dataset: Dataset, output: Path, run: Con
     Raises:
         Mistakes: the model, the images or the extractor cannot be had, or they do not go together.
     """
-    with orderly(again="the same command begins anew; the features of real images are kept") as stop:
+    again = "the same command begins anew; the features of real images are kept"
+    with ends_by_exit_code(again=again) as stop, torch.inference_mode():
+        keep_memory()
         accelerator = Accelerator(
             cpu=os.environ.get("ACCELERATE_USE_CPU") == "True",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],

@@ -1,8 +1,7 @@
 """Where a run goes on: which checkpoint `resume` means, and whether it is of the same run."""
 
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from ddpm_train.hub.fetch import Source, fetch_newest
 from ddpm_train.hub.preflight import SCHEME, is_offline, parse_uri
 from ddpm_train.runs import checkpoint, environment
 from ddpm_train.runs.best import read_selection
-from ddpm_train.runs.identity import accept, identity
+from ddpm_train.runs.identity import accept
 from ddpm_train.runs.mirror import Mirror
+from ddpm_train.runs.state import ResumedState
 from ddpm_train.system.compute import device_name
 from ddpm_train.system.files import write_atomic
 from ddpm_train.training.run import Run
@@ -24,10 +24,10 @@ from ddpm_train.training.run import Run
 
 @dataclass(frozen=True)
 class Start:
-    """A verified checkpoint to go on from, and its scalars; path None is a fresh start."""
+    """A verified checkpoint to go on from, and what it holds besides tensors; None is a fresh start."""
 
     path: Path | None
-    scalars: dict[str, Any]
+    state: ResumedState | None
 
 
 def run_mirror(config: Config) -> Mirror | None:
@@ -70,7 +70,7 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
             raise Mistakes(
                 f"resume=never: {directory} holds checkpoints; give another name=… or remove {directory.parent}"
             )
-        return Start(None, {})
+        return Start(None, None)
     path = checkpoint.newest_good(directory, warn)
     mirror = run_mirror(config)
     if mirror is not None:
@@ -91,7 +91,7 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
             f"resume=auto: no checkpoint in {directory} can be used; give another name=… to start afresh, "
             "or resume=PATH to go on from elsewhere"
         )
-    return Start(path, checkpoint.load_scalars(path) if path else {})
+    return Start(path, ResumedState.from_json(checkpoint.load_scalars(path)) if path else None)
 
 
 def _fetch_best(mirror: Mirror, config: Config, newest: Path, warn: Callable[[str], None]) -> None:
@@ -112,24 +112,29 @@ def restore(run: Run, start: Start) -> list[str]:
     Raises:
         Mistakes: it is a checkpoint of another run.
     """
-    if start.path is None:
+    if start.path is None or start.state is None:
         return []
-    step = start.scalars["step"]
+    there, now, step = start.state.identity, run.identity, start.state.step
     where = f"{start.path} (step {step:,})"
-    told, accepted = accept(start.scalars["identity"], run_identity(run), allowed=run.config.allow_change, where=where)
-    old, new = start.scalars["identity"], run_identity(run)
-    recorded = [{"step": step, "key": key, "from": old.get(key), "to": new.get(key)} for key in accepted]
-    run.changes = [*start.scalars["changes"], *recorded]
-    run.environments = start.scalars.get("environments", [])
+    harmless, accepted = accept(there, now, allowed=run.config.allow_change, where=where)
+    recorded = [{"step": step, "key": key, "from": there.get(key), "to": now.get(key)} for key in accepted]
+    run.changes = [*start.state.changes, *recorded]
+    run.environments = start.state.environments
     run.state.load(step, checkpoint.load(start.path))
     scaler = run.accelerator.scaler
-    if scaler is not None and start.scalars["grad_scaler"]:
-        scaler.load_state_dict(start.scalars["grad_scaler"])
-    return told + [f"{change['key']}: {change['from']} -> {change['to']} (accepted, recorded)" for change in recorded]
+    if scaler is not None and start.state.grad_scaler:
+        scaler.load_state_dict(start.state.grad_scaler)
+    return harmless + [
+        f"{change['key']}: {change['from']} -> {change['to']} (accepted, recorded)" for change in recorded
+    ]
 
 
-def record_environment(run: Run) -> list[dict[str, Any]]:
-    """What has computed the run up to here, and what does from now on; written into its folder, and its checkpoints."""
+def record_environment(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """What has computed the run up to here, and what does from now on; written into its folder, and its checkpoints.
+
+    Args:
+        arguments: of `ddpm-train`, which this run is the same as.
+    """
     compute = {
         "device": device_name(run.accelerator.device),
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -137,29 +142,8 @@ def record_environment(run: Run) -> list[dict[str, Any]]:
         "micro_batch_size": run.plan.micro_batch_size,
         "compute": asdict(run.choice.compute),
     }
-    now = environment.environment(sys.argv[1:], compute)
+    now = environment.environment(arguments, compute)
     environments = environment.followed_by(run.environments, now, run.state.step)
     text = json.dumps(environments, indent=1, ensure_ascii=False)
     write_atomic(run.output_dir / environment.FILE, text.encode())
     return environments
-
-
-def run_identity(run: Run) -> dict[str, Any]:
-    return identity(run.values, dataset_content=run.data.content, mixed_precision=run.accelerator.mixed_precision)
-
-
-def scalars(run: Run) -> dict[str, Any]:
-    """What a checkpoint holds besides tensors."""
-    scaler = run.accelerator.scaler
-    return {
-        "step": run.state.step,
-        "images_seen": run.state.step * run.plan.batch_size,
-        "compute": asdict(run.choice.compute),
-        "device": device_name(run.accelerator.device),
-        "micro_batch_size": run.plan.micro_batch_size,
-        "num_processes": run.plan.num_processes,
-        "grad_scaler": scaler.state_dict() if scaler is not None else {},
-        "identity": run_identity(run),
-        "changes": run.changes,
-        "environments": run.environments,
-    }
