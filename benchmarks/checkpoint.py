@@ -40,7 +40,7 @@ def tutorial_config() -> Config:
 def full_state() -> TrainState:
     """Weights, average and optimizer as after a first step: every moment exists."""
     config = tutorial_config()
-    unet = build_unet(config).to(DEVICE)
+    unet = build_unet(config.model, config.dataset, config.noise_scheduler).to(DEVICE)
     optimizer = build_optimizer(config.optimizer, unet.parameters())
     for parameter in unet.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)

@@ -1,10 +1,10 @@
 """Asking the Hugging Face Hub; what can go wrong there, in one line each; how long to wait for it."""
 
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.system.failures import first_line, one_line, retry
 
 # A call that must answer before a run starts gives up after this long without a byte.
 ASKING_SECONDS = 15.0
@@ -22,28 +22,15 @@ def limit_waiting(seconds: float) -> None:
 
 
 def with_retries(call: Callable[[], T], *, give_up_seconds: float) -> T:
-    """The result of `call`, tried again 1, 2, 4 … seconds, or as long as the Hub asks for, after each failure.
-
-    For what the client itself does not repeat. A `call` that changes something there must bear to be repeated.
+    """The result of `call`, tried again (see `retry`) where another try can help: what the client does not repeat.
 
     Raises:
-        Exception: the client's own: what no other try can change at once, the rest `give_up_seconds` after the first
-            failure.
+        Exception: the client's own.
     """
-    give_up, pause = None, 1.0
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            give_up = give_up or time.monotonic() + give_up_seconds
-            wait = max(pause, _retry_after(error))
-            if is_final(error) or time.monotonic() + wait > give_up:
-                raise
-        time.sleep(wait)
-        pause = min(2 * pause, 30.0)
+    return retry(call, seconds=give_up_seconds, is_final=_is_final, asked_to_wait=_retry_after)
 
 
-def is_final(error: Exception) -> bool:
+def _is_final(error: Exception) -> bool:
     """Whether another try cannot help."""
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
@@ -53,8 +40,8 @@ def is_final(error: Exception) -> bool:
     )
 
 
-def told(error: Exception) -> str:
-    """What went wrong with the Hub, in words that follow "because"."""
+def reason(error: Exception) -> str:
+    """What went wrong with the Hub, as it follows "because"."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     error = _cause(error)
@@ -68,7 +55,7 @@ def told(error: Exception) -> str:
     if "Error" in type(error).__name__ and not isinstance(error, OSError | ValueError | RuntimeError):
         # The HTTP client's own errors (it was requests, then httpx, and may change again).
         return f"the Hub cannot be reached ({type(error).__name__})"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _cause(error: Exception) -> Exception:
@@ -128,7 +115,7 @@ def find_commit(
             raise Mistakes(
                 f"{place}: the Hub refuses this HF_TOKEN; check it, or unset it for a public {kind}"
             ) from None
-        return None, f"the Hub answers {str(error).splitlines()[0]}"
+        return None, f"the Hub answers {first_line(error)}"
     except Exception as error:
         # The HTTP client's own errors (it was httpx, and is not always): nobody answers at HF_ENDPOINT.
         return None, f"the Hub cannot be reached ({type(error).__name__})"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, told, with_retries
+from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, reason, with_retries
 
 SCHEME = "hf://"
 _URI = re.compile(rf"{SCHEME}(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -106,6 +106,6 @@ def _remedied(error: Exception, otherwise: str) -> str:
     if status == 401:
         return "the Hub refuses this token; log in with `hf auth login`, or set HF_TOKEN to one that may write"
     if status is not None:
-        return f"{told(error)}; try again later{otherwise}"
+        return f"{reason(error)}; try again later{otherwise}"
     endpoint = os.environ.get("HF_ENDPOINT")
-    return f"{told(error)}; check the network and HF_ENDPOINT{f'={endpoint}' if endpoint else ''}{otherwise}"
+    return f"{reason(error)}; check the network and HF_ENDPOINT{f'={endpoint}' if endpoint else ''}{otherwise}"

@@ -17,6 +17,7 @@ from ddpm_train.diffusion.noise import build_noise_scheduler, loss_weights
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.models.load import load_model
 from ddpm_train.models.unet import build_unet
+from ddpm_train.runs.folder import CHECKPOINTS
 from ddpm_train.system.compute import set_backends
 from ddpm_train.system.console import Console
 from ddpm_train.system.signals import StopRequest
@@ -54,7 +55,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        return self.output_dir / "checkpoints"
+        return self.output_dir / CHECKPOINTS
 
 
 def build_run(
@@ -89,7 +90,9 @@ def build_run(
     noise_scheduler = build_noise_scheduler(config.noise_scheduler)
     noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
     objective = Objective(noise_scheduler, loss_weights(noise_scheduler, config.loss).to(device), config.seed)
-    unet = build_unet(config).to(device)
+    unet = build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed).to(device)
+    if config.train.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     if config.model.pretrained is not None and not before:
         _take_weights(unet, config, console)
     max_steps = _max_steps(config, len(data.train))

@@ -20,11 +20,19 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import Config
 from ddpm_train.data.device_cache import fits
 from ddpm_train.data.loader import Batches, micro_batches, num_workers
-from ddpm_train.models.load import ORIGIN
 from ddpm_train.report import try_to_write_report
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection, read_selection
-from ddpm_train.runs.folder import CONFIG, RECORDS, config_yaml
+from ddpm_train.runs.folder import (
+    CONFIG,
+    ORIGIN,
+    PIPELINE,
+    RECORDS,
+    RESULT,
+    config_yaml,
+    pipeline_step,
+    write_result,
+)
 from ddpm_train.runs.lock import RunLock
 from ddpm_train.runs.mirror import FINISH_SECONDS, STOP_SECONDS, MirrorThread
 from ddpm_train.system import exit_codes
@@ -38,13 +46,12 @@ from ddpm_train.training.evaluation import RunEvaluation
 from ddpm_train.training.loop import Trainer, evaluation_due, is_finished
 from ddpm_train.training.push import finish_push, open_push, push_finished
 from ddpm_train.training.records import Metrics, NonFinite
-from ddpm_train.training.resume import Start, find_start, record_environment, restore, run_mirror, scalars
+from ddpm_train.training.resume import record_environment, restore, resumed_state
 from ddpm_train.training.run import Run, build_run
 from ddpm_train.training.saver import Saver, SavingFailed
+from ddpm_train.training.start import Start, find_start, run_mirror
 from ddpm_train.training.state import BatchPlan
 from ddpm_train.training.trackers import RunTrackers
-
-_RESULT = "result.json"
 
 
 def train_run(config: Config, values: dict[str, Any]) -> None:
@@ -60,10 +67,10 @@ def train_run(config: Config, values: dict[str, Any]) -> None:
     try:
         console = Console(PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True").is_main_process)
         start = on_main(lambda: _acquire_and_find(lock, config, console))
-        run = build_run(config, values, before=start.scalars, stop=stop, console=console)
+        run = build_run(config, values, before=start.state.to_json() if start.state else {}, stop=stop, console=console)
         changes = restore(run, start)
         selection = on_main(lambda: read_selection(run.output_dir, config, run.state.step))
-        if is_finished(run.state.step, run.max_steps, selection) and _pipeline_step(run) == run.state.step:
+        if is_finished(run.state.step, run.max_steps, selection) and pipeline_step(run.output_dir) == run.state.step:
             on_main(lambda: _save_result(run, selection))
             messages.say_finished(run, selection)
             push_finished(run, start.path)
@@ -239,7 +246,11 @@ class _Saving:
         run = self._run
         # A checkpoint whose records are not on the disk would leave a gap in them.
         unwritten = self._metrics.unwritten
-        return on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), scalars(run), refused=unwritten))
+        return on_main(
+            lambda: self._saver.save(
+                run.state.step, run.state.tensors(), resumed_state(run).to_json(), refused=unwritten
+            )
+        )
 
     def close(self, mirror_seconds: float) -> None:
         """Wait for what is being written, and that long for what is being copied."""
@@ -254,7 +265,7 @@ class _Saving:
 
 def _begin(run: Run) -> None:
     """What a run's folder says of it until it ends: its config, and no result."""
-    (run.output_dir / _RESULT).unlink(missing_ok=True)
+    (run.output_dir / RESULT).unlink(missing_ok=True)
     write_atomic(run.output_dir / CONFIG, config_yaml(run.values))
 
 
@@ -268,18 +279,12 @@ def _save_result(run: Run, selection: Selection) -> None:
         "step": run.state.step,
         "stopped_early": run.state.step < run.max_steps,
     }
-    write_atomic(run.output_dir / _RESULT, json.dumps(result).encode())
+    write_result(run.output_dir, result)
 
 
 def _save_pipeline(run: Run) -> None:
     """A plain DDPMPipeline of the sampling weights, which diffusers loads without this project."""
-    with replace_folder(run.output_dir / "pipeline") as staging:
+    with replace_folder(run.output_dir / PIPELINE) as staging:
         DDPMPipeline(unet=run.state.sampling_unet, scheduler=run.noise_scheduler).save_pretrained(staging)
         origin = {"step": run.state.step, "weights": "unet" if run.state.ema_unet is None else "ema"}
         (staging / ORIGIN).write_text(json.dumps(origin))
-
-
-def _pipeline_step(run: Run) -> int | None:
-    """The step whose weights the run's pipeline holds."""
-    origin = run.output_dir / "pipeline" / ORIGIN
-    return json.loads(origin.read_text())["step"] if origin.exists() else None
