@@ -75,9 +75,9 @@ def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
         return json.loads(shown.stdout)
 
     package = tmp_path / "ddpm_train"
-    package.mkdir()
-    for name in ("__init__.py", "environment.py"):
-        shutil.copy(ROOT / "ddpm_train" / name, package)
+    (package / "runs").mkdir(parents=True)
+    for name in ("__init__.py", "_version.py", "runs/__init__.py", "runs/environment.py"):
+        shutil.copy(ROOT / "ddpm_train" / name, package / name)
     identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "x"]):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)

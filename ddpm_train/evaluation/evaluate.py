@@ -44,7 +44,7 @@ from ddpm_train.system.compute import device_name
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, orderly
+from ddpm_train.system.shutdown import PATIENCE, clean_exit
 
 _LOSS_BINS = 10
 
@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, *, dataset: Dataset, output: Path, run: Con
     Raises:
         Mistakes: the model, the images or the extractor cannot be had, or they do not go together.
     """
-    with orderly(again="the same command begins anew; the features of real images are kept") as stop:
+    with clean_exit(again="the same command begins anew; the features of real images are kept") as stop:
         accelerator = Accelerator(
             cpu=os.environ.get("ACCELERATE_USE_CPU") == "True",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
@@ -224,7 +224,7 @@ class Scoring:
         )
         self.scores.append(held_out_score(measured, self._about_held_out(seed)))
         by_timestep = loss_by_timestep(measured, noise_scheduler.config.num_train_timesteps, _LOSS_BINS)
-        plot = loss_by_timestep_png(by_timestep, self.engine.model.words)
+        plot = loss_by_timestep_png(by_timestep, self.engine.model.label)
         on_main(lambda: self._keep(plot, "loss_by_timestep.png"))
 
     def _start_engine(self) -> Engine:
@@ -271,7 +271,7 @@ class Scoring:
         rows = {"images": f"{len(subject):,} of {self.config.pipeline}"}
         if isinstance(subject, SampledImages):
             recipe = subject.recipe
-            rows = {"model": self.engine.model.words}
+            rows = {"model": self.engine.model.label}
             rows["images"] = (
                 f"{len(subject):,}: {recipe.sampler_words}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
             )

@@ -132,7 +132,7 @@ def main() -> None:
     except Exception as error:
         outcome = {"error": reason(error)}
     print(json.dumps(outcome), flush=True)
-    # Threads of the client's that hang would hold up an orderly end.
+    # To end as usual would be to wait for the threads of the client that hang.
     os._exit(0)
 
 

@@ -19,7 +19,7 @@ from ddpm_train.config.objective import Judging
 from ddpm_train.config.samplers import CLASSES
 from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub.access import find_commit
-from ddpm_train.models.source import path_mistakes
+from ddpm_train.models.source import path_mistakes, read_json
 from ddpm_train.models.unet import build_unet, read_description
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
@@ -37,13 +37,13 @@ class Model:
     """What samples: the UNet, float32, in eval mode, on the CPU, and the noise schedule that it was trained with.
 
     Attributes:
-        words: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
+        label: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
         noise_scheduler: a DDPMScheduler that also keeps what the stored scheduler's config says besides.
         digest: a hash of the weights and of both configs: what the images depend on, wherever it was loaded from.
-        step, weights: how long it was trained, and which weights these are, "ema" or "unet"; None: nobody says.
+        step, weights: how long it was trained, and which weights these are, "ema" or "unet"; None: not known.
     """
 
-    words: str
+    label: str
     unet: UNet2DModel
     noise_scheduler: DDPMScheduler
     digest: str
@@ -154,7 +154,7 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Without its warnings of pickled weights and of keys that older versions wrote; what matters is told in a line."""
+    """Without its warnings of pickled weights and of keys that older versions wrote; what matters is said in a line."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
@@ -165,10 +165,10 @@ def _quiet_diffusers() -> Iterator[None]:
 
 def _refuse_other_models(pipeline: str, folder: Path, part: Path) -> None:
     """Say what this program is for where the folder holds something else; reads no weights."""
-    index = _read_json(pipeline, folder / _INDEX) if (folder / _INDEX).exists() else {}
+    index = read_json(f"pipeline={pipeline}", folder / _INDEX) if (folder / _INDEX).exists() else {}
     name = index.get("_class_name", "")
     kind = (index.get("unet") or [None, "UNet2DModel"])[1]
-    config = _read_json(pipeline, part / _CONFIG) if (part / _CONFIG).exists() else {}
+    config = read_json(f"pipeline={pipeline}", part / _CONFIG) if (part / _CONFIG).exists() else {}
     kind = config.get("_class_name", kind)
     use = f"ddpm-sample is for unconditional pixel models (UNet2DModel); use diffusers' {name or 'own pipelines'}"
     if index and ("unet" not in index or "vqvae" in index or "vae" in index):
@@ -188,7 +188,7 @@ def _stored_scheduler(pipeline: str, folder: Path, unet: UNet2DModel) -> tuple[D
     if path is None:
         steps = unet.config.num_train_timesteps or 1000
         return DDPMScheduler(num_train_timesteps=steps), "no scheduler beside it: DDPM's linear schedule assumed"
-    config = _read_json(pipeline, path)
+    config = read_json(f"pipeline={pipeline}", path)
     name = config.get("_class_name", "DDPMScheduler")
     if name not in _SCHEDULES:
         raise Mistakes(
@@ -265,11 +265,3 @@ def _download(pipeline: str, revision: str | None) -> Path:
             f"pipeline={pipeline}: no such folder; {problem or 'the Hub went away'}, and there is no copy of it in the "
             "cache; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         ) from None
-
-
-def _read_json(pipeline: str, path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise Mistakes(f"pipeline={pipeline}: {path} is not JSON: {error}") from None
-    return values

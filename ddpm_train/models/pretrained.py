@@ -3,7 +3,6 @@
 Its config takes the place of the chosen layout. What the command itself says of the network must agree with it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import yaml
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.hub.access import ASKING_SECONDS, find_commit, limit_waiting
 from ddpm_train.hub.preflight import parse_uri
-from ddpm_train.models.source import path_mistakes
+from ddpm_train.models.source import path_mistakes, read_json
 from ddpm_train.runs.folder import CONFIG, read_config
 
 # Where a folder or a repository has the UNet's config: a pipeline, a UNet alone, a run of this program.
@@ -115,14 +114,14 @@ def _read_config(source: str) -> dict[str, Any]:
         found = [folder / place for place in _PLACES if (folder / place).is_file()]
         if not found:
             raise Mistakes(f"model.pretrained={source}: no UNet in it (looked for {', '.join(_PLACES)})")
-        return _read_json(source, found[0])
+        return read_json(f"model.pretrained={source}", found[0])
     if lines := list(path_mistakes(source)):
         raise Mistakes(*(_renamed(line) for line in lines))
     limit_waiting(ASKING_SECONDS)
     _, problem = find_commit("model", source, None, key="model.pretrained", revision_key="model.pretrained")
     for place in _PLACES[:2]:
         try:
-            return _read_json(source, _download(source, place, None))
+            return read_json(f"model.pretrained={source}", _download(source, place, None))
         except Mistakes:
             raise
         except Exception as error:
@@ -139,11 +138,3 @@ def _download(repo_id: str, name: str, revision: str | None) -> Path:
 
     limit_waiting(ASKING_SECONDS)
     return Path(hf_hub_download(repo_id, name, revision=revision))
-
-
-def _read_json(source: str, path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise Mistakes(f"model.pretrained={source}: {path.name} is not JSON: {error}") from None
-    return values
