@@ -33,10 +33,11 @@ from ddpm_train.evaluation.model_scores import bound_score, held_out_score, meas
 from ddpm_train.evaluation.plots import loss_by_timestep_png
 from ddpm_train.evaluation.real_images import RealImages
 from ddpm_train.evaluation.reference import ReferenceFeatures, at_most
-from ddpm_train.evaluation.results import FILE_NAME, add_results, refuse_other_reference
+from ddpm_train.evaluation.results import add_results, refuse_other_reference
 from ddpm_train.evaluation.scores import DependsOn, Score, lines
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.report import try_to_write_report
+from ddpm_train.runs.folder import SCORES
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute
 from ddpm_train.sampling.recipe import Recipe, compared
@@ -283,5 +284,5 @@ class Scoring:
 
     def _tell(self, report: Path | None) -> None:
         self.workers.console.say(*lines(self.scores))
-        rows = {"scores": self.output / FILE_NAME, "report": report, **{path.stem: path for path in self.files}}
+        rows = {"scores": self.output / SCORES, "report": report, **{path.stem: path for path in self.files}}
         self.workers.console.table({name: str(path) for name, path in rows.items() if path})

@@ -13,10 +13,10 @@ from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.hub.access import ASKING_SECONDS, find_commit, limit_waiting
 from ddpm_train.hub.preflight import parse_uri
 from ddpm_train.models.source import path_mistakes, read_json
-from ddpm_train.runs.folder import CONFIG, read_config
+from ddpm_train.runs.folder import CONFIG, PIPELINE, read_config
 
 # Where a folder or a repository has the UNet's config: a pipeline, a UNet alone, a run of this program.
-_PLACES = ("unet/config.json", "config.json", "pipeline/unet/config.json")
+_PLACES = ("unet/config.json", "config.json", f"{PIPELINE}/unet/config.json")
 # May differ from what was trained: it shapes no weight.
 _FREE = ("pretrained", "dropout")
 

@@ -3,13 +3,12 @@
 import os
 import sys
 
-import ddpm_train
+from ddpm_train._version import __version__
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import num_parameters
-from ddpm_train.report import REPORT
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
-from ddpm_train.runs.folder import BEST
+from ddpm_train.runs.folder import BEST, PIPELINE, REPORT, SAMPLES, TENSORBOARD
 from ddpm_train.system.compute import device_name
 from ddpm_train.training.auto import Choice
 from ddpm_train.training.run import Run
@@ -22,7 +21,7 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     held_out = f", {len(data.validation):,} held out" if data.validation else ""
     epochs = run.max_steps * plan.batch_size / len(data.train)
     where = f"resumes at step {run.state.step:,}" if resumed else "new run"
-    run.console.say(f"ddpm-train {ddpm_train.__version__}  {config.name}")
+    run.console.say(f"ddpm-train {__version__}  {config.name}")
     run.console.table(
         {
             "dataset": f"{config.dataset.path}: {len(data.train):,} images "
@@ -59,8 +58,8 @@ def say_finished(run: Run, selection: Selection) -> None:
 def say_what_next(run: Run, selection: Selection, seconds: float) -> None:
     """Where the pictures are, and the next commands."""
     output, step = run.output_dir, run.state.step
-    pictures = output / "samples" / f"{checkpoint.step_name(step)}.png"
-    report, tensorboard = output / REPORT, output / "tensorboard"
+    pictures = output / SAMPLES / f"{checkpoint.step_name(step)}.png"
+    report, tensorboard = output / REPORT, output / TENSORBOARD
     early = step < run.max_steps
     run.console.say(f"done: step {step:,} after {seconds:.0f} s{f', early: {_patience(selection)}' if early else ''}")
     longer = f"train.patience={2 * (selection.patience or 1)}" if early else f"train.max_steps={2 * run.max_steps}"
@@ -69,7 +68,7 @@ def say_what_next(run: Run, selection: Selection, seconds: float) -> None:
             **({"report": str(report)} if report.exists() else {}),
             **({"pictures": str(pictures)} if pictures.exists() else {}),
             **_best(run, selection),
-            "pipeline": f'{output / "pipeline"}   DDPMPipeline.from_pretrained("{output / "pipeline"}")',
+            "pipeline": f'{output / PIPELINE}   DDPMPipeline.from_pretrained("{output / PIPELINE}")',
             **({"curves": f"tensorboard --logdir {tensorboard}"} if tensorboard.exists() else {}),
             "longer": f"the same command with {longer}",
         }

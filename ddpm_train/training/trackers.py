@@ -11,6 +11,7 @@ from PIL import Image
 from ddpm_train.config.metrics import DISTRIBUTION_METRICS
 from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config
+from ddpm_train.runs.folder import TENSORBOARD
 
 # How the names of what an evaluation measures begin.
 _EVALUATION = ("held_out_loss", "evaluation_seconds", *DISTRIBUTION_METRICS)
@@ -49,7 +50,7 @@ class RunTrackers:
         trackers: list[GeneralTracker] = []
         if config.tensorboard is not None:
             arguments = {"purge_step": start_step + 1, **config.tensorboard}
-            trackers.append(TensorBoardTracker("tensorboard", output_dir, **arguments))
+            trackers.append(TensorBoardTracker(TENSORBOARD, output_dir, **arguments))
         if config.wandb is not None:
             arguments = {"id": name, "name": name, "resume": "allow", "dir": str(output_dir), **config.wandb}
             trackers.append(WandBTracker(arguments.pop("project", "ddpm-train"), **arguments))
