@@ -14,6 +14,7 @@ from ddpm_train.hub.access import ASKING_SECONDS, find_commit, limit_waiting
 from ddpm_train.hub.preflight import parse_uri
 from ddpm_train.models.source import path_mistakes, read_json
 from ddpm_train.runs.folder import CONFIG, PIPELINE, read_config
+from ddpm_train.runs.identity import in_columns
 
 # Where a folder or a repository has the UNet's config: a pipeline, a UNet alone, a run of this program.
 _PLACES = ("unet/config.json", "config.json", f"{PIPELINE}/unet/config.json")
@@ -52,14 +53,11 @@ def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str,
 
 
 def _disagreement(source: str, pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    differing = {key: (as_written(its), as_written(yours)) for key, (its, yours) in pairs.items() if its != yours}
-    if not differing:
+    rows = [(f"model.{key}", as_written(its), as_written(yours)) for key, (its, yours) in pairs.items() if its != yours]
+    if not rows:
         return []
-    rows = {"key": ("pretrained", "yours"), **{f"model.{key}": pair for key, pair in differing.items()}}
-    width, left = max(map(len, rows)), max(len(its) for its, _ in rows.values())
-    table = [f"  {key:<{width}}  {its:<{left}}  {yours}" for key, (its, yours) in rows.items()]
     title = f"model.pretrained={source}: its network is another than the one you describe; leave these keys out:"
-    return ["\n".join([title, *table])]
+    return ["\n".join([title, *in_columns(("key", "pretrained", "yours"), *rows)])]
 
 
 def _recorded(values: Mapping[str, Any], source: str) -> dict[str, Any] | None:

@@ -52,15 +52,12 @@ def accept(
     accepted = [key for key in changed if _covers(allowed, key) and key not in harmless]
     refused = [key for key in changed if key not in harmless and key not in accepted]
     if refused:
-        width = max(map(len, refused))
-        left = max(len("there"), *(len(str(there.get(key))) for key in refused))
-        rows = [f"  {key:<{width}}  {there.get(key)!s:<{left}}  {now.get(key)}" for key in refused]
+        rows = [(key, str(there.get(key)), str(now.get(key))) for key in refused]
         raise Mistakes(
             "\n".join(
                 [
                     f"this config would make another run than the one in {where}:",
-                    f"  {'key':<{width}}  {'there':<{left}}  now",
-                    *rows,
+                    *in_columns(("key", "there", "now"), *rows),
                     "give it another name=…, or accept the change, which the run then records, with "
                     f"'allow_change=[{','.join(refused)}]'",
                 ]
@@ -69,6 +66,12 @@ def accept(
     # A key that is not there was left out when the checkpoint was shared, or is newer than it.
     known = [key for key in harmless if key in there and key not in _UNMENTIONED]
     return [f"{key}: {there[key]} -> {now.get(key)}" for key in known], accepted
+
+
+def in_columns(*rows: tuple[str, str, str]) -> list[str]:
+    """A line for each row, with the columns one below the other."""
+    first, second, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [f"  {one:<{first}}  {two:<{second}}  {three}" for one, two, three in rows]
 
 
 def _covers(keys: tuple[str, ...], key: str) -> bool:

@@ -18,7 +18,7 @@ def retry(
     """The result of `call`, tried again 1, 2, 4 … seconds after each failure.
 
     Args:
-        call: must bear to be repeated.
+        call: may be repeated without harm.
         seconds: the last try is so long after the first failure.
         is_final: whether another try cannot help.
         asked_to_wait: how many seconds the other side wants to be left alone; longer than there is time ends it.

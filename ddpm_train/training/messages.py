@@ -10,6 +10,7 @@ from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
 from ddpm_train.runs.folder import BEST, PIPELINE, REPORT, SAMPLES, TENSORBOARD
 from ddpm_train.system.compute import device_name
+from ddpm_train.system.console import counted
 from ddpm_train.training.auto import Choice
 from ddpm_train.training.run import Run
 
@@ -27,7 +28,7 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
             "dataset": f"{config.dataset.path}: {len(data.train):,} images "
             f"{height}x{width}x{config.dataset.channels}{held_out}",
             "model": f"UNet2DModel, {num_parameters(run.state.unet) / 1e6:.2f}M parameters",
-            "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {_count(plan.num_processes, 'process', 'es')} "
+            "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {counted(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
             "steps": f"{run.max_steps:,} ({epochs:.1f} epochs)",
             "compute": f"{run.choice.compute} on {device_name(accelerator.device)}",
@@ -37,14 +38,14 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     )
     run.console.say(*(f"  changed    {line}" for line in changes))
     if data.broken:
-        run.console.warn(f"warning: {_count(len(data.broken), 'image')} cannot be read and are skipped:")
+        run.console.warn(f"warning: {counted(len(data.broken), 'image')} cannot be read and are skipped:")
         for line in data.broken[:20]:
             run.console.warn(f"  {line}")
 
 
 def _measured(choice: Choice) -> str:
     times = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in choice.seconds.items())
-    return f"{times} for {_count(choice.num_images, 'image')} forward and backward"
+    return f"{times} for {counted(choice.num_images, 'image')} forward and backward"
 
 
 def say_finished(run: Run, selection: Selection) -> None:
@@ -77,7 +78,7 @@ def say_what_next(run: Run, selection: Selection, seconds: float) -> None:
 
 def _patience(selection: Selection) -> str:
     assert selection.criterion is not None  # objective_mistakes sees to it
-    return f"{selection.criterion.name} has not improved for {_count(selection.patience or 0, 'evaluation')}"
+    return f"{selection.criterion.name} has not improved for {counted(selection.patience or 0, 'evaluation')}"
 
 
 def _best(run: Run, selection: Selection) -> dict[str, str]:
@@ -117,7 +118,3 @@ def memory_remedy(config: Config) -> str:
     if config.train.micro_batch_size == "auto":
         return "Start again with a number for train.micro_batch_size: the same command continues"
     return "The same command with train.micro_batch_size=auto continues with the largest that fits"
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number:,} {noun}{'' if number == 1 else plural}"
