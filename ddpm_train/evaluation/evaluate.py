@@ -45,7 +45,7 @@ from ddpm_train.system.compute import device_name
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, clean_exit
+from ddpm_train.system.shutdown import PATIENCE, orderly
 
 _LOSS_BINS = 10
 
@@ -61,7 +61,7 @@ def evaluate(config: EvaluateConfig, *, dataset: Dataset, output: Path, run: Con
     Raises:
         Mistakes: the model, the images or the extractor cannot be had, or they do not go together.
     """
-    with clean_exit(again="the same command begins anew; the features of real images are kept") as stop:
+    with orderly(again="the same command begins anew; the features of real images are kept") as stop:
         accelerator = Accelerator(
             cpu=os.environ.get("ACCELERATE_USE_CPU") == "True",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],

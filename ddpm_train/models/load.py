@@ -17,7 +17,6 @@ from diffusers.utils import logging
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Judging
 from ddpm_train.config.samplers import CLASSES
-from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub.access import find_commit
 from ddpm_train.models.source import path_mistakes, read_json
 from ddpm_train.models.unet import build_unet, read_description
@@ -110,7 +109,7 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
     unet = build_unet(description.model, description.dataset, description.noise_scheduler)
     unet.load_state_dict(tensors[chosen])
     known = {"step": read_state(path).step, "weights": chosen}
-    return _model(pipeline, unet, build_noise_scheduler(description.noise_scheduler), known)
+    return _model(pipeline, unet, description.noise_scheduler.build(), known)
 
 
 def _check_config(pipeline: str, run: Path) -> None:

@@ -22,7 +22,7 @@ from ddpm_train.system.compute import Compute, device_name
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, clean_exit
+from ddpm_train.system.shutdown import PATIENCE, orderly
 
 _GRID_IMAGES = 64
 
@@ -33,7 +33,7 @@ def sample_images(config: SampleConfig) -> None:
     Raises:
         Mistakes: the model cannot be had, or cannot do this, or the output is another model's.
     """
-    with clean_exit(again="the same command makes what is missing"):
+    with orderly(again="the same command makes what is missing"):
         _sample(config)
 
 

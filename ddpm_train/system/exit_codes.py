@@ -1,4 +1,4 @@
-"""With what exit code a program ends, for a scheduler."""
+"""What the end of a run tells a scheduler."""
 
 MISTAKE = 2  # in the command or the data; nothing was changed
 NON_FINITE = 3  # the loss or gradient is not a number; nothing of it was saved

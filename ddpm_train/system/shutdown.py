@@ -1,4 +1,4 @@
-"""How a program without a training loop ends: done, asked to stop, mistaken, or broken on one of many processes."""
+"""How a program without a training loop runs and ends: asked to stop, mistaken, or broken on one of many processes."""
 
 import os
 import sys
@@ -20,8 +20,8 @@ PATIENCE = timedelta(days=30)
 
 
 @contextmanager
-def clean_exit(*, again: str) -> Iterator[StopRequest]:
-    """Run the program's work in it, without gradients; however that ends, the program ends as it should.
+def orderly(*, again: str) -> Iterator[StopRequest]:
+    """Run a program's work, without gradients.
 
     Args:
         again: what the same command does after a stop.
@@ -39,7 +39,7 @@ def clean_exit(*, again: str) -> Iterator[StopRequest]:
     except Mistakes:
         raise
     except Exception:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # to end as usual would be to wait for the others
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # an orderly end would wait for the others
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)

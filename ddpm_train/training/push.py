@@ -11,7 +11,6 @@ from typing import Any
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.parts import Dataset, Hub
 from ddpm_train.data.sources import dataset_licence
-from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub.access import reason
 from ddpm_train.hub.background import Outcome, PushThread
 from ddpm_train.hub.preflight import is_offline
@@ -76,8 +75,8 @@ def push_run(run: Path, hub: Hub) -> None:
     """
     path = _newest_whole(run)
     described = read_description(run)
-    noise_scheduler = build_noise_scheduler(described.noise_scheduler)
-    files = pipeline_files(build_unet(described.model, described.dataset, described.noise_scheduler), noise_scheduler)
+    unet = build_unet(described.model, described.dataset, described.noise_scheduler)
+    files = pipeline_files(unet, described.noise_scheduler.build())
     dataset = read_part(run, _ItsDataset).dataset
     shared = _shared(run, dataset, hub, read_config(run / CONFIG), files)
     step = checkpoint.step_of(path)
