@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.system.failures import first_line, one_line, retry
+from ddpm_train.system.failures import one_line, retry
 
 # A call that must answer before a run starts gives up after this long without a byte.
 ASKING_SECONDS = 15.0
@@ -35,7 +35,7 @@ def _is_final(error: Exception) -> bool:
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     error = _cause(error)
-    return _status(error) in _FINAL or isinstance(
+    return status_of(error) in _FINAL or isinstance(
         error, FileNotFoundError | ValueError | HFValidationError | OfflineModeIsEnabled | Mistakes
     )
 
@@ -49,7 +49,7 @@ def reason(error: Exception) -> str:
         return "HF_HUB_OFFLINE is set"
     if isinstance(error, HfHubHTTPError):
         said = getattr(error, "server_message", None) or str(error)
-        return f"the Hub answers {_status(error) or 'with an error'}: {' '.join(said.split())[:200]}"
+        return f"the Hub answers {status_of(error) or 'with an error'}: {' '.join(said.split())[:200]}"
     if "Timeout" in type(error).__name__:
         return "the Hub is silent"
     if "Error" in type(error).__name__ and not isinstance(error, OSError | ValueError | RuntimeError):
@@ -65,7 +65,8 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
+    """The status of the HTTP answer that an error is about, if it is about one."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
@@ -89,18 +90,12 @@ def find_commit(
         Mistakes: the Hub says that there is no such thing, or that the token may not see it.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     place = f"{key}={repository}"
     ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
     try:
-        return ask(repository, revision=revision, timeout=20).sha, None
+        return ask(repository, revision=revision, timeout=ASKING_SECONDS).sha, None
     except RepositoryNotFoundError:
         token = "with this HF_TOKEN" if get_token() else "without a token; if it is private, set HF_TOKEN"
         raise Mistakes(f"{place}: no such {kind} on the Hub {token}") from None
@@ -108,17 +103,12 @@ def find_commit(
         raise Mistakes(f"{revision_key}={revision}: not in {repository}; give a branch, tag or commit of it") from None
     except HFValidationError:
         raise Mistakes(f"{place}: neither a folder nor a repository name of the form owner/name") from None
-    except OfflineModeIsEnabled:
-        return None, "HF_HUB_OFFLINE is set"
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
+    except Exception as error:
+        if status_of(error) in (401, 403):
             raise Mistakes(
                 f"{place}: the Hub refuses this HF_TOKEN; check it, or unset it for a public {kind}"
             ) from None
-        return None, f"the Hub answers {first_line(error)}"
-    except Exception as error:
-        # The HTTP client's own errors (it was httpx, and is not always): nobody answers at HF_ENDPOINT.
-        return None, f"the Hub cannot be reached ({type(error).__name__})"
+        return None, reason(error)
 
 
 def find_licence(dataset: str, revision: str | None) -> str | None:
