@@ -17,6 +17,7 @@ from ddpm_train.config.train import Config, Evaluation
 from ddpm_train.data.sources import path_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
 from ddpm_train.models.pretrained import resolve
+from ddpm_train.runs.folder import CHECKPOINTS
 from ddpm_train.system import launch
 from ddpm_train.system.launch import launch_mistakes
 
@@ -144,7 +145,7 @@ def _push_mistakes(config: Config) -> Iterator[str]:
         return
     wrong_name = list(name_mistakes("hub.repo_id", config.hub.repo_id))
     yield from wrong_name
-    begun = any((Path(config.output_dir) / "checkpoints").glob("step_*"))
+    begun = any((Path(config.output_dir) / CHECKPOINTS).glob("step_*"))
     if os.environ.get("RANK", "0") == "0" and not begun and not is_offline():
         repo_id = None if wrong_name else config.hub.repo_id
         otherwise = ", or HF_HUB_OFFLINE=1 to train without pushing"

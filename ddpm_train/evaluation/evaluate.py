@@ -33,10 +33,11 @@ from ddpm_train.evaluation.model_scores import bound_score, held_out_score, meas
 from ddpm_train.evaluation.plots import loss_by_timestep_png
 from ddpm_train.evaluation.real_images import RealImages
 from ddpm_train.evaluation.reference import ReferenceFeatures, at_most
-from ddpm_train.evaluation.results import FILE_NAME, add_results, refuse_other_reference
+from ddpm_train.evaluation.results import add_results, refuse_other_reference
 from ddpm_train.evaluation.scores import DependsOn, Score, lines
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.report import try_to_write_report
+from ddpm_train.runs.folder import SCORES
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute
 from ddpm_train.sampling.recipe import Recipe, compared
@@ -226,7 +227,7 @@ class Scoring:
         )
         self.scores.append(held_out_score(measured, self._about_held_out(seed)))
         by_timestep = loss_by_timestep(measured, noise_scheduler.config.num_train_timesteps, _LOSS_BINS)
-        plot = loss_by_timestep_png(by_timestep, self.engine.model.words)
+        plot = loss_by_timestep_png(by_timestep, self.engine.model.label)
         on_main(lambda: self._keep(plot, "loss_by_timestep.png"))
 
     def _start_engine(self) -> Engine:
@@ -273,7 +274,7 @@ class Scoring:
         rows = {"images": f"{len(subject):,} of {self.config.pipeline}"}
         if isinstance(subject, SampledImages):
             recipe = subject.recipe
-            rows = {"model": self.engine.model.words}
+            rows = {"model": self.engine.model.label}
             rows["images"] = (
                 f"{len(subject):,}: {recipe.sampler_words}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
             )
@@ -285,5 +286,5 @@ class Scoring:
 
     def _tell(self, report: Path | None) -> None:
         self.workers.console.say(*lines(self.scores))
-        rows = {"scores": self.output / FILE_NAME, "report": report, **{path.stem: path for path in self.files}}
+        rows = {"scores": self.output / SCORES, "report": report, **{path.stem: path for path in self.files}}
         self.workers.console.table({name: str(path) for name, path in rows.items() if path})

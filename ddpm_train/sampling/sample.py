@@ -84,7 +84,7 @@ def _announce(console: Console, config: SampleConfig, recipe: Recipe, engine: En
     parameters = sum(parameter.numel() for parameter in model.unet.parameters())
     height, width = recipe.resolution
     rows = {
-        "model": f"{model.words}: {parameters / 1e6:.2f}M parameters, {height}x{width}x{model.unet.config.in_channels}",
+        "model": f"{model.label}: {parameters / 1e6:.2f}M parameters, {height}x{width}x{model.unet.config.in_channels}",
         "sampler": f"{recipe.sampler_words}, {recipe.num_inference_steps} steps, seed {recipe.seed}",
         "compute": f"{engine.compute} on {device_name(state.device)}"
         f"{f', {state.num_processes} processes' if state.num_processes > 1 else ''}",

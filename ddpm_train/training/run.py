@@ -20,6 +20,7 @@ from ddpm_train.diffusion.objective import Objective
 from ddpm_train.models.load import load_model
 from ddpm_train.models.unet import build_unet
 from ddpm_train.runs.best import Selection
+from ddpm_train.runs.folder import CHECKPOINTS
 from ddpm_train.runs.identity import identity
 from ddpm_train.runs.state import ResumedState
 from ddpm_train.system.compute import device_name, set_backends
@@ -60,7 +61,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        return self.output_dir / "checkpoints"
+        return self.output_dir / CHECKPOINTS
 
     @property
     def is_finished(self) -> bool:
@@ -131,7 +132,9 @@ def build_run(
     noise_scheduler = config.noise_scheduler.build()
     noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
     objective = Objective(noise_scheduler, config.loss, config.seed)
-    unet = build_unet(config).to(device)
+    unet = build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed).to(device)
+    if config.train.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     if config.model.pretrained is not None and resumed is None:
         _take_weights(unet, config, console)
     max_steps = _max_steps(config, len(data.train))

@@ -15,8 +15,8 @@ from ddpm_train.system.exit_codes import NOT_SAVED, CannotGoOn
 from ddpm_train.system.ranks import on_main
 from ddpm_train.training.push import open_push
 from ddpm_train.training.records import Records
-from ddpm_train.training.resume import run_mirror
 from ddpm_train.training.run import Run
+from ddpm_train.training.start import run_mirror
 
 
 class SavingFailed(CannotGoOn):

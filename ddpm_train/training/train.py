@@ -13,10 +13,9 @@ from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline
 
 from ddpm_train.config.train import Config
-from ddpm_train.models.load import ORIGIN
 from ddpm_train.report import try_to_write_report
 from ddpm_train.runs.best import read_selection
-from ddpm_train.runs.folder import CONFIG, RECORDS, config_yaml
+from ddpm_train.runs.folder import CONFIG, ORIGIN, PIPELINE, RECORDS, RESULT, config_yaml, pipeline_step, write_result
 from ddpm_train.runs.lock import RunLock
 from ddpm_train.runs.mirror import FINISH_SECONDS, STOP_SECONDS
 from ddpm_train.system.compute import out_of_memory
@@ -31,12 +30,12 @@ from ddpm_train.training.evaluation import RunEvaluation
 from ddpm_train.training.loop import Trainer
 from ddpm_train.training.push import finish_push, push_finished
 from ddpm_train.training.records import NonFinite, Records
-from ddpm_train.training.resume import Start, find_start, record_environment, restore
+from ddpm_train.training.resume import record_environment, restore
 from ddpm_train.training.run import Run, build_run
 from ddpm_train.training.saving import Saving, SavingFailed
+from ddpm_train.training.start import Start, find_start
 from ddpm_train.training.trackers import RunTrackers
 
-_RESULT = "result.json"
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -75,7 +74,7 @@ def train_run(
         run = build_run(config, values, resumed=start.state, stop=stop, console=console)
         changes = restore(run, start)
         run.selection = on_main(lambda: read_selection(run.output_dir, config, run.state.step))
-        if run.is_finished and _pipeline_step(run) == run.state.step:
+        if run.is_finished and pipeline_step(run.output_dir) == run.state.step:
             on_main(lambda: _save_result(run))
             messages.say_finished(run)
             push_finished(run, start.path)
@@ -107,7 +106,7 @@ def _acquire_and_find(lock: RunLock, config: Config, console: Console) -> Start:
 
 def _begin(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """Write what a run's folder says of it until it ends: its config, what computes it, and no result."""
-    (run.output_dir / _RESULT).unlink(missing_ok=True)
+    (run.output_dir / RESULT).unlink(missing_ok=True)
     write_atomic(run.output_dir / CONFIG, config_yaml(run.values))
     return record_environment(run, arguments)
 
@@ -163,18 +162,12 @@ def _save_result(run: Run) -> None:
         "step": run.state.step,
         "stopped_early": run.state.step < run.max_steps,
     }
-    write_atomic(run.output_dir / _RESULT, json.dumps(result).encode())
+    write_result(run.output_dir, result)
 
 
 def _save_pipeline(run: Run) -> None:
     """A plain DDPMPipeline of the sampling weights, which diffusers loads without this project."""
-    with replace_folder(run.output_dir / "pipeline") as staging:
+    with replace_folder(run.output_dir / PIPELINE) as staging:
         DDPMPipeline(unet=run.state.sampling_unet, scheduler=run.noise_scheduler).save_pretrained(staging)
         origin = {"step": run.state.step, "weights": "unet" if run.state.ema_unet is None else "ema"}
         (staging / ORIGIN).write_text(json.dumps(origin))
-
-
-def _pipeline_step(run: Run) -> int | None:
-    """The step whose weights the run's pipeline holds."""
-    origin = run.output_dir / "pipeline" / ORIGIN
-    return json.loads(origin.read_text())["step"] if origin.exists() else None
