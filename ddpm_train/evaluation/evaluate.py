@@ -29,18 +29,19 @@ from ddpm_train.evaluation.image_folder import image_folder, open_images
 from ddpm_train.evaluation.image_sets import FolderImages, ImageSet, SampledImages
 from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images, measure_model
 from ddpm_train.evaluation.real_images import RealImages, at_most
-from ddpm_train.evaluation.scores import FILE_NAME, DependsOn, add_results, lines, refuse_other_reference
+from ddpm_train.evaluation.scores import DependsOn, add_results, lines, refuse_other_reference
 from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.report import try_to_write_report
 from ddpm_train.runs.environment import versions
+from ddpm_train.runs.folder import SCORES
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute, open_engine
 from ddpm_train.sampling.recipe import Recipe, compared
-from ddpm_train.system.compute import device_name, out_of_memory
+from ddpm_train.system.compute import device_name, keep_memory, out_of_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, orderly
+from ddpm_train.system.shutdown import PATIENCE, ends_by_exit_code
 
 _LOSS_BINS = 10
 
@@ -56,7 +57,9 @@ def evaluate(config: EvaluateConfig, *, dataset: Dataset, output: Path, run: Con
     Raises:
         Mistakes: the model, the images or the extractor cannot be had, or they do not go together.
     """
-    with orderly(again="the same command begins anew; the features of real images are kept") as stop:
+    again = "the same command begins anew; the features of real images are kept"
+    with ends_by_exit_code(again=again) as stop, torch.inference_mode():
+        keep_memory()
         accelerator = Accelerator(
             cpu=os.environ.get("ACCELERATE_USE_CPU") == "True",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
@@ -119,7 +122,7 @@ class _Evaluation:
         found = collect(self._results())
         report = on_main(lambda: self._keep(found))
         self.workers.console.say(*lines(found.scores))
-        paths = {"scores": self.output / FILE_NAME, "report": report}
+        paths = {"scores": self.output / SCORES, "report": report}
         paths |= {name: self._picture(name) for name in found.pictures}
         self.workers.console.table({name: str(path) for name, path in paths.items() if path})
 
@@ -173,7 +176,7 @@ class _Evaluation:
         return ModelInputs(
             unet=nn.Module.to(self.model.unet, device=device),  # not ModelMixin's `to`, which warns
             noise_scheduler=noise_scheduler,
-            title=self.model.description,
+            title=self.model.label,
             objective=Objective(noise_scheduler, loss, seed),
             held_out=self.held_out,
             seed=config.seed,
@@ -238,7 +241,7 @@ class _Evaluation:
         rows = {"images": f"{len(images):,} of {config.pipeline}"}
         if self.model is not None:
             recipe = self._recipe(config.sampler, config.num_inference_steps)
-            rows = {"model": self.model.description}
+            rows = {"model": self.model.label}
             rows["images"] = (
                 f"{len(images):,}: {recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
             )

@@ -20,11 +20,11 @@ from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_
 from ddpm_train.sampling.loop import Observer
 from ddpm_train.sampling.output import ImageFolder
 from ddpm_train.sampling.recipe import Recipe, build_recipe
-from ddpm_train.system.compute import Compute, device_name
+from ddpm_train.system.compute import Compute, device_name, keep_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, orderly
+from ddpm_train.system.shutdown import PATIENCE, ends_by_exit_code
 
 _GRID_IMAGES = 64
 
@@ -35,7 +35,8 @@ def sample_images(config: SampleConfig) -> None:
     Raises:
         Mistakes: the model cannot be had, or cannot do this, or the output is another model's.
     """
-    with orderly(again="the same command makes what is missing"):
+    with ends_by_exit_code(again="the same command makes what is missing"), torch.inference_mode():
+        keep_memory()
         state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True", timeout=PATIENCE)
         on_main(lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights) and None)
         model = load_model(config.pipeline, revision=config.revision, weights=config.weights)
@@ -93,7 +94,7 @@ class _Sampling:
         channels = model.unet.config.in_channels
         processes = f", {state.num_processes} processes" if state.num_processes > 1 else ""
         rows = {
-            "model": f"{model.description}: {parameters:.2f}M parameters, {height}x{width}x{channels}",
+            "model": f"{model.label}: {parameters:.2f}M parameters, {height}x{width}x{channels}",
             "sampler": f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}",
             "compute": f"{self.engine.compute} on {device_name(state.device)}{processes}",
             "output": config.output,

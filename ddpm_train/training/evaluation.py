@@ -20,6 +20,7 @@ from ddpm_train.evaluation.scores import DependsOn
 from ddpm_train.evaluation.workers import Workers
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.environment import versions
+from ddpm_train.runs.folder import EVALUATION, SAMPLES
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.recipe import Recipe
@@ -108,7 +109,7 @@ class RunEvaluation:
         """Pictures, as files and in the trackers; and the numbers, with all that they depend on."""
         step, output_dir = self._run.state.step, self._run.output_dir
         for name, picture in found.pictures.items():
-            place = f"samples/{checkpoint.step_name(step)}" if name == "samples" else f"evaluation/{name}"
+            place = f"{SAMPLES}/{checkpoint.step_name(step)}" if name == "samples" else f"{EVALUATION}/{name}"
             self._write(output_dir / f"{place}.png", pictures.to_png(picture))
             trackers.add_image(name, picture, step)
         stored = {
@@ -118,7 +119,7 @@ class RunEvaluation:
             **found.details,
             "scores": [asdict(score) for score in found.scores],
         }
-        path = output_dir / "evaluation" / f"{checkpoint.step_name(step)}.json"
+        path = output_dir / EVALUATION / f"{checkpoint.step_name(step)}.json"
         self._write(path, json.dumps(stored, indent=1).encode())
 
     def _write(self, path: Path, data: bytes) -> None:
