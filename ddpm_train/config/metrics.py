@@ -1,6 +1,6 @@
 """One row a metric: what it is called, which way is better, what it needs and what computes it. Imports no torch.
 
-An extension adds a row, and its metric is admitted by `metrics=[…]`, checked, measured, kept and told like the others:
+An extension adds a row, and its metric is admitted by `metrics=[…]`, checked, measured, kept and shown like the others:
 
     METRICS.add("brightness", Metric("Brightness", "How bright the samples are.", ("features",), compute=brightness))
 """

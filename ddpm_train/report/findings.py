@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddpm_train.config.metrics import names_of_features_alone
 from ddpm_train.report.evidence import Evidence, Score, Series
 from ddpm_train.report.names import metric_name
 from ddpm_train.report.numerals import count, digits, measured, number
@@ -76,7 +77,7 @@ def trend(series: Series) -> Trend:
 
 def main_score(evidence: Evidence) -> Score | None:
     """The one to tell first; the scores come newest step first, then most samples first."""
-    for metric in ("kid", "fid", "precision", "recall", "isc"):
+    for metric in ("kid", *names_of_features_alone()):
         for score in evidence.scores:
             if score.metric == metric:
                 return score

@@ -30,7 +30,7 @@ from ddpm_train.sampling.recipe import Recipe
 from ddpm_train.system.compute import Compute, Stopwatch, choose, multiplies_in_bf16, out_of_memory
 
 T = TypeVar("T")
-# Where `auto` begins to look for what fits. A CPU gains nothing from more, and is not told when memory runs out.
+# With what batch `auto` begins. A CPU gains nothing from a larger one, and does not say when its memory runs out.
 _LARGEST_BATCH = {"cpu": 64}
 _LARGEST_BATCH_ELSEWHERE = 1024
 # Fewer denoising steps than these take less time than finding out how to make them faster.

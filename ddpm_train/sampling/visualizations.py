@@ -139,7 +139,7 @@ class Compared:
 def comparison(
     engine: Engine, recipe: Recipe, samplers: Sequence[str], steps: Sequence[int], indices: Sequence[int]
 ) -> tuple[list[Compared], str]:
-    """Every sampler at every number of steps from the same noise, and in words what they are compared with."""
+    """Every sampler at every number of steps from the same noise, and the name of what they are compared with."""
     reference = _reference(engine, recipe, max(steps))
     many_steps = engine.images(reference, indices).float().cpu()
     results = []
