@@ -19,7 +19,7 @@ Need = Literal[
     "classes",  # an extractor that is a classifier
     "training_images",  # all of them, and their features
     "held_out_images",  # and, of a metric of images, their features
-    "model",  # the network itself; without this need a folder of images has the metric, too
+    "model",  # the network itself; a folder of images cannot be measured by what needs it
 ]
 
 
@@ -29,11 +29,11 @@ class Metric:
 
     Attributes:
         label: as people write it.
-        meaning: what the number says, in a sentence.
+        meaning: what the number says, in a sentence or two.
         compute: a function, or "package.module:function", that takes what is needed (`ImageInputs`, or `ModelInputs`
             of a metric that needs the model) and yields names with numbers and pictures; see `evaluation/measure.py`.
         source: where it is defined.
-        refuse: likewise, a function that says why a loaded model cannot be measured, or None.
+        refuse: likewise, a function that takes a loaded model and says why it cannot be measured, or None.
     """
 
     label: str

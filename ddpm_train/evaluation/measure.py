@@ -142,10 +142,10 @@ def measure_model(metrics: Sequence[str], inputs: ModelInputs, depends_on: Depen
 def _scored(name: str, results: Iterable[Result], known: DependsOn, caution: str | None = None) -> Iterator[Result]:
     """The results, with the metric's own number made a score."""
     for key, value in results:
-        if key != name:
+        if key != name or isinstance(value, Image.Image | Mapping | Score):
             yield key, value
             continue
-        measured = value if isinstance(value, Measured) else Measured(float(value))  # type: ignore[arg-type]
+        measured = value if isinstance(value, Measured) else Measured(float(value))
         score = Score(
             name=score_name(name, known.extractor or "", known.num_images or 0),
             metric=name,

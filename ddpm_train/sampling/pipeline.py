@@ -92,27 +92,13 @@ class Pipeline:
     def trajectory(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
         """The frames of the loop: x_t on the left, the estimate of x_0 on the right, all images in each."""
         config, recipe = self._understand(num_images, {**keys, "trajectory": True})
-        engine, every_steps = self._ready(config, recipe), config.trajectory_every_steps
-        frames = visualizations.trajectory(
-            engine, recipe, num_images, every_steps=every_steps, batch_size=config.batch_size
-        )
-        return pictures.trajectory_frames(frames)
+        return pictures.trajectory_frames(visualizations.trajectory(self._ready(config, recipe), recipe, config))
 
     def interpolate(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
         """The frames of a walk from the images of `seed` to those of `interpolate_seed`."""
         config, recipe = self._understand(num_images, {**keys, "interpolate": True})
-        engine, walks = self._ready(config, recipe), []
-        for index in range(num_images):
-            walks.append(
-                visualizations.interpolation(
-                    engine,
-                    recipe,
-                    index,
-                    other_seed=config.walks_to,
-                    num_frames=config.interpolate_frames,
-                    batch_size=config.batch_size,
-                )
-            )
+        engine = self._ready(config, recipe)
+        walks = [visualizations.interpolation(engine, recipe, config, index) for index in range(num_images)]
         return pictures.interpolation_frames(walks)
 
     def compare(
@@ -121,9 +107,7 @@ class Pipeline:
         """Samplers at step counts from the same noise: a labelled picture, and the figures."""
         chosen = {"samplers": list(samplers), "steps": list(steps)}
         config, recipe = self._understand(num_images, {**keys, "compare": chosen})
-        results, _ = visualizations.comparison(
-            self._ready(config, recipe), recipe, config.compare.samplers, config.compare.steps, range(num_images)
-        )
+        results, _ = visualizations.comparison(self._ready(config, recipe), recipe, config)
         return pictures.comparison_table(results), results
 
     def _understand(self, num_images: int, keys: Mapping[str, Any]) -> tuple[SampleConfig, Recipe]:

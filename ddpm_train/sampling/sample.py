@@ -147,30 +147,14 @@ class _Sampling:
         return rows
 
     def trajectory(self) -> None:
-        config = self.config
-        frames = visualizations.trajectory(
-            self.engine,
-            self.recipe,
-            config.num_images,
-            every_steps=config.trajectory_every_steps,
-            batch_size=config.batch_size,
-            observe=self._count_steps(1),
-        )
+        frames = visualizations.trajectory(self.engine, self.recipe, self.config, self._count_steps(1))
         self._write_animation("trajectory", pictures.strip(frames), pictures.trajectory_frames(frames))
 
     def interpolate(self) -> None:
-        config, observe = self.config, self._count_steps(self.config.num_images)
+        observe = self._count_steps(self.config.num_images)
         walks = [
-            visualizations.interpolation(
-                self.engine,
-                self.recipe,
-                index,
-                other_seed=config.walks_to,
-                num_frames=config.interpolate_frames,
-                batch_size=config.batch_size,
-                observe=observe,
-            )
-            for index in range(config.num_images)
+            visualizations.interpolation(self.engine, self.recipe, self.config, index, observe)
+            for index in range(self.config.num_images)
         ]
         frames = pictures.interpolation_frames(walks)
         self._write_animation("interpolation", pictures.rows(walks), [*frames, *frames[-2:0:-1]])
@@ -197,9 +181,7 @@ class _Sampling:
 
     def compare(self) -> None:
         config, output, say = self.config, self.folder.path, self.console.say
-        results, reference = visualizations.comparison(
-            self.engine, self.recipe, config.compare.samplers, config.compare.steps, range(config.num_images)
-        )
+        results, reference = visualizations.comparison(self.engine, self.recipe, config)
         pictures.save(pictures.comparison_table(results), output / "compare.png")
         rows = [
             {

@@ -96,10 +96,8 @@ def refusal(
     Args:
         strength: begin with a noised picture and not with noise; see `sampling.noised`.
     """
-    if (
-        noise_scheduler.config.get("rescale_betas_zero_snr")
-        and "rescale_betas_zero_snr" not in samplers.arguments(name)[0]
-    ):
+    constructor, _ = samplers.arguments(name)
+    if noise_scheduler.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in constructor:
         return "it does not know schedules of zero terminal SNR"
     generators = [torch.Generator().manual_seed(index) for index in range(2)]
 

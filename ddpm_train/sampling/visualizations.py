@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm_train.config.parts import Sampler
+from ddpm_train.config.sample import SampleConfig
 from ddpm_train.sampling.engine import Engine, in_batches
 from ddpm_train.sampling.loop import Observer, ignore, image_generators, to_uint8
 from ddpm_train.sampling.recipe import Recipe, compared
@@ -29,23 +30,10 @@ class Frame:
 
 
 @torch.no_grad()
-def trajectory(
-    engine: Engine,
-    recipe: Recipe,
-    num_images: int,
-    *,
-    every_steps: int | None = None,
-    batch_size: int | None = None,
-    observe: Observer = ignore,
-) -> list[Frame]:
-    """x_t and the current estimate of x_0, each `every_steps` calls of the UNet, and the result (timestep 0) last.
-
-    Args:
-        every_steps: None: about ten frames.
-        batch_size: images at once; None: as many as fit.
-    """
+def trajectory(engine: Engine, recipe: Recipe, config: SampleConfig, observe: Observer = ignore) -> list[Frame]:
+    """x_t and the current estimate of x_0, every few calls of the UNet, and the result (timestep 0) last."""
     schedule = Schedule(engine.noise_scheduler)
-    every = every_steps or max(1, round(engine.num_steps(recipe) / _FRAMES))
+    every = config.trajectory_every_steps or max(1, round(engine.num_steps(recipe) / _FRAMES))
 
     def frames(batch: Sequence[int]) -> list[Frame]:
         seen: list[tuple[float, Tensor, Tensor]] = []
@@ -60,7 +48,7 @@ def trajectory(
         count = len(batch)  # a compiled network may have made more
         return [Frame(timestep, x_t[:count].cpu(), x_0[:count].cpu()) for timestep, x_t, x_0 in seen]
 
-    parts = [part for _, part in in_batches(range(num_images), frames, batch_size, engine.device)]
+    parts = [part for _, part in in_batches(range(config.num_images), frames, config.batch_size, engine.device)]
     return [
         Frame(same[0].timestep, torch.cat([one.x_t for one in same]), torch.cat([one.x_0 for one in same]))
         for same in zip(*parts, strict=True)
@@ -86,26 +74,17 @@ def slerp(fraction: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def interpolation(
-    engine: Engine,
-    recipe: Recipe,
-    index: int,
-    *,
-    other_seed: int,
-    num_frames: int,
-    batch_size: int | None = None,
-    observe: Observer = ignore,
+    engine: Engine, recipe: Recipe, config: SampleConfig, index: int, observe: Observer = ignore
 ) -> Tensor:
-    """A walk from image `index` of the recipe's seed to image `index` of `other_seed`, uint8 [F, C, H, W] on the CPU.
+    """The frames of a walk from image `index` of one seed to that of the other, uint8 [F, C, H, W] on the CPU.
 
     Where the sampler draws noise on its way, all frames draw the same.
-
-    Args:
-        batch_size: frames at once; None: as many as fit.
     """
-    ends = [engine.noise(recipe, image_generators(seed, [index]))[0] for seed in (recipe.seed, other_seed)]
+    last = config.interpolate_frames - 1
+    ends = [engine.noise(recipe, image_generators(seed, [index]))[0] for seed in (recipe.seed, config.walks_to)]
 
     def frames(batch: Sequence[int]) -> Tensor:
-        fractions = torch.tensor([frame / (num_frames - 1) for frame in batch], device=engine.device)
+        fractions = torch.tensor([frame / last for frame in batch], device=engine.device)
         generators = [generator for _ in batch for generator in image_generators(recipe.seed, [index])]
         engine.noise(recipe, generators)  # what image `index` has drawn before its first step
         noise = slerp(fractions, *ends)
@@ -113,7 +92,7 @@ def interpolation(
         noise[fractions == 0], noise[fractions == 1] = ends[0], ends[1]
         return to_uint8(engine.denoised(recipe, noise, generators, observe=observe)).cpu()
 
-    return torch.cat([part for _, part in in_batches(range(num_frames), frames, batch_size, engine.device)])
+    return torch.cat([part for _, part in in_batches(range(last + 1), frames, config.batch_size, engine.device)])
 
 
 @dataclass(frozen=True)
@@ -136,17 +115,16 @@ class Compared:
     distance: float | None
 
 
-def comparison(
-    engine: Engine, recipe: Recipe, samplers: Sequence[str], steps: Sequence[int], indices: Sequence[int]
-) -> tuple[list[Compared], str]:
+def comparison(engine: Engine, recipe: Recipe, config: SampleConfig) -> tuple[list[Compared], str]:
     """Every sampler at every number of steps from the same noise, and the name of what they are compared with."""
-    reference = _reference(engine, recipe, max(steps))
+    indices = range(config.num_images)
+    reference = _reference(engine, recipe, max(config.compare.steps))
     many_steps = engine.images(reference, indices).float().cpu()
     results = []
-    for name in samplers:
+    for name in config.compare.samplers:
         sampler = compared(recipe.sampler, name)
         stochastic = is_stochastic(name, sampler.arguments)
-        for count in steps:
+        for count in config.compare.steps:
             tried = replace(recipe, sampler=sampler, num_inference_steps=count)
             started = time.perf_counter()
             images = engine.images(tried, indices).cpu()
