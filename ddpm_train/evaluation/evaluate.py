@@ -30,7 +30,6 @@ from ddpm_train.evaluation.image_folder import image_folder, open_images
 from ddpm_train.evaluation.image_sets import FolderImages, SampledImages, Subject, Workers
 from ddpm_train.evaluation.likelihood import variational_bound
 from ddpm_train.evaluation.model_scores import bound_score, held_out_score, measure_held_out
-from ddpm_train.evaluation.plots import loss_by_timestep_png
 from ddpm_train.evaluation.real_images import RealImages
 from ddpm_train.evaluation.reference import ReferenceFeatures, at_most
 from ddpm_train.evaluation.results import FILE_NAME, add_results, refuse_other_reference
@@ -224,8 +223,7 @@ class Scoring:
         )
         self.scores.append(held_out_score(measured, self._about_held_out(seed)))
         by_timestep = loss_by_timestep(measured, noise_scheduler.config.num_train_timesteps, _LOSS_BINS)
-        plot = loss_by_timestep_png(by_timestep, self.engine.model.words)
-        on_main(lambda: self._keep(plot, "loss_by_timestep.png"))
+        on_main(lambda: self._keep(by_timestep.to_png(self.engine.model.words), "loss_by_timestep.png"))
 
     def _start_engine(self) -> Engine:
         assert self.model is not None

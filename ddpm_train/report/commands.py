@@ -7,7 +7,7 @@ from pathlib import Path
 from ddpm_train.report.evidence import Evidence
 
 
-def go_on(evidence: Evidence, max_steps: int | None = None) -> str:
+def resume(evidence: Evidence, max_steps: int | None = None) -> str:
     """Continue a run with its own config, from the folder where it was started."""
     command = ["ddpm-train", "--config-path", str(evidence.path), "--config-name", "config"]
     return shlex.join(command + ([f"train.max_steps={max_steps}"] if max_steps else []))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddpm_train.report.evidence import Evidence, Score, Series
+from ddpm_train.report.formatting import count, digits, measured, number
 from ddpm_train.report.names import metric_name
-from ddpm_train.report.numerals import count, digits, measured, number
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01
@@ -23,7 +23,7 @@ RULES = (
     f"“Still getting better”: otherwise, it fell by at least {100 * LEVEL:.0f} % since the evaluation nearest to "
     f"{100 * (1 - LAST_SHARE):.0f} % of the steps.",
     "“Levelled off”: neither. With a single evaluation the answer is not known.",
-    "The score told first is the KID, or else the FID, of the newest step over the most images.",
+    "The score at the top is the KID, or else the FID, of the newest step over the most images.",
     "“Copies some”: the whole interval of the samples' rate lies above the rate of unseen real images.",
 )
 
@@ -58,10 +58,6 @@ def findings(evidence: Evidence) -> list[Finding]:
     return [how_good(evidence), did_it_stop(evidence), does_it_copy(evidence)]
 
 
-def held_out(evidence: Evidence) -> Series:
-    return evidence.series("held_out_loss")
-
-
 def trend(series: Series) -> Trend:
     if len(series) < 2:
         return Trend("unknown")
@@ -75,16 +71,14 @@ def trend(series: Series) -> Trend:
 
 
 def main_score(evidence: Evidence) -> Score | None:
-    """The one to tell first; the scores come newest step first, then most samples first."""
-    for metric in ("kid", "fid", "precision", "recall", "isc"):
-        for score in evidence.scores:
-            if score.metric == metric:
-                return score
-    return None
+    """The one that stands at the top; the scores come newest step first, then most samples first."""
+    order = ("kid", "fid", "precision", "recall", "isc")
+    images = [score for score in evidence.scores if score.metric in order]
+    return min(images, key=lambda score: order.index(score.metric), default=None)
 
 
 def how_good(evidence: Evidence) -> Finding:
-    loss, score = held_out(evidence), main_score(evidence)
+    loss, score = evidence.held_out_loss, main_score(evidence)
     details = []
     if score is not None:
         value, ends = digits(score.value, score.interval)
@@ -108,14 +102,13 @@ def _after(step: float) -> str:
 
 
 def _loss_sentence(loss: Series) -> str:
-    told = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
-    return f"{told}; at step {count(loss.steps[0])} it was {number(loss.values[0])}." if len(loss) > 1 else f"{told}."
+    end = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
+    return f"{end}; at step {count(loss.steps[0])} it was {number(loss.values[0])}." if len(loss) > 1 else f"{end}."
 
 
 def _score_sentences(score: Score, ends: str) -> list[str]:
     better = "Lower is better, 0 is perfect" if score.lower_is_better else "Higher is better"
-    samples = score.depends_on.get("num_images")
-    over = f", over {count(samples)} samples" if samples else ""
+    over = f", over {count(score.num_images)} samples" if score.num_images else ""
     interval = f"; {100 * score.confidence:.0f} % interval {ends}" if ends else ""
     sentences = [f"{better}{interval}{over}."]
     if score.warning:
@@ -124,7 +117,7 @@ def _score_sentences(score: Score, ends: str) -> list[str]:
 
 
 def did_it_stop(evidence: Evidence) -> Finding:
-    loss = held_out(evidence)
+    loss = evidence.held_out_loss
     found = trend(loss)
     amount, since = f"{100 * abs(found.change):.1f} %", f"since step {count(found.since)}"
     if found.kind == "unknown":
@@ -163,10 +156,10 @@ def does_it_copy(evidence: Evidence) -> Finding:
         return Finding(question, "Not measured", ("Its samples have not been compared with the training images.",))
     interval, usual = copying["interval"], copying["held_out_rate"]
     value, ends = digits(copying["copy_rate"], interval, percent=True)
-    told = (
+    rate = (
         f"{value} of {count(copying['num_images'])} samples (interval {ends}) are nearer to a training image than all "
         f"but {number(100 * usual, 2)} % of unseen real images are."
     )
     cautions = (f"Caution: {one.warning}." for one in evidence.scores if one.metric == "copy_rate" and one.warning)
     answer = "Yes, some of them: see the pairs below" if interval[0] > usual else "No sign of it"
-    return Finding(question, answer, (told, *cautions))
+    return Finding(question, answer, (rate, *cautions))

@@ -1,7 +1,7 @@
 """What metrics are called, and what they say, in the words of the field."""
 
 from ddpm_train.report.evidence import Score
-from ddpm_train.report.numerals import count
+from ddpm_train.report.formatting import count
 
 _NAMES = {
     "kid": "KID",

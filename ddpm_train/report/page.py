@@ -9,13 +9,13 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.report import commands, figures, names, numerals
+from ddpm_train.report import charts, commands, formatting, names
 from ddpm_train.report.advice import advice
-from ddpm_train.report.charts import Chart
 from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import RULES, findings
-from ddpm_train.report.numerals import count, duration, number
+from ddpm_train.report.formatting import count, duration, number
 from ddpm_train.report.pictures import FRAME_SIDE, MAX_FRAMES, PICTURE_SIDE, Picture, inline
+from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, styled
 
 
 def render(evidence: Evidence) -> str:
@@ -28,7 +28,7 @@ def render(evidence: Evidence) -> str:
         lstrip_blocks=True,
     )
     templates.filters |= {
-        name: getattr(numerals, name) for name in ("count", "digits", "duration", "measured", "number")
+        name: getattr(formatting, name) for name in ("count", "digits", "duration", "measured", "number")
     }
     templates.filters |= {"metric": names.name_of, "extractor": names.extractor_name}
     unreadable = list(evidence.unreadable)
@@ -44,6 +44,7 @@ def render(evidence: Evidence) -> str:
         frames=frames,
         nearest=nearest,
         charts=_charts(evidence),
+        view_box=f"0 0 {WIDTH} {HEIGHT}",
         scores=[
             (names.metric_name(score), score, names.circumstances(score), names.meaning(score))
             for score in evidence.scores
@@ -73,25 +74,32 @@ def _subtitle(evidence: Evidence) -> Iterator[str]:
 
 def _frames(evidence: Evidence, unreadable: list[str]) -> Iterator[tuple[int, Picture]]:
     """The sample grids over the run, evenly chosen; the last one in full."""
-    chosen = [evidence.grids[index] for index in figures.spread(len(evidence.grids), MAX_FRAMES)]
+    chosen = [evidence.grids[index] for index in charts.spread(len(evidence.grids), MAX_FRAMES)]
     for step, path in chosen:
         picture = inline(path, PICTURE_SIDE if step == chosen[-1][0] else FRAME_SIDE, unreadable)
         if picture is not None:
             yield step, picture
 
 
+@styled
 def _charts(evidence: Evidence) -> dict[str, list[Chart]]:
     """Section -> its charts."""
-    drawn: dict[str, list[Chart | None]] = {
-        "loss": [figures.loss(evidence), figures.held_out_loss(evidence)],
-        "timesteps": [figures.loss_by_timestep(evidence)],
-        "scores": [*figures.scores_over_steps(evidence)],
-        "bound": [figures.bound_by_timestep(evidence)],
-        "cost": [figures.quality_against_cost(evidence)],
-        "optimisation": [figures.learning_rate(evidence), figures.gradient_norm(evidence)],
-        "speed": [figures.speed(evidence)],
+    by_timestep = {
+        f"step {count(found['step'])}": found["loss_by_timestep"]
+        for found in evidence.evaluations
+        if found.get("loss_by_timestep")
     }
-    return {section: [chart for chart in charts if chart] for section, charts in drawn.items()}
+    cost = evidence.cost or {"rows": []}
+    sections: dict[str, list[Chart | None]] = {
+        "loss": [charts.loss(evidence), charts.held_out_loss(evidence)],
+        "timesteps": [charts.loss_by_timestep(by_timestep) if by_timestep else None],
+        "scores": [*charts.scores_over_steps(evidence)],
+        "bound": [charts.bound_by_timestep(evidence)],
+        "cost": [charts.quality_against_cost(cost) if len(cost["rows"]) > 1 else None],
+        "optimisation": [charts.learning_rate(evidence), charts.gradient_norm(evidence)],
+        "speed": [charts.speed(evidence)],
+    }
+    return {section: [chart for chart in drawn if chart] for section, drawn in sections.items()}
 
 
 def _evaluations(evidence: Evidence) -> list[tuple[str, str]]:

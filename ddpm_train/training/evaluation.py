@@ -122,9 +122,7 @@ class RunEvaluation:
         self._write(output_dir / "samples" / f"{checkpoint.step_name(step)}.png", png.getvalue())
         trackers.add_image("samples", grid, step)
         if by_timestep is not None:
-            from ddpm_train.evaluation.plots import loss_by_timestep_png
-
-            plot = loss_by_timestep_png(by_timestep, f"step {step:,}")
+            plot = by_timestep.to_png(f"step {step:,}")
             self._write(output_dir / "evaluation" / "loss_by_timestep.png", plot)
             trackers.add_image("loss_by_timestep", Image.open(io.BytesIO(plot)), step)
 
