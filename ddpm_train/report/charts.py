@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from ddpm_train.report.evidence import Evidence, Floats, Score, Series
 from ddpm_train.report.formatting import count, duration, measured, number, tick
-from ddpm_train.report.names import metric_name, name_of
+from ddpm_train.report.names import name_of
 from ddpm_train.report.plots import COLOURS, CURVES, Chart, mark_points, new_axes, styled
 
 BUCKETS = 300
@@ -116,7 +116,7 @@ def _score_over_steps(points: list[tuple[int, Score]]) -> Chart:
     scores = [score for _, score in points]
     values = [score.value for score in scores]
     low, high = np.transpose([score.interval or [score.value, score.value] for score in scores])
-    last, name = scores[-1], metric_name(scores[-1])
+    last, name = scores[-1], name_of(scores[-1].metric)
     best = int(np.argmin(values) if last.lower_is_better else np.argmax(values))
     axes = new_axes("step", name, log_y=last.lower_is_better and low.min() > 0)
     label = f"value, with its {100 * last.confidence:.0f} % interval" if last.interval else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddpm_train.report.evidence import Evidence, Score, Series
 from ddpm_train.report.formatting import count, digits, measured, number
-from ddpm_train.report.names import metric_name
+from ddpm_train.report.names import name_of
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01
@@ -34,7 +34,7 @@ class Finding:
 
     question: str
     answer: str
-    details: tuple[str, ...]
+    details: list[str]
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,12 @@ def how_good(evidence: Evidence) -> Finding:
     details = []
     if score is not None:
         value, ends = digits(score.value, score.interval)
-        answer = f"{metric_name(score)} {value}{_after(score.step)}"
-        details += _score_sentences(score, ends)
+        answer = f"{name_of(score.metric)} {value}{_after(score.step)}"
+        better = "Lower is better, 0 is perfect" if score.lower_is_better else "Higher is better"
+        interval = f"; {100 * score.confidence:.0f} % interval {ends}" if ends else ""
+        over = f", over {count(score.num_images)} samples" if score.num_images else ""
+        details.append(f"{better}{interval}{over}.")
+        details += _caution(score)
     elif len(loss):
         answer = f"Held-out loss {number(loss.last)}{_after(loss.steps[-1])}"
         details.append("It says how well noise is predicted; how the images look has not been scored.")
@@ -91,58 +95,44 @@ def how_good(evidence: Evidence) -> Finding:
         answer = "Not measured"
         details.append("Neither the held-out loss nor a score of the images is known.")
     if len(loss):
-        details.append(_loss_sentence(loss))
+        first = f"; at step {count(loss.steps[0])} it was {number(loss.values[0])}" if len(loss) > 1 else ""
+        last = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
+        details.append(f"{last}{first}.")
     for bits in (score for score in evidence.scores if score.metric == "bits_per_dim"):
         details.append(f"An unseen image takes at most {measured(bits.value, bits.interval)} bits per dimension.")
-    return Finding("How good is it?", answer, tuple(details))
+    return Finding("How good is it?", answer, details)
 
 
 def _after(step: float) -> str:
     return f" after {count(step)} steps" if step else ""
 
 
-def _loss_sentence(loss: Series) -> str:
-    end = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
-    return f"{end}; at step {count(loss.steps[0])} it was {number(loss.values[0])}." if len(loss) > 1 else f"{end}."
-
-
-def _score_sentences(score: Score, ends: str) -> list[str]:
-    better = "Lower is better, 0 is perfect" if score.lower_is_better else "Higher is better"
-    over = f", over {count(score.num_images)} samples" if score.num_images else ""
-    interval = f"; {100 * score.confidence:.0f} % interval {ends}" if ends else ""
-    sentences = [f"{better}{interval}{over}."]
-    if score.warning:
-        sentences.append(f"Caution: {score.warning.rstrip('.')}.")
-    return sentences
+def _caution(score: Score) -> list[str]:
+    return [f"Caution: {score.warning.rstrip('.')}."] if score.warning else []
 
 
 def did_it_stop(evidence: Evidence) -> Finding:
     loss = evidence.held_out_loss
     found = trend(loss)
     amount, since = f"{100 * abs(found.change):.1f} %", f"since step {count(found.since)}"
-    if found.kind == "unknown":
-        answer = "Not known"
-        details = [f"The held-out loss was {'measured only once' if len(loss) else 'not measured'}."]
-    elif found.kind == "rose":
-        answer = "Yes, and it got worse again"
-        details = [f"The held-out loss was lowest at step {count(found.since)} and has risen by {amount} since."]
-    elif found.kind == "falling":
-        answer = f"No: still getting better {'at the end' if evidence.finished else 'so far'}"
-        details = [f"The held-out loss fell by {amount} {since}."]
-    else:
-        answer = "Yes, it has levelled off"
-        details = [f"The held-out loss changed by only {amount} {since}."]
-        if small_learning_rate(evidence):
-            details.append("Towards the end the learning rate had nearly run out, which levels any loss.")
-    if ended_early(evidence):
+    still = "at the end" if evidence.finished else "so far"
+    answers = {
+        "unknown": ("Not known", f"was {'measured only once' if len(loss) else 'not measured'}."),
+        "rose": (
+            "Yes, and it got worse again",
+            f"was lowest at step {count(found.since)} and has risen by {amount} since.",
+        ),
+        "falling": (f"No: still getting better {still}", f"fell by {amount} {since}."),
+        "level": ("Yes, it has levelled off", f"changed by only {amount} {since}."),
+    }
+    answer, movement = answers[found.kind]
+    details = [f"The held-out loss {movement}"]
+    if found.kind == "level" and small_learning_rate(evidence):
+        details.append("Towards the end the learning rate had nearly run out, which levels any loss.")
+    if evidence.finished and evidence.result.get("stopped_early"):
         patience = evidence.value("train", "patience")
         details.append(f"The run ended early: train.patience={patience} evaluations in a row were no better.")
-    return Finding("Did it stop getting better?", answer, tuple(details))
-
-
-def ended_early(evidence: Evidence) -> bool:
-    """Whether patience ended the run before its last step."""
-    return evidence.finished and bool(evidence.result.get("stopped_early"))
+    return Finding("Did it stop getting better?", answer, details)
 
 
 def small_learning_rate(evidence: Evidence) -> bool:
@@ -153,13 +143,15 @@ def small_learning_rate(evidence: Evidence) -> bool:
 def does_it_copy(evidence: Evidence) -> Finding:
     question, copying = "Does it copy its training images?", evidence.copying
     if not copying:
-        return Finding(question, "Not measured", ("Its samples have not been compared with the training images.",))
+        return Finding(question, "Not measured", ["Its samples have not been compared with the training images."])
     interval, usual = copying["interval"], copying["held_out_rate"]
     value, ends = digits(copying["copy_rate"], interval, percent=True)
-    rate = (
+    details = [
         f"{value} of {count(copying['num_images'])} samples (interval {ends}) are nearer to a training image than all "
         f"but {number(100 * usual, 2)} % of unseen real images are."
-    )
-    cautions = (f"Caution: {one.warning}." for one in evidence.scores if one.metric == "copy_rate" and one.warning)
+    ]
+    for score in evidence.scores:
+        if score.metric == "copy_rate":
+            details += _caution(score)
     answer = "Yes, some of them: see the pairs below" if interval[0] > usual else "No sign of it"
-    return Finding(question, answer, (rate, *cautions))
+    return Finding(question, answer, details)

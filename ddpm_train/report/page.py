@@ -9,11 +9,12 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.report import charts, commands, formatting, names
+from ddpm_train.report import charts, commands
 from ddpm_train.report.advice import advice
 from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import RULES, findings
-from ddpm_train.report.formatting import count, duration, number
+from ddpm_train.report.formatting import count, digits, duration, measured, number
+from ddpm_train.report.names import circumstances, extractor_name, meaning, name_of, weights_name
 from ddpm_train.report.pictures import FRAME_SIDE, MAX_FRAMES, PICTURE_SIDE, Picture, inline
 from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, styled
 
@@ -27,10 +28,8 @@ def render(evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {
-        name: getattr(formatting, name) for name in ("count", "digits", "duration", "measured", "number")
-    }
-    templates.filters |= {"metric": names.name_of, "extractor": names.extractor_name}
+    for function in (count, digits, duration, measured, number, circumstances, extractor_name, meaning, name_of):
+        templates.filters[function.__name__] = function
     unreadable = list(evidence.unreadable)
     frames = list(_frames(evidence, unreadable))
     copying = evidence.copying or {}
@@ -45,11 +44,7 @@ def render(evidence: Evidence) -> str:
         nearest=nearest,
         charts=_charts(evidence),
         view_box=f"0 0 {WIDTH} {HEIGHT}",
-        scores=[
-            (names.metric_name(score), score, names.circumstances(score), names.meaning(score))
-            for score in evidence.scores
-        ],
-        evaluations=_evaluations(evidence),
+        evaluations=list(zip(evidence.held_out_loss.steps, evidence.held_out_loss.values, strict=True)),
         speed=list(_speed(evidence)),
         config=yaml.safe_dump(evidence.config, sort_keys=False, allow_unicode=True) if evidence.config else "",
         commands=commands,
@@ -102,12 +97,6 @@ def _charts(evidence: Evidence) -> dict[str, list[Chart]]:
     return {section: [chart for chart in drawn if chart] for section, drawn in sections.items()}
 
 
-def _evaluations(evidence: Evidence) -> list[tuple[str, str]]:
-    """Each evaluation during training: its step, and the held-out loss there."""
-    unseen = evidence.series("held_out_loss")
-    return [(count(step), number(value)) for step, value in zip(unseen.steps, unseen.values, strict=True)]
-
-
 def _speed(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Where the time went, as far as it was recorded."""
     rate, images = evidence.series("images_per_second"), evidence.series("images_seen")
@@ -147,7 +136,7 @@ def _about(evidence: Evidence) -> Iterator[tuple[str, str]]:
         yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     pipeline = evidence.pipeline
     if pipeline.get("step") is not None:
-        yield "In pipeline/", f"{names.weights_name(pipeline['weights'])} of step {count(pipeline['step'])}"
+        yield "In pipeline/", f"{weights_name(pipeline['weights'])} of step {count(pipeline['step'])}"
     yield from _history(evidence)
 
 
