@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from ddpm_train.runs.folder import CONFIG, EVALUATION, REPORT
 from ddpm_train.system.files import write_atomic
-
-REPORT = "report.html"
 
 
 def write_report(folder: Path) -> Path:
@@ -20,7 +19,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         OSError: the folder cannot be read or written.
     """
-    from ddpm_train.report.evidence import CONFIG, EVALUATION, read_folder
+    from ddpm_train.report.evidence import read_folder
     from ddpm_train.report.page import render  # which takes a second to import, for the charts
 
     if folder.name == EVALUATION and (folder.parent / CONFIG).is_file():

@@ -8,6 +8,7 @@ from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import main_score, small_learning_rate, trend
 from ddpm_train.report.formatting import count, duration
 from ddpm_train.report.names import name_of
+from ddpm_train.runs.folder import BEST, CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ def _of_training(evidence: Evidence) -> Iterator[Advice]:
 
 def _of_the_best(evidence: Evidence) -> Iterator[Advice]:
     """Where another step than the last was the best, and is kept."""
-    best, checkpoints = evidence.result.get("best_step"), evidence.path / "checkpoints"
+    best, checkpoints = evidence.result.get("best_step"), evidence.path / CHECKPOINTS
     if evidence.finished and best not in (None, evidence.step) and (checkpoints / f"step_{best:08d}").is_dir():
         yield Advice(
             f"{name_of(evidence.result['objective'])} was best at step {count(best)}, whose checkpoint is kept:",
-            commands.sample(evidence, of=checkpoints / "best"),
+            commands.sample(evidence, of=checkpoints / BEST),
         )
 
 

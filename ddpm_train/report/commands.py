@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from ddpm_train.report.evidence import Evidence
+from ddpm_train.runs.folder import PIPELINE
 
 
 def resume(evidence: Evidence, max_steps: int | None = None) -> str:
@@ -34,7 +35,7 @@ def in_diffusers(evidence: Evidence) -> str:
         [
             "from diffusers import DDPMPipeline, DPMSolverMultistepScheduler",
             "",
-            f"pipeline = DDPMPipeline.from_pretrained({str(evidence.path / 'pipeline')!r})",
+            f"pipeline = DDPMPipeline.from_pretrained({str(evidence.path / PIPELINE)!r})",
             "pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)",
             f"images = pipeline(batch_size=16, num_inference_steps={steps}).images",
         ]

@@ -14,9 +14,9 @@ import yaml
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from ddpm_train.runs import folder
+
 Floats = NDArray[np.float64]
-CONFIG = "config.yaml"
-EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -151,28 +151,27 @@ def read_folder(path: Path) -> Evidence:
     def read(file: Path, kind: type = dict) -> Any:
         return _read(file, kind, unreadable)
 
-    evaluation = path / EVALUATION if (path / EVALUATION).is_dir() else path
+    evaluation = path / folder.EVALUATION if (path / folder.EVALUATION).is_dir() else path
     evaluations = [found for file in evaluation.glob("step_*.json") if "step" in (found := read(file))]
     evaluations.sort(key=lambda found: int(found["step"]))
-    stored, pipeline = read(evaluation / "scores.json"), path / "pipeline"
-    states = sorted(path.glob("checkpoints/step_*[0-9]/state.json"))
+    stored, pipeline = read(evaluation / folder.SCORES), path / folder.PIPELINE
+    states = sorted(path.glob(f"{folder.CHECKPOINTS}/step_*[0-9]/state.json"))
+    grids = path.glob(f"{folder.SAMPLES}/step_*.png")
     return Evidence(
         path=path,
         evaluation=evaluation,
-        config={key: value for key, value in read(path / CONFIG).items() if key not in ("defaults", "hydra")},
-        metrics=_read_metrics(path / "metrics.jsonl", unreadable),
-        grids=sorted(
-            (int(step), file) for file in path.glob("samples/step_*.png") if (step := file.stem[5:]).isdecimal()
-        ),
+        config={key: value for key, value in read(path / folder.CONFIG).items() if key not in ("defaults", "hydra")},
+        metrics=_read_metrics(path / folder.RECORDS, unreadable),
+        grids=sorted((int(file.stem[5:]), file) for file in grids if file.stem[5:].isdecimal()),
         evaluations=evaluations,
         scores=_scores(stored, evaluations),
         bound=stored.get("bound"),
         copying=stored.get("copying"),
         cost=stored.get("cost"),
         changes=read(states[-1]).get("changes", []) if states else [],
-        environments=read(path / "environment.json", list),
-        result=read(path / "result.json"),
-        pipeline=read(pipeline / "model_index.json") | read(pipeline / "training.json"),
+        environments=read(path / folder.ENVIRONMENT, list),
+        result=read(path / folder.RESULT),
+        pipeline=read(pipeline / "model_index.json") | read(pipeline / folder.ORIGIN),
         num_parameters=_num_parameters(pipeline / "unet", unreadable),
         unreadable=unreadable,
     )
