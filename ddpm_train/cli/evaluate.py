@@ -8,7 +8,7 @@ from ddpm_train.cli import app
 from ddpm_train.cli.sample import precision_mistakes
 from ddpm_train.config.checks import parse
 from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
-from ddpm_train.config.metrics import OF_THE_MODEL, extractor_mistakes
+from ddpm_train.config.metrics import extractor_mistakes, names_needing
 from ddpm_train.config.metrics import package_mistakes as extra_mistakes
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.parts import Dataset
@@ -44,7 +44,7 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
     yield from path_mistakes(config.pipeline)
     yield from extra_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
     yield from extractor_mistakes(
-        config.distribution_metrics,
+        config.all_metrics,
         config.extractor.name,
         config.extractor.weights,
         keys=("metrics", "extractor.name", "extractor.weights"),
@@ -99,7 +99,7 @@ def output_of(config: EvaluateConfig) -> Path:
 def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
     """What a folder of images cannot answer."""
     place = f"{config.pipeline} is a folder of images"
-    if wanted := [name for name in config.metrics if name in OF_THE_MODEL]:
+    if wanted := names_needing("model", config.metrics):
         yield f"metrics={as_written(config.metrics)}: {' and '.join(wanted)} need a model, and {place}; leave them out"
     if config.measures_cost:
         yield f"cost.samplers={as_written(config.cost.samplers)}: needs a model to sample, and {place}; leave it out"

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from PIL import Image
+
 WITHIN = 0.05
 
 
@@ -64,8 +66,8 @@ class Cost:
             lines.append(f"  {row.sampler:<22}{row.num_inference_steps:>6}{shown}")
         return lines
 
-    def to_png(self) -> bytes:
+    def picture(self) -> Image.Image:
         """The score over seconds for an image, a line for each sampler, steps beside the points."""
         from ddpm_train.report.charts import quality_against_cost  # matplotlib takes a third of a second to import
 
-        return quality_against_cost(self.to_json("")).png()
+        return quality_against_cost(self.to_json("")).picture()

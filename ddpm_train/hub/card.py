@@ -4,19 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ddpm_train.config.metrics import label
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.state import ResumedState
-
-_METRICS = {
-    "fid": "FID",
-    "kid": "KID",
-    "precision": "Precision",
-    "recall": "Recall",
-    "isc": "Inception Score",
-    "bits_per_dim": "bits per dimension (upper bound)",
-    "held_out_loss": "loss on held-out images",
-    "copy_rate": "share of samples that copy a training image",
-}
 
 
 @dataclass(frozen=True)
@@ -174,8 +164,7 @@ def _score_section(facts: Facts) -> list[str]:
         elif score.get("standard_deviation") is not None:
             value += f" ± {score['standard_deviation']:.2g}"
         arrow = "↓" if score.get("lower_is_better") else "↑"
-        metric = _METRICS.get(score["metric"], score["metric"])
-        rows.append(f"| {metric} {arrow} | {value} | {_depends_text(score)} |")
+        rows.append(f"| {label(score['metric'])} {arrow} | {value} | {_depends_text(score)} |")
     if not rows:
         return []
     return ["## Scores", "\n".join(["| Metric | Value | Measured with |", "|---|---|---|", *rows])]

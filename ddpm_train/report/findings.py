@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddpm_train.config.metrics import names_of_features_alone
 from ddpm_train.report.evidence import Evidence, Score, Series
 from ddpm_train.report.formatting import count, digits, measured, number
 from ddpm_train.report.names import name_of
@@ -72,7 +73,7 @@ def trend(series: Series) -> Trend:
 
 def main_score(evidence: Evidence) -> Score | None:
     """The one that stands at the top; the scores come newest step first, then most samples first."""
-    order = ("kid", "fid", "precision", "recall", "isc")
+    order = ("kid", *(name for name in names_of_features_alone() if name != "kid"))
     images = [score for score in evidence.scores if score.metric in order]
     return min(images, key=lambda score: order.index(score.metric), default=None)
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib import style, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ddpm_train.report.formatting import tick
 
@@ -71,11 +72,11 @@ class Chart:
     axes: Axes
 
     @styled
-    def png(self) -> bytes:
-        """A file on white paper, with the title in it."""
+    def picture(self) -> Image.Image:
+        """On white paper, with the title in it."""
         figure = _add_legend(self.axes, above=False)
         figure.suptitle(self.title, x=0.01, ha="left")
-        return to_png(figure)
+        return Image.open(io.BytesIO(to_png(figure)))
 
     @styled
     def svg(self, name: str) -> Markup:

@@ -1,29 +1,36 @@
 """What a run measures on its way: samples, the held-out loss, scores. Nothing of it touches the training."""
 
-import io
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusers import UNet2DModel
-from PIL import Image
 
 from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.evaluation.grid import sample_grid
-from ddpm_train.evaluation.held_out import LossByTimestep, held_out_losses, loss_by_timestep
+from ddpm_train.evaluation.held_out import held_out_losses, over_timesteps
+from ddpm_train.evaluation.image_sets import SampledImages
+from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images
+from ddpm_train.evaluation.real_images import RealImages
+from ddpm_train.evaluation.scores import DependsOn
+from ddpm_train.evaluation.workers import Workers
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.environment import versions
 from ddpm_train.runs.folder import EVALUATION, SAMPLES
+from ddpm_train.sampling import pictures
+from ddpm_train.sampling.engine import Engine
+from ddpm_train.sampling.recipe import Recipe
+from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
 from ddpm_train.training.run import Run
 from ddpm_train.training.trackers import RunTrackers
 
 if TYPE_CHECKING:  # of an extra
     from ddpm_train.evaluation.features import Extractor
-    from ddpm_train.evaluation.scores import Score
 
 
 class RunEvaluation:
@@ -36,6 +43,7 @@ class RunEvaluation:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._extractor = _open_extractor(run)
+        self._workers = Workers(run.accelerator, run.stop, Console(enabled=False))  # the run's own shows its steps
 
     def __call__(self, trackers: RunTrackers | None) -> dict[str, float]:
         """Measure, show and store; returns named values for the step's record.
@@ -46,97 +54,72 @@ class RunEvaluation:
         Raises:
             Stopped: all processes, when one of them was asked to stop.
         """
-        run, config = self._run, self._run.config.evaluation
         started = time.monotonic()
-        held_out, by_timestep, scores = None, None, []
-        with _as_diffusers_loads_it(run.state.sampling_unet) as unet:
-            grid = sample_grid(
-                unet,
-                run.noise_scheduler,
-                config,
-                sampler=run.config.sampler,
-                seed=run.config.seed,
-                accelerator=run.accelerator,
-                stop=run.stop,
-            )
-            if run.data.validation is not None:
-                held_out = held_out_losses(
-                    unet,
-                    run.data.validation,
-                    run.objective,
-                    config.batch_size,
-                    accelerator=run.accelerator,
-                    stop=run.stop,
-                )
-                if config.timestep_bins is not None:
-                    num_timesteps = run.config.noise_scheduler.num_train_timesteps
-                    by_timestep = loss_by_timestep(held_out, num_timesteps, config.timestep_bins)
-            if self._extractor is not None:
-                scores = self._scores(unet, self._extractor)
-        loss = None if held_out is None else held_out.mean()
+        with _as_diffusers_loads_it(self._run.state.sampling_unet) as unet:
+            found = collect(self._results(unet))
         if trackers is not None:
-            self._show(trackers, grid, by_timestep)
-            self._store(loss, by_timestep, scores)
-        values = {} if loss is None else {"held_out_loss": loss}
-        values |= {} if by_timestep is None else by_timestep.scalars()
-        values |= {score.name: score.value for score in scores}
-        return {**values, "evaluation_seconds": round(time.monotonic() - started, 3)}
+            self._keep(found, trackers)
+        return {**found.numbers, "evaluation_seconds": round(time.monotonic() - started, 3)}
 
-    def _scores(self, unet: UNet2DModel, extractor: "Extractor") -> list["Score"]:
-        """The chosen metrics of samples against the training images."""
-        from ddpm_train.evaluation.distribution import distribution_scores
-        from ddpm_train.evaluation.reference import reference_features
+    def _results(self, unet: UNet2DModel) -> Iterator[Result]:
+        run, data, config = self._run, self._run.data, self._run.config
+        grid = self._sampled(unet, config.evaluation.num_images)
+        yield "samples", pictures.image_grid(grid.pixels().cpu())
+        held_out = None
+        if data.validation is not None:
+            held_out = RealImages(data.validation, config.dataset, self._workers, held_out=True)
+            inputs = ModelInputs(
+                unet=unet,
+                noise_scheduler=run.noise_scheduler,
+                title=f"step {run.state.step:,}",
+                objective=run.objective,
+                held_out=held_out,
+                seed=config.seed,
+                batch_size=config.evaluation.batch_size,
+                timestep_bins=config.evaluation.timestep_bins,
+                workers=self._workers,
+            )
+            losses = held_out_losses(inputs)
+            yield "held_out_loss", losses.mean()
+            yield from over_timesteps(losses, inputs)
+        if self._extractor is not None:
+            training = RealImages(data.train, config.dataset, self._workers)
+            yield from measure_images(
+                config.evaluation.metrics,
+                self._sampled(unet, config.evaluation.num_samples),
+                self._extractor,
+                reference=training,
+                training=training,
+                held_out=held_out,
+            )
 
+    def _sampled(self, unet: UNet2DModel, num_images: int) -> SampledImages:
         run, config = self._run, self._run.config
-        cache_dir = config.dataset.cache_dir
-        reference = reference_features(
-            run.data.train,
-            extractor,
-            dataset=config.dataset.path,
-            split=config.dataset.split,
-            cache_dir=Path(cache_dir) if cache_dir else None,
-            accelerator=run.accelerator,
-            stop=run.stop,
-        )
-        return distribution_scores(
-            unet,
-            run.noise_scheduler,
-            sampler=config.sampler,
-            num_inference_steps=config.evaluation.num_inference_steps,
-            seed=config.seed,
-            num_images=config.evaluation.num_samples,
-            batch_size=config.evaluation.batch_size,
-            extractor=extractor,
-            reference=reference,
-            metrics=config.evaluation.metrics,
-            weights="unet" if run.state.ema_unet is None else "ema",
-            step=run.state.step,
-            accelerator=run.accelerator,
-            stop=run.stop,
+        weights = "unet" if run.state.ema_unet is None else "ema"
+        return SampledImages(
+            Engine(unet, run.noise_scheduler),
+            Recipe(config.seed, config.sampler, config.evaluation.num_inference_steps, config.dataset.resolution),
+            num_images,
+            config.evaluation.batch_size,
+            self._workers,
+            DependsOn(step=run.state.step, weights=weights, versions=versions()),
         )
 
-    def _show(self, trackers: RunTrackers, grid: Image.Image, by_timestep: LossByTimestep | None) -> None:
-        """Pictures, as files and in the trackers."""
+    def _keep(self, found: Found, trackers: RunTrackers) -> None:
+        """Pictures, as files and in the trackers; and the numbers, with all that they depend on."""
         step, output_dir = self._run.state.step, self._run.output_dir
-        png = io.BytesIO()
-        grid.save(png, "PNG")
-        self._write(output_dir / SAMPLES / f"{checkpoint.step_name(step)}.png", png.getvalue())
-        trackers.add_image("samples", grid, step)
-        if by_timestep is not None:
-            plot = by_timestep.to_png(f"step {step:,}")
-            self._write(output_dir / EVALUATION / "loss_by_timestep.png", plot)
-            trackers.add_image("loss_by_timestep", Image.open(io.BytesIO(plot)), step)
-
-    def _store(self, loss: float | None, by_timestep: LossByTimestep | None, scores: list["Score"]) -> None:
-        """The numbers, with all that they depend on."""
-        step = self._run.state.step
+        for name, picture in found.pictures.items():
+            place = f"{SAMPLES}/{checkpoint.step_name(step)}" if name == "samples" else f"{EVALUATION}/{name}"
+            self._write(output_dir / f"{place}.png", pictures.to_png(picture))
+            trackers.add_image(name, picture, step)
         stored = {
             "step": step,
-            "held_out_loss": loss,
-            "loss_by_timestep": None if by_timestep is None else by_timestep.to_json(),
-            "scores": [score.to_json() for score in scores],
+            "held_out_loss": found.numbers.get("held_out_loss"),
+            "loss_by_timestep": None,
+            **found.details,
+            "scores": [asdict(score) for score in found.scores],
         }
-        path = self._run.output_dir / EVALUATION / f"{checkpoint.step_name(step)}.json"
+        path = output_dir / EVALUATION / f"{checkpoint.step_name(step)}.json"
         self._write(path, json.dumps(stored, indent=1).encode())
 
     def _write(self, path: Path, data: bytes) -> None:

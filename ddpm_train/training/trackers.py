@@ -8,13 +8,10 @@ import numpy as np
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from PIL import Image
 
-from ddpm_train.config.metrics import DISTRIBUTION_METRICS
+from ddpm_train.config.metrics import METRICS
 from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config
 from ddpm_train.runs.folder import TENSORBOARD
-
-# How the names of what an evaluation measures begin.
-_EVALUATION = ("held_out_loss", "evaluation_seconds", *DISTRIBUTION_METRICS)
 
 
 class RunTrackers:
@@ -106,4 +103,5 @@ def _log_image(tracker: GeneralTracker, name: str, image: Image.Image, step: int
 
 
 def _tag(key: str) -> str:
-    return f"{'evaluation' if key.startswith(_EVALUATION) else 'train'}/{key}"
+    measured = key.startswith((*METRICS, "evaluation_seconds"))
+    return f"{'evaluation' if measured else 'train'}/{key}"
