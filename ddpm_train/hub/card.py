@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_train.config.metrics import label
+from ddpm_train.config.metrics import METRICS, label
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.state import ResumedState
 
@@ -150,7 +150,7 @@ def _scores(facts: Facts) -> list[Mapping[str, Any]]:
     depends_on = {"step": known[-1]["step"], "weights": facts.weights}
     return [
         {"name": "held_out_loss", "metric": "held_out_loss", "value": known[-1]["held_out_loss"]}
-        | {"lower_is_better": True, "depends_on": depends_on}
+        | {"lower_is_better": METRICS["held_out_loss"].lower_is_better, "depends_on": depends_on}
     ]
 
 
