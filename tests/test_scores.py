@@ -1,6 +1,5 @@
 """Scores are right: on real images and their corruptions, and as torch-fidelity's own command line has them."""
 
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -491,6 +490,6 @@ def test_the_fewest_steps_within_a_twentieth_of_the_most() -> None:
     better = (*rows, row("c", 4, 0.5))  # than with the most steps
     assert replace(cost, rows=better).fewest_within() == better[-1]
     assert replace(cost, rows=rows[:1]).fewest_within() == rows[0]
-    assert Image.open(io.BytesIO(cost.to_png())).size[0] > 400
+    assert cost.picture().size[0] > 400
     (marked,) = [line for line in cost.table() if "fewest steps" in line]
     assert marked.split()[:2] == ["a", "10"]

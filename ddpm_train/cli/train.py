@@ -121,11 +121,6 @@ def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[str]:
     keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
     choice = evaluation.extractor
     yield from extractor_mistakes(evaluation.metrics, choice.name, choice.weights, keys=keys)
-    if evaluation.timestep_bins is not None and importlib.util.find_spec("matplotlib") is None:
-        yield (
-            f"evaluation.timestep_bins={evaluation.timestep_bins}: matplotlib is not installed; "
-            "pip install 'ddpm-train[evaluate]'"
-        )
 
 
 def _resume_mistakes(config: Config) -> Iterator[str]:

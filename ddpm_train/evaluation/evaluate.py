@@ -1,6 +1,5 @@
 """Carries out `ddpm-evaluate`: open, check, measure what was asked for, keep and tell it."""
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from PIL import Image
 from torch import nn
 
 from ddpm_train.config.evaluate import EvaluateConfig
@@ -165,7 +163,7 @@ class _Evaluation:
         say(*cost.table())
         yield "cost", cost.to_json("cost.png")
         if self.workers.accelerator.is_main_process:  # which alone keeps pictures
-            yield "cost", Image.open(io.BytesIO(cost.to_png()))
+            yield "cost", cost.picture()
 
     def _model_inputs(self) -> ModelInputs:
         """The model in float32, whatever samples are made in."""

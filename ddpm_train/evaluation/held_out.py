@@ -1,6 +1,5 @@
 """The loss on images that training never sees, at noise and timesteps that never change."""
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -8,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ddpm_train.diffusion.objective import to_model_range
@@ -98,9 +96,9 @@ def over_timesteps(measured: HeldOutLosses, inputs: ModelInputs) -> Iterator[Res
     yield from parts.scalars().items()
     yield "loss_by_timestep", parts.to_json()
     if inputs.workers.accelerator.is_main_process:  # which alone keeps pictures
-        from ddpm_train.evaluation.plots import loss_by_timestep_png
+        from ddpm_train.report import charts  # matplotlib takes a third of a second to import
 
-        yield "loss_by_timestep", Image.open(io.BytesIO(loss_by_timestep_png(parts, inputs.title)))
+        yield "loss_by_timestep", charts.loss_by_timestep({inputs.title: parts.to_json()}).picture()
 
 
 def loss_by_timestep(measured: HeldOutLosses, num_train_timesteps: int, num_bins: int) -> LossByTimestep:

@@ -2,7 +2,7 @@
 
 from ddpm_train.config.metrics import METRICS
 from ddpm_train.report.evidence import Score
-from ddpm_train.report.numerals import count
+from ddpm_train.report.formatting import count
 
 _EXTRACTORS = {
     "inception": "Inception v3",
@@ -13,12 +13,8 @@ _EXTRACTORS = {
 
 
 def name_of(score: str) -> str:
-    """The metric's name in the name of a score: "KID" of `kid_efficientnet_lite0_n2048`."""
+    """What a metric is called, also in the name of a score: "KID" of `kid_efficientnet_lite0_n2048`."""
     return next((metric.label for name, metric in METRICS.items() if score.startswith(name)), score)
-
-
-def metric_name(score: Score) -> str:
-    return name_of(score.metric)
 
 
 def meaning(score: Score) -> str:
@@ -36,20 +32,14 @@ def weights_name(weights: str) -> str:
 def circumstances(score: Score) -> str:
     """What a score depends on, in one line: scores of different lines are not to be compared."""
     known = score.depends_on
-    parts = []
-    if known.get("num_images"):
-        parts.append(f"{count(known['num_images'])} images")
-    if known.get("extractor"):
-        parts.append(f"{extractor_name(known['extractor'])} features")
-    if known.get("sampler"):
-        steps = known.get("num_inference_steps")
-        parts.append(known["sampler"]["name"] + (f", {steps} steps" if steps else ""))
-    if known.get("weights"):
-        parts.append(weights_name(known["weights"]))
-    if known.get("step") is not None:
-        parts.append(f"at step {count(known['step'])}")
-    reference = known.get("reference") or {}
-    if reference.get("dataset"):
-        split = f" ({reference['split']})" if reference.get("split") else ""
-        parts.append(f"against {reference['dataset']}{split}")
-    return " · ".join(parts)
+    steps, sampler, reference = known.get("num_inference_steps"), known.get("sampler"), known.get("reference") or {}
+    split = f" ({reference['split']})" if reference.get("split") else ""
+    parts = [
+        f"{count(score.num_images)} images" if score.num_images else "",
+        f"{extractor_name(known['extractor'])} features" if known.get("extractor") else "",
+        sampler["name"] + (f", {steps} steps" if steps else "") if sampler else "",
+        weights_name(known.get("weights") or ""),
+        f"at step {count(known['step'])}" if known.get("step") is not None else "",
+        f"against {reference['dataset']}{split}" if reference.get("dataset") else "",
+    ]
+    return " · ".join(filter(None, parts))

@@ -26,6 +26,8 @@ from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.recipe import Recipe
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
+from ddpm_train.system.signals import Stopped
+from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
 from ddpm_train.training.trackers import RunTrackers
 
@@ -33,33 +35,47 @@ if TYPE_CHECKING:  # of an extra
     from ddpm_train.evaluation.features import Extractor
 
 
-class RunEvaluation:
-    """Measures a run's sampling weights. All its processes call it, and get the same results.
+class Evaluation:
+    """Evaluates a run's sampling weights at the steps that the config names, once each; on all processes alike.
 
-    Raises:
-        Mistakes: the extractor that the metrics need cannot be had.
+    Args:
+        extractor: what the metrics need, see `open_extractor`.
+        trackers: on the main process.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, extractor: "Extractor | None", records: Records, trackers: RunTrackers | None) -> None:
         self._run = run
-        self._extractor = _open_extractor(run)
+        self._extractor = extractor
+        self._records = records
+        self._trackers = trackers
         self._workers = Workers(run.accelerator, run.stop, Console(enabled=False))  # the run's own shows its steps
+        self._done = run.state.step if "evaluation_seconds" in records.last else None
 
-    def __call__(self, trackers: RunTrackers | None) -> dict[str, float]:
-        """Measure, show and store; returns named values for the step's record.
+    @property
+    def is_due(self) -> bool:
+        """Every `evaluation.every_steps` and at the end, but not untrained."""
+        run, config, step = self._run, self._run.config.evaluation, self._run.state.step
+        if config.name == "none" or step in (0, self._done):
+            return False
+        return step == run.max_steps or bool(config.every_steps and step % config.every_steps == 0)
 
-        Args:
-            trackers: on the main process.
-
-        Raises:
-            Stopped: all processes, when one of them was asked to stop.
-        """
-        started = time.monotonic()
-        with _as_diffusers_loads_it(self._run.state.sampling_unet) as unet:
-            found = collect(self._results(unet))
-        if trackers is not None:
-            self._keep(found, trackers)
-        return {**found.numbers, "evaluation_seconds": round(time.monotonic() - started, 3)}
+    def run(self) -> bool:
+        """Measure, show, store and judge. False if a request to stop ended it."""
+        started, step = time.monotonic(), self._run.state.step
+        self._records.read_back()
+        try:
+            with _as_diffusers_loads_it(self._run.state.sampling_unet) as unet:
+                found = collect(self._results(unet))
+        except Stopped:
+            return False
+        if self._trackers is not None:
+            self._keep(found, self._trackers)
+        values = {**found.numbers, "evaluation_seconds": round(time.monotonic() - started, 3)}
+        self._records.annotate(step, values)
+        self._run.selection.note(step, values)
+        self._records.rest_clock()
+        self._done = step
+        return True
 
     def _results(self, unet: UNet2DModel) -> Iterator[Result]:
         run, data, config = self._run, self._run.data, self._run.config
@@ -131,8 +147,12 @@ class RunEvaluation:
             self._run.console.warn(f"ERROR: {path} cannot be written: {error}")
 
 
-def _open_extractor(run: Run) -> "Extractor | None":
-    """What the metrics need, None if there are none; in time to tell before the training what is missing."""
+def open_extractor(run: Run) -> "Extractor | None":
+    """What the run's metrics need, None if there are none.
+
+    Raises:
+        Mistakes: it cannot be had, or the images are too few.
+    """
     config = run.config.evaluation
     if config.name == "none" or not config.metrics:
         return None
@@ -141,10 +161,10 @@ def _open_extractor(run: Run) -> "Extractor | None":
             f"evaluation.metrics: the {len(run.data.train)} training images are too few to compare with; "
             f"use at least {FEWEST_IMAGES}, or evaluation.metrics=[]"
         )
-    from ddpm_train.evaluation.features import open_extractor
+    from ddpm_train.evaluation import features
 
     choice = config.extractor
-    return open_extractor(choice.name, choice.weights, run.accelerator.device, key="evaluation.extractor")
+    return features.open_extractor(choice.name, choice.weights, run.accelerator.device, key="evaluation.extractor")
 
 
 @contextmanager

@@ -3,10 +3,9 @@
 import ddpm_train
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import num_parameters
-from ddpm_train.report import REPORT
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
-from ddpm_train.runs.folder import BEST
+from ddpm_train.runs.folder import BEST, REPORT
 from ddpm_train.system.compute import device_name
 from ddpm_train.training.auto import Choice
 from ddpm_train.training.run import Run

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
@@ -25,8 +25,7 @@ from ddpm_train.system.files import replace_folder, write_atomic
 from ddpm_train.system.ranks import on_main
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training import messages
-from ddpm_train.training.evaluating import Evaluation
-from ddpm_train.training.evaluation import RunEvaluation
+from ddpm_train.training.evaluation import Evaluation, open_extractor
 from ddpm_train.training.loop import Trainer
 from ddpm_train.training.push import finish_push, push_finished
 from ddpm_train.training.records import NonFinite, Records
@@ -35,6 +34,9 @@ from ddpm_train.training.run import Run, build_run
 from ddpm_train.training.saving import Saving, SavingFailed
 from ddpm_train.training.start import Start, find_start
 from ddpm_train.training.trackers import RunTrackers
+
+if TYPE_CHECKING:  # of an extra
+    from ddpm_train.evaluation.features import Extractor
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -79,10 +81,10 @@ def train_run(
             messages.say_finished(run)
             push_finished(run, start.path)
         else:
-            measurement = RunEvaluation(run)
+            extractor = open_extractor(run)
             run.environments = on_main(lambda: _begin(run, arguments))
             messages.announce(run, start.path is not None, changes)
-            _train_and_finish(run, measurement, on_record)
+            _train_and_finish(run, extractor, on_record)
     except NonFinite as error:
         assert run is not None
         raise NonFinite(f"{error}; nothing of it was saved. {messages.non_finite_remedy(run)}") from None
@@ -111,7 +113,7 @@ def _begin(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
     return record_environment(run, arguments)
 
 
-def _train_and_finish(run: Run, measurement: RunEvaluation, on_record: Listener) -> None:
+def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listener) -> None:
     """Train, and leave the pipeline and a word on what to do next."""
     config, console = run.config, run.console
     is_main = run.accelerator.is_main_process
@@ -124,7 +126,7 @@ def _train_and_finish(run: Run, measurement: RunEvaluation, on_record: Listener)
             on_record(record)
 
     records = Records(run.output_dir / RECORDS, run.accelerator, run.state.step, log=log, warn=console.warn)
-    evaluation = Evaluation(run, measurement, records, trackers)
+    evaluation = Evaluation(run, extractor, records, trackers)
     saving = Saving(run, records)
     run.stop.connect()
     trainer = Trainer(run, records, evaluation, saving)

@@ -1,7 +1,6 @@
 """All jobs of a sweep's folder compared, best first: a table, `sweep.csv`, a picture, TensorBoard's HParams."""
 
 import csv
-import importlib.util
 import io
 import math
 from collections.abc import Iterable
@@ -36,13 +35,10 @@ def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -
 
     write_hparams(folder / TENSORBOARD, rows, name)
     print(f"  table      {folder / TABLE}")
-    if importlib.util.find_spec("matplotlib") is None:
-        print("  picture    pip install 'ddpm-train[evaluate]' and give the command again")
-    else:
-        from ddpm_train.cli.sweeps.picture import sweep_png  # which takes a second to import
+    from ddpm_train.cli.sweeps.picture import sweep_png  # likewise
 
-        write_atomic(folder / PICTURE, sweep_png(rows, name))
-        print(f"  picture    {folder / PICTURE}")
+    write_atomic(folder / PICTURE, sweep_png(rows, name))
+    print(f"  picture    {folder / PICTURE}")
     print(f"  compare    tensorboard --logdir {folder / TENSORBOARD}   (HParams)", flush=True)
 
 
