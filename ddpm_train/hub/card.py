@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_train.config.metrics import METRICS, label
+from ddpm_train.config.metrics import METRICS, metric_label
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.state import ResumedState
 
@@ -164,7 +164,7 @@ def _score_section(facts: Facts) -> list[str]:
         elif score.get("standard_deviation") is not None:
             value += f" ± {score['standard_deviation']:.2g}"
         arrow = "↓" if score.get("lower_is_better") else "↑"
-        rows.append(f"| {label(score['metric'])} {arrow} | {value} | {_depends_text(score)} |")
+        rows.append(f"| {metric_label(score['metric'])} {arrow} | {value} | {_depends_text(score)} |")
     if not rows:
         return []
     return ["## Scores", "\n".join(["| Metric | Value | Measured with |", "|---|---|---|", *rows])]
