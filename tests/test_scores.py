@@ -22,7 +22,7 @@ from ddpm_train.config.metrics import (
     METRICS,
     Metric,
     extractor_mistakes,
-    label,
+    metric_label,
     names_of_features_alone,
 )
 from ddpm_train.config.mistakes import Mistakes
@@ -190,7 +190,7 @@ def test_a_metric_from_outside_is_one_row(
     assert 0 < score.value < 1 and found.numbers == {kid.name: kid.value, score.name: score.value}
     assert not score.lower_is_better and score.depends_on == kid.depends_on
     assert list(found.pictures) == ["spread"] and list(found.details) == ["spread_of_each"]
-    assert "spread" in names_of_features_alone() and label("spread") == "Spread"
+    assert "spread" in names_of_features_alone() and metric_label(score.name) == "Spread"
     keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
     assert list(extractor_mistakes(["spread"], "clip-rn50", None, keys=keys)) == []
 
