@@ -9,27 +9,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from ddpm_train.runs import checkpoint
-from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, newest_good, prune, published, save, step_name, verify
-
-
-def state(step: int) -> dict[str, dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(step)
-    return {name: {"weight": torch.randn(64, 64, generator=generator)} for name in ("unet", "ema")}
-
-
-def save_step(directory: Path, step: int) -> Path:
-    return save(directory, step, state(step), {"step": step})
-
-
-def holds(path: Path, step: int) -> bool:
-    tensors = checkpoint.load(path)
-    expected = state(step)
-    same = all(torch.equal(tensors[name]["weight"], expected[name]["weight"]) for name in expected)
-    return same and checkpoint.load_scalars(path) == {"step": step}
+from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, newest_good, prune, published, step_name, verify
+from helpers.checkpoints import holds, save_step
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -6,15 +6,15 @@ import sys
 
 import pytest
 import torch
-from conftest import LEAN, ROOT, TINY, Cli, launch_command
 from diffusers import UNet2DModel
-from test_training import relative_difference, weights
 
 from ddpm_train.config.train import Train
 from ddpm_train.system.compute import Compute, Stopwatch, choose_for_training
 from ddpm_train.training.state import BatchPlan
+from helpers.cli import LEAN, ROOT, TINY, Cli, launch_command
+from helpers.runs import relative_difference, weights
 
-WATCHED = str(ROOT / "tests/watched_train.py")
+WATCHED = str(ROOT / "tests/helpers/watched_train.py")
 CPU = torch.device("cpu")
 AUTO = ("train.mixed_precision=auto", "train.channels_last=auto", "train.attention=auto", "train.compile=auto")
 LARGE = ("dataset.resolution=16", "train.batch_size=600", "train.max_steps=3", "evaluation=none", "tracker=none")
@@ -132,8 +132,8 @@ def test_a_compiler_that_fails_is_not_chosen() -> None:
 @pytest.mark.parametrize("micro_batch_size", ["null", "4"])
 def test_a_step_never_waits_for_the_device(cli: Cli, micro_batch_size: str) -> None:
     run = ("tracker=none", "dataset.random_flip=true", "model.dropout=0.1", "dataset.device_cache=true")
-    command = [sys.executable, WATCHED, "syncs", *TINY, *run, f"train.micro_batch_size={micro_batch_size}"]
-    counted = cli.run(command).split("counted ")[1]
+    command = (WATCHED, "syncs", *TINY, *run, f"train.micro_batch_size={micro_batch_size}")
+    counted = cli.python(*command).split("counted ")[1]
     assert "'waiting': 0" in counted and int(counted.split("'operations': ")[1].split(",")[0]) > 5000
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Cli
 from PIL import Image
-from test_data_sources import dataset_config
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared, prepare
 from ddpm_train.data.decode import Decoder
 from ddpm_train.data.loader import open_data
 from ddpm_train.data.sources import FolderSource
+from helpers.cli import ROOT, Cli
+from helpers.images import dataset_config
 
 DECODER = Decoder((8, 8), 1, (255, 255, 255), "center", 10**6)
 

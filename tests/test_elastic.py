@@ -13,9 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, Cli
-from forked import free_port
 from safetensors.torch import load_file
+
+from helpers.cli import ROOT, TINY, Cli
+from helpers.forked import free_port
 
 RUN = (
     *("train.max_steps=300", "checkpoint.every_steps=10", "evaluation=none", "lr_scheduler=constant"),

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Cli
 
 from ddpm_train.runs import environment
+from helpers.cli import ROOT, Cli
 
 
 def recorded(run: Path) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def recorded(run: Path) -> list[dict[str, Any]]:
 
 def reproduce(cli: Cli, run: str, expect: int = 0) -> tuple[str, list[str]]:
     """What `ddpm-reproduce RUN` prints, and its warnings."""
-    process = cli.start([sys.executable, "-m", "ddpm_train.cli.reproduce", run])
+    process = cli.fork("-m", "ddpm_train.cli.reproduce", run)
     out, err = process.communicate(timeout=60)
     assert process.returncode == expect, err
     return out, err.splitlines()
@@ -75,9 +75,9 @@ def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
         return json.loads(shown.stdout)
 
     package = tmp_path / "ddpm_train"
-    package.mkdir()
-    for name in ("__init__.py", "environment.py"):
-        shutil.copy(ROOT / "ddpm_train" / name, package)
+    (package / "runs").mkdir(parents=True)
+    for name in ("__init__.py", "runs/__init__.py", "runs/environment.py"):
+        shutil.copy(ROOT / "ddpm_train" / name, package / name)
     identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "x"]):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
@@ -99,7 +99,7 @@ def test_the_printed_command_repeats_the_run(cli: Cli, trained: Path) -> None:
     program, *arguments = shlex.split(out)
     assert program == "ddpm-train" and {"train.channels_last=false", "train.micro_batch_size=16"} <= set(arguments)
     assert not [line for line in warnings if not line.startswith("warning: commit: the code ")]
-    assert "done: step 6" in cli.run([sys.executable, str(ROOT / "train.py"), *arguments])
+    assert "done: step 6" in cli.python("-m", "ddpm_train.cli.train", *arguments)
     for name in ("checkpoints/step_00000006/unet.safetensors", "samples/step_00000006.png"):
         assert (cli.output("default_repeated") / name).read_bytes() == (cli.output() / name).read_bytes()
 

@@ -2,15 +2,15 @@
 
 import json
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, Cli
-from loopback_hub import Commit, LoopbackHub
 from PIL import Image
+
+from helpers.cli import Cli
+from helpers.hub.server import Commit, LoopbackHub
 
 FLOWERS = "huggan/flowers-102-categories"
 ONE_STEP = ("train.max_steps=2", "evaluation=none")
@@ -36,7 +36,7 @@ def train(cli: Cli, hub: LoopbackHub, *overrides: str, token: str | None = None,
     environment = {**hub.environment(cli.folder / "hf", token), **env}
     environment |= {key: cli.environment[key] for key in ("XDG_CACHE_HOME", "OMP_NUM_THREADS", "PYTHONPATH")}
     cli.environment = environment
-    return cli.run([sys.executable, str(ROOT / "train.py"), *TINY, *ONE_STEP, *overrides], expect)
+    return cli.train(*ONE_STEP, *overrides, expect=expect)
 
 
 def test_the_flowers_preset(cli: Cli, hub: LoopbackHub) -> None:

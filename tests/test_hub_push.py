@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from hub_client import TOKEN, outcome, start_push
-from loopback_http import Kind
-from loopback_hub import LoopbackHub
+
+from helpers.hub.client import TOKEN, HubCli, outcome, start_push
+from helpers.hub.http import Kind
+from helpers.hub.server import LoopbackHub
 
 # Larger than what the Hub takes as a regular file, and than a part of an upload.
 LARGE_BYTES = 11 * 2**20
@@ -168,8 +169,6 @@ def test_what_does_not_end_is_given_up_and_told(folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("kind", [None, "lost"])
 def test_a_round_trip_with_xet(folder: Path, tmp_path: Path, kind: Kind | None) -> None:
     """What users get who set nothing: both ways through the client's own library for Xet."""
-    from hub_client import HubCli
-
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
         if kind:
             hub.fault("POST /commit/", kind)

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
-from hub_client import TOKEN, HubCli
+
+from helpers.cli import ROOT, TINY
+from helpers.hub.client import TOKEN, HubCli
 
 SECTION = (ROOT / "README.md").read_text().split("\n## Share it\n")[1].split("\n## ")[0]
 COMMANDS = [line.split("#")[0].strip() for line in SECTION.split("```bash\n")[1].split("```")[0].splitlines()]

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from helpers.cli import ROOT
 
 PACKAGE = ROOT / "ddpm_train"
 # From the top: a room imports from the rooms above it. Within a room no circle.

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, Cli
+
+from helpers.cli import ROOT, TINY, Cli
 
 LAUNCH = ROOT / "launch"
 BIN = Path(sys.executable).parent
@@ -229,7 +230,7 @@ def test_torchrun_and_the_program_understand_the_command(cli: Cli, name: str) ->
     program, *words = torchrun_commands()[name]
     arguments = get_args_parser().parse_args(words)
     assert program == "torchrun" and arguments.module and arguments.training_script == "ddpm_train.cli.train"
-    shown = cli.run([sys.executable, str(ROOT / "train.py"), "--cfg", "job", *arguments.training_script_args])
+    shown = cli.python("-m", arguments.training_script, "--cfg", "job", *arguments.training_script_args)
     config = yaml.safe_load(shown)
     assert config["resume"] == "auto" and config["name"] == "flowers102_64"
     assert config["checkpoint"]["every_minutes"] == 10

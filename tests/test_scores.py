@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Cli
 from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 from scipy.cluster.vq import kmeans2
@@ -29,6 +27,7 @@ from ddpm_train.evaluation.reference import ReferenceFeatures
 from ddpm_train.evaluation.scores import DependsOn, Reference, Score
 from ddpm_train.system.compute import keep_memory
 from ddpm_train.system.files import sha256_file
+from helpers.cli import Cli
 
 CPU = torch.device("cpu")
 NOTHING_KNOWN = DependsOn(versions={})
@@ -281,7 +280,7 @@ def test_scores_are_those_of_the_command_line_of_torch_fidelity(cli: Cli, garmen
     batch = ["--batch-size", str(BATCH_IMAGES)]  # others round otherwise, by some 1e-6
     metrics = [*batch, "--isc", "--fid", "--kid", "--prc", "--kid-subset-size", str(count // 2)]
     inputs = ["--input1", "noised", "--input2", "real", "--feature-extractor", "efficientnet_lite0"]
-    said = cli.run([sys.executable, "-c", FIDELITY, *metrics, *inputs, "--cpu", "--json", "--silent", "--save-cpu-ram"])
+    said = cli.python("-c", FIDELITY, *metrics, *inputs, "--cpu", "--json", "--silent", "--save-cpu-ram")
     theirs = json.loads(said[said.index("{") :])
     cli.evaluate(
         *("pipeline=noised", "metrics=[fid,kid,precision,recall,isc]", "output=scores"),

@@ -3,18 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import psutil
 import pytest
 import yaml
-from conftest import TINY, Cli
 from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -26,6 +22,8 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 
 from ddpm_train.cli.sweeps.devices import shares
 from ddpm_train.cli.sweeps.naming import MAX_LENGTH, chosen, folder_name
+from helpers.cli import Cli, Once
+from helpers.runs import wait_for
 
 # What a job's config may be that the command line of TINY leaves open.
 EXPERIMENTS = {
@@ -48,16 +46,22 @@ def result(job: Path) -> dict[str, object]:
     return read
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
-    """A sweep over three experiments: one is finished, one diverged, one could not begin. And what it said."""
-    cli = Cli(tmp_path_factory.mktemp("swept"))
-    for name, config in EXPERIMENTS.items():
-        path = cli.folder / "mine/experiment" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("# @package _global_\n" + yaml.safe_dump(config))
-    said = cli.train(*sweep_of("good,diverges,cannot_begin"), "hydra.launcher.max_parallel=2", expect=1)
-    return cli, said
+@pytest.fixture
+def swept(once: Once, tmp_path: Path) -> tuple[Cli, str]:
+    """A sweep over three experiments: one is finished, one diverged, one could not begin. And what it said.
+
+    A copy, to be changed.
+    """
+
+    def sweep(cli: Cli) -> str:
+        for name, config in EXPERIMENTS.items():
+            path = cli.folder / "mine/experiment" / f"{name}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("# @package _global_\n" + yaml.safe_dump(config))
+        return cli.train(*sweep_of("good,diverges,cannot_begin"), "hydra.launcher.max_parallel=2", expect=1)
+
+    cli, said = once("swept", sweep)
+    return Cli(shutil.copytree(cli.folder, tmp_path / "swept")), said
 
 
 def sweep_of(experiments: str) -> tuple[str, ...]:
@@ -142,20 +146,12 @@ def test_a_folder_that_holds_another_run_is_told_before_anything_starts(swept: t
     assert sorted(cli.folder.rglob("*")) == before
 
 
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     """Its jobs differ in precision, which one process could not change."""
-    command = [sys.executable, "-m", "ddpm_train.cli.train", *TINY, "train.max_steps=150", "tracker=none"]
+    command = ["train.max_steps=150", "tracker=none"]
     command += ["--multirun", "train.mixed_precision=no,bf16", "evaluation.every_steps=null"]
     first, second = (cli.folder / f"sweeps/default/train.mixed_precision={choice}" for choice in ("no", "bf16"))
-    process = cli.start(command)
+    process = cli.start_training(*command)
     wait_for((first / "metrics.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
@@ -165,7 +161,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     assert len(saved) == 1 and 0 < saved[0] < 150
     assert [line["status"] for line in table(cli.folder / "sweeps/default").values()] == ["stopped", "waiting"]
 
-    said = cli.train(*command[3 + len(TINY) :])
+    said = cli.train(*command)
     assert f"resumes at step {saved[0]}" in (first / "job.log").read_text()
     assert "bf16 on cpu" in (second / "job.log").read_text() and "fp32 on cpu" in (first / "job.log").read_text()
     assert [result(job)["step"] for job in (first, second)] == [150, 150]
@@ -204,7 +200,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
     command += [f"hydra.sweeper.{key}" for key in ("num_trials=2", "num_startup_trials=1", "seed=3")]
     command += ["tracker=none", "train.max_steps=300", "evaluation.every_steps=20"]
     sweep = cli.folder / "sweeps/default"
-    process = cli.start([sys.executable, "-m", "ddpm_train.cli.train", *TINY, *command])
+    process = cli.start_training(*command)
     wait_for(lambda: any(sweep.glob("*/metrics.jsonl")), process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
@@ -225,7 +221,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
 def test_a_requeued_job_goes_on(cli: Cli) -> None:
     """submitit warns its process and, as Slurm does, all that it has started; then starts the job again."""
     command = ["--multirun", "hydra/launcher=submitit_local", "seed=choice(3)", "train.max_steps=150", "tracker=none"]
-    process = cli.start([sys.executable, "-m", "ddpm_train.cli.train", *TINY, *command])
+    process = cli.start_training(*command)
     job = cli.folder / "sweeps/default/seed=3"
     wait_for((job / "metrics.jsonl").exists, process)
     family = psutil.Process(process.pid).children(recursive=True)
