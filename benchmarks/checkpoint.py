@@ -24,7 +24,6 @@ from ddpm_train.config.parts import CONF
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import build_unet, num_parameters
 from ddpm_train.runs import checkpoint
-from ddpm_train.training.optim import build_optimizer
 from ddpm_train.training.saver import Saver
 from ddpm_train.training.state import TrainState
 
@@ -41,7 +40,7 @@ def full_state() -> TrainState:
     """Weights, average and optimizer as after a first step: every moment exists."""
     config = tutorial_config()
     unet = build_unet(config).to(DEVICE)
-    optimizer = build_optimizer(config.optimizer, unet.parameters())
+    optimizer = config.optimizer.build(unet.parameters())
     for parameter in unet.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()

@@ -1,5 +1,6 @@
 """A checkpoint exists whole or not at all: killed at every line of a save, torn, bit-flipped, missing, foreign."""
 
+import json
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, newest_good, prune, published, step_name, verify
+from ddpm_train.runs.state import ResumedState
 from helpers.checkpoints import holds, save_step
 
 
@@ -171,3 +173,22 @@ def test_a_failing_disk_publishes_nothing(tmp_path: Path) -> None:
         save_step(tmp_path, 2)
     assert holds(tmp_path / step_name(1), 1)
     assert not any(entry.name.endswith(".staging") for entry in tmp_path.iterdir())
+
+
+def test_state_json_keeps_its_keys_and_their_order(tmp_path: Path) -> None:
+    values = {
+        "step": 7,
+        "images_seen": 112,
+        "compute": {"mixed_precision": "no", "channels_last": True, "attention": "fused", "compile": False},
+        "device": "cpu, 2 threads",
+        "micro_batch_size": 16,
+        "num_processes": 1,
+        "grad_scaler": {},
+        "identity": {"seed": 0, "dataset content": "abc"},
+        "changes": [{"step": 3, "key": "optimizer.lr", "from": 0.1, "to": 0.01}],
+        "environments": [{"from_step": 0, "device": "cpu, 2 threads"}],
+    }
+    path = save(tmp_path, 7, state(7), ResumedState.from_json(values).to_json())
+    assert (path / "state.json").read_text() == json.dumps(values, indent=1)
+    older = {key: value for key, value in values.items() if key != "environments"}
+    assert ResumedState.from_json(older).to_json() == {**values, "environments": []}

@@ -21,7 +21,6 @@ from ddpm_train.config.checks import parse
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Criterion
 from ddpm_train.data.loader import open_data
-from ddpm_train.diffusion.noise import build_noise_scheduler, loss_weights
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.evaluation.held_out import HeldOutLosses, loss_by_timestep
 from ddpm_train.models.load import load_model
@@ -118,8 +117,8 @@ def test_the_held_out_loss_is_the_mean_over_images(full: tuple[Cli, str], monkey
     config = parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
     images = open_data(config.dataset, progress=False).validation
     assert images is not None
-    noise_scheduler = build_noise_scheduler(config.noise_scheduler)
-    objective = Objective(noise_scheduler, loss_weights(noise_scheduler, config.loss), config.seed)
+    noise_scheduler = config.noise_scheduler.build()
+    objective = Objective(noise_scheduler, config.loss, config.seed)
     x_0, positions = to_model_range(images.load(range(len(images)))), torch.arange(len(images))
     drawn = objective.draw(x_0, positions, (Purpose.HELD_OUT_NOISE, Purpose.HELD_OUT_TIMESTEP))
     with torch.no_grad():

@@ -124,7 +124,8 @@ from ddpm_train.runs import checkpoint
 fetch._RETRY_SECONDS, fetch.ASKING_SECONDS = 8.0, 1.0
 repo_id, into = sys.argv[1:]
 try:
-    path = fetch.fetch_newest(fetch.Source(f"resume=hf://{repo_id}", repo_id, None, required=True), Path(into), None, print)
+    source = fetch.Source(f"resume=hf://{repo_id}", repo_id, None, required=True)
+    path = fetch.fetch_newest(source, Path(into), None, print)
     assert path is not None
     checkpoint.verify(path, checkpoint.step_of(path))
     steps = [json.loads(line)["step"] for line in (path.parent.parent / "metrics.jsonl").open()]

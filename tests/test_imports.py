@@ -64,7 +64,7 @@ CHEAP = [
     *(f"data/{name}.py" for name in ("sources", "hf_datasets")),
     *(f"hub/{name}.py" for name in ("access", "preflight", "push")),
     *("models/pretrained.py", "models/source.py", "evaluation/image_folder.py", "system/launch.py"),
-    *(f"runs/{name}.py" for name in ("folder", "best", "environment", "identity", "lock")),
+    *(f"runs/{name}.py" for name in ("folder", "best", "environment", "identity", "lock", "state")),
 ]
 
 

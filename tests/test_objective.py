@@ -7,7 +7,7 @@ from diffusers.training_utils import compute_snr
 from torch.nn import functional
 
 from ddpm_train.config.losses import MSE, MinSNR
-from ddpm_train.diffusion.noise import loss_weights, signal_to_noise
+from ddpm_train.diffusion.noise import signal_to_noise
 from ddpm_train.diffusion.objective import Objective, to_model_range
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -32,7 +32,7 @@ def test_snr_is_diffusers() -> None:
 def test_min_snr_weighs_the_error_in_x_0(prediction_type: str) -> None:
     """Whatever is predicted, weight x squared error = min(SNR, gamma) x squared error of the implied x_0."""
     noise_scheduler = scheduler(prediction_type, clip_sample=False)
-    weights = loss_weights(noise_scheduler, MinSNR(name="min_snr", gamma=5.0)).double()
+    weights = MinSNR("min_snr", 5.0).weights(signal_to_noise(noise_scheduler), prediction_type).double()
     alphas = noise_scheduler.alphas_cumprod.double()
     for timestep in (1, 100, 500, 900):
         alpha, sigma = alphas[timestep].sqrt(), (1 - alphas[timestep]).sqrt()
@@ -45,7 +45,7 @@ def test_min_snr_weighs_the_error_in_x_0(prediction_type: str) -> None:
 def test_min_snr_is_finite_with_zero_terminal_snr() -> None:
     for prediction_type in ("v_prediction", "sample"):
         noise_scheduler = scheduler(prediction_type, rescale_betas_zero_snr=True)
-        weights = loss_weights(noise_scheduler, MinSNR(name="min_snr", gamma=5.0))
+        weights = MinSNR("min_snr", 5.0).weights(signal_to_noise(noise_scheduler), prediction_type)
         assert weights.isfinite().all() and weights[-1] == 0
 
 
@@ -53,7 +53,7 @@ def test_min_snr_is_finite_with_zero_terminal_snr() -> None:
 def test_targets_invert(prediction_type: str) -> None:
     """A model that predicts the target exactly gives back x_0 through diffusers' own scheduler step."""
     noise_scheduler = scheduler(prediction_type, clip_sample=False)
-    objective = Objective(noise_scheduler, torch.ones(1000), seed=0)
+    objective = Objective(noise_scheduler, MSE("mse"), seed=0)
     x_0 = torch.rand(4, 1, 8, 8) * 2 - 1
     noise, _ = objective.draw(x_0, torch.arange(4))
     timesteps = torch.full((4,), 300)
@@ -71,7 +71,7 @@ def test_the_loss_is_the_tutorials() -> None:
     unet = UNet2DModel(8, 1, 1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
                        block_out_channels=(8,), norm_num_groups=4)  # fmt: skip
     noise_scheduler = scheduler("epsilon")
-    objective = Objective(noise_scheduler, loss_weights(noise_scheduler, MSE(name="mse")), seed=3)
+    objective = Objective(noise_scheduler, MSE("mse"), seed=3)
     images, positions = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4) + 17
     x_0 = to_model_range(images)
     noise, timesteps = objective.draw(x_0, positions)

@@ -9,9 +9,8 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ddpm_train.config.train import SGD, Adam, LRScheduler, WarmupEMA
-from ddpm_train.training.ema import ema_decay, update_ema
-from ddpm_train.training.optim import build_optimizer, learning_rate
+from ddpm_train.config.optimizers import LR_SCHEDULERS, SGD, Adam, Constant, WarmupEMA
+from ddpm_train.training.ema import update_ema
 
 
 @pytest.mark.parametrize("name", ["constant_with_warmup", "linear", "cosine"])
@@ -19,17 +18,18 @@ def test_learning_rate_follows_diffusers(name: str) -> None:
     """After the warm-up, which differs on purpose: diffusers spends its first update at a rate of 0."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     theirs = get_scheduler(name, optimizer, num_warmup_steps=10, num_training_steps=100)
-    ours = LRScheduler(name=name.removesuffix("_with_warmup"), warmup_steps=10)  # type: ignore[arg-type]
+    kind = name.removesuffix("_with_warmup")
+    ours = LR_SCHEDULERS[kind](kind, warmup_steps=10)
     for step in range(100):
         if step >= 10:
-            assert learning_rate(0.5, ours, step, 100) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+            assert ours.at(step, 0.5, 100) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         theirs.step()
 
 
 def test_warm_up_rises_from_the_first_update() -> None:
-    config = LRScheduler(name="constant", warmup_steps=4)
-    assert [learning_rate(1.0, config, step, 100) for step in range(6)] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    config = Constant("constant", warmup_steps=4)
+    assert [config.at(step, 1.0, 100) for step in range(6)] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
 
 
 def test_ema_is_diffusers() -> None:
@@ -50,9 +50,9 @@ def test_ema_is_diffusers() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += torch.randn_like(parameter)
-        update_ema(ours, model, config, step)
+        update_ema(ours, model, config.decay(step))
         theirs.step(model.parameters())
-        assert ema_decay(config, step) == pytest.approx(theirs.cur_decay_value)
+        assert config.decay(step) == pytest.approx(theirs.cur_decay_value)
         for mine, shadow in zip(ours.parameters(), theirs.shadow_params, strict=True):
             assert torch.allclose(mine, shadow, atol=1e-6)
 
@@ -67,7 +67,7 @@ def test_ema_is_diffusers() -> None:
 )
 def test_optimizers_minimise(config: Adam | SGD, kind: type[torch.optim.Optimizer]) -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
-    optimizer = build_optimizer(config, [weight])
+    optimizer = config.build([weight])
     assert type(optimizer) is kind
     for _ in range(50):
         optimizer.zero_grad()

@@ -6,9 +6,10 @@ from typing import Any
 from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.objective import objective_mistakes
+from ddpm_train.config.parts import Section
 from ddpm_train.config.samplers import argument_mistakes
 from ddpm_train.config.schema import Schema
-from ddpm_train.config.train import SGD, Config, WarmupEMA
+from ddpm_train.config.train import Config
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -23,6 +24,9 @@ def parse(values: Mapping[str, Any]) -> Config:
 def cross_field_mistakes(config: Config) -> Iterator[str]:
     """What single keys cannot show: a line for each combination that cannot work."""
     yield from _model_mistakes(config)
+    for section in vars(config).values():
+        if isinstance(section, Section):
+            yield from section.mistakes()
     train, noise = config.train, config.noise_scheduler
     if (train.max_steps is None) == (train.epochs is None):
         given = f"train.max_steps={as_written(train.max_steps)} train.epochs={as_written(train.epochs)}"
@@ -35,18 +39,6 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
         )
     if config.dataset.device_cache is True and config.dataset.cache == "none":
         yield "dataset.device_cache=true: copies prepared images, and dataset.cache=none keeps none; use disk or auto"
-    if noise.variance_type.startswith("learned"):
-        yield (
-            f"noise_scheduler.variance_type={noise.variance_type}: there is no loss for a learned variance; "
-            "use fixed_small or fixed_large"
-        )
-    if noise.beta_start > noise.beta_end:
-        yield f"noise_scheduler.beta_start={noise.beta_start}: above beta_end={noise.beta_end}; swap them"
-    if noise.trained_betas is not None and len(noise.trained_betas) != noise.num_train_timesteps:
-        yield (
-            f"noise_scheduler.trained_betas: {len(noise.trained_betas)} values for "
-            f"num_train_timesteps={noise.num_train_timesteps}; give as many"
-        )
     if noise.rescale_betas_zero_snr and noise.prediction_type == "epsilon":
         reason = "min-SNR weighs it 0/0" if config.loss.name == "min_snr" else "pure noise says nothing of x_0"
         yield (
@@ -63,10 +55,6 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
             f"evaluation.num_samples={config.evaluation.num_samples}: too few for evaluation.metrics; "
             f"use at least {FEWEST_IMAGES}"
         )
-    if isinstance(config.ema, WarmupEMA) and config.ema.min_decay > config.ema.max_decay:
-        yield f"ema.min_decay={config.ema.min_decay}: above ema.max_decay={config.ema.max_decay}; lower it"
-    if isinstance(config.optimizer, SGD) and config.optimizer.nesterov and config.optimizer.momentum == 0:
-        yield "optimizer.nesterov=true: needs momentum; set optimizer.momentum=0.9"
     yield from argument_mistakes(config.sampler)
     yield from objective_mistakes(config)
 

@@ -1,20 +1,19 @@
 """The keys of `ddpm-evaluate`, typed; the values stand in `conf/evaluate.yaml`."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
-
-from pydantic.dataclasses import dataclass
 
 from ddpm_train.config.metrics import FEWEST_IMAGES, DistributionMetric, Metric
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.config.parts import STRICT, Dataset, ExtractorChoice, Positive, Required, SamplerChoice, SamplerName
+from ddpm_train.config.parts import Dataset, ExtractorChoice, Positive, Required, SamplerChoice, SamplerName, Section
 from ddpm_train.config.sample import Seed
 from ddpm_train.config.samplers import argument_mistakes
 from ddpm_train.config.schema import Schema
 
 
-@dataclass(frozen=True, config=STRICT)
-class CostChoice:
+@dataclass(frozen=True)
+class CostChoice(Section):
     """Which samplers and step counts to score; empty: none."""
 
     metric: DistributionMetric
@@ -22,8 +21,8 @@ class CostChoice:
     steps: tuple[Positive, ...]
 
 
-@dataclass(frozen=True, config=STRICT)
-class EvaluateConfig:
+@dataclass(frozen=True)
+class EvaluateConfig(Section):
     """All keys of `ddpm-evaluate`."""
 
     pipeline: Annotated[str, Required]  # what ddpm-sample loads, or a folder of images

@@ -1,13 +1,12 @@
 """What the programs' configs have in common: kinds of values, and sections that several of them hold."""
 
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict
-from pydantic.dataclasses import dataclass
 
 from ddpm_train.config.metrics import ExtractorName
 
@@ -16,7 +15,17 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 # A name such as 2024 is a text; infinity is not a rate.
-STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+_STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+class Section:
+    """What a config's sections have in common: a key that they do not have is refused."""
+
+    __pydantic_config__ = _STRICT
+
+    def mistakes(self) -> Iterator[str]:
+        """A line for each combination of the section's own keys that cannot work."""
+        yield from ()
 
 
 def _no_bool(value: object) -> object:
@@ -69,8 +78,8 @@ AutoBool = Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)]
 Required = BeforeValidator(_given)  # `???` in a config: the user has to say
 
 
-@dataclass(frozen=True, config=STRICT)
-class Dataset:
+@dataclass(frozen=True)
+class Dataset(Section):
     """Where the images come from and how they become uint8 arrays [channels, height, width]."""
 
     source: Annotated[Literal["embedded", "folder", "hub"], Required]
@@ -94,8 +103,8 @@ class Dataset:
     max_pixels: Positive  # a larger image is not decoded (decompression bombs)
 
 
-@dataclass(frozen=True, config=STRICT)
-class ExtractorChoice:
+@dataclass(frozen=True)
+class ExtractorChoice(Section):
     """What turns images into features."""
 
     name: ExtractorName
@@ -106,8 +115,8 @@ def _name_alone(value: object) -> object:
     return {"name": value, "weights": None} if isinstance(value, str) else value
 
 
-@dataclass(frozen=True, config=STRICT)
-class Hub:
+@dataclass(frozen=True)
+class Hub(Section):
     """What a run pushes to the Hugging Face Hub, and when. No key holds a token: configs are saved and pushed."""
 
     push: bool
@@ -121,8 +130,8 @@ class Hub:
     stall_seconds: Annotated[Real, Gt(0)]  # a connection on which nothing moves for so long is given up
 
 
-@dataclass(frozen=True, config=STRICT)
-class Sampler:
+@dataclass(frozen=True)
+class Sampler(Section):
     """A diffusers scheduler that samples, built from the model's own noise schedule.
 
     In a config the arguments, of its constructor and of its `step`, stand beside the name: `sampler.eta=0.5`.

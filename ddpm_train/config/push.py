@@ -1,17 +1,17 @@
 """The keys of `ddpm-push`, typed; the values stand in `conf/push.yaml`."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Gt
-from pydantic.dataclasses import dataclass
 
-from ddpm_train.config.parts import STRICT, Real, Required
+from ddpm_train.config.parts import Real, Required, Section
 from ddpm_train.config.schema import Schema
 
 
-@dataclass(frozen=True, config=STRICT)
-class PushConfig:
+@dataclass(frozen=True)
+class PushConfig(Section):
     """All keys of `ddpm-push`. None: what the run's own config says."""
 
     run: Annotated[str, Required]

@@ -1,14 +1,14 @@
 """The keys of `ddpm-sample`, typed; the values stand in `conf/sample.yaml`."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
-from pydantic.dataclasses import dataclass
 
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.config.parts import STRICT, Positive, Real, Required, Resolution, SamplerChoice, SamplerName, Whole
+from ddpm_train.config.parts import Positive, Real, Required, Resolution, SamplerChoice, SamplerName, Section, Whole
 from ddpm_train.config.samplers import argument_mistakes
 from ddpm_train.config.schema import Schema
 
@@ -23,16 +23,16 @@ def _auto_is_none(value: object) -> object:
 Seed = Annotated[Whole, Ge(0), Lt(2**63)]
 
 
-@dataclass(frozen=True, config=STRICT)
-class Compare:
+@dataclass(frozen=True)
+class Compare(Section):
     """Which samplers and step counts to lay side by side; empty: no comparison."""
 
     samplers: tuple[SamplerName, ...]
     steps: tuple[Positive, ...]
 
 
-@dataclass(frozen=True, config=STRICT)
-class SampleConfig:
+@dataclass(frozen=True)
+class SampleConfig(Section):
     """All keys of `ddpm-sample`."""
 
     pipeline: Annotated[str, Required]  # a run, a checkpoint, a folder of a model, or a Hub repository

@@ -6,11 +6,12 @@ Importing it is cheap: no torch, diffusers or datasets.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from ddpm_train.config.mistakes import Mistakes, as_written, did_you_mean
+from ddpm_train.config.registry import Group
 from ddpm_train.config.train import Config
 
 C = TypeVar("C")
@@ -89,7 +90,11 @@ def _repaired(values: Mapping[str, Any], defaults: Mapping[str, Any], error: Val
 
 
 # Sections whose keys depend on the group's choice; pydantic puts the choice into the location of their errors.
-_TAGGED = {name for name, field in Config.__pydantic_fields__.items() if field.discriminator}  # type: ignore[attr-defined]
+_TAGGED = {
+    name
+    for name, hint in get_type_hints(Config, include_extras=True).items()
+    if any(isinstance(mark, Group) for mark in getattr(hint, "__metadata__", ()))
+}
 
 
 def _mentions(line: str, key: str) -> bool:

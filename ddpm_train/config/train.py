@@ -3,132 +3,34 @@
 Hydra composes, `validation.parse` checks once and returns these frozen dataclasses; beyond it there is no `DictConfig`.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Len, Lt
+from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
-from pydantic.dataclasses import dataclass
 
-from ddpm_train.config.losses import MSE, MinSNR
+from ddpm_train.config.losses import LOSSES, Loss
 from ddpm_train.config.metrics import DistributionMetric
+from ddpm_train.config.model import Model
+from ddpm_train.config.noise import NoiseScheduler
+from ddpm_train.config.optimizers import AVERAGES, EMA, LR_SCHEDULERS, OPTIMIZERS, LRScheduler, Optimizer
 from ddpm_train.config.parts import (
-    STRICT,
     AutoBool,
     Dataset,
     ExtractorChoice,
     Hub,
-    NonNegative,
     Positive,
     Real,
     SamplerChoice,
+    Section,
     Whole,
     _auto_or_count,
     _name_alone,
 )
 
-DownBlock = Literal[
-    "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"
-]
-UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"]
 
-
-@dataclass(frozen=True, config=STRICT)
-class Model:
-    """UNet2DModel's arguments; sample size and channels follow from the dataset."""
-
-    pretrained: str | None  # a folder or owner/name whose weights a new run starts from, and whose arguments it takes
-    center_input_sample: bool
-    time_embedding_type: Literal["positional", "fourier", "learned"]
-    time_embedding_dim: Positive | None
-    freq_shift: Whole
-    flip_sin_to_cos: bool
-    down_block_types: Annotated[tuple[DownBlock, ...], Len(1)]
-    mid_block_type: Literal["UNetMidBlock2D"] | None
-    up_block_types: Annotated[tuple[UpBlock, ...], Len(1)]
-    block_out_channels: Annotated[tuple[Positive, ...], Len(1)]
-    layers_per_block: Positive
-    mid_block_scale_factor: Real
-    downsample_padding: NonNegative
-    downsample_type: Literal["conv", "resnet"]
-    upsample_type: Literal["conv", "resnet"]
-    dropout: Annotated[Real, Ge(0), Lt(1)]
-    act_fn: Literal["silu", "swish", "mish", "gelu", "relu"]
-    attention_head_dim: Positive | None
-    norm_num_groups: Positive
-    attn_norm_num_groups: Positive | None
-    norm_eps: Annotated[Real, Gt(0)]
-    resnet_time_scale_shift: Literal["default", "scale_shift"]
-    add_attention: bool
-
-
-@dataclass(frozen=True, config=STRICT)
-class NoiseScheduler:
-    """DDPMScheduler's arguments."""
-
-    num_train_timesteps: Positive
-    beta_start: Annotated[Real, Gt(0), Lt(1)]
-    beta_end: Annotated[Real, Gt(0), Lt(1)]
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
-    trained_betas: tuple[Annotated[Real, Gt(0), Lt(1)], ...] | None
-    variance_type: Literal[
-        "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"
-    ]
-    clip_sample: bool
-    prediction_type: Literal["epsilon", "v_prediction", "sample"]
-    thresholding: bool
-    dynamic_thresholding_ratio: Annotated[Real, Gt(0), Le(1)]
-    clip_sample_range: Annotated[Real, Gt(0)]
-    sample_max_value: Annotated[Real, Gt(0)]
-    timestep_spacing: Literal["linspace", "leading", "trailing"]
-    steps_offset: NonNegative
-    rescale_betas_zero_snr: bool
-
-
-@dataclass(frozen=True, config=STRICT)
-class Adam:
-    """AdamW, Adam, or AdamW with 8-bit state (bitsandbytes)."""
-
-    name: Literal["adamw", "adam", "adamw_8bit"]
-    lr: Annotated[Real, Gt(0)]
-    betas: tuple[Annotated[Real, Ge(0), Lt(1)], Annotated[Real, Ge(0), Lt(1)]]
-    eps: Annotated[Real, Gt(0)]
-    weight_decay: Annotated[Real, Ge(0)]
-
-
-@dataclass(frozen=True, config=STRICT)
-class SGD:
-    name: Literal["sgd"]
-    lr: Annotated[Real, Gt(0)]
-    momentum: Annotated[Real, Ge(0), Lt(1)]
-    weight_decay: Annotated[Real, Ge(0)]
-    nesterov: bool
-
-
-@dataclass(frozen=True, config=STRICT)
-class LRScheduler:
-    name: Literal["constant", "linear", "cosine"]
-    warmup_steps: NonNegative
-
-
-@dataclass(frozen=True, config=STRICT)
-class NoEMA:
-    name: Literal["none"]
-
-
-@dataclass(frozen=True, config=STRICT)
-class WarmupEMA:
-    """diffusers' EMAModel with `use_ema_warmup=True`."""
-
-    name: Literal["warmup"]
-    max_decay: Annotated[Real, Ge(0), Lt(1)]
-    min_decay: Annotated[Real, Ge(0), Lt(1)]
-    inv_gamma: Annotated[Real, Gt(0)]
-    power: Annotated[Real, Gt(0)]
-    update_after_step: NonNegative
-
-
-@dataclass(frozen=True, config=STRICT)
-class Train:
+@dataclass(frozen=True)
+class Train(Section):
     batch_size: Positive  # the global batch
     micro_batch_size: Annotated[int | Literal["auto"] | None, BeforeValidator(_auto_or_count)]  # per device
     max_steps: Positive | None
@@ -144,8 +46,8 @@ class Train:
     patience: Positive | None  # evaluations without a better `objective` after which the run ends; None: never
 
 
-@dataclass(frozen=True, config=STRICT)
-class Checkpoint:
+@dataclass(frozen=True)
+class Checkpoint(Section):
     """When a run saves, and what it keeps. It also saves at its end and when it is asked to stop."""
 
     every_steps: Positive | None
@@ -157,8 +59,8 @@ class Checkpoint:
     mirror: str | None  # an fsspec URL that each checkpoint is copied to, below the run's name
 
 
-@dataclass(frozen=True, config=STRICT)
-class Evaluation:
+@dataclass(frozen=True)
+class Evaluation(Section):
     """What is measured in the midst of a run, by its sampling weights."""
 
     name: Literal["none", "grid", "full"]
@@ -172,8 +74,8 @@ class Evaluation:
     num_samples: Positive  # for the metrics
 
 
-@dataclass(frozen=True, config=STRICT)
-class Trackers:
+@dataclass(frozen=True)
+class Trackers(Section):
     """Accelerate's trackers by name; a value holds the arguments of the tracker's own constructor."""
 
     tensorboard: dict[str, Any] | None = None
@@ -181,8 +83,8 @@ class Trackers:
     trackio: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, config=STRICT)
-class Config:
+@dataclass(frozen=True)
+class Config(Section):
     """All keys of `ddpm-train`."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.=,+-]*$")]
@@ -194,13 +96,14 @@ class Config:
     dataset: Dataset
     model: Model
     noise_scheduler: NoiseScheduler
-    loss: Annotated[MSE | MinSNR, Field(discriminator="name")]
-    optimizer: Annotated[Adam | SGD, Field(discriminator="name")]
-    lr_scheduler: LRScheduler
-    ema: Annotated[NoEMA | WarmupEMA, Field(discriminator="name")]
+    loss: Annotated[Loss, LOSSES]
+    optimizer: Annotated[Optimizer, OPTIMIZERS]
+    lr_scheduler: Annotated[LRScheduler, LR_SCHEDULERS]
+    ema: Annotated[EMA, AVERAGES]
     train: Train
     checkpoint: Checkpoint
     hub: Hub
     evaluation: Evaluation
     sampler: SamplerChoice
     tracker: Trackers
+    extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own; see docs/extending.md

@@ -4,6 +4,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from ddpm_train.config.losses import Loss
+from ddpm_train.diffusion.noise import signal_to_noise
 from ddpm_train.seeding import Purpose, integers, normal
 
 
@@ -13,17 +15,18 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 class Objective:
-    """The weighted denoising loss (Ho et al. 2020, eq. 14, with weights for each timestep).
+    """The denoising loss (Ho et al. 2020, eq. 14, with weights for each timestep).
 
     Args:
-        noise_scheduler: gives x_t and the target of `prediction_type`.
-        weights: float32 [T], see `loss_weights`.
+        noise_scheduler: gives x_t and the target of `prediction_type`. Its `alphas_cumprod` lie on the device.
+        loss: the error of a prediction, and the weight of each timestep.
         seed: with a sample's position it decides the sample's noise and timestep.
     """
 
-    def __init__(self, noise_scheduler: DDPMScheduler, weights: Tensor, seed: int) -> None:
+    def __init__(self, noise_scheduler: DDPMScheduler, loss: Loss, seed: int) -> None:
         self.noise_scheduler = noise_scheduler
-        self.weights = weights
+        self.loss = loss
+        self.weights = loss.weights(signal_to_noise(noise_scheduler), noise_scheduler.config.prediction_type)
         self.seed = seed
 
     def compile(self) -> None:
@@ -46,10 +49,10 @@ class Objective:
         return self.noise_scheduler.get_velocity(x_0, noise, timesteps) if prediction_type == "v_prediction" else x_0
 
     def per_image(self, unet: nn.Module, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The weighted squared error of each image, float32 [B]."""
+        """The loss of each image, float32 [B]."""
         x_t = self.noise_scheduler.add_noise(x_0, noise, timesteps)
         prediction = unet(x_t, timesteps).sample
-        error = (prediction.float() - self.target(x_0, noise, timesteps)).square().mean(dim=(1, 2, 3))
+        error = self.loss.error(prediction.float(), self.target(x_0, noise, timesteps))
         return error * self.weights[timesteps]
 
     def __call__(self, unet: nn.Module, images: Tensor, positions: Tensor) -> Tensor:

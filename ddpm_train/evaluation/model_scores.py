@@ -4,10 +4,9 @@ import numpy as np
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ddpm_train.config.losses import MSE, MinSNR
+from ddpm_train.config.losses import Loss
 from ddpm_train.config.metrics import LOWER_IS_BETTER
 from ddpm_train.data.images import Images
-from ddpm_train.diffusion.noise import loss_weights
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.held_out import HeldOutLosses, held_out_losses
@@ -37,7 +36,7 @@ def measure_held_out(
     noise_scheduler: DDPMScheduler,
     images: Images,
     *,
-    loss: MSE | MinSNR,
+    loss: Loss,
     seed: int,
     batch_size: int,
     accelerator: Accelerator,
@@ -45,7 +44,7 @@ def measure_held_out(
 ) -> HeldOutLosses:
     """The loss as training measures it."""
     noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(unet.device)
-    objective = Objective(noise_scheduler, loss_weights(noise_scheduler, loss).to(unet.device), seed)
+    objective = Objective(noise_scheduler, loss, seed)
     return held_out_losses(unet, images, objective, batch_size, accelerator=accelerator, stop=stop)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddpm_train.runs.environment import versions
+from ddpm_train.runs.state import ResumedState
 
 _METRICS = {
     "fid": "FID",
@@ -24,17 +25,16 @@ class Facts:
 
     Attributes:
         values: the run's config, without paths.
+        state: of the checkpoint.
         weights: "ema" or "unet": which of a checkpoint's weights the pipeline holds.
-        scalars: of the checkpoint.
         records: of the run, one a step.
         scores: of the evaluation, see `evaluation`.
         licence: of the dataset, if it is known.
     """
 
     values: Mapping[str, Any]
-    step: int
+    state: ResumedState
     weights: str
-    scalars: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
     scores: Sequence[Mapping[str, Any]]
     licence: str | None
@@ -88,7 +88,7 @@ def _text(facts: Facts) -> str:
     sections = [
         f"# {facts.repo_id.split('/')[-1]}",
         f"An unconditional diffusion model (DDPM) of {height}x{width} {kind} images, trained on "
-        f"{_dataset_text(facts)}. The pipeline holds the {weights} after {facts.step:,} steps.",
+        f"{_dataset_text(facts)}. The pipeline holds the {weights} after {facts.state.step:,} steps.",
         "![samples](samples.png)" if facts.has_grid else "",
         "## Use",
         "```python\nfrom diffusers import DDPMPipeline\n\n"
@@ -110,17 +110,16 @@ def _text(facts: Facts) -> str:
 
 
 def _recipe(facts: Facts) -> dict[str, str]:
-    values, scalars = facts.values, facts.scalars
+    values, state = facts.values, facts.state
     model, train, noise = values["model"], values["train"], values["noise_scheduler"]
-    compute = scalars.get("compute", {})
     seconds = _training_seconds(facts)
-    changes = ", ".join(f"{one['key']} from step {one['step']}" for one in scalars.get("changes", []))
+    changes = ", ".join(f"{one['key']} from step {one['step']}" for one in state.changes)
     batch = train["batch_size"]
     return {
         "Dataset": _dataset_text(facts),
         "Started from": str(model["pretrained"]) if model.get("pretrained") else "",
-        "Steps": f"{facts.step:,} ({scalars['images_seen']:,} images seen)",
-        "Batch": f"{batch} (micro-batches of {scalars['micro_batch_size']})",
+        "Steps": f"{facts.state.step:,} ({state.images_seen:,} images seen)",
+        "Batch": f"{batch} (micro-batches of {state.micro_batch_size})",
         "UNet2DModel": f"channels {list(model['block_out_channels'])}, {model['layers_per_block']} layers per block",
         "Noise": f"{noise['num_train_timesteps']} steps, {noise['beta_schedule']}, predicts {noise['prediction_type']}",
         "Loss": values["loss"]["name"],
@@ -128,8 +127,8 @@ def _recipe(facts: Facts) -> dict[str, str]:
         f"({values['lr_scheduler']['name']}, {values['lr_scheduler']['warmup_steps']} steps of warm-up)",
         "Average": values["ema"]["name"],
         "Seed": str(values["seed"]),
-        "Precision": compute.get("mixed_precision", train["mixed_precision"]),
-        "Hardware": _hardware(scalars),
+        "Precision": state.compute["mixed_precision"],
+        "Hardware": _hardware(state),
         "Time": _duration(seconds) if seconds else "",
         "Changed on the way": changes,
     }
@@ -141,9 +140,8 @@ def _training_seconds(facts: Facts) -> float:
     return sum(batch / record["images_per_second"] for record in facts.records if record.get("images_per_second"))
 
 
-def _hardware(scalars: Mapping[str, Any]) -> str:
-    count = scalars.get("num_processes", 1)
-    return f"{count} x {scalars['device']}" if count > 1 else str(scalars["device"])
+def _hardware(state: ResumedState) -> str:
+    return f"{state.num_processes} x {state.device}" if state.num_processes > 1 else state.device
 
 
 def _duration(seconds: float) -> str:

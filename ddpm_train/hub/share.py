@@ -13,13 +13,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ddpm_train.hub.card import Facts, model_card
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import CONFIG, RECORDS, config_yaml
+from ddpm_train.runs.state import ResumedState
 
 LAST, ALL = "last-checkpoint", "checkpoints"
 # Folders of the repository that are the newest push's alone. Of all checkpoints there, none is ever removed.
@@ -53,7 +54,7 @@ class Shared:
             OSError: a file is gone (pruned meanwhile), or the disk does not take the copy.
         """
         step = checkpoint.step_of(path)
-        scalars = checkpoint.load_scalars(path)
+        state = ResumedState.from_json(checkpoint.load_scalars(path))
         weights = "ema" if (path / "ema.safetensors").exists() else "unet"
         for name, text in self.pipeline_files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -68,9 +69,8 @@ class Shared:
             share_checkpoint(source, folder / place)
         facts = Facts(
             values=public_config(self.values),
-            step=step,
+            state=state,
             weights=weights,
-            scalars=scalars,
             records=records,
             scores=_scores(self.run / "evaluation", step),
             licence=self.licence(),
@@ -89,14 +89,14 @@ class Shared:
 
 
 def share_checkpoint(path: Path, target: Path) -> None:
-    """Link a checkpoint, but for its scalars: they hold the config, which is shared without paths."""
+    """Link a checkpoint, but for its state: that holds the config, which is shared without paths."""
     target.mkdir(parents=True)
     for file in path.iterdir():
         if file.name not in (checkpoint.STATE, checkpoint.MANIFEST):
             _link(file, target / file.name)
-    scalars = checkpoint.load_scalars(path)
-    scalars["identity"] = public_identity(scalars["identity"])
-    state = json.dumps(scalars, indent=1).encode()
+    private = ResumedState.from_json(checkpoint.load_scalars(path))
+    public = replace(private, identity=public_identity(private.identity))
+    state = json.dumps(public.to_json(), indent=1).encode()
     (target / checkpoint.STATE).write_bytes(state)
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())
     manifest["files"][checkpoint.STATE] = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}

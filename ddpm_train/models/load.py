@@ -18,13 +18,13 @@ from ddpm_train.config.checks import parse
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.samplers import CLASSES
 from ddpm_train.config.train import Config
-from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub.access import find_commit
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.models.unet import build_unet
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
 from ddpm_train.runs.folder import CONFIG, is_best, read_config
+from ddpm_train.runs.state import ResumedState
 
 ORIGIN = "training.json"  # in a run's `pipeline/`: which weights these are
 _INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -107,8 +107,8 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
         raise Mistakes(f"weights={weights}: this run keeps no average (ema=none); use weights=unet")
     unet = build_unet(config)
     unet.load_state_dict(tensors[chosen])
-    known = {"step": checkpoint.load_scalars(path)["step"], "weights": chosen}
-    return _model(pipeline, unet, build_noise_scheduler(config.noise_scheduler), known)
+    known = {"step": ResumedState.from_json(checkpoint.load_scalars(path)).step, "weights": chosen}
+    return _model(pipeline, unet, config.noise_scheduler.build(), known)
 
 
 def _run_config(pipeline: str, run: Path) -> Config:

@@ -17,7 +17,6 @@ from ddpm_train.seeding import Purpose, derived_seed
 from ddpm_train.system.compute import Compute, out_of_memory
 from ddpm_train.system.signals import Stopped, StopRequest
 from ddpm_train.training.ema import update_ema
-from ddpm_train.training.optim import learning_rate
 from ddpm_train.training.records import Metrics
 from ddpm_train.training.state import BatchPlan, TrainState
 
@@ -87,7 +86,7 @@ class Trainer:
     def train_step(self) -> None:
         """One update of weights and average. Nothing in it waits for the device."""
         config, state, accelerator = self.config, self.state, self.accelerator
-        lr = learning_rate(config.optimizer.lr, config.lr_scheduler, state.step, self.max_steps)
+        lr = config.lr_scheduler.at(state.step, config.optimizer.lr, self.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         while (loss := self._gradients()) is None:
@@ -97,7 +96,7 @@ class Trainer:
         self.optimizer.zero_grad()
         state.step += 1
         if state.ema_unet is not None:
-            update_ema(state.ema_unet, state.unet, config.ema, state.step)
+            update_ema(state.ema_unet, state.unet, config.ema.decay(state.step))
         self.evaluated = not evaluation_due(config, state.step, self.max_steps)
         self.metrics.record(state.step, state.step * self.plan.batch_size, lr, loss, grad_norm)
 

@@ -10,7 +10,6 @@ from typing import Any
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import Config
 from ddpm_train.data.sources import dataset_licence
-from ddpm_train.diffusion.noise import build_noise_scheduler
 from ddpm_train.hub.access import told
 from ddpm_train.hub.background import Outcome, PushThread
 from ddpm_train.hub.preflight import is_offline
@@ -63,7 +62,7 @@ def push_run(run: Path, config: Config) -> None:
         Mistakes: no checkpoint is whole, or the Hub did not take it.
     """
     path = _newest_whole(run)
-    files = pipeline_files(build_unet(config), build_noise_scheduler(config.noise_scheduler))
+    files = pipeline_files(build_unet(config), config.noise_scheduler.build())
     shared = _shared(run, config, read_config(run / CONFIG), files)
     step = checkpoint.step_of(path)
     with tempfile.TemporaryDirectory(dir=run, prefix=".push-by-hand-") as staging:

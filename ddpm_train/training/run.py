@@ -11,9 +11,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
-from ddpm_train.config.train import Config, NoEMA
+from ddpm_train.config.train import Config
 from ddpm_train.data.loader import Data, open_data
-from ddpm_train.diffusion.noise import build_noise_scheduler, loss_weights
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.models.load import load_model
 from ddpm_train.models.unet import build_unet
@@ -21,7 +20,6 @@ from ddpm_train.system.compute import set_backends
 from ddpm_train.system.console import Console
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training.auto import Choice, Trial, choose_compute, plan_batch
-from ddpm_train.training.optim import build_optimizer
 from ddpm_train.training.state import BatchPlan, TrainState
 
 
@@ -86,9 +84,9 @@ def build_run(
         config = replace(config, dataset=replace(config.dataset, revision=data.commit))
         values = {**values, "dataset": {**values["dataset"], "revision": data.commit}}
     set_backends(config.train)
-    noise_scheduler = build_noise_scheduler(config.noise_scheduler)
+    noise_scheduler = config.noise_scheduler.build()
     noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
-    objective = Objective(noise_scheduler, loss_weights(noise_scheduler, config.loss).to(device), config.seed)
+    objective = Objective(noise_scheduler, config.loss, config.seed)
     unet = build_unet(config).to(device)
     if config.model.pretrained is not None and not before:
         _take_weights(unet, config, console)
@@ -99,7 +97,7 @@ def build_run(
     if choice.compute.compile:
         objective.compile()
     plan = plan_batch(config, trial, choice.compute, before=before)
-    ema_unet = None if isinstance(config.ema, NoEMA) else copy.deepcopy(unet).requires_grad_(False).eval()
+    ema_unet = copy.deepcopy(unet).requires_grad_(False).eval() if config.ema.is_kept else None
     return Run(
         config=config,
         values=values,
@@ -112,7 +110,7 @@ def build_run(
         plan=plan,
         max_steps=max_steps,
         noise_scheduler=noise_scheduler,
-        state=TrainState(0, unet, ema_unet, build_optimizer(config.optimizer, unet.parameters())),
+        state=TrainState(0, unet, ema_unet, config.optimizer.build(unet.parameters())),
         objective=objective,
         changes=[],
         environments=[],
@@ -128,7 +126,7 @@ def _take_weights(unet: UNet2DModel, config: Config, console: Console) -> None:
     except (Mistakes, RuntimeError) as error:
         reason = str(error).removeprefix(f"pipeline={source}: ").splitlines()[0]
         raise Mistakes(f"model.pretrained={source}: {reason}") from None
-    ours = build_noise_scheduler(config.noise_scheduler).config
+    ours = config.noise_scheduler.build().config
     for key in ("num_train_timesteps", "beta_schedule", "prediction_type", "rescale_betas_zero_snr"):
         if (its := trained.noise_scheduler.config[key]) != ours[key]:
             console.warn(

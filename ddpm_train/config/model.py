@@ -1,0 +1,42 @@
+"""The denoiser."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Len, Lt
+
+from ddpm_train.config.parts import NonNegative, Positive, Real, Section, Whole
+
+DownBlock = Literal[
+    "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"
+]
+UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"]
+
+
+@dataclass(frozen=True)
+class Model(Section):
+    """UNet2DModel's arguments; sample size and channels follow from the dataset."""
+
+    pretrained: str | None  # a folder or owner/name whose weights a new run starts from, and whose arguments it takes
+    center_input_sample: bool
+    time_embedding_type: Literal["positional", "fourier", "learned"]
+    time_embedding_dim: Positive | None
+    freq_shift: Whole
+    flip_sin_to_cos: bool
+    down_block_types: Annotated[tuple[DownBlock, ...], Len(1)]
+    mid_block_type: Literal["UNetMidBlock2D"] | None
+    up_block_types: Annotated[tuple[UpBlock, ...], Len(1)]
+    block_out_channels: Annotated[tuple[Positive, ...], Len(1)]
+    layers_per_block: Positive
+    mid_block_scale_factor: Real
+    downsample_padding: NonNegative
+    downsample_type: Literal["conv", "resnet"]
+    upsample_type: Literal["conv", "resnet"]
+    dropout: Annotated[Real, Ge(0), Lt(1)]
+    act_fn: Literal["silu", "swish", "mish", "gelu", "relu"]
+    attention_head_dim: Positive | None
+    norm_num_groups: Positive
+    attn_norm_num_groups: Positive | None
+    norm_eps: Annotated[Real, Gt(0)]
+    resnet_time_scale_shift: Literal["default", "scale_shift"]
+    add_attention: bool

@@ -1,0 +1,65 @@
+"""The noise schedule."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Gt, Le, Lt
+
+from ddpm_train.config.parts import NonNegative, Positive, Real, Section
+from ddpm_train.config.registry import Registry
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
+# What computes the variance that each timestep adds, [T] numbers in (0, 1); None: DDPMScheduler knows it by this name.
+BETA_SCHEDULES: "Registry[Callable[[NoiseScheduler], Sequence[float]] | None]" = Registry(
+    "noise schedule", dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
+)
+
+
+@dataclass(frozen=True)
+class NoiseScheduler(Section):
+    """DDPMScheduler's arguments."""
+
+    num_train_timesteps: Positive
+    beta_start: Annotated[Real, Gt(0), Lt(1)]
+    beta_end: Annotated[Real, Gt(0), Lt(1)]
+    beta_schedule: Annotated[str, BETA_SCHEDULES]
+    trained_betas: tuple[Annotated[Real, Gt(0), Lt(1)], ...] | None
+    variance_type: Literal[
+        "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"
+    ]
+    clip_sample: bool
+    prediction_type: Literal["epsilon", "v_prediction", "sample"]
+    thresholding: bool
+    dynamic_thresholding_ratio: Annotated[Real, Gt(0), Le(1)]
+    clip_sample_range: Annotated[Real, Gt(0)]
+    sample_max_value: Annotated[Real, Gt(0)]
+    timestep_spacing: Literal["linspace", "leading", "trailing"]
+    steps_offset: NonNegative
+    rescale_betas_zero_snr: bool
+
+    def mistakes(self) -> Iterator[str]:
+        if self.variance_type.startswith("learned"):
+            yield (
+                f"noise_scheduler.variance_type={self.variance_type}: there is no loss for a learned variance; "
+                "use fixed_small or fixed_large"
+            )
+        if self.beta_start > self.beta_end:
+            yield f"noise_scheduler.beta_start={self.beta_start}: above beta_end={self.beta_end}; swap them"
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            yield (
+                f"noise_scheduler.trained_betas: {len(self.trained_betas)} values for "
+                f"num_train_timesteps={self.num_train_timesteps}; give as many"
+            )
+
+    def build(self) -> "DDPMScheduler":
+        """diffusers' scheduler. The betas of an extension stand in it as numbers, which diffusers reads alone."""
+        from diffusers import DDPMScheduler
+
+        arguments = asdict(self)
+        compute_betas = BETA_SCHEDULES[self.beta_schedule]
+        if compute_betas is not None:
+            arguments["trained_betas"] = [float(beta) for beta in compute_betas(self)]
+        return DDPMScheduler(**arguments)

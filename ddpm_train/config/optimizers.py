@@ -1,0 +1,176 @@
+"""The optimizer, the learning rate, and the average of the weights: each a function of the step."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from ddpm_train.config.parts import NonNegative, Real, Section
+from ddpm_train.config.registry import Group
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+    from torch.optim import Optimizer as TorchOptimizer
+
+OPTIMIZERS: "Group[Optimizer]" = Group("optimizer")
+LR_SCHEDULERS: "Group[LRScheduler]" = Group("learning rate schedule")
+AVERAGES: "Group[EMA]" = Group("average")
+
+
+@dataclass(frozen=True)
+class Optimizer(Section):
+    name: str
+    lr: Annotated[Real, Gt(0)]
+
+    def build(self, parameters: "Iterable[Parameter]") -> "TorchOptimizer":
+        """A torch optimizer of these parameters, whose learning rate is set anew at each step."""
+        raise NotImplementedError
+
+
+@OPTIMIZERS.choice
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """AdamW, Adam, or AdamW with 8-bit state (bitsandbytes)."""
+
+    name: Literal["adamw", "adam", "adamw_8bit"]
+    betas: tuple[Annotated[Real, Ge(0), Lt(1)], Annotated[Real, Ge(0), Lt(1)]]
+    eps: Annotated[Real, Gt(0)]
+    weight_decay: Annotated[Real, Ge(0)]
+
+    def build(self, parameters: "Iterable[Parameter]") -> "TorchOptimizer":
+        """In one fused kernel for all parameters where torch has one."""
+        import torch
+
+        arguments = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
+        if self.name == "adamw_8bit":
+            import bitsandbytes
+
+            return bitsandbytes.optim.AdamW8bit(parameters, **arguments)
+        kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
+        parameters = list(parameters)
+        fused = all(parameter.device.type in ("cpu", "cuda", "xpu", "mps") for parameter in parameters)
+        return kind(parameters, fused=fused, **arguments)
+
+
+@OPTIMIZERS.choice
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    name: Literal["sgd"]
+    momentum: Annotated[Real, Ge(0), Lt(1)]
+    weight_decay: Annotated[Real, Ge(0)]
+    nesterov: bool
+
+    def mistakes(self) -> Iterator[str]:
+        if self.nesterov and self.momentum == 0:
+            yield "optimizer.nesterov=true: needs momentum; set optimizer.momentum=0.9"
+
+    def build(self, parameters: "Iterable[Parameter]") -> "TorchOptimizer":
+        import torch
+
+        arguments = {"momentum": self.momentum, "weight_decay": self.weight_decay, "nesterov": self.nesterov}
+        return torch.optim.SGD(parameters, lr=self.lr, **arguments)
+
+
+@dataclass(frozen=True)
+class LRScheduler(Section):
+    """A linear warm-up over the first `warmup_steps` updates, and then what `decay` says."""
+
+    name: str
+    warmup_steps: NonNegative
+
+    def decay(self, progress: float) -> float:
+        """The share of the learning rate, given how far the run is from the end of the warm-up (0) to its end (1)."""
+        raise NotImplementedError
+
+    def at(self, step: int, lr: float, max_steps: int) -> float:
+        """The learning rate of the update that follows `step` completed ones, of `max_steps`.
+
+        Args:
+            lr: the optimizer's.
+        """
+        warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        progress = min(1.0, max(0, step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
+        return lr * warmup * self.decay(progress)
+
+
+@LR_SCHEDULERS.choice
+@dataclass(frozen=True)
+class Constant(LRScheduler):
+    name: Literal["constant"]
+
+    def decay(self, progress: float) -> float:
+        return 1.0
+
+
+@LR_SCHEDULERS.choice
+@dataclass(frozen=True)
+class Linear(LRScheduler):
+    """To 0 along a line."""
+
+    name: Literal["linear"]
+
+    def decay(self, progress: float) -> float:
+        return 1.0 - progress
+
+
+@LR_SCHEDULERS.choice
+@dataclass(frozen=True)
+class Cosine(LRScheduler):
+    """To 0 along half a cosine (Loshchilov & Hutter 2017, eq. 5)."""
+
+    name: Literal["cosine"]
+
+    def decay(self, progress: float) -> float:
+        return (1.0 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class EMA(Section):
+    """The exponential moving average of the weights, which samples are made with: avg <- decay avg + (1 - decay) w.
+
+    Attributes:
+        is_kept: whether there is an average besides the weights that train.
+    """
+
+    name: str
+    is_kept: ClassVar[bool] = True
+
+    def decay(self, step: int) -> float:
+        """The decay at the update that makes it `step` completed ones, in [0, 1]."""
+        raise NotImplementedError
+
+
+@AVERAGES.choice
+@dataclass(frozen=True)
+class NoEMA(EMA):
+    name: Literal["none"]
+    is_kept: ClassVar[bool] = False
+
+    def decay(self, step: int) -> float:
+        return 0.0
+
+
+@AVERAGES.choice
+@dataclass(frozen=True)
+class WarmupEMA(EMA):
+    """diffusers' EMAModel with `use_ema_warmup=True`."""
+
+    name: Literal["warmup"]
+    max_decay: Annotated[Real, Ge(0), Lt(1)]
+    min_decay: Annotated[Real, Ge(0), Lt(1)]
+    inv_gamma: Annotated[Real, Gt(0)]
+    power: Annotated[Real, Gt(0)]
+    update_after_step: NonNegative
+
+    def mistakes(self) -> Iterator[str]:
+        if self.min_decay > self.max_decay:
+            yield f"ema.min_decay={self.min_decay}: above ema.max_decay={self.max_decay}; lower it"
+
+    def decay(self, step: int) -> float:
+        since = step - self.update_after_step - 1
+        if since <= 0:
+            return 0.0
+        decay = 1 - (1 + since / self.inv_gamma) ** -self.power
+        return max(self.min_decay, min(decay, self.max_decay))
