@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ddpm_train.runs import checkpoint
-from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, newest_good, prune, published, step_name, verify
+from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, newest_good, prune, published, save, step_name, verify
 from ddpm_train.runs.state import ResumedState
-from helpers.checkpoints import holds, save_step
+from helpers.checkpoints import holds, save_step, state
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from helpers.forked import Fork, free_port
+from helpers.forked import TESTS, Fork, free_port
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = TESTS.parent
 # glibc gives large blocks back at once, so that a limit on the memory is one on what is in use.
 LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 # The smallest UNet with an attention level, 8 x 8 images, a handful of steps: about a second of training.
