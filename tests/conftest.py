@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from filelock import FileLock
-from PIL import Image
-
 from helpers.cli import ROOT, Cli, Once
+from PIL import Image
 
 if TYPE_CHECKING:
     from helpers.hub.client import HubCli

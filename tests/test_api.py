@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.cli import ROOT, Cli
 from PIL import Image
 
 import ddpm_train
 from ddpm_train.config.mistakes import Mistakes
-from helpers.cli import ROOT, Cli
 
 
 def test_the_same_as_the_command_line(cli: Cli, trained: Path) -> None:

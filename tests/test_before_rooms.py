@@ -11,11 +11,11 @@ import shutil
 import pytest
 import torch
 from diffusers import DDPMPipeline
+from helpers.cli import TESTS, Cli
+from helpers.runs import TIMES, relative_difference
 from safetensors.torch import load_file
 
 import ddpm_train
-from helpers.cli import TESTS, Cli
-from helpers.runs import TIMES, relative_difference
 
 OLD = TESTS / "data/run_before_rooms"
 START, END = OLD / "checkpoints/step_00000003", OLD / "step_6"

@@ -10,11 +10,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from helpers.checkpoints import holds, save_step, state
 
 from ddpm_train.runs import checkpoint
-from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, newest_good, prune, published, save, step_name, verify
+from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, prune, published, save, step_name, verify
 from ddpm_train.runs.state import ResumedState
-from helpers.checkpoints import holds, save_step, state
+from ddpm_train.runs.stores import newest_on_disk
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert {file.name for file in path.iterdir()} == {
         *("unet.safetensors", "ema.safetensors", "state.json", "manifest.json")
     }
-    assert newest_good(tmp_path, pytest.fail) == path
+    assert newest_on_disk(tmp_path, pytest.fail) == path
 
 
 def killed_at(line: int, action: Callable[[], Any]) -> bool:
@@ -67,7 +68,7 @@ def test_sigkill_at_every_line_of_a_save(tmp_path: Path) -> None:
     while True:
         line += 1
         died = killed_at(line, save_and_prune)
-        path = newest_good(directory, pytest.fail)
+        path = newest_on_disk(directory, pytest.fail)
         assert path is not None
         step = checkpoint.step_of(path)
         assert holds(path, step)
@@ -139,13 +140,13 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path, damage: Callable[[Pat
     with pytest.raises(BadCheckpoint, match=what):
         verify(path, 2)
     warnings: list[str] = []
-    assert newest_good(tmp_path, warnings.append) == tmp_path / step_name(1)
+    assert newest_on_disk(tmp_path, warnings.append) == tmp_path / step_name(1)
     assert len(warnings) == 1
     assert warnings[0].startswith(f"warning: checkpoint step_00000002 is set aside as step_00000002.bad: {what}")
     assert (tmp_path / "step_00000002.bad").is_dir() and not path.exists()
     # The place is free again, and a second bad one does not overwrite the first.
     damage(save_step(tmp_path, 2))
-    newest_good(tmp_path, warnings.append)
+    newest_on_disk(tmp_path, warnings.append)
     assert (tmp_path / "step_00000002.bad-2").is_dir()
 
 

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 from diffusers import UNet2DModel
+from helpers.cli import LEAN, ROOT, TINY, Cli, launch_command
+from helpers.runs import relative_difference, weights
 
 from ddpm_train.config.train import Train
 from ddpm_train.system.compute import Compute, Stopwatch, choose_for_training
 from ddpm_train.training.state import BatchPlan
-from helpers.cli import LEAN, ROOT, TINY, Cli, launch_command
-from helpers.runs import relative_difference, weights
 
 WATCHED = str(ROOT / "tests/helpers/watched_train.py")
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 from diffusers import DDPMScheduler, UNet2DModel
+from helpers.cli import ROOT, Cli
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ddpm_train.config.checks import parse
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import num_parameters, unet_arguments
-from helpers.cli import ROOT, Cli
 
 CONF = ROOT / "conf"
 TRAIN = ("-m", "ddpm_train.cli.train")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.cli import ROOT, Cli
+from helpers.images import dataset_config
 from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes
@@ -16,8 +18,6 @@ from ddpm_train.data.cache import Prepared, prepare
 from ddpm_train.data.decode import Decoder
 from ddpm_train.data.loader import open_data
 from ddpm_train.data.sources import FolderSource
-from helpers.cli import ROOT, Cli
-from helpers.images import dataset_config
 
 DECODER = Decoder((8, 8), 1, (255, 255, 255), "center", 10**6)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.images import encoded, png_bomb
 from PIL import Image
 
 from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
-from helpers.images import encoded, png_bomb
 
 WHITE = (255, 255, 255)
 EXIF_ORIENTATION = 0x0112

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.cli import Cli
+from helpers.images import dataset_config, encoded, png_bomb
 from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.loader import Batches, Data, micro_batches, num_workers, open_data
-from helpers.cli import Cli
-from helpers.images import dataset_config, encoded, png_bomb
 
 ONE_STEP = ("train.max_steps=1", "evaluation=none", "tracker=none")
 

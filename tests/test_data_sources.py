@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.cli import Cli
+from helpers.images import dataset_config
 from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.sources import FolderSource, open_source, path_mistakes
-from helpers.cli import Cli
-from helpers.images import dataset_config
 
 ONE_STEP = ("train.max_steps=1", "evaluation=none", "tracker=none")
 DECODER = Decoder((8, 8), 1, (255, 255, 255), "center", 10**6)

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from safetensors.torch import load_file
-
 from helpers.cli import ROOT, TINY, Cli
 from helpers.forked import free_port
+from safetensors.torch import load_file
 
 RUN = (
     *("train.max_steps=300", "checkpoint.every_steps=10", "evaluation=none", "lr_scheduler=constant"),

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.cli import ROOT, Cli, Once
 from PIL import Image
 
 from ddpm_train.config.evaluate import EvaluateConfig
 from ddpm_train.config.metrics import EXTRACTORS, OF_THE_MODEL, package_mistakes
-from helpers.cli import ROOT, Cli, Once
 
 PROGRAM = ("-m", "ddpm_train.cli.evaluate")
 FAST = ("num_images=40", "num_inference_steps=3", "batch_size=20")

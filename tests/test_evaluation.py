@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.cli import Cli, Once
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -26,7 +27,6 @@ from ddpm_train.evaluation.held_out import HeldOutLosses, loss_by_timestep
 from ddpm_train.models.load import load_model
 from ddpm_train.runs.best import Selection, read_selection
 from ddpm_train.seeding import Purpose
-from helpers.cli import Cli, Once
 
 KID = "kid_efficientnet_lite0_n10"
 FULL = (

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import yaml
-
 from helpers.cli import ROOT, Cli
 
 TRAIN = str(ROOT / "train.py")

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
-
 from helpers.cli import Cli
 from helpers.hub.server import Commit, LoopbackHub
+from PIL import Image
 
 FLOWERS = "huggan/flowers-102-categories"
 ONE_STEP = ("train.max_steps=2", "evaluation=none")

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
-
 from helpers.cli import TINY
 from helpers.hub.client import HubCli
+from safetensors.torch import load_file
 
 RUN = ("evaluation=none", "lr_scheduler=constant", "ema=none", "train.max_steps=1")
 # The tiny layout, which a run that starts from one must not say again.

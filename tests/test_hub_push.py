@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from helpers.hub.client import TOKEN, HubCli, outcome, start_push
 from helpers.hub.http import Kind
 from helpers.hub.server import LoopbackHub

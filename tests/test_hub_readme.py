@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from helpers.cli import ROOT, TINY
 from helpers.hub.client import TOKEN, HubCli
 

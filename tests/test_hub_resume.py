@@ -5,7 +5,6 @@ import signal
 from collections.abc import Callable
 
 import pytest
-
 from helpers.cli import ended
 from helpers.forked import Fork
 from helpers.hub.client import HubCli
@@ -121,11 +120,12 @@ from pathlib import Path
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.hub import fetch
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.stores import fetch_newest
 fetch._RETRY_SECONDS, fetch.ASKING_SECONDS = 8.0, 1.0
 repo_id, into = sys.argv[1:]
 try:
     source = fetch.Source(f"resume=hf://{repo_id}", repo_id, None, required=True)
-    path = fetch.fetch_newest(source, Path(into), None, print)
+    path = fetch_newest(fetch.HubStore(source), Path(into), None, print)
     assert path is not None
     checkpoint.verify(path, checkpoint.step_of(path))
     steps = [json.loads(line)["step"] for line in (path.parent.parent / "metrics.jsonl").open()]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from ddpm_train.runs import checkpoint
 from helpers.cli import Cli, ended
 from helpers.hub.client import HubCli, hash_of_images
 from helpers.hub.server import LoopbackHub
 from helpers.runs import REQUEUE, records, steps_written, wait_for
+
+from ddpm_train.runs import checkpoint
 
 PUSH = ("hub.push=true", "hub.repo_id=tester/cats")
 PLAIN = {

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from helpers.cli import ROOT, TINY, Cli
 
 LAUNCH = ROOT / "launch"

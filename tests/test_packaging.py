@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from helpers.cli import ROOT, Cli
 
 IMAGES = ROOT / "ddpm_train/data/fashion_tiny"

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from helpers.cli import Cli, Once
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ddpm_train import report
@@ -25,7 +26,6 @@ from ddpm_train.report.charts import Axis, over_steps, shorten
 from ddpm_train.report.evidence import Series, read_folder
 from ddpm_train.report.findings import trend
 from ddpm_train.report.numerals import digits, duration, measured, number, tick
-from helpers.cli import Cli, Once
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \'ü→'
 VOID = {"meta", "link", "img", "input", "br", "hr"}

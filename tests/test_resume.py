@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from helpers.cli import ROOT, TINY, Cli, Once, launch_command
 from helpers.runs import (
     REQUEUE,
@@ -27,6 +25,7 @@ from helpers.runs import (
     wait_for,
     weights,
 )
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 HARD = (
     "model.dropout=0.1",

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, UNet2DConditionModel, UNet2DModel
+from helpers.cli import LEAN, Cli
+from helpers.hub.server import LoopbackHub
 from PIL import Image
 
 from ddpm_train.config.samplers import NEEDS
 from ddpm_train.sampling.loop import SAMPLERS, image_seed
-from helpers.cli import LEAN, Cli
-from helpers.hub.server import LoopbackHub
 
 FAST = ("num_inference_steps=5", "mixed_precision=no")
 # For 64 images of 64 x 128 the UNet needs more than 200 MB, for 8 less.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.cli import Cli
 from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 from scipy.cluster.vq import kmeans2
@@ -27,7 +28,6 @@ from ddpm_train.evaluation.reference import ReferenceFeatures
 from ddpm_train.evaluation.scores import DependsOn, Reference, Score
 from ddpm_train.system.compute import keep_memory
 from ddpm_train.system.files import sha256_file
-from helpers.cli import Cli
 
 CPU = torch.device("cpu")
 NOTHING_KNOWN = DependsOn(versions={})

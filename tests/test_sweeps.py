@@ -12,6 +12,8 @@ import psutil
 import pytest
 import yaml
 from filelock import FileLock
+from helpers.cli import Cli, Once
+from helpers.runs import wait_for
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
@@ -22,8 +24,6 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 
 from ddpm_train.cli.sweeps.devices import shares
 from ddpm_train.cli.sweeps.naming import MAX_LENGTH, chosen, folder_name
-from helpers.cli import Cli, Once
-from helpers.runs import wait_for
 
 # What a job's config may be that the command line of TINY leaves open.
 EXPERIMENTS = {

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from helpers.cli import ROOT, TINY, Cli, Once
 from helpers.runs import relative_difference, weights
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 GRID = "samples/step_00000006.png"
 

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ddpm_train.cli import app
 from ddpm_train.cli.sample import precision_mistakes
 from ddpm_train.config.checks import parse
@@ -19,6 +17,7 @@ from ddpm_train.config.train import Config
 from ddpm_train.data.sources import path_mistakes as dataset_mistakes
 from ddpm_train.evaluation.image_folder import image_folder
 from ddpm_train.models.source import path_mistakes
+from ddpm_train.runs import folder
 from ddpm_train.runs.folder import run_of
 from ddpm_train.system import launch
 
@@ -87,15 +86,14 @@ def dataset_of(config: EvaluateConfig) -> Dataset:
 
 
 def _config_of(run: Path) -> Config:
-    values = yaml.safe_load((run / "config.yaml").read_text())
-    return parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+    return parse(folder.read_config(run / folder.CONFIG))
 
 
 def output_of(config: EvaluateConfig) -> Path:
     if config.output is not None:
         return Path(config.output)
     run = run_of(config.pipeline)
-    return Path("evaluation", config.pipeline.strip("/").replace("/", "_")) if run is None else run / "evaluation"
+    return Path("evaluation", config.pipeline.strip("/").replace("/", "_")) if run is None else run / folder.EVALUATION
 
 
 def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:

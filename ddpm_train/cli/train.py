@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ddpm_train.config.train import Config, Evaluation
 from ddpm_train.data.sources import path_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
 from ddpm_train.models.pretrained import resolve
+from ddpm_train.runs.folder import CHECKPOINTS
 from ddpm_train.system import launch
 from ddpm_train.system.launch import launch_mistakes
 
@@ -53,9 +55,11 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
 def job(config: Config, values: dict[str, Any]) -> None:
     launch.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
+    from ddpm_train.system.shutdown import ends_by_exit_code
     from ddpm_train.training.train import train_run
 
-    train_run(config, values)
+    with ends_by_exit_code(again="the same command continues") as stop:
+        train_run(config, values, arguments=sys.argv[1:], stop=stop)
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
@@ -141,7 +145,7 @@ def _push_mistakes(config: Config) -> Iterator[str]:
         return
     wrong_name = list(name_mistakes("hub.repo_id", config.hub.repo_id))
     yield from wrong_name
-    begun = any((Path(config.output_dir) / "checkpoints").glob("step_*"))
+    begun = any((Path(config.output_dir) / CHECKPOINTS).glob("step_*"))
     if os.environ.get("RANK", "0") == "0" and not begun and not is_offline():
         repo_id = None if wrong_name else config.hub.repo_id
         otherwise = ", or HF_HUB_OFFLINE=1 to train without pushing"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from ddpm_train.config.metrics import DISTRIBUTION_METRICS, LOWER_IS_BETTER, score_name
 from ddpm_train.config.mistakes import as_written, did_you_mean
-from ddpm_train.config.train import Config
+from ddpm_train.config.parts import Dataset
+from ddpm_train.config.train import Config, Evaluation, Train
 
 _HOLD_OUT = "hold images out with dataset.validation_fraction=0.02"
 
@@ -18,7 +19,17 @@ class Criterion:
     lower_is_better: bool
 
 
-def measured(config: Config) -> dict[str, Criterion]:
+@dataclass(frozen=True)
+class Judging:
+    """The parts of a run's config that say by what number it is judged."""
+
+    objective: str | None
+    dataset: Dataset
+    evaluation: Evaluation
+    train: Train
+
+
+def measured(config: Config | Judging) -> dict[str, Criterion]:
     """What the run's evaluations measure, by the names that `objective` may have."""
     evaluation, dataset = config.evaluation, config.dataset
     if evaluation.name == "none":
@@ -31,7 +42,7 @@ def measured(config: Config) -> dict[str, Criterion]:
     return {metric: Criterion(name, LOWER_IS_BETTER[metric]) for metric, name in names.items()}
 
 
-def criterion(config: Config) -> Criterion | None:
+def criterion(config: Config | Judging) -> Criterion | None:
     """What `objective` means: with auto the held-out loss, if there is one."""
     return measured(config).get("held_out_loss" if config.objective == "auto" else config.objective or "")
 

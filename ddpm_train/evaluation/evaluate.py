@@ -33,18 +33,19 @@ from ddpm_train.evaluation.model_scores import bound_score, held_out_score, meas
 from ddpm_train.evaluation.plots import loss_by_timestep_png
 from ddpm_train.evaluation.real_images import RealImages
 from ddpm_train.evaluation.reference import ReferenceFeatures, at_most
-from ddpm_train.evaluation.results import FILE_NAME, add_results, refuse_other_reference
+from ddpm_train.evaluation.results import add_results, refuse_other_reference
 from ddpm_train.evaluation.scores import DependsOn, Score, lines
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.report import try_to_write_report
+from ddpm_train.runs.folder import SCORES
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute
 from ddpm_train.sampling.recipe import Recipe, compared
-from ddpm_train.system.compute import device_name
+from ddpm_train.system.compute import device_name, keep_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, orderly
+from ddpm_train.system.shutdown import PATIENCE, ends_by_exit_code
 
 _LOSS_BINS = 10
 
@@ -60,7 +61,9 @@ def evaluate(config: EvaluateConfig, *, dataset: Dataset, output: Path, run: Con
     Raises:
         Mistakes: the model, the images or the extractor cannot be had, or they do not go together.
     """
-    with orderly(again="the same command begins anew; the features of real images are kept") as stop:
+    again = "the same command begins anew; the features of real images are kept"
+    with ends_by_exit_code(again=again) as stop, torch.inference_mode():
+        keep_memory()
         accelerator = Accelerator(
             cpu=os.environ.get("ACCELERATE_USE_CPU") == "True",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
@@ -224,7 +227,7 @@ class Scoring:
         )
         self.scores.append(held_out_score(measured, self._about_held_out(seed)))
         by_timestep = loss_by_timestep(measured, noise_scheduler.config.num_train_timesteps, _LOSS_BINS)
-        plot = loss_by_timestep_png(by_timestep, self.engine.model.words)
+        plot = loss_by_timestep_png(by_timestep, self.engine.model.label)
         on_main(lambda: self._keep(plot, "loss_by_timestep.png"))
 
     def _start_engine(self) -> Engine:
@@ -271,7 +274,7 @@ class Scoring:
         rows = {"images": f"{len(subject):,} of {self.config.pipeline}"}
         if isinstance(subject, SampledImages):
             recipe = subject.recipe
-            rows = {"model": self.engine.model.words}
+            rows = {"model": self.engine.model.label}
             rows["images"] = (
                 f"{len(subject):,}: {recipe.sampler_words}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
             )
@@ -283,5 +286,5 @@ class Scoring:
 
     def _tell(self, report: Path | None) -> None:
         self.workers.console.say(*lines(self.scores))
-        rows = {"scores": self.output / FILE_NAME, "report": report, **{path.stem: path for path in self.files}}
+        rows = {"scores": self.output / SCORES, "report": report, **{path.stem: path for path in self.files}}
         self.workers.console.table({name: str(path) for name, path in rows.items() if path})

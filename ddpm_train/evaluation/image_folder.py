@@ -13,12 +13,14 @@ from PIL import Image
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.data.decode import FORMATS
 from ddpm_train.data.sources import describe, image_files
+from ddpm_train.runs.checkpoint import MANIFEST
+from ddpm_train.runs.folder import CHECKPOINTS, CONFIG
 
 if TYPE_CHECKING:
     from ddpm_train.config.parts import Dataset
     from ddpm_train.data.images import Images
 
-_OF_A_MODEL = ("model_index.json", "config.json", "config.yaml", "manifest.json", "checkpoints", "unet")
+_OF_A_MODEL = ("model_index.json", "config.json", CONFIG, MANIFEST, CHECKPOINTS, "unet")
 _RECORD = "sampling.json"  # in what ddpm-sample leaves
 
 

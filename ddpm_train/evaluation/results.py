@@ -7,9 +7,9 @@ from typing import Any
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation.scores import Reference, Score
+from ddpm_train.runs.folder import SCORES
 from ddpm_train.system.files import write_atomic
 
-FILE_NAME = "scores.json"
 SECTIONS = ("bound", "copying", "cost")
 
 
@@ -20,13 +20,13 @@ def read_results(folder: Path) -> dict[str, Any]:
         Mistakes: the file cannot be read.
     """
     empty: dict[str, Any] = {"scores": [], **dict.fromkeys(SECTIONS)}
-    path = folder / FILE_NAME
+    path = folder / SCORES
     if not path.exists():
         return empty
     try:
         return empty | json.loads(path.read_text())
     except ValueError:
-        raise Mistakes(f"output={folder}: its {FILE_NAME} cannot be read; remove it or give another output") from None
+        raise Mistakes(f"output={folder}: its {SCORES} cannot be read; remove it or give another output") from None
 
 
 def refuse_other_reference(folder: Path, metrics: Sequence[str], reference: Reference) -> None:
@@ -52,7 +52,7 @@ def add_results(folder: Path, scores: Sequence[Score], sections: Mapping[str, An
     kept = [score for score in results["scores"] if _identity(score) not in replaced]
     folder.mkdir(parents=True, exist_ok=True)
     everything = results | dict(sections) | {"scores": [*kept, *new]}
-    write_atomic(folder / FILE_NAME, json.dumps(everything, indent=1).encode())
+    write_atomic(folder / SCORES, json.dumps(everything, indent=1).encode())
 
 
 def _identity(score: Mapping[str, Any]) -> list[Any]:

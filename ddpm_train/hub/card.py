@@ -81,7 +81,8 @@ def _metadata(facts: Facts) -> Any:
 
 def _text(facts: Facts) -> str:
     values = facts.values
-    height, width = values["dataset"]["resolution"] if _is_pair(values) else [values["dataset"]["resolution"]] * 2
+    resolution = values["dataset"]["resolution"]
+    height, width = resolution if isinstance(resolution, list | tuple) else (resolution, resolution)
     kind = {1: "grey", 3: "RGB", 4: "RGBA"}[values["dataset"]["channels"]]
     steps = values["noise_scheduler"]["num_train_timesteps"]
     weights = "exponential moving average of the weights" if facts.weights == "ema" else "weights"
@@ -213,10 +214,6 @@ def _dataset_text(facts: Facts) -> str:
 
 def _on_hub(dataset: Mapping[str, Any]) -> bool:
     return bool(dataset["source"] == "hub" and dataset["path"] != "???")
-
-
-def _is_pair(values: Mapping[str, Any]) -> bool:
-    return isinstance(values["dataset"]["resolution"], list | tuple)
 
 
 def _table(rows: Mapping[str, str]) -> str:

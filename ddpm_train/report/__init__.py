@@ -5,9 +5,8 @@ from pathlib import Path
 
 from ddpm_train.report.evidence import CONFIG, EVALUATION, read_folder
 from ddpm_train.report.page import render
+from ddpm_train.runs.folder import REPORT as REPORT
 from ddpm_train.system.files import write_atomic
-
-REPORT = "report.html"
 
 
 def write_report(folder: Path) -> Path:

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Self
+
+from ddpm_train.runs import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +49,8 @@ class ResumedState:
         """
         known = {"environments": [], **values}
         return cls(**{field.name: known[field.name] for field in fields(cls)})
+
+
+def read_state(path: Path) -> ResumedState:
+    """The state in a verified checkpoint."""
+    return ResumedState.from_json(checkpoint.load_scalars(path))

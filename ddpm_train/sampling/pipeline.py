@@ -122,7 +122,7 @@ class Pipeline:
 
     def _understand(self, num_images: int, keys: Mapping[str, Any]) -> tuple[SampleConfig, Recipe]:
         given = {key: value for key, value in keys.items() if isinstance(value, Image.Image)}
-        values = {**_defaults(), "pipeline": self.model.words, "num_images": num_images, **keys}
+        values = {**_defaults(), "pipeline": self.model.label, "num_images": num_images, **keys}
         values |= dict.fromkeys(given, "<image>")
         values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
         if isinstance(values["sampler"], str):

@@ -18,11 +18,11 @@ from ddpm_train.sampling.engine import Engine, choose_compute, in_batches
 from ddpm_train.sampling.output import ImageFolder
 from ddpm_train.sampling.pictures import image_grid
 from ddpm_train.sampling.recipe import Recipe, build_recipe
-from ddpm_train.system.compute import Compute, device_name
+from ddpm_train.system.compute import Compute, device_name, keep_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, orderly
+from ddpm_train.system.shutdown import PATIENCE, ends_by_exit_code
 
 _GRID_IMAGES = 64
 
@@ -33,7 +33,8 @@ def sample_images(config: SampleConfig) -> None:
     Raises:
         Mistakes: the model cannot be had, or cannot do this, or the output is another model's.
     """
-    with orderly(again="the same command makes what is missing"):
+    with ends_by_exit_code(again="the same command makes what is missing"), torch.inference_mode():
+        keep_memory()
         _sample(config)
 
 
@@ -83,7 +84,7 @@ def _announce(console: Console, config: SampleConfig, recipe: Recipe, engine: En
     parameters = sum(parameter.numel() for parameter in model.unet.parameters())
     height, width = recipe.resolution
     rows = {
-        "model": f"{model.words}: {parameters / 1e6:.2f}M parameters, {height}x{width}x{model.unet.config.in_channels}",
+        "model": f"{model.label}: {parameters / 1e6:.2f}M parameters, {height}x{width}x{model.unet.config.in_channels}",
         "sampler": f"{recipe.sampler_words}, {recipe.num_inference_steps} steps, seed {recipe.seed}",
         "compute": f"{engine.compute} on {device_name(state.device)}"
         f"{f', {state.num_processes} processes' if state.num_processes > 1 else ''}",

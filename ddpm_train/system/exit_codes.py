@@ -4,3 +4,15 @@ MISTAKE = 2  # in the command or the data; nothing was changed
 NON_FINITE = 3  # the loss or gradient is not a number; nothing of it was saved
 NOT_SAVED = 4  # checkpoints cannot be written
 REQUEUE = 75  # asked to stop, and saved: EX_TEMPFAIL of sysexits.h, "try again later"
+
+
+class CannotGoOn(Exception):
+    """A run has come to an end that is no success; the text says why, and how to go on.
+
+    Attributes:
+        exit_code: what its program leaves with.
+        everywhere: whether all processes have come to it together.
+    """
+
+    exit_code = 1
+    everywhere = True

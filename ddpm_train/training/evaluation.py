@@ -16,6 +16,7 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation.grid import sample_grid
 from ddpm_train.evaluation.held_out import LossByTimestep, held_out_losses, loss_by_timestep
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.folder import EVALUATION, SAMPLES
 from ddpm_train.system.files import write_atomic
 from ddpm_train.training.run import Run
 from ddpm_train.training.trackers import RunTrackers
@@ -119,13 +120,13 @@ class RunEvaluation:
         step, output_dir = self._run.state.step, self._run.output_dir
         png = io.BytesIO()
         grid.save(png, "PNG")
-        self._write(output_dir / "samples" / f"{checkpoint.step_name(step)}.png", png.getvalue())
+        self._write(output_dir / SAMPLES / f"{checkpoint.step_name(step)}.png", png.getvalue())
         trackers.add_image("samples", grid, step)
         if by_timestep is not None:
             from ddpm_train.evaluation.plots import loss_by_timestep_png
 
             plot = loss_by_timestep_png(by_timestep, f"step {step:,}")
-            self._write(output_dir / "evaluation" / "loss_by_timestep.png", plot)
+            self._write(output_dir / EVALUATION / "loss_by_timestep.png", plot)
             trackers.add_image("loss_by_timestep", Image.open(io.BytesIO(plot)), step)
 
     def _store(self, loss: float | None, by_timestep: LossByTimestep | None, scores: list["Score"]) -> None:
@@ -137,7 +138,7 @@ class RunEvaluation:
             "loss_by_timestep": None if by_timestep is None else by_timestep.to_json(),
             "scores": [score.to_json() for score in scores],
         }
-        path = self._run.output_dir / "evaluation" / f"{checkpoint.step_name(step)}.json"
+        path = self._run.output_dir / EVALUATION / f"{checkpoint.step_name(step)}.json"
         self._write(path, json.dumps(stored, indent=1).encode())
 
     def _write(self, path: Path, data: bytes) -> None:

@@ -10,6 +10,8 @@ from PIL import Image
 
 from ddpm_train.cli.sweeps.jobs import Row, varied_keys
 from ddpm_train.evaluation.plots import to_png
+from ddpm_train.runs import checkpoint
+from ddpm_train.runs.folder import SAMPLES
 
 _COLUMNS = 4
 _MAX_PARAMETERS, _MAX_GRIDS, _MAX_TICKS = 8, 8, 5
@@ -48,7 +50,7 @@ def _lines(count: int) -> int:
 
 
 def _newest_grid(folder: Path) -> Path | None:
-    return max((folder / "samples").glob("step_*.png"), default=None)
+    return next(reversed(checkpoint.by_step(folder / SAMPLES, ".png").values()), None)
 
 
 def _plot(axes: Axes, key: str, rows: Sequence[Row], objective: str) -> None:
