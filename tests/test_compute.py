@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 from diffusers import UNet2DModel
-from helpers.cli import LEAN, ROOT, TINY, Cli, launch_command
+from helpers.cli import LEAN, ROOT, TINY, Cli
 from helpers.runs import relative_difference, weights
 
 from ddpm_train.config.train import Train
@@ -138,23 +137,19 @@ def test_a_step_never_waits_for_the_device(cli: Cli, micro_batch_size: str) -> N
 
 
 def test_gradients_are_exchanged_once_a_step(cli: Cli) -> None:
-    command = [*launch_command(2)[:-1], WATCHED, "exchanges", *TINY, "tracker=none", "train.micro_batch_size=2"]
+    command = (WATCHED, "exchanges", *TINY, "tracker=none", "train.micro_batch_size=2")
     # Six steps of four micro-batches on each of two processes; this network's gradients are one bucket.
-    assert cli.run(command).count("counted {'exchanges': 6}") == 2
+    assert cli.python_together(*command, count=2).count("counted {'exchanges': 6}") == 2
 
 
 def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit_any_more(cli: Cli) -> None:
     cli.train(*LARGE, "name=reference")
-    found = cli.run(
-        [sys.executable, WATCHED, "room=150", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto"], **LEAN
-    )
+    found = cli.python(WATCHED, "room=150", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto", **LEAN)
     (batch,) = (line for line in found.splitlines() if line.startswith("  batch "))
     micro = int(batch.split("= ")[1].split(" x")[0])
     assert micro < 600 and f"{micro} x 1 process x {600 // micro} accumulated" in batch
     assert "out of memory" not in found
-    cut = cli.run(
-        [sys.executable, WATCHED, "room_at_3=150", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto"], **LEAN
-    )
+    cut = cli.python(WATCHED, "room_at_3=150", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto", **LEAN)
     assert "batch      600 = 600 x 1 process" in cut
     assert "out of memory: goes on with micro-batches of 300" in cut
     for name in ("found", "cut"):
@@ -167,14 +162,14 @@ def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit
 
 
 def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
-    said = cli.run([sys.executable, WATCHED, "room_at_3=150", *TINY, *LARGE], expect=2, **LEAN)
+    said = cli.python(WATCHED, "room_at_3=150", *TINY, *LARGE, expect=2, **LEAN)
     assert "error: out of memory: " in said and "Traceback" not in said
     assert said.endswith("The same command with train.micro_batch_size=auto continues with the largest that fits\n")
 
 
 def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
-    command = [*launch_command(2)[:-1], WATCHED, "room_at_3=75", *TINY, *LARGE, "train.micro_batch_size=auto"]
-    said = cli.run(command, expect=1, **LEAN)
+    command = (WATCHED, "room_at_3=75", *TINY, *LARGE, "train.micro_batch_size=auto")
+    said = cli.python_together(*command, count=2, expect=1, **LEAN)
     assert "error: out of memory: " in said
     assert "Start again with a number for train.micro_batch_size: the same command continues" in said
 

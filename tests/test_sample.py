@@ -25,7 +25,7 @@ FAST = ("num_inference_steps=5", "mixed_precision=no")
 # For 64 images of 64 x 128 the UNet needs more than 200 MB, for 8 less.
 IN_LITTLE_MEMORY = """
 import resource, psutil, torch
-from ddpm_train.cli import sample, sampling
+from ddpm_train.cli import sample
 torch.nn.Conv2d(1, 8, 3)(torch.zeros(1, 1, 64, 128))
 limit = psutil.Process().memory_info().vms + 200 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -279,10 +279,10 @@ def test_a_batch_that_does_not_fit_is_halved(cli: Cli, trained: Path) -> None:
         "resolution=[64,128]",
         "mixed_precision=no",
     )
-    program = [sys.executable, "-c", IN_LITTLE_MEMORY, *command]
-    said = cli.run([*program, "batch_size=64", "output=fixed"], expect=2, **LEAN)
+    program = ("-c", IN_LITTLE_MEMORY, *command)
+    said = cli.python(*program, "batch_size=64", "output=fixed", expect=2, **LEAN)
     assert said.endswith("error: batch_size=64: does not fit in the memory of cpu; use less, or auto\n")
-    assert "made 64 images" in cli.run([*program, "output=halved"], **LEAN)
+    assert "made 64 images" in cli.python(*program, "output=halved", **LEAN)
 
 
 def test_the_trainer_takes_a_samplers_arguments(cli: Cli) -> None:
