@@ -15,8 +15,29 @@ from PIL import Image
 if TYPE_CHECKING:
     from helpers.hub.client import HubCli
 
+# Who asks for one of these starts programs.
+PROGRAMS = {"cli", "hub_cli", "once", "proxy"}
 # One thread each: the tests run side by side on few cores. Set before anything imports torch.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests come first, so that all workers end together; what starts no program and is not slow is fast."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    rest = [item for item in items if not item.get_closest_marker("slow")]
+    for item in rest:
+        if not PROGRAMS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("fast")
+    # A worker begins with a piece of the list: the pieces are as long as each other.
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):
+        first = slow[worker::workers]
+        length = max(0, (len(items) - len(ordered)) // (workers - worker) - len(first))
+        ordered += first + rest[:length]
+        del rest[:length]
+    items[:] = ordered
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ def killed_at(line: int, action: Callable[[], Any]) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.slow
 def test_sigkill_at_every_line_of_a_save(tmp_path: Path) -> None:
     """Whatever the moment, the old checkpoint or the new one is found, whole; the next save needs no help."""
     directory = tmp_path / "checkpoints"

@@ -57,6 +57,7 @@ def test_what_is_faster_by_its_margin_is_chosen() -> None:
     assert name == "fp32 + channels_last + math attention" and asked == []
 
 
+@pytest.mark.slow
 def test_auto_measures_once_says_so_and_is_kept(cli: Cli) -> None:
     said = cli.train(*AUTO, "name=first", "tracker=none", "checkpoint.every_steps=3")
     (measured,) = (line for line in said.splitlines() if line.startswith("  measured   "))
@@ -85,6 +86,7 @@ def test_a_launcher_decides_the_precision(cli: Cli) -> None:
 FORCED = ("train.mixed_precision=bf16", "train.channels_last=true", "train.attention=math", "dataset.device_cache=true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", ["none", "warmup"])
 def test_every_fast_path_resumes_to_the_bit(cli: Cli, ema: str) -> None:
     run = (*FORCED, f"ema={ema}", "tracker=none", "dataset.random_flip=true", "dataset.crop=random")
@@ -108,6 +110,7 @@ def test_layout_attention_and_images_on_the_device_change_rounding_only(cli: Cli
     assert 0 < relative_difference(plain, other) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_run_is_the_same_run(cli: Cli) -> None:
     run = ("tracker=none", "evaluation=none", "lr_scheduler=constant")
@@ -142,6 +145,7 @@ def test_gradients_are_exchanged_once_a_step(cli: Cli) -> None:
     assert cli.python_together(*command, count=2).count("counted {'exchanges': 6}") == 2
 
 
+@pytest.mark.slow
 def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit_any_more(cli: Cli) -> None:
     cli.train(*LARGE, "name=reference")
     found = cli.python(WATCHED, "room=150", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto", **LEAN)
@@ -167,6 +171,7 @@ def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
     assert said.endswith("The same command with train.micro_batch_size=auto continues with the largest that fits\n")
 
 
+@pytest.mark.slow
 def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
     command = (WATCHED, "room_at_3=75", *TINY, *LARGE, "train.micro_batch_size=auto")
     said = cli.python_together(*command, count=2, expect=1, **LEAN)

@@ -73,6 +73,7 @@ def is_asked_to_stop(process: psutil.Process) -> bool:
     return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in pending)
 
 
+@pytest.mark.slow
 def test_workers_die_and_nodes_join_and_leave(cli: Cli) -> None:
     def steps() -> int:
         metrics = cli.output() / "metrics.jsonl"

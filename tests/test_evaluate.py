@@ -73,6 +73,7 @@ def test_scores_say_what_they_depend_on(evaluated: tuple[Cli, str, dict[str, Any
     assert nearest.size == (7 * 66 + 2, 16 * 66 + 2)  # 16 samples, a gap, five training images; 8 px enlarged to 64
 
 
+@pytest.mark.slow
 def test_the_numbers_do_not_depend_on_processes_or_batches(evaluated: tuple[Cli, str, dict[str, Any]]) -> None:
     cli, _, found = evaluated
     command = ["pipeline=run", *FAST[:2], "metrics=[kid,precision,recall,isc,copy_rate]", *against("garments")]

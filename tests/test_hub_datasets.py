@@ -38,6 +38,7 @@ def train(cli: Cli, hub: LoopbackHub, *overrides: str, token: str | None = None,
     return cli.train(*ONE_STEP, *overrides, expect=expect)
 
 
+@pytest.mark.slow
 def test_the_flowers_preset(cli: Cli, hub: LoopbackHub) -> None:
     said = train(cli, hub, "dataset=flowers102")
     assert f"{FLOWERS}: 47 images 8x8x3, 1 held out" in said
@@ -96,6 +97,7 @@ def test_mistakes(cli: Cli, hub: LoopbackHub, overrides: tuple[str, ...], messag
     assert said == f"error: {message}\n"
 
 
+@pytest.mark.slow
 def test_no_network_and_no_cache(cli: Cli, hub: LoopbackHub) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -16,6 +16,7 @@ COMMANDS = [line.split("#")[0].strip() for line in SECTION.split("```bash\n")[1]
 SMALL = {"train.max_steps=2800": "train.max_steps=8", "train.max_steps=4200": "train.max_steps=10"}
 
 
+@pytest.mark.slow
 def test_share_it(hub_cli: HubCli) -> None:
     hub = hub_cli.hub
     hub.user = "owner"

@@ -25,6 +25,7 @@ def empty_the_disk(cli: HubCli) -> None:
 # The command line -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
 def test_on_an_empty_machine(hub_cli: HubCli, strategy: str) -> None:
     """From the Hub as from the disk; the same command, which pushes there, finds its own checkpoints again."""
@@ -41,6 +42,7 @@ def test_on_an_empty_machine(hub_cli: HubCli, strategy: str) -> None:
     assert hub_cli.hub.head("tester/cats", "runs").title == "Step 10"
 
 
+@pytest.mark.slow
 def test_the_newer_of_disk_and_hub(hub_cli: HubCli) -> None:
     """The same command after a preemption, wherever the run was last."""
     hub_cli.train(*RUN, "name=whole", "train.max_steps=10")
@@ -61,6 +63,7 @@ def test_the_newer_of_disk_and_hub(hub_cli: HubCli) -> None:
     assert f"warning: {RESUME}: the Hub cannot be reached" in said and "goes on from step_00000010 on the disk" in said
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_push_and_resumed_elsewhere(hub_cli: HubCli) -> None:
     hub = hub_cli.hub
     hub_cli.train(*RUN, "name=whole", "train.max_steps=8")

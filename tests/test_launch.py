@@ -97,6 +97,7 @@ class Slurm:
         return len(jobs)
 
 
+@pytest.mark.slow
 def test_slurm_requeues_after_its_warning_and_the_run_goes_on(cli: Cli) -> None:
     """Two nodes with a process each. Slurm signals the tasks, and neither the batch script nor srun."""
     train = f'#!/bin/sh\nexec {sys.executable} {ROOT / "train.py"} "$@"\n'
@@ -198,6 +199,7 @@ def test_accelerate_configs() -> None:
     assert (second.rdzv_backend, second.rdzv_endpoint) == ("static", "10.0.0.1:29500")
 
 
+@pytest.mark.slow
 def test_the_cpu_config_runs(cli: Cli) -> None:
     """With two processes: see test_training.py."""
     launch = [str(BIN / "accelerate"), "launch", "--config_file", str(LAUNCH / "accelerate/cpu.yaml")]

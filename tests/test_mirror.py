@@ -175,6 +175,7 @@ def start_hasty(cli: Cli, *overrides: str) -> Fork:
     return cli.fork("hasty.py", *TINY, *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", ["busy", "refused"])
 def test_a_mirror_that_never_answers_does_not_stop_a_run(
     proxy: FaultyProxy, bucket: str, cli: Cli, failure: str
@@ -190,6 +191,7 @@ def test_a_mirror_that_never_answers_does_not_stop_a_run(
     assert f"ERROR: step_00000006 was NOT copied to {bucket}/default: " in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_killed_during_an_upload(proxy: FaultyProxy, bucket: str, cli: Cli) -> None:
     """Training goes on while the upload stands still; what a kill leaves of it is not used, and is cleaned up."""
 

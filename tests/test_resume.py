@@ -38,6 +38,7 @@ HARD = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("train.mixed_precision=bf16",), ("dataset.cache=none",)])
 def test_n_and_n_steps_are_2n(cli: Cli, write_images: Callable[[Path, int], Path], extra: tuple[str, ...]) -> None:
     """Mid-epoch, with accumulation, dropout, crops, flips, evaluations between; save, load, save, load."""
@@ -58,7 +59,7 @@ def test_n_and_n_steps_are_2n(cli: Cli, write_images: Callable[[Path, int], Path
 
 
 LONG = (
-    *("train.max_steps=400", "checkpoint.every_steps=20", "evaluation.every_steps=100", "train.log_every_steps=10"),
+    *("train.max_steps=200", "checkpoint.every_steps=20", "evaluation.every_steps=50", "train.log_every_steps=10"),
     *("model.dropout=0.1", "dataset.random_flip=true", "train.micro_batch_size=8"),
 )
 
@@ -69,26 +70,28 @@ def undisturbed(once: Once) -> Path:
     return cli.output()
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments(cli: Cli, undisturbed: Path) -> None:
     """Five kills, each at a seeded number of steps further on; metrics and TensorBoard hold each step once."""
     moments = random.Random(0)
     for _ in range(5):
         process = cli.start_training(*LONG)
-        goal = min(390, steps_written(cli.output()) + moments.randrange(1, 100))
+        goal = min(190, steps_written(cli.output()) + moments.randrange(1, 50))
         wait_for(lambda goal=goal: steps_written(cli.output()) >= goal, process)  # type: ignore[misc]
         time.sleep(moments.random() * 0.05)
         process.kill()
         process.communicate()
     cli.train(*LONG)
-    same_run(cli.output(), undisturbed, 400)
-    assert [record["step"] for record in records(cli.output())] == list(range(1, 401))
+    same_run(cli.output(), undisturbed, 200)
+    assert [record["step"] for record in records(cli.output())] == list(range(1, 201))
     events = EventAccumulator(str(cli.output() / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 401))
-    assert [event.step for event in events.Images("samples")] == [100, 200, 300, 400]
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 201))
+    assert [event.step for event in events.Images("samples")] == [50, 100, 150, 200]
     assert not list((cli.output() / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_asks_to_be_requeued(cli: Cli, undisturbed: Path, number: signal.Signals) -> None:
     process = cli.start_training(*LONG)
@@ -102,17 +105,18 @@ def test_a_signal_saves_and_asks_to_be_requeued(cli: Cli, undisturbed: Path, num
     assert steps_written(cli.output()) == int(saved.removeprefix("step_"))
     said = cli.train(*LONG)
     assert f"resumes at step {int(saved.removeprefix('step_'))}" in said
-    same_run(cli.output(), undisturbed, 400)
+    same_run(cli.output(), undisturbed, 200)
 
 
+@pytest.mark.slow
 def test_a_signal_during_an_evaluation(cli: Cli) -> None:
     """The picture that was under way is made again by the resumed run, and the record is as if nothing had been."""
-    slow = ("evaluation.num_inference_steps=400", "evaluation.num_images=8", "evaluation.batch_size=2")
+    slow = ("evaluation.num_inference_steps=200", "evaluation.num_images=8", "evaluation.batch_size=2")
     slow = (*slow, "checkpoint.every_steps=6")
     process = cli.start_training(*slow)
     # The record of the last step is read back before the evaluation and written after it.
     wait_for(lambda: (cli.output() / "samples").exists() or steps_written(cli.output()) >= 4, process)
-    time.sleep(1.0)
+    time.sleep(0.5)
     asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
@@ -294,6 +298,7 @@ def test_too_many_failing_saves_stop_the_run(cli: Cli) -> None:
     assert "error: checkpoint.max_failures=2: that many saves in a row failed" in said
 
 
+@pytest.mark.slow
 def test_sigkill_of_one_of_two_processes(cli: Cli) -> None:
     """The other one ends within seconds; one process, then two again, go on from there."""
     long = ("train.max_steps=3000", "checkpoint.every_steps=20", "evaluation=none", "lr_scheduler=constant")
@@ -328,6 +333,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_samples(cli: Cli) -> None:
     """1 -> 2 -> 1 processes: every step consumes the same images, noise and timesteps; the weights agree."""
     (cli.folder / "consumed.py").write_text(CONSUMED)
@@ -375,6 +381,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_an_error_on_one_process_ends_all_of_them(cli: Cli) -> None:
     """With that error, within seconds, and with what was saved before it."""
     (cli.folder / "failing.py").write_text(FAILING)
@@ -398,6 +405,7 @@ for beat in range(600):
 """
 
 
+@pytest.mark.slow
 def test_a_run_on_another_host(cli: Cli) -> None:
     """Refused while its heartbeat goes on; taken over when it has stopped. The heartbeat is all that hosts share."""
     cli.output().mkdir(parents=True)
@@ -417,6 +425,7 @@ def test_a_run_on_another_host(cli: Cli) -> None:
     assert time.monotonic() - asked > 15
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both(cli: Cli) -> None:
     """They agree on the step, save it once, and the same command goes on from there."""
     long = ("train.max_steps=100000", "evaluation=none", "lr_scheduler=constant", "train.log_every_steps=1")

@@ -129,6 +129,7 @@ def test_a_folder_of_old_diffusers(cli: Cli, foreign: Path) -> None:
     assert np.array_equal(pixels(cli.folder / "of_ddim", 2), pixels(cli.folder / "of_unet", 2))
 
 
+@pytest.mark.slow
 def test_every_sampler_by_name(cli: Cli, trained: Path) -> None:
     """A sweep over all of them, at enough steps for each on the run's cosine schedule; and one with arguments."""
     names = [name for name in SAMPLERS if name not in NEEDS]
@@ -195,6 +196,7 @@ def test_output_of_another_making_is_refused(cli: Cli, trained: Path) -> None:
     assert said == "error: output=mine: holds files that are not ddpm-sample's; give another output\n"
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_kill_leave_the_same_images(cli: Cli, trained: Path) -> None:
     command = (f"pipeline={trained}", "num_images=16", "batch_size=1", "num_inference_steps=30", "mixed_precision=no")
     cli.sample(*command, "output=whole")
@@ -293,6 +295,7 @@ def test_the_trainer_takes_a_samplers_arguments(cli: Cli) -> None:
     assert np.array_equal(*(np.asarray(Image.open(path)) for path in grids))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiling_makes_the_same(cli: Cli, trained: Path) -> None:
     # The last batch of one image is filled up to two.
@@ -327,6 +330,7 @@ def hub(tmp_path: Path, foreign: Path) -> Callable[[], LoopbackHub]:
     return lambda: LoopbackHub(tmp_path / "hub")
 
 
+@pytest.mark.slow
 def test_a_hub_repository(cli: Cli, hub: Callable[[], LoopbackHub], foreign: Path) -> None:
     with hub() as server:
         environment = {**cli.environment, **server.environment(cli.folder / "hf")}

@@ -179,6 +179,7 @@ def test_the_nearest_images_are_found_exactly() -> None:
     torch.testing.assert_close(distances.double(), exact.sort(dim=1).values[:, :4], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["fid", "kid"])
 def test_intervals_cover_what_other_images_would_have_given(metric: str) -> None:
     """Of 100 pairs of sets from two known distributions: how many intervals hold the mean score."""
@@ -270,6 +271,7 @@ def test_grey_and_transparent_images_become_rgb() -> None:
     assert to_rgb(rgba[:, :3, None, None])[..., 0, 0].tolist() == [[200, 100, 0]] * 3
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_command_line_of_torch_fidelity(cli: Cli, garments: list[Image.Image]) -> None:
     count = 20
     for name, images in (("real", garments[:count]), ("noised", garments[count : 2 * count])):
@@ -310,6 +312,7 @@ class BlankInception(FeatureExtractorInceptionV3):
         pass
 
 
+@pytest.mark.slow
 def test_inception_is_torch_fidelitys(tmp_path: Path, garments: list[Image.Image]) -> None:
     torch.manual_seed(0)
     torch.save({}, tmp_path / "none.pth")

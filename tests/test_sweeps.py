@@ -68,6 +68,7 @@ def sweep_of(experiments: str) -> tuple[str, ...]:
     return ("--multirun", "--config-dir", "mine", f"experiment={experiments}", "name=trial", *QUICK)
 
 
+@pytest.mark.slow
 def test_a_failed_or_diverged_job_does_not_end_the_sweep(swept: tuple[Cli, str]) -> None:
     cli, said = swept
     sweep = cli.folder / "sweeps/trial"
@@ -116,6 +117,7 @@ def test_tensorboard_shows_the_jobs_with_their_objective(swept: tuple[Cli, str])
     assert shown["diverges"].sessions[0].status == api_pb2.STATUS_FAILURE
 
 
+@pytest.mark.slow
 def test_the_same_command_skips_what_has_ended_and_adds_what_is_new(swept: tuple[Cli, str]) -> None:
     cli, _ = swept
     sweep = cli.folder / "sweeps/trial"
@@ -146,6 +148,7 @@ def test_a_folder_that_holds_another_run_is_told_before_anything_starts(swept: t
     assert sorted(cli.folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     """Its jobs differ in precision, which one process could not change."""
     command = ["train.max_steps=150", "tracker=none"]
@@ -172,6 +175,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_job_of_several_processes(cli: Cli) -> None:
     """`accelerate launch` ends with code 1 whatever the run's own was; the sweep knows better."""
     launch = ("hydra/launcher=accelerate", "hydra.launcher.num_processes=2")
@@ -194,6 +198,7 @@ def test_each_place_has_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(shares(None, 1)) == 1
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
     """With this seed, of two learning rates the second is the lower one, and the run learns less."""
     command = ["--multirun", "hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-9,1e-3))"]
@@ -218,6 +223,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
     assert (bad / "checkpoints").is_dir() and not (bad / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_requeued_job_goes_on(cli: Cli) -> None:
     """submitit warns its process and, as Slurm does, all that it has started; then starts the job again."""
     command = ["--multirun", "hydra/launcher=submitit_local", "seed=choice(3)", "train.max_steps=150", "tracker=none"]

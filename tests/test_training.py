@@ -25,6 +25,7 @@ def one(once: Once) -> tuple[Cli, str]:
     return once("one", lambda cli: cli.train("evaluation.every_steps=3", "checkpoint.every_steps=3"))
 
 
+@pytest.mark.fast
 def test_says_what_will_run_and_what_is_next(one: tuple[Cli, str]) -> None:
     cli, said = one
     assert "fashion_tiny: 2,000 images 8x8x1, 500 held out" in said
@@ -36,6 +37,7 @@ def test_says_what_will_run_and_what_is_next(one: tuple[Cli, str]) -> None:
     assert again == "default: finished at step 6; nothing to do (outputs/default)\n"
 
 
+@pytest.mark.fast
 def test_run_folder(one: tuple[Cli, str]) -> None:
     cli, _ = one
     run = cli.output()
@@ -53,6 +55,7 @@ def test_run_folder(one: tuple[Cli, str]) -> None:
     assert 0.3 < records[-1]["held_out_loss"] < records[2]["held_out_loss"] < 1.3
 
 
+@pytest.mark.fast
 def test_tensorboard_shows_the_same_numbers(one: tuple[Cli, str]) -> None:
     cli, _ = one
     events = EventAccumulator(str(cli.output() / "tensorboard"))
@@ -68,6 +71,7 @@ def test_tensorboard_shows_the_same_numbers(one: tuple[Cli, str]) -> None:
     assert any("train.batch_size: 16" in file.read_text() for path in hparams for file in path.glob("hparams.yml"))
 
 
+@pytest.mark.slow
 def test_plain_diffusers_loads_the_pipeline_and_repeats_the_grid(cli: Cli) -> None:
     """The README's lines, in a process that never imports this project."""
     cli.train("name=average")
@@ -92,9 +96,9 @@ assert "ddpm_train" not in sys.modules
         assert np.array_equal(np.stack(tiles)[:, ::8, ::8], images)
 
 
-def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_processes_and_accumulation_change_nothing(cli: Cli) -> None:
     """The same batches with the same noise: 1 process, 2 processes, 2 x accumulation, over 20 steps in fp32."""
-    cli = Cli(tmp_path)
     long = ("train.max_steps=20", "model.dropout=0", "dataset.random_flip=true", "dataset.crop=random")
     cli.train(*long, "name=one")
     cli.train(*long, "name=accumulated", "train.micro_batch_size=4")
@@ -116,6 +120,7 @@ def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
 FLAGS = ("--cpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -130,9 +135,9 @@ def test_every_way_to_launch_cpu_processes(cli: Cli, launcher: tuple[str, ...]) 
     assert "16 = 8 x 2 processes x 1 accumulated" in said and "done: step 6" in said
 
 
-def test_evaluation_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_evaluation_is_the_same_on_any_number_of_processes(cli: Cli) -> None:
     """From equal weights (one checkpoint) the grid and the held-out loss are equal to the bit."""
-    cli = Cli(tmp_path)
     cli.train("evaluation=none", "evaluation.num_images=4")
     start = str(cli.output() / "checkpoints/step_00000006")
     shared = (
@@ -150,9 +155,8 @@ def test_evaluation_is_the_same_on_any_number_of_processes(tmp_path: Path) -> No
     assert cli.metrics("one")[-1]["held_out_loss"] == cli.metrics("two")[-1]["held_out_loss"]
 
 
-def test_parity_with_the_tutorial_loop(tmp_path: Path) -> None:
+def test_parity_with_the_tutorial_loop(cli: Cli) -> None:
     """The tutorial's loop around the same images and noise gets the same losses, weights and average."""
-    cli = Cli(tmp_path)
     cli.train("lr_scheduler=constant", "train.max_steps=8", "evaluation=none")
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
@@ -239,6 +243,7 @@ def test_options_train(cli: Cli, overrides: tuple[str, ...]) -> None:
     assert (cli.output() / "tensorboard").exists() == ("tracker=none" not in overrides)
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_one_live_bar(cli: Cli) -> None:
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
