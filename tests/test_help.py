@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, Cli
+from helpers.cli import ROOT, Cli
 
 TRAIN = str(ROOT / "train.py")
 
@@ -19,10 +19,10 @@ def test_help_lists_every_choice_of_every_group(cli: Cli) -> None:
 
 
 def test_help_names_only_keys_that_exist(cli: Cli) -> None:
-    text = cli.run([sys.executable, TRAIN, "--help"])
+    text = cli.python(TRAIN, "--help")
     assert "--multirun optimizer.lr=1e-4,3e-4" in text
     keys = re.findall(r"\b([a-z]+(?:\.[a-z_]+)?)=", text.split("Keys people use:")[1])
-    config = yaml.safe_load(cli.run([sys.executable, TRAIN, "--cfg", "job"]))
+    config = yaml.safe_load(cli.python(TRAIN, "--cfg", "job"))
     assert {"name", "resume", "train.batch_size", "train.max_steps", "dataset.path", "optimizer.lr"} <= set(keys)
     for key in keys:
         section, _, rest = key.partition(".")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.cli import ROOT
 
 PACKAGE = ROOT / "ddpm_train"
 # From the top: a room imports from the rooms above it. Within a room no circle.
@@ -72,3 +72,10 @@ CHEAP = [
 def test_what_a_mistake_needs_is_cheap(name: str) -> None:
     top_level = imported(ast.parse((PACKAGE / name).read_text()).body)
     assert not SLOW & {name.split(".")[0] for name in top_level}
+
+
+def test_no_test_file_imports_from_another() -> None:
+    """What they share stands in helpers/."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        found = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+        assert not [name for name in found if name == "conftest" or name.startswith("test_")], path

@@ -94,16 +94,6 @@ def main() -> None:
         Trainer.train_step = step_in_little_room  # type: ignore[method-assign]
     arguments = sys.argv
     sys.argv = [arguments[0], *arguments[2:]]
-    from ddpm_train.system import launch
-
-    spread = launch.spread
-
-    def spread_with_instrument() -> None:
-        sys.argv = arguments  # torchrun starts the same command
-        spread()
-        sys.argv = [arguments[0], *arguments[2:]]
-
-    launch.spread = spread_with_instrument
     train.main()
     print("counted", dict(counted))
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs
 
-from loopback_http import Fault, Handler, Kind, Refusal, Request, Server
-from loopback_hub_write import StorageWriting, Writing
-from loopback_xet import Cas, XetStub
+from helpers.hub.http import Fault, Handler, Kind, Refusal, Request, Server
+from helpers.hub.writing import StorageWriting, Writing
+from helpers.hub.xet import Cas, XetStub
 
 LFS_SUFFIXES = {".bin", ".parquet", ".safetensors"}
 LFS_THRESHOLD_BYTES = 10 * 2**20

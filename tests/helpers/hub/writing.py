@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from loopback_http import Refusal, flipped
-from loopback_xet import XetStorage, XetTokens
+
+from helpers.hub.http import Refusal, flipped
+from helpers.hub.xet import XetStorage, XetTokens
 
 
 class Writing(XetTokens):
@@ -83,7 +84,7 @@ class Writing(XetTokens):
         self.answer_json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def preupload(self, kind: str, repo: str, revision: str) -> None:
-        from loopback_hub import is_lfs
+        from helpers.hub.server import is_lfs
 
         commit = self.may_write(kind, repo, revision)
         files = []
@@ -122,7 +123,7 @@ class Writing(XetTokens):
         self.answer_json({})
 
     def make_commit(self, kind: str, repo: str, revision: str) -> None:
-        from loopback_hub import Commit
+        from helpers.hub.server import Commit
 
         with self.hub.lock:
             if self.fault is not None and self.fault.kind == "overtaken":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from loopback_http import STORE_TOKEN, Refusal
+from helpers.hub.http import STORE_TOKEN, Refusal
 
 _MARK = b"xet stub\n"
 _HEADER_BYTES = _ENTRY_BYTES = 48
