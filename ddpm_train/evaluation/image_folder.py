@@ -12,7 +12,8 @@ from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.data.decode import FORMATS
-from ddpm_train.data.sources import describe, image_files
+from ddpm_train.data.paths import image_files
+from ddpm_train.data.sources import describe
 
 if TYPE_CHECKING:
     from ddpm_train.config.parts import Dataset
