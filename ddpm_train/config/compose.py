@@ -29,7 +29,7 @@ from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.schema import dotted
 
 C = TypeVar("C")
-NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 _SEVERAL_AT_ONCE = ("tracker", "experiment")
 
 
@@ -169,12 +169,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _choices(composed: DictConfig) -> list[str]:
-    """The groups that the config chooses from."""
-    return [group for group in composed.hydra.runtime.choices if not group.startswith("hydra/")]
+    """The groups that the config chooses from. Hydra does not list those of several choices."""
+    several = [group for group in _SEVERAL_AT_ONCE if group in composed and options(group)]
+    return [*several, *(group for group in composed.hydra.runtime.choices if not group.startswith("hydra/"))]
 
 
 def _is_choice(override: Override, choices: Sequence[str]) -> bool:
-    return override.key_or_group in choices and not isinstance(override.value(), dict)
+    value = override.value()
+    if isinstance(value, list):
+        return bool(options(override.key_or_group))
+    return override.key_or_group in choices and not isinstance(value, dict)
 
 
 def _choice_mistakes(chosen: Sequence[Override]) -> Iterator[str]:

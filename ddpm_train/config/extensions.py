@@ -12,7 +12,6 @@ from hydra.core.override_parser.types import Override
 from ddpm_train.config.mistakes import Mistakes, as_written
 
 KEY = "extensions"
-_imported: set[str] = set()  # what this process was asked for by name
 
 
 def import_extensions(overrides: Sequence[Override], config_dir: Path | None) -> None:
@@ -24,27 +23,30 @@ def import_extensions(overrides: Sequence[Override], config_dir: Path | None) ->
     Raises:
         Mistakes: a module cannot be imported; a line for each.
     """
-    lines = []
     for override in overrides:
-        value = override.value()
-        if override.key_or_group != KEY or not isinstance(value, list):
-            continue
+        if override.key_or_group == KEY and isinstance(names := override.value(), list):
+            import_modules(names, config_dir)
+
+
+def import_modules(names: Sequence[str], config_dir: Path | None = None) -> None:
+    """The same for names."""
+    if names:
         # At the end: a folder named as an installed package is must not take its place.
         sys.path += [path for path in map(str, (Path.cwd(), config_dir or Path.cwd())) if path not in sys.path]
-        for name in map(str, value):
-            try:
-                importlib.import_module(name)
-                _imported.add(name)
-            except Exception as error:
-                lines.append(f"{override.input_line}: {_reason(name, error)}")
+    lines = []
+    for name in map(str, names):
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            lines.append(f"{KEY}={as_written(names)}: {_reason(name, error)}")
     if lines:
         raise Mistakes(*lines)
 
 
 def unnamed_mistakes(values: Mapping[str, Any]) -> Iterator[str]:
-    """A line if a config names code that nobody has asked for by name."""
+    """A line if a config names code that nobody has had imported."""
     names = values.get(KEY) or ()
-    if isinstance(names, list | tuple) and (unnamed := [name for name in names if name not in _imported]):
+    if isinstance(names, list | tuple) and (unnamed := [name for name in names if name not in sys.modules]):
         yield (
             f"{KEY}={as_written(unnamed)}: this config names code, which runs only if the command names it too; "
             f"if you trust it, add '{KEY}={as_written(names)}'"

@@ -43,7 +43,7 @@ class Checked(Generic[C]):
     """A job's config, typed and as plain values."""
 
     config: C | None  # None: it has a mistake
-    values: dict[str, Any]
+    values: dict[str, Any]  # empty: it could not be composed
 
 
 def compose_config(
@@ -95,5 +95,5 @@ def check_jobs(
             values, mistakes = program.resolve(values, overrides)
             config, further = program.schema.check(values, composition.defaults, preflight or program.preflight)
             lines += mistakes + further
-        checked.append(Checked(config, values))
+        checked.append(Checked(config, {} if composition.mistakes else values))
     return checked, lines
