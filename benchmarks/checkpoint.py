@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from ddpm_train.training.saver import Saver
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from report import tell
@@ -24,7 +25,6 @@ from ddpm_train.config.parts import CONF
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import build_unet, num_parameters
 from ddpm_train.runs import checkpoint
-from ddpm_train.training.saver import Saver
 from ddpm_train.training.state import TrainState
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,7 +39,7 @@ def tutorial_config() -> Config:
 def full_state() -> TrainState:
     """Weights, average and optimizer as after a first step: every moment exists."""
     config = tutorial_config()
-    unet = build_unet(config).to(DEVICE)
+    unet = build_unet(config.model, config.dataset, config.noise_scheduler).to(DEVICE)
     optimizer = config.optimizer.build(unet.parameters())
     for parameter in unet.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)

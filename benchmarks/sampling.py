@@ -25,7 +25,7 @@ from work import build_model, model_overrides
 from ddpm_train.config.parts import Sampler
 from ddpm_train.models.load import Model
 from ddpm_train.models.unet import num_parameters
-from ddpm_train.sampling.engine import Engine, choose_compute
+from ddpm_train.sampling.engine import choose_compute, open_engine
 from ddpm_train.sampling.loop import image_seed
 from ddpm_train.sampling.recipe import Recipe
 
@@ -58,7 +58,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
 
     recipe = Recipe(SEED, Sampler("ddpm"), arguments.steps, (arguments.resolution, arguments.resolution))
-    model = Model("benchmark", unet, scheduler, "")
+    model = Model("benchmark", unet, scheduler, "", None, None)
     compute = choose_compute(
         model,
         torch.device(device),
@@ -67,7 +67,7 @@ def main() -> None:
         num_images=arguments.images,
         batch_size=arguments.images,
     )
-    engine = Engine(model, torch.device(device), compute=compute)
+    engine = open_engine(model, torch.device(device), compute)
 
     def ours() -> Tensor:
         return engine.images(recipe, range(arguments.images)).cpu()

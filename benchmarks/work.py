@@ -136,7 +136,8 @@ def build_model(overrides: list[str]) -> Any:
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides)
-    return build_unet(parse(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+    config = parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+    return build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed)
 
 
 def num_cores() -> int:

@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ddpm_train._version import __version__
+
 if TYPE_CHECKING:
     from ddpm_train.sampling.pipeline import Pipeline, load, sample
 
-__version__ = "0.1.0"
-__all__ = ["Pipeline", "load", "sample"]
+__all__ = ["Pipeline", "__version__", "load", "sample"]
 
 
 def __getattr__(name: str) -> Any:

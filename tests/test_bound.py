@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ddpm_train.diffusion.bound import BoundTerms, discretized_log_likelihood
 from ddpm_train.evaluation.likelihood import stretches, variational_bound
+from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import load_model
+from ddpm_train.system.console import Console
 from ddpm_train.system.signals import StopRequest
 
 SPREAD = 0.25
@@ -74,9 +76,13 @@ class Optimal(nn.Module):
         return (2 * (optimal / posterior).log() / (beta / posterior).log() - 1)[:, None, None, None]
 
 
+def workers(accelerator: Accelerator, stop: StopRequest) -> Workers:
+    return Workers(accelerator, stop, Console(enabled=False))
+
+
 def bound(unet: Any, schedule: DDPMScheduler, images: Any, **options: Any) -> Any:
     return variational_bound(
-        unet, schedule, images, seed=0, **{"batch_size": 4096, **options}, accelerator=Accelerator(), stop=StopRequest()
+        unet, schedule, images, seed=0, **{"batch_size": 4096, **options}, workers=workers(Accelerator(), StopRequest())
     )
 
 
@@ -256,8 +262,7 @@ def test_the_same_for_one_and_two_processes(trained: Path, tmp_path: Path, garme
             seed=3,
             batch_size=25,
             num_timesteps=4,
-            accelerator=accelerator,
-            stop=stop,
+            workers=workers(accelerator, stop),
         )
         return found.to_json()
 

@@ -1,5 +1,6 @@
 """A checkpoint exists whole or not at all: killed at every line of a save, torn, bit-flipped, missing, foreign."""
 
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ddpm_train.runs import checkpoint
-from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, newest_good, prune, published, save, step_name, verify
+from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, prune, published, save, step_name, verify
+from ddpm_train.runs.state import ResumedState
+from ddpm_train.runs.stores import newest_on_disk
 
 
 def state(step: int) -> dict[str, dict[str, Tensor]]:
@@ -38,7 +41,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert {file.name for file in path.iterdir()} == {
         *("unet.safetensors", "ema.safetensors", "state.json", "manifest.json")
     }
-    assert newest_good(tmp_path, pytest.fail) == path
+    assert newest_on_disk(tmp_path, pytest.fail) == path
 
 
 def killed_at(line: int, action: Callable[[], Any]) -> bool:
@@ -82,7 +85,7 @@ def test_sigkill_at_every_line_of_a_save(tmp_path: Path) -> None:
     while True:
         line += 1
         died = killed_at(line, save_and_prune)
-        path = newest_good(directory, pytest.fail)
+        path = newest_on_disk(directory, pytest.fail)
         assert path is not None
         step = checkpoint.step_of(path)
         assert holds(path, step)
@@ -154,13 +157,13 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path, damage: Callable[[Pat
     with pytest.raises(BadCheckpoint, match=what):
         verify(path, 2)
     warnings: list[str] = []
-    assert newest_good(tmp_path, warnings.append) == tmp_path / step_name(1)
+    assert newest_on_disk(tmp_path, warnings.append) == tmp_path / step_name(1)
     assert len(warnings) == 1
     assert warnings[0].startswith(f"warning: checkpoint step_00000002 is set aside as step_00000002.bad: {what}")
     assert (tmp_path / "step_00000002.bad").is_dir() and not path.exists()
     # The place is free again, and a second bad one does not overwrite the first.
     damage(save_step(tmp_path, 2))
-    newest_good(tmp_path, warnings.append)
+    newest_on_disk(tmp_path, warnings.append)
     assert (tmp_path / "step_00000002.bad-2").is_dir()
 
 
@@ -188,3 +191,22 @@ def test_a_failing_disk_publishes_nothing(tmp_path: Path) -> None:
         save_step(tmp_path, 2)
     assert holds(tmp_path / step_name(1), 1)
     assert not any(entry.name.endswith(".staging") for entry in tmp_path.iterdir())
+
+
+def test_state_json_keeps_its_keys_and_their_order(tmp_path: Path) -> None:
+    values = {
+        "step": 7,
+        "images_seen": 112,
+        "compute": {"mixed_precision": "no", "channels_last": True, "attention": "fused", "compile": False},
+        "device": "cpu, 2 threads",
+        "micro_batch_size": 16,
+        "num_processes": 1,
+        "grad_scaler": {},
+        "identity": {"seed": 0, "dataset content": "abc"},
+        "changes": [{"step": 3, "key": "optimizer.lr", "from": 0.1, "to": 0.01}],
+        "environments": [{"from_step": 0, "device": "cpu, 2 threads"}],
+    }
+    path = save(tmp_path, 7, state(7), ResumedState.from_json(values).to_json())
+    assert (path / "state.json").read_text() == json.dumps(values, indent=1)
+    older = {key: value for key, value in values.items() if key != "environments"}
+    assert ResumedState.from_json(older).to_json() == {**values, "environments": []}

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from conftest import ROOT, Cli
 
-from ddpm_train.runs import environment
+from ddpm_train.runs import environment, folder
 
 
 def recorded(run: Path) -> list[dict[str, Any]]:
-    environments: list[dict[str, Any]] = json.loads((run / environment.FILE).read_text())
+    environments: list[dict[str, Any]] = json.loads((run / folder.ENVIRONMENT).read_text())
     return environments
 
 
@@ -39,7 +39,7 @@ def test_a_run_records_what_computes_it(cli: Cli) -> None:
     shutil.rmtree(cli.output() / "checkpoints/step_00000004")
     assert "resumes at step 2" in cli.train(*saves, "train.max_steps=4")
     assert recorded(cli.output()) == [first]
-    (cli.output() / environment.FILE).unlink()
+    (cli.output() / folder.ENVIRONMENT).unlink()
     cli.together(*saves, "train.max_steps=6", num_processes=2)
     assert [(each["from_step"], each["num_processes"]) for each in recorded(cli.output())] == [(0, 1), (4, 2)]
     state = json.loads((cli.output() / "checkpoints/step_00000006/state.json").read_text())
@@ -75,9 +75,9 @@ def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
         return json.loads(shown.stdout)
 
     package = tmp_path / "ddpm_train"
-    package.mkdir()
-    for name in ("__init__.py", "environment.py"):
-        shutil.copy(ROOT / "ddpm_train" / name, package)
+    (package / "runs").mkdir(parents=True)
+    for name in ("__init__.py", "_version.py", "runs/__init__.py", "runs/environment.py"):
+        shutil.copy(ROOT / "ddpm_train" / name, package / name)
     identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "x"]):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
@@ -110,7 +110,7 @@ def test_it_warns_of_what_is_not_as_it_was(cli: Cli, trained: Path) -> None:
     then["versions"] |= {"torch": "1.0", "python": "2.7"}
     then["commit"] = {"id": "f" * 40, "dirty": True}
     later = {**then, "from_step": 3, "num_processes": 2}
-    (cli.output() / environment.FILE).write_text(json.dumps([then, later]))
+    (cli.output() / folder.ENVIRONMENT).write_text(json.dumps([then, later]))
     state = cli.output() / "checkpoints/step_00000006/state.json"
     change = {"step": 3, "key": "optimizer.lr", "from": 0.1, "to": 0.01}
     state.write_text(json.dumps({**json.loads(state.read_text()), "changes": [change]}))

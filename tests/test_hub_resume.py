@@ -14,8 +14,9 @@ from test_resume import records, wait_for
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.hub import fetch
-from ddpm_train.hub.fetch import Source, fetch_newest
+from ddpm_train.hub.fetch import HubStore, Source
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.stores import fetch_newest
 
 RUN = ("evaluation=none", "lr_scheduler=constant", "checkpoint.every_steps=2", "model.dropout=0.1")
 PUSH = ("hub.push=true", "hub.repo_id=tester/cats", "hub.strategy=checkpoint")
@@ -134,7 +135,7 @@ def fetching(cli: HubCli, into: str, repo_id: str = "tester/cats", last_record: 
     def fetch_it() -> None:
         source = Source(f"resume=hf://{repo_id}", repo_id, None, required=True)
         try:
-            path = fetch_newest(source, Path(into), None, print)
+            path = fetch_newest(HubStore(source), Path(into), None, print)
             assert path is not None
             checkpoint.verify(path, checkpoint.step_of(path))
             steps = [json.loads(line)["step"] for line in (path.parent.parent / "metrics.jsonl").open()]

@@ -68,7 +68,7 @@ def test_what_a_reader_finds(hub_cli: HubCli, write_images: Callable[[Path, int]
     assert described["model-index"][0]["results"][0]["metrics"][0]["value"] == held_out
     for text in (
         *("8x8 grey images", "a folder of images, licence unknown", "after 6 steps", "![samples](samples.png)"),
-        *('DDPMPipeline.from_pretrained("tester/cats")', f"| loss on held-out images ↓ | {held_out:.5g} | step 6, "),
+        *('DDPMPipeline.from_pretrained("tester/cats")', f"| Held-out loss ↓ | {held_out:.5g} | step 6, "),
         *(
             "| Batch | 16 (micro-batches of 16) |",
             "| Hardware | cpu, 1 thread |",

@@ -10,6 +10,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "ddpm_train"
 # From the top: a room imports from the rooms above it. Within a room no circle.
 MAP = [
+    "_version",
     "seeding",
     "config",
     "system",
@@ -69,7 +70,7 @@ CHEAP = [
         "system/launch.py",
         "training/preflight.py",
     ),
-    *(f"runs/{name}.py" for name in ("folder", "best", "environment", "identity", "lock")),
+    *(f"runs/{name}.py" for name in ("folder", "best", "environment", "identity", "lock", "state")),
 ]
 
 

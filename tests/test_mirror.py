@@ -20,6 +20,7 @@ from test_resume import REQUEUE, records, start_training, steps_written, wait_fo
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.runs import checkpoint, mirror
 from ddpm_train.runs.mirror import Mirror, MirrorThread
+from ddpm_train.runs.stores import fetch_newest
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 bucket_numbers = itertools.count()
@@ -157,8 +158,9 @@ def test_the_disk_of_a_machine_that_comes_back_is_behind(cli: Cli) -> None:
     (cli.folder / "mirror").write_text("")
     said = cli.train(*constant, "train.max_steps=8")
     assert "resumes at step 6" in said
-    assert f"warning: {cli.folder}/mirror/default cannot be read: " in said
-    assert "If the run went on elsewhere, beyond step_00000006, those steps are computed again" in said
+    assert f"warning: checkpoint.mirror={cli.folder}/mirror/default: " in said
+    assert "goes on from step_00000006 on the disk" in said
+    assert "If the run went on elsewhere, beyond that, those steps are computed again" in said
 
 
 def test_runs_do_not_mix(cli: Cli) -> None:
@@ -194,7 +196,7 @@ def test_damage_is_passed_over(cli: Cli) -> None:
 
 # The real program with less patience.
 HASTY = """
-from ddpm_train import mirror
+from ddpm_train.runs import mirror
 mirror.RETRY_SECONDS = mirror.STOP_SECONDS = 2.0
 from ddpm_train.cli.train import main
 main()
@@ -301,7 +303,7 @@ def test_what_no_retry_helps_is_told_at_once(
     monkeypatch.setenv("HOME", str(tmp_path))
     started = time.monotonic()
     with pytest.raises(Mistakes, match="Unable to locate credentials"):
-        Mirror(f"{bucket}/run").fetch_newest(tmp_path / "back", pytest.fail)
+        fetch_newest(Mirror(f"{bucket}/run"), tmp_path / "back", None, pytest.fail)
     assert time.monotonic() - started < 5
 
 
@@ -322,7 +324,7 @@ def first(count: int, fault: Fault, *wanted: str) -> Callable[[str, str], Fault]
 def copied(mirror: Mirror, path: Path, target: Path) -> Path:
     """A checkpoint sent to the mirror and fetched from it again, into a new folder."""
     mirror.upload(path, path.parent.parent / "metrics.jsonl")
-    found = mirror.fetch_newest(target, pytest.fail)
+    found = fetch_newest(mirror, target, None, pytest.fail)
     assert found == target / path.name
     return found
 
@@ -369,7 +371,7 @@ def test_an_outage_is_not_an_empty_mirror(
     for wanted in (("list-type",), ("GET", "step_00000002/unet")):
         proxy.fault = first(1000, "busy", *wanted)
         with pytest.raises(Mistakes, match="reduce your request rate"):
-            run.fetch_newest(tmp_path / "back", pytest.fail)
+            fetch_newest(run, tmp_path / "back", None, pytest.fail)
         assert not list((tmp_path / "back").glob("*step*"))
 
 
@@ -389,16 +391,16 @@ def test_a_torn_first_upload_is_a_fresh_start(url: str, tmp_path: Path) -> None:
     """There never was a checkpoint; what was damaged later is another matter."""
     run = Mirror(f"{url}/run")
     warnings: list[str] = []
-    assert run.fetch_newest(tmp_path / "back", warnings.append) is None and not warnings
+    assert fetch_newest(run, tmp_path / "back", None, warnings.append) is None and not warnings
     run.upload(save_step(tmp_path / "checkpoints", 3), tmp_path / "none")
     files, root = store(f"{url}/run")
     manifest = files.cat_file(f"{root}/step_00000003/manifest.json")
     files.rm_file(f"{root}/step_00000003/manifest.json")
-    assert run.fetch_newest(tmp_path / "back", warnings.append) is None and len(warnings) == 1
+    assert fetch_newest(run, tmp_path / "back", None, warnings.append) is None and len(warnings) == 1
     files.pipe_file(f"{root}/step_00000003/manifest.json", manifest)
     flip_a_byte(f"{url}/run/step_00000003/ema.safetensors")
     with pytest.raises(Mistakes, match="no checkpoint there can be used"):
-        run.fetch_newest(tmp_path / "back", warnings.append)
+        fetch_newest(run, tmp_path / "back", None, warnings.append)
     assert len(warnings) == 2 and not list((tmp_path / "back").iterdir())
 
 

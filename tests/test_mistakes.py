@@ -233,8 +233,8 @@ TABLE = {
         "ema=warmup ema.max_decay=0.9999 ema.min_decay=0.99999 optimizer=sgd "
         "optimizer.nesterov=true optimizer.momentum=0"
     ): [
-        "ema.min_decay=0.99999: above ema.max_decay=0.9999; lower it",
         "optimizer.nesterov=true: needs momentum; set optimizer.momentum=0.9",
+        "ema.min_decay=0.99999: above ema.max_decay=0.9999; lower it",
     ],
     # The machine.
     "dataset=imagefolder": ["dataset.path=???: missing; give it a value"],

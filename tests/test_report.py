@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,10 +23,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ddpm_train import report
 from ddpm_train.report import commands, write_report
-from ddpm_train.report.charts import Axis, over_steps, shorten
+from ddpm_train.report.charts import loss_by_timestep, over_steps, shorten
 from ddpm_train.report.evidence import Series, read_folder
 from ddpm_train.report.findings import trend
-from ddpm_train.report.numerals import digits, duration, measured, number, tick
+from ddpm_train.report.formatting import count, digits, duration, measured, number, tick
+from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, new_axes
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \'ü→'
 VOID = {"meta", "link", "img", "input", "br", "hr"}
@@ -79,6 +81,23 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
+
+
+def charts(path: Path) -> dict[str, str]:
+    """The source of each drawing on a page, by its title."""
+    drawings = re.findall(r"<svg class=.*?</svg>", path.read_text(encoding="utf-8"), re.DOTALL)
+    return {re.findall(r"<title[^>]*>(.*?)</title>", drawing)[0]: drawing for drawing in drawings}
+
+
+def points(path: str) -> np.ndarray:
+    """The vertices of an SVG path of straight lines, [N, 2]; y grows downwards."""
+    return np.array(re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", path), dtype=float)
+
+
+def marked(drawing: str) -> list[tuple[str, float, float]]:
+    """What each dot says when one points at it, and where it is."""
+    found = re.findall(r'<g><title>([^<]*)</title>.*?<use [^>]*x="([\d.]+)" y="([\d.]+)"', drawing)
+    return [(title, float(x), float(y)) for title, x, y in found]
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +178,81 @@ def test_for_people_who_cannot_see_it_and_for_phones(told: tuple[Cli, str]) -> N
     charts = [attributes for attributes in page.all("svg") if attributes.get("role") == "img"]
     assert len(charts) >= 5
     assert all(set((chart["aria-labelledby"] or "").split()) <= set(page.ids) for chart in charts)
+
+
+def test_charts_show_what_was_measured(scored: tuple[Path, str]) -> None:
+    """Dots lie where their values are on axes that are labelled; bands are as wide as the intervals."""
+    run, _ = scored
+    evidence, drawn = read_folder(run), charts(run / "report.html")
+    assert {"Training and held-out loss", "Held-out loss alone", "Learning rate", "Images per second"} <= drawn.keys()
+    series = evidence.held_out_loss
+    for title in ("Training and held-out loss", "Held-out loss alone"):
+        dots = marked(drawn[title])
+        assert [said for said, _, _ in dots] == [
+            f"step {count(step)}: held-out loss {number(value)}"
+            for step, value in zip(series.steps, series.values, strict=True)
+        ]
+        x, y = np.array([place for _, *place in dots]).T
+        assert np.corrcoef(x, series.steps)[0, 1] == pytest.approx(1)
+        assert np.corrcoef(-y, np.log(series.values))[0, 1] == pytest.approx(1)
+        assert ">step<" in drawn[title] and "loss (logarithmic)<" in drawn[title]
+    for label in ("every step", "moving mean", "held-out"):
+        assert f">{label}<" in drawn["Training and held-out loss"]
+
+    drawing, scores = drawn["KID over the run"], [found["scores"][0] for found in evidence.evaluations]
+    dots = marked(drawing)
+    assert [said for said, _, _ in dots] == [
+        f"step {count(score['depends_on']['step'])}: {measured(score['value'], score['interval'])}" for score in scores
+    ]
+    ends = np.array([score["interval"] for score in scores])
+    scale = np.log if ends.min() > 0 else np.asarray
+    slope, origin = np.polyfit(scale([score["value"] for score in scores]), [y for *_, y in dots], 1)
+    (band,) = re.findall(r'<path [^>]*d="([^"]+)"[^>]*opacity', drawing)
+    edges = np.unique(points(band)[:, 1].round(2) % HEIGHT)
+    assert edges == pytest.approx(np.unique((slope * scale(ends) + origin).round(2)), abs=0.1)
+    assert ">value, with its 95 % interval<" in drawing
+
+    cost = charts(run / "report.html")["KID against the time for an image"]
+    assert [said.partition(":")[0] for said, _, _ in marked(cost)] == ["ddim, 2 steps", "ddim, 3 steps"]
+    assert ">2</text>" in cost and ">3</text>" in cost and ">seconds for an image (logarithmic)<" in cost
+
+
+def test_charts_follow_the_page(run: Path) -> None:
+    """No size and no colour of their own; the same bytes every time."""
+    first = write_report(run).read_bytes()
+    for drawing in charts(run / "report.html").values():
+        assert f'viewBox="0 0 {WIDTH} {HEIGHT}"' in drawing
+        assert " width=" not in drawing[: drawing.index(">")] and "style=" not in drawing[: drawing.index(">")]
+        colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawing))
+        assert colours <= {
+            "none",
+            *(
+                f"var(--{name})"
+                for name in ("ink", "quiet", "hair", "paper", *(f"curve-{place}" for place in range(4)))
+            ),
+        }
+        assert set(re.findall(r"font-family: ([^;\"]+)", drawing)) == {"var(--font)"}
+    assert write_report(run).read_bytes() == first
+
+
+def test_a_bin_without_images_is_a_gap() -> None:
+    chart = loss_by_timestep({"step 2": {"edges": [0, 10, 20, 30], "loss": [0.4, None, 0.1]}})
+    assert chart.description == "At step 2 the loss is largest for t from 0 to 10: 0.400."
+    (path,) = re.findall(r'<path [^>]*d="([^"]+)"[^>]*stroke: var\(--curve-0\); stroke-width: 1.5', chart.svg("one"))[
+        :1
+    ]
+    levels = [np.unique(points(f"M{part}")[:, 1]) for part in path.split("M")[1:]]
+    assert len(levels) == 2 and all(len(level) == 1 for level in levels) and levels[0] < levels[1]
+
+
+def test_a_report_needs_neither_torch_nor_matplotlib_before_it_draws(run: Path) -> None:
+    script = (
+        "import sys, pathlib, ddpm_train.report as report\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "report.write_report(pathlib.Path(sys.argv[1]))\n"
+        "assert not {'torch', 'diffusers', 'datasets', 'matplotlib.pyplot'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", script, run], check=True)
 
 
 def luminance(colour: str) -> float:
@@ -334,10 +428,17 @@ def test_a_long_series_is_short_on_the_page_and_no_spike_is_lost() -> None:
     assert len(short.steps) <= 300
     assert short.high.max() == 50 and short.low.min() == 1e-6
     middle = slice(50, 250)
-    unspoilt = np.abs(short.smooth[middle] * np.sqrt(short.steps[middle]) - 1) < 0.05
+    unspoilt = np.abs(short.mean[middle] * np.sqrt(short.steps[middle]) - 1) < 0.05
     assert unspoilt.mean() > 0.9
-    chart = over_steps("loss", "", Series(steps, values), unit="loss", log=True)
-    assert sum(len(path) for _, path in chart.areas + chart.lines) < 20_000
+    drawn = over_steps("loss", "", Series(steps, values), "loss").svg("one")
+    (band,) = re.findall(r'<path [^>]*d="([^"]+)"[^>]*opacity', drawn)[:1]
+    band = points(band) % HEIGHT
+    assert len(drawn) < 50_000 and len(band) <= 2 * 300 + 3
+    top, bottom = band[:, 1].min(), band[:, 1].max()
+    decades = np.log10(50 / 1e-6)
+    assert top < 0.25 * HEIGHT and bottom > 0.6 * HEIGHT
+    # The rest of the values lies between 1 and 0.001 on the same scale.
+    assert np.median(band[:, 1]) == pytest.approx(top + (bottom - top) * np.log10(50 * 700) / decades, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -345,10 +446,18 @@ def test_a_long_series_is_short_on_the_page_and_no_spike_is_lost() -> None:
     [(0, 1, False), (0.0712, 0.0713, False), (-3, 1e6, False), (1e-4, 2, True), (0.19, 0.31, True)],
 )
 def test_axes_have_a_few_labels_within_the_plot(low: float, high: float, log: bool) -> None:
-    ticks = Axis(low, high, log).ticks()
-    assert 3 <= len(ticks) <= 8
-    assert all(0 <= place <= 100 for place, _ in ticks)
-    assert len({label for _, label in ticks}) == len(ticks)
+    axes = new_axes("x", "y", log_y=log)
+    axes.set_xticks([])
+    axes.set_ylim(low, high)
+    drawn = [
+        (float(y), label)
+        for y, label in re.findall(r' y="([\d.]+)"[^>]*>([^<]+)</text>', Chart("", "", axes).svg("one"))
+    ]
+    places = [(y, label) for y, label in drawn if label not in ("x", "y", "y (logarithmic)")]
+    assert 3 <= len(places) <= 8 and len(drawn) == len(places) + 2
+    assert all(0 <= y <= HEIGHT for y, _ in places)
+    assert [y for y, _ in places] == sorted({y for y, _ in places}, reverse=True)
+    assert len({label for _, label in places}) == len(places)
 
 
 def test_numbers_have_sensible_digits_and_units() -> None:

@@ -1,7 +1,7 @@
 """Every sampler against diffusers' own loop, to the bit; which samplers can; independence of batches."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -14,17 +14,18 @@ from torch import Tensor
 
 from ddpm_train.config.parts import Sampler
 from ddpm_train.config.samplers import SAMPLERS, arguments
+from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.inpainting import inpaint, visits
 from ddpm_train.sampling.loop import (
     build_sampler,
     image_generators,
     image_seed,
     noised,
-    sample,
     step_arguments,
     to_uint8,
 )
-from ddpm_train.sampling.sampler_check import Schedule, fitting, is_stochastic, refusal
+from ddpm_train.sampling.recipe import Recipe
+from ddpm_train.sampling.sampler_check import Schedule, is_stochastic, refusal, samplers_that_can
 
 # Schedules as trained models have them.
 LINEAR: Mapping[str, Any] = {}
@@ -51,13 +52,22 @@ def unet() -> UNet2DModel:
     ).eval()
 
 
+def sample(
+    unet: UNet2DModel,
+    noise_scheduler: DDPMScheduler,
+    name: str,
+    indices: Sequence[int],
+    seed: int,
+    steps: int,
+    **given: Any,
+) -> Tensor:
+    """Images of a sampler with these arguments, uint8 [B, C, H, W]."""
+    return Engine(unet, noise_scheduler).images(Recipe(seed, Sampler(name, given), steps, (8, 12)), indices)
+
+
 @pytest.mark.parametrize("name, steps, given", [("ddpm", 20, {}), ("ddim", 10, {}), ("ddim", 10, {"eta": 0.5})])
 def test_same_bits_as_the_pipeline(unet: UNet2DModel, name: str, steps: int, given: dict[str, Any]) -> None:
-    noise_scheduler = DDPMScheduler()
-    sampler = build_sampler(name, noise_scheduler, given)
-    ours = sample(
-        unet, sampler, range(4), seed=7, num_inference_steps=steps, step_arguments=step_arguments(name, given)
-    )
+    ours = sample(unet, DDPMScheduler(), name, range(4), 7, steps, **given)
     generators = [torch.Generator().manual_seed(image_seed(7, index)) for index in range(4)]
     pipeline = {"ddpm": DDPMPipeline, "ddim": DDIMPipeline}[name](unet, SAMPLERS[name].load().from_config({}))
     pipeline.set_progress_bar_config(disable=True)
@@ -94,7 +104,7 @@ def test_same_bits_as_the_documented_loop(unet: UNet2DModel, name: str, schedule
     noise_scheduler = DDPMScheduler(**schedule)
     config = {key: value for key, value in noise_scheduler.config.items() if key in constructor}
     config = {key: value for key, value in config.items() if key in (*schedule, "beta_start", "beta_end")}
-    ours = sample(unet, build_sampler(name, noise_scheduler), range(3), seed=5, num_inference_steps=20)
+    ours = sample(unet, noise_scheduler, name, range(3), 5, 20)
     assert torch.equal(ours, to_uint8(documented_loop(unet, name, config, 20)))
 
 
@@ -113,7 +123,7 @@ def test_arguments_reach_the_class_and_its_step(
     sampler = build_sampler(name, DDPMScheduler(), given)
     assert {key: sampler.config[key] for key in constructor} == constructor
     assert step_arguments(name, given) == step and is_stochastic(name, given)
-    ours = sample(unet, sampler, range(3), seed=5, num_inference_steps=6, step_arguments=step)
+    ours = sample(unet, DDPMScheduler(), name, range(3), 5, 6, **given)
     config = {"beta_start": 0.0001, "beta_end": 0.02, **constructor}
     assert torch.equal(ours, to_uint8(documented_loop(unet, name, config, 6, **step)))
 
@@ -131,8 +141,8 @@ def test_the_models_own_schedule_is_used(name: str) -> None:
 def test_an_image_does_not_depend_on_its_batch(unet: UNet2DModel, name: str, prediction_type: str) -> None:
     skip_without_package(name)
     noise_scheduler = DDPMScheduler(prediction_type=prediction_type)
-    together = sample(unet, build_sampler(name, noise_scheduler), range(3), seed=1, num_inference_steps=5)
-    alone = sample(unet, build_sampler(name, noise_scheduler), [2], seed=1, num_inference_steps=5)
+    together = sample(unet, noise_scheduler, name, range(3), 1, 5)
+    alone = sample(unet, noise_scheduler, name, [2], 1, 5)
     assert together.shape == (3, 3, 8, 12) and together.dtype == torch.uint8
     # Another batch size may round differently in the last bit of a float.
     assert (together[2].int() - alone[0].int()).abs().max() <= 1
@@ -174,7 +184,7 @@ def test_too_few_steps_for_a_sampler() -> None:
     """Not by belief: Heun's first stretch of a cosine schedule is so long that it diverges."""
     assert "it diverges" in str(why("heun", 10, **COSINE)) and why("heun", 100, **COSINE) is None
     assert why("pndm", 2) is not None and why("pndm", 5) is None
-    able = fitting(DDPMScheduler(**COSINE), 10, learned_variance=False)
+    able = samplers_that_can(DDPMScheduler(**COSINE), 10, learned_variance=False)
     assert {"ddpm", "ddim", "dpm_solver", "unipc", "euler"} <= set(able) and "heun" not in able
 
 

@@ -1,9 +1,8 @@
 """Scores are right: on real images and their corruptions, and as torch-fidelity's own command line has them."""
 
-import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +17,20 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_clip import MODEL_METADATA, FeatureExtractorCLIP, build_model
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from ddpm_train.config.metrics import EXTRACTORS
+from ddpm_train.config.metrics import (
+    EXTRACTORS,
+    METRICS,
+    Metric,
+    extractor_mistakes,
+    label,
+    names_of_features_alone,
+)
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.copying import QUANTILE, measure_copying, nearest
 from ddpm_train.evaluation.cost import Cost, CostRow
-from ddpm_train.evaluation.distribution import score_features
 from ddpm_train.evaluation.features import BATCH_IMAGES, Extractor, open_extractor, to_rgb
-from ddpm_train.evaluation.reference import ReferenceFeatures
+from ddpm_train.evaluation.measure import ImageInputs, Result, collect, measure_images
 from ddpm_train.evaluation.scores import DependsOn, Reference, Score
 from ddpm_train.system.compute import keep_memory
 from ddpm_train.system.files import sha256_file
@@ -76,16 +81,28 @@ def pixels(images: list[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images]))[:, None]
 
 
-def reference(features: Tensor) -> ReferenceFeatures:
-    described = Reference(dataset="garments", split="a", resolution=(28, 28), num_images=len(features), hash="0")
-    return ReferenceFeatures(features, described)
+class Known:
+    """A set of images, real or not, whose features are known."""
+
+    depends_on = NOTHING_KNOWN
+
+    def __init__(self, features: Tensor) -> None:
+        self._features = features
+        count = len(features)
+        self.described = Reference(dataset="garments", split="a", resolution=(28, 28), num_images=count, hash="0")
+
+    def features(self, extractor: Extractor) -> Tensor:
+        return self._features
 
 
 @pytest.fixture(scope="session")
 def scored(offline: Extractor) -> Callable[..., dict[str, Score]]:
     def score(generated: Tensor, real: Tensor, *metrics: str) -> dict[str, Score]:
-        found = score_features(generated, offline, reference(real), metrics, NOTHING_KNOWN)
-        return {score.metric: score for score in found}
+        real_images = Known(real)
+        results = measure_images(
+            metrics, Known(generated), offline, reference=real_images, training=real_images, held_out=None
+        )
+        return {score.metric: score for score in collect(results).scores}
 
     return score
 
@@ -152,6 +169,30 @@ def test_a_fid_of_too_few_images_says_so(features: dict[str, Tensor], scored: Sc
         "singular, and this FID is mostly its bias; take more images, or KID"
     )
     assert fid.name == f"fid_efficientnet_lite0_n{SET_SIZE}"
+
+
+def test_a_metric_from_outside_is_one_row(
+    offline: Extractor, features: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number becomes a score like the others; pictures and details come along."""
+
+    def spread(inputs: ImageInputs) -> Iterator[Result]:
+        yield "spread", float(inputs.generated.std() / inputs.reference.std())
+        yield "spread_of_each", {"generated": float(inputs.generated.std())}
+        yield "spread", Image.new("L", (4, 4))
+
+    row = Metric("Spread", "How varied the samples are.", ("features",), spread, lower_is_better=False)
+    monkeypatch.setitem(METRICS._entries, "spread", row)
+    real, blurred = Known(features["first"]), Known(features["blur 2"])
+    found = collect(measure_images(["kid", "spread"], blurred, offline, reference=real, training=real, held_out=None))
+    kid, score = found.scores
+    assert (score.name, score.metric) == (f"spread_efficientnet_lite0_n{SET_SIZE}", "spread")
+    assert 0 < score.value < 1 and found.numbers == {kid.name: kid.value, score.name: score.value}
+    assert not score.lower_is_better and score.depends_on == kid.depends_on
+    assert list(found.pictures) == ["spread"] and list(found.details) == ["spread_of_each"]
+    assert "spread" in names_of_features_alone() and label("spread") == "Spread"
+    keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
+    assert list(extractor_mistakes(["spread"], "clip-rn50", None, keys=keys)) == []
 
 
 def test_the_rate_of_copies_is_that_of_the_duplicates(features: dict[str, Tensor]) -> None:
@@ -449,6 +490,6 @@ def test_the_fewest_steps_within_a_twentieth_of_the_most() -> None:
     better = (*rows, row("c", 4, 0.5))  # than with the most steps
     assert replace(cost, rows=better).fewest_within() == better[-1]
     assert replace(cost, rows=rows[:1]).fewest_within() == rows[0]
-    assert Image.open(io.BytesIO(cost.to_png())).size[0] > 400
+    assert cost.picture().size[0] > 400
     (marked,) = [line for line in cost.table() if "fewest steps" in line]
     assert marked.split()[:2] == ["a", "10"]

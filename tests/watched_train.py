@@ -82,9 +82,9 @@ def main() -> None:
     elif instrument == "room":
         build_unet = run.build_unet
 
-        def build_and_limit(config: Any) -> Any:
-            unet = build_unet(config)
-            unet(torch.zeros(1, unet.config.in_channels, *config.dataset.resolution), 0)  # threads and kernels
+        def build_and_limit(model: Any, images: Any, noise: Any, **seed: Any) -> Any:
+            unet = build_unet(model, images, noise, **seed)
+            unet(torch.zeros(1, images.channels, *images.resolution), 0)  # threads and kernels
             limit(int(value))
             return unet
 

@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ddpm_train.cli import app
 from ddpm_train.cli.command import Command
 from ddpm_train.cli.sample import precision_mistakes
 from ddpm_train.config.checks import parse
 from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
-from ddpm_train.config.metrics import OF_THE_MODEL, extractor_mistakes
+from ddpm_train.config.metrics import extractor_mistakes, names_needing
 from ddpm_train.config.metrics import package_mistakes as extra_mistakes
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.parts import Dataset
@@ -21,6 +19,7 @@ from ddpm_train.config.train import Config
 from ddpm_train.data.paths import path_mistakes as dataset_mistakes
 from ddpm_train.evaluation.image_folder import image_folder
 from ddpm_train.models.source import path_mistakes
+from ddpm_train.runs import folder
 from ddpm_train.runs.folder import run_of
 from ddpm_train.system import launch
 from ddpm_train.system.files import output_mistakes
@@ -39,7 +38,7 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
     yield from path_mistakes(config.pipeline)
     yield from extra_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
     yield from extractor_mistakes(
-        config.distribution_metrics,
+        config.all_metrics,
         config.extractor.name,
         config.extractor.weights,
         keys=("metrics", "extractor.name", "extractor.weights"),
@@ -81,21 +80,20 @@ def dataset_of(config: EvaluateConfig) -> Dataset:
 
 
 def _config_of(run: Path) -> Config:
-    values = yaml.safe_load((run / "config.yaml").read_text())
-    return parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+    return parse(folder.read_config(run / folder.CONFIG))
 
 
 def output_of(config: EvaluateConfig) -> Path:
     if config.output is not None:
         return Path(config.output)
     run = run_of(config.pipeline)
-    return Path("evaluation", config.pipeline.strip("/").replace("/", "_")) if run is None else run / "evaluation"
+    return Path("evaluation", config.pipeline.strip("/").replace("/", "_")) if run is None else run / folder.EVALUATION
 
 
 def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
     """What a folder of images cannot answer."""
     place = f"{config.pipeline} is a folder of images"
-    if wanted := [name for name in config.metrics if name in OF_THE_MODEL]:
+    if wanted := names_needing("model", config.metrics):
         yield f"metrics={as_written(config.metrics)}: {' and '.join(wanted)} need a model, and {place}; leave them out"
     if config.measures_cost:
         yield f"cost.samplers={as_written(config.cost.samplers)}: needs a model to sample, and {place}; leave it out"

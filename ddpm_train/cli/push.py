@@ -3,7 +3,6 @@
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import yaml
 
 from ddpm_train.cli import app
 from ddpm_train.cli.command import Command
-from ddpm_train.config.checks import parse
 from ddpm_train.config.parts import Hub
 from ddpm_train.config.program import Program
 from ddpm_train.config.push import PUSHING, PushConfig
 from ddpm_train.hub.preflight import is_offline, name_mistakes, push_mistakes
-from ddpm_train.runs.folder import CONFIG, read_config
+from ddpm_train.runs import checkpoint
+from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, read_config
 from ddpm_train.system import exit_codes
 
 
@@ -31,7 +30,7 @@ def preflight(config: PushConfig) -> Iterator[str]:
     if not (run / CONFIG).is_file():
         what = "no such folder" if not run.is_dir() else f"not a run: no {CONFIG} in it"
         yield f"run={config.run}: {what}; give the folder of a run, such as outputs/default"
-    elif not any((run / "checkpoints").glob("step_*")):
+    elif not checkpoint.published(run / CHECKPOINTS):
         yield f"run={config.run}: no checkpoint yet; push it once it has saved one"
     wrong_name = list(name_mistakes("repo_id", wanted.repo_id))
     yield from wrong_name
@@ -49,9 +48,7 @@ def job(config: PushConfig, values: dict[str, Any]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(exit_codes.REQUEUE))  # leaving no folder of links behind
     run = Path(config.run)
-    described = parse(read_config(run / CONFIG))
-    wanted = _wanted(config, described.hub)
-    push_run(run, replace(described, hub=wanted))
+    push_run(run, _wanted(config, _read_hub(run)))
 
 
 def _read_hub(run: Path) -> Hub | None:

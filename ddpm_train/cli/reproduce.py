@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ddpm_train.cli.app import tell
 from ddpm_train.config.mistakes import Mistakes, as_written
-from ddpm_train.runs import environment
+from ddpm_train.runs import checkpoint, environment
+from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, read_config
+from ddpm_train.runs.state import read_state
 
 
 def main() -> None:
@@ -50,8 +50,7 @@ def _recorded(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         Mistakes: no run is there, or none that recorded it.
     """
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        return config, json.loads((run / environment.FILE).read_text())
+        return read_config(run / CONFIG), json.loads((run / ENVIRONMENT).read_text())
     except OSError as error:
         missing = Path(str(error.filename)).name
         raise Mistakes(f"{run}: {missing} cannot be read; give the folder of a run, such as outputs/default") from None
@@ -59,8 +58,8 @@ def _recorded(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def _history(run: Path, environments: list[dict[str, Any]]) -> Iterator[str]:
     """Why one command alone may not make the same weights again."""
-    states = sorted((run / "checkpoints").glob("step_*/state.json"))
-    for change in json.loads(states[-1].read_text())["changes"] if states else []:
+    checkpoints = checkpoint.published(run / CHECKPOINTS)
+    for change in read_state(checkpoints[-1]).changes if checkpoints else []:
         yield (
             f"{change['key']}: changed from {as_written(change['from'])} to {as_written(change['to'])} at step "
             f"{change['step']}; the command has what it was at the end"

@@ -1,6 +1,7 @@
 """What a program says of itself instead of running: its help, its composed config, how that is composed."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
 
@@ -17,6 +18,7 @@ from ddpm_train.cli.command import Command
 from ddpm_train.cli.flags import Arguments
 from ddpm_train.config.compose import compose_job, open_configs, options
 from ddpm_train.config.extensions import import_extensions
+from ddpm_train.config.metrics import METRICS
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.overrides import choice_mistakes, parse_overrides, token_mistakes
 from ddpm_train.config.parts import CONF
@@ -48,8 +50,16 @@ def _help(name: str) -> str:
     groups = [group for group in options("", ObjectType.GROUP) if group != "hydra"]
     return Template(text).substitute(
         GROUPS="".join(f"{group}: {', '.join(options(group))}\n" for group in groups),
-        SAMPLERS="".join(f"  {key:<22} {sampler.meaning}\n" for key, sampler in SAMPLERS.items()),
+        SAMPLERS=_table({key: sampler.meaning for key, sampler in SAMPLERS.items()}),
+        METRICS=_table({key: metric.meaning for key, metric in METRICS.items()}),
     )
+
+
+def _table(meanings: Mapping[str, str]) -> str:
+    width = max(map(len, meanings)) + 2
+    lines = [textwrap.wrap(meaning, 118 - width) for meaning in meanings.values()]
+    texts = [f"\n{'':{width + 2}}".join(line) for line in lines]
+    return "".join(f"  {key:<{width}}{text}\n" for key, text in zip(meanings, texts, strict=True))
 
 
 def _show_config(arguments: Arguments, overrides: Sequence[Override], lines: list[str]) -> None:

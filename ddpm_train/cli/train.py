@@ -1,5 +1,6 @@
 """`ddpm-train`, and `train.py` in a checkout: trains the run that the config describes."""
 
+import sys
 from typing import Any
 
 from ddpm_train.cli import app
@@ -18,9 +19,11 @@ def main() -> None:
 def job(config: Config, values: dict[str, Any]) -> None:
     launch.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
+    from ddpm_train.system.shutdown import ends_by_exit_code
     from ddpm_train.training.train import train_run
 
-    train_run(config, values)
+    with ends_by_exit_code(again="the same command continues") as stop:
+        train_run(config, values, arguments=sys.argv[1:], stop=stop)
 
 
 if __name__ == "__main__":

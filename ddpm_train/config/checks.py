@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ddpm_train.config.metrics import FEWEST_IMAGES
-from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.mistakes import as_written, resolution_text
 from ddpm_train.config.objective import objective_mistakes
 from ddpm_train.config.parts import Section
 from ddpm_train.config.schema import Schema
@@ -68,11 +68,10 @@ def _model_mistakes(config: Config) -> Iterator[str]:
             )
     factor = 2 ** (levels - 1)
     if any(side % factor for side in resolution):
-        fitting = [max(factor, round(side / factor) * factor) for side in resolution]
-        shown = fitting[0] if fitting[0] == fitting[1] else f"[{fitting[0]},{fitting[1]}]"
+        height, width = (max(factor, round(side / factor) * factor) for side in resolution)
         yield (
-            f"dataset.resolution={_resolution_text(resolution)}: {levels} levels need multiples of {factor}; "
-            f"use dataset.resolution={shown} or fewer levels"
+            f"dataset.resolution={resolution_text(resolution)}: {levels} levels need multiples of {factor}; "
+            f"use dataset.resolution={resolution_text((height, width))} or fewer levels"
         )
     wrong = [channels for channels in model.block_out_channels if channels % model.norm_num_groups]
     if wrong:
@@ -103,8 +102,3 @@ def _model_mistakes(config: Config) -> Iterator[str]:
 
 
 TRAINING = Schema(Config, cross_field_mistakes)
-
-
-def _resolution_text(resolution: tuple[int, int]) -> str:
-    height, width = resolution
-    return str(height) if height == width else f"[{height},{width}]"

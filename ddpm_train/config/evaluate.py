@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ddpm_train.config.metrics import FEWEST_IMAGES, DistributionMetric, Metric
+from ddpm_train.config.metrics import FEWEST_IMAGES, FeatureMetricName, MetricName
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.parts import Dataset, ExtractorChoice, Positive, Required, SamplerChoice, SamplerName, Section
 from ddpm_train.config.sample import Seed
@@ -15,7 +15,7 @@ from ddpm_train.config.schema import Schema
 class CostChoice(Section):
     """Which samplers and step counts to score; empty: none."""
 
-    metric: DistributionMetric
+    metric: FeatureMetricName
     samplers: tuple[SamplerName, ...]
     steps: tuple[Positive, ...]
 
@@ -27,7 +27,7 @@ class EvaluateConfig(Section):
     pipeline: Annotated[str, Required]  # what ddpm-sample loads, or a folder of images
     revision: str | None  # of the Hub repository
     weights: Literal["auto", "ema", "unet"]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[MetricName, ...]
     extractor: ExtractorChoice
     reference: Literal["train", "held_out"]  # which of the dataset's images to compare with
     num_reference_images: Positive | None  # None: all
@@ -49,8 +49,8 @@ class EvaluateConfig(Section):
         return bool(self.cost.samplers)
 
     @property
-    def distribution_metrics(self) -> tuple[str, ...]:
-        """All that need features, those of the cost too."""
+    def all_metrics(self) -> tuple[str, ...]:
+        """The chosen ones, and that of the cost if it is measured."""
         return (*self.metrics, self.cost.metric) if self.measures_cost else self.metrics
 
 

@@ -39,6 +39,11 @@ def as_written(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def resolution_text(resolution: tuple[int, int]) -> str:
+    """A resolution as one writes it: one number if it is square, else [height,width]."""
+    return as_written(resolution[0] if resolution[0] == resolution[1] else resolution)
+
+
 # What the Hugging Face Hub gives out as access tokens; `hf_datasets/name` is none.
 _TOKEN = re.compile(r"(?<![\w/])hf_[A-Za-z0-9]{8,}(?![\w/.-])")
 

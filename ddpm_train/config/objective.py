@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ddpm_train.config.metrics import DISTRIBUTION_METRICS, LOWER_IS_BETTER, score_name
+from ddpm_train.config.metrics import METRICS, names_of_features_alone, score_name
 from ddpm_train.config.mistakes import as_written, did_you_mean
-from ddpm_train.config.train import Config
+from ddpm_train.config.parts import Dataset
+from ddpm_train.config.train import Config, Evaluation, Train
 
 _HOLD_OUT = "hold images out with dataset.validation_fraction=0.02"
 
@@ -18,7 +19,17 @@ class Criterion:
     lower_is_better: bool
 
 
-def measured(config: Config) -> dict[str, Criterion]:
+@dataclass(frozen=True)
+class Judging:
+    """The parts of a run's config that say by what number it is judged."""
+
+    objective: str | None
+    dataset: Dataset
+    evaluation: Evaluation
+    train: Train
+
+
+def measured(config: Config | Judging) -> dict[str, Criterion]:
     """What the run's evaluations measure, by the names that `objective` may have."""
     evaluation, dataset = config.evaluation, config.dataset
     if evaluation.name == "none":
@@ -28,10 +39,10 @@ def measured(config: Config) -> dict[str, Criterion]:
         names["held_out_loss"] = "held_out_loss"
     for metric in evaluation.metrics:
         names[metric] = score_name(metric, evaluation.extractor.name, evaluation.num_samples)
-    return {metric: Criterion(name, LOWER_IS_BETTER[metric]) for metric, name in names.items()}
+    return {metric: Criterion(name, METRICS[metric].lower_is_better) for metric, name in names.items()}
 
 
-def criterion(config: Config) -> Criterion | None:
+def criterion(config: Config | Judging) -> Criterion | None:
     """What `objective` means: with auto the held-out loss, if there is one."""
     return measured(config).get("held_out_loss" if config.objective == "auto" else config.objective or "")
 
@@ -42,7 +53,7 @@ def objective_mistakes(config: Config) -> Iterator[str]:
     none_at_all = config.evaluation.name == "none"
     remedy = "use evaluation=grid or evaluation=full" if none_at_all else _HOLD_OUT
     if config.objective is not None and config.objective not in ("auto", *known):
-        if config.objective in DISTRIBUTION_METRICS and not none_at_all:
+        if config.objective in names_of_features_alone() and not none_at_all:
             remedy = f"add it with 'evaluation.metrics={as_written([*config.evaluation.metrics, config.objective])}'"
         elif config.objective != "held_out_loss" and not none_at_all:
             remedy = f"{did_you_mean(config.objective, known)} give {_one_of([*known, 'auto', 'null'])}".strip()

@@ -62,10 +62,10 @@ class SampleConfig(Section):
     extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own
 
     @property
-    def look(self) -> str | None:
+    def visualization(self) -> str | None:
         """The picture that is asked for instead of images: trajectory, interpolate, compare or None."""
-        looks = {"trajectory": self.trajectory, "interpolate": self.interpolate, "compare": bool(self.compare.samplers)}
-        return next((name for name, wanted in looks.items() if wanted), None)
+        kinds = {"trajectory": self.trajectory, "interpolate": self.interpolate, "compare": bool(self.compare.samplers)}
+        return next((name for name, wanted in kinds.items() if wanted), None)
 
     @property
     def walks_to(self) -> int:
@@ -79,7 +79,7 @@ def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
     if bool(config.compare.samplers) != bool(config.compare.steps):
         missing = "steps=[10,20,50]" if config.compare.samplers else "samplers=[ddim,dpm_solver]"
         yield f"compare={as_written(_compare_values(config))}: needs both lists; add compare.{missing}"
-    looks = [
+    chosen = [
         text
         for text, wanted in (
             ("trajectory=true", config.trajectory),
@@ -88,10 +88,10 @@ def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
         )
         if wanted
     ]
-    if len(looks) > 1:
-        yield f"{' '.join(looks)}: one picture at a time; leave out all but one"
-    if config.from_image and config.look in ("interpolate", "compare"):
-        yield f"from_image={config.from_image}: {config.look} begins with noise; leave one of them out"
+    if len(chosen) > 1:
+        yield f"{' '.join(chosen)}: one picture at a time; leave out all but one"
+    if config.from_image and config.visualization in ("interpolate", "compare"):
+        yield f"from_image={config.from_image}: {config.visualization} begins with noise; leave one of them out"
     if config.interpolate_seed is not None and config.interpolate_seed == config.seed:
         yield f"interpolate_seed={config.interpolate_seed}: the same as seed; choose another"
     if config.inpaint and not config.from_image:

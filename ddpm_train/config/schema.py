@@ -5,12 +5,13 @@ Importing it is cheap: no torch, diffusers or datasets.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ddpm_train.config.extensions import unnamed_mistakes
+from ddpm_train.config.extensions import KEY, unnamed_mistakes
 from ddpm_train.config.mistakes import Mistakes, as_written, did_you_mean
 from ddpm_train.config.registry import Registry
 
@@ -57,12 +58,16 @@ class Schema(Generic[C]):
         Returns:
             The config, typed, and no lines; or a line for each mistake.
         """
-        if lines := list(unnamed_mistakes(values)):
-            return None, lines  # nobody knows which choices that code would add
+        unnamed = list(unnamed_mistakes(values))
+        if unnamed and KEY in {key.name for key in fields(self._config_type)}:  # type: ignore[arg-type]
+            return None, unnamed
+        lines: list[str] = []
         wrong: set[str] = set()
         try:
             config = self._validate(values)
         except ValidationError as error:
+            if unnamed:
+                return None, unnamed  # nobody knows which choices that code would add
             replacements = defaults()
             wrong = {".".join(map(str, _location(detail, values)[:2])) for detail in error.errors()}
             known = [key for key in dotted(replacements) if key not in wrong]  # a user's file may bring wrong keys

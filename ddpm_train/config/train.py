@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
 from ddpm_train.config.losses import LOSSES, Loss
-from ddpm_train.config.metrics import DistributionMetric
+from ddpm_train.config.metrics import FeatureMetricName
 from ddpm_train.config.model import Model
 from ddpm_train.config.noise import NoiseScheduler
 from ddpm_train.config.optimizers import AVERAGES, EMA, LR_SCHEDULERS, OPTIMIZERS, LRScheduler, Optimizer
@@ -69,7 +69,7 @@ class Evaluation(Section):
     batch_size: Positive
     num_inference_steps: Positive
     timestep_bins: Positive | None  # the held-out loss in so many parts of the schedule
-    metrics: tuple[DistributionMetric, ...]
+    metrics: tuple[FeatureMetricName, ...]
     extractor: Annotated[ExtractorChoice, BeforeValidator(_name_alone)]
     num_samples: Positive  # for the metrics
 

@@ -65,7 +65,7 @@ class Decoder:
         """
         try:
             with warnings.catch_warnings():
-                # Whatever Pillow finds odd about a file, either it decodes or the reason is told once.
+                # Whatever Pillow finds odd about a file, either it decodes or the reason is given once.
                 warnings.simplefilter("ignore")
                 file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
                 with Image.open(file, formats=FORMATS) as image:
@@ -106,7 +106,7 @@ class Decoder:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says it was meant."""
-    image.load()  # damage to the pixels is told from here
+    image.load()  # damage to the pixels shows here
     try:
         return ImageOps.exif_transpose(image)
     except DAMAGE:

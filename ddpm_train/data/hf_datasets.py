@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.hub.access import find_commit
+from ddpm_train.system.failures import first_line, one_line
 
 if TYPE_CHECKING:
     from ddpm_train.config.parts import Dataset
@@ -40,7 +41,7 @@ def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None]:
     except ValueError as error:
         raise Mistakes(_value_mistake(config, split, error)) from None
     except (datasets.exceptions.DatasetsError, OSError) as error:
-        raise Mistakes(f"dataset.path={config.path}: {str(error).splitlines()[0]}") from None
+        raise Mistakes(f"dataset.path={config.path}: {first_line(error)}") from None
 
 
 def _load_from_hub(config: "Dataset", split: str) -> tuple[Any, str | None]:
@@ -76,10 +77,10 @@ def _cached_commit(dataset: Any) -> str | None:
 
 def _value_mistake(config: "Dataset", split: str, error: ValueError) -> str:
     """What `load_dataset` says of a split or a configuration, as a line."""
-    first = next(line for line in [*str(error).splitlines(), type(error).__name__] if line)
+    first = first_line(error)
     if "Unknown split" in first:
         key = "split" if split == config.split else "validation_split"
         return f"dataset.{key}={split}: {first}"
     if "BuilderConfig" in first or "Config name" in first:
-        return f"dataset.config_name={config.config_name or 'null'}: {' '.join(str(error).split())}"
+        return f"dataset.config_name={config.config_name or 'null'}: {one_line(error)}"
     return f"dataset.path={config.path}: {first}"

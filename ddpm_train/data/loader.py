@@ -20,6 +20,7 @@ from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
 from ddpm_train.seeding import Purpose, bits
 from ddpm_train.system.files import default_cache_dir
+from ddpm_train.system.launch import num_cores
 
 # The held-out part of a dataset must not move when the run's seed does.
 _SPLIT_SEED = 0
@@ -56,7 +57,7 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
             Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir(),
             keep_pixels=config.cache == "disk",
             # Of all processes of a launch one prepares and the others wait: it has all cores, one of them for itself.
-            num_workers=_num_cores() - 1 if config.num_workers is None else config.num_workers,
+            num_workers=num_cores() - 1 if config.num_workers is None else config.num_workers,
             progress=progress,
         )
         _check_broken(config, found, len(source))
@@ -106,11 +107,7 @@ def num_workers(config: Dataset) -> int:
     """Workers for each training process: by default they share the machine's cores."""
     if config.num_workers is not None:
         return config.num_workers
-    return max(1, _num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @dataclass

@@ -48,15 +48,12 @@ class Objective:
             return noise
         return self.noise_scheduler.get_velocity(x_0, noise, timesteps) if prediction_type == "v_prediction" else x_0
 
-    def per_image(self, unet: nn.Module, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The loss of each image, float32 [B]."""
-        x_t = self.noise_scheduler.add_noise(x_0, noise, timesteps)
-        prediction = unet(x_t, timesteps).sample
+    def __call__(self, prediction: Tensor, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The loss of each image, float32 [B], given the model's prediction for it, [B, C, H, W]."""
         error = self.loss.error(prediction.float(), self.target(x_0, noise, timesteps))
         return error * self.weights[timesteps]
 
-    def __call__(self, unet: nn.Module, images: Tensor, positions: Tensor) -> Tensor:
-        """The mean loss of a micro-batch: images uint8 [B, C, H, W], positions int64 [B] -> float32 scalar."""
-        x_0 = to_model_range(images)
-        noise, timesteps = self.draw(x_0, positions)
-        return self.per_image(unet, x_0, noise, timesteps).mean()
+    def per_image(self, unet: nn.Module, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The same for a model: noise the images, predict, and compare."""
+        x_t = self.noise_scheduler.add_noise(x_0, noise, timesteps)
+        return self(unet(x_t, timesteps).sample, x_0, noise, timesteps)

@@ -1,6 +1,6 @@
 """Whether samples copy training images: how near they come to them, against how near unseen real images come."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_train.evaluation import bootstrap
+from ddpm_train.evaluation.measure import ImageInputs, Result
+from ddpm_train.evaluation.scores import Measured
 from ddpm_train.sampling.pictures import image_grid
 
 # Nearer to a training image than all but this share of the held-out images are counts as a copy.
@@ -52,6 +54,17 @@ class Copying:
             "num_images": len(self.distances),
             "picture": picture,
         }
+
+
+def copy_rate(inputs: ImageInputs) -> Iterator[Result]:
+    """The row of `METRICS`, with a picture of the samples that come nearest."""
+    assert inputs.training_images is not None  # the row names them among its needs
+    found = measure_copying(inputs.generated, inputs.training, inputs.held_out)
+    samples = inputs.images.load(found.closest.tolist())
+    neighbours = [inputs.training_images.load(numbers.tolist()) for numbers in found.neighbours]
+    yield "copy_rate", Measured(found.copy_rate, interval=found.interval, warning=found.warning)
+    yield "copying", found.to_json(inputs.extractor.name, "nearest.png")
+    yield "nearest", picture(samples, neighbours)
 
 
 def measure_copying(

@@ -1,10 +1,9 @@
-"""Quality against cost: one score for each sampler and number of steps, in a table and a plot."""
+"""Quality against cost: one score for each sampler and number of steps, in a table and a picture."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ddpm_train.evaluation.plots import plot_axes, to_png
+from PIL import Image
 
 WITHIN = 0.05
 
@@ -67,31 +66,8 @@ class Cost:
             lines.append(f"  {row.sampler:<22}{row.num_inference_steps:>6}{shown}")
         return lines
 
-    def to_png(self) -> bytes:
+    def picture(self) -> Image.Image:
         """The score over seconds for an image, a line for each sampler, steps beside the points."""
-        figure, axes = plot_axes("seconds for an image", self.metric)
-        for sampler in dict.fromkeys(row.sampler for row in self.rows):
-            _draw(axes, sampler, sorted((row for row in self.rows if row.sampler == sampler), key=_seconds))
-        fewest = self.fewest_within()
-        axes.plot(fewest.seconds_per_image, fewest.value, "o", markersize=14, fillstyle="none", color="0.3")
-        axes.set_xscale("log")
-        axes.legend()
-        return to_png(figure)
+        from ddpm_train.report.charts import quality_against_cost  # matplotlib takes a third of a second to import
 
-
-def _seconds(row: CostRow) -> float:
-    return row.seconds_per_image
-
-
-def _draw(axes: Any, sampler: str, rows: Sequence[CostRow]) -> None:
-    values = [row.value for row in rows]
-    low = [row.value - (row.interval[0] if row.interval else row.value) for row in rows]
-    high = [(row.interval[1] if row.interval else row.value) - row.value for row in rows]
-    axes.errorbar([_seconds(row) for row in rows], values, yerr=[low, high], marker="o", capsize=3, label=sampler)
-    for row in rows:
-        axes.annotate(
-            str(row.num_inference_steps),
-            (row.seconds_per_image, row.value),
-            textcoords="offset points",
-            xytext=(6, 6),
-        )
+        return quality_against_cost(self.to_json("")).picture()

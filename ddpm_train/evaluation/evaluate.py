@@ -1,50 +1,45 @@
 """Carries out `ddpm-evaluate`: open, check, measure what was asked for, keep and tell it."""
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from diffusers import UNet2DModel
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ddpm_train.config.evaluate import EvaluateConfig
 from ddpm_train.config.losses import MSE
-from ddpm_train.config.metrics import DISTRIBUTION_METRICS, LOWER_IS_BETTER, of_features, score_name
+from ddpm_train.config.metrics import names_needing
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.parts import Dataset, Sampler
 from ddpm_train.config.train import Config
 from ddpm_train.data.images import Images
-from ddpm_train.data.loader import open_data
-from ddpm_train.evaluation.checks import misfits
-from ddpm_train.evaluation.copying import measure_copying, picture
+from ddpm_train.data.loader import Data, open_data
+from ddpm_train.diffusion.objective import Objective
+from ddpm_train.evaluation.checks import evaluation_mistakes
 from ddpm_train.evaluation.cost import Cost, CostRow
-from ddpm_train.evaluation.distribution import about, score_features
 from ddpm_train.evaluation.features import Extractor, open_extractor
-from ddpm_train.evaluation.held_out import loss_by_timestep
 from ddpm_train.evaluation.image_folder import image_folder, open_images
-from ddpm_train.evaluation.image_sets import FolderImages, SampledImages, Subject, Workers
-from ddpm_train.evaluation.likelihood import variational_bound
-from ddpm_train.evaluation.model_scores import bound_score, held_out_score, measure_held_out
-from ddpm_train.evaluation.plots import loss_by_timestep_png
-from ddpm_train.evaluation.real_images import RealImages
-from ddpm_train.evaluation.reference import ReferenceFeatures, at_most
-from ddpm_train.evaluation.results import FILE_NAME, add_results, refuse_other_reference
-from ddpm_train.evaluation.scores import DependsOn, Score, lines
+from ddpm_train.evaluation.image_sets import FolderImages, ImageSet, SampledImages
+from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images, measure_model
+from ddpm_train.evaluation.real_images import RealImages, at_most
+from ddpm_train.evaluation.scores import DependsOn, add_results, lines, refuse_other_reference
+from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.report import try_to_write_report
+from ddpm_train.runs.environment import versions
+from ddpm_train.runs.folder import SCORES
 from ddpm_train.sampling import pictures
-from ddpm_train.sampling.engine import Engine, choose_compute
+from ddpm_train.sampling.engine import Engine, choose_compute, open_engine
 from ddpm_train.sampling.recipe import Recipe, compared
-from ddpm_train.system.compute import device_name
+from ddpm_train.system.compute import device_name, keep_memory, out_of_memory
 from ddpm_train.system.console import Console
-from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, orderly
+from ddpm_train.system.shutdown import PATIENCE, ends_by_exit_code
 
 _LOSS_BINS = 10
 
@@ -60,7 +55,9 @@ def evaluate(config: EvaluateConfig, *, dataset: Dataset, output: Path, run: Con
     Raises:
         Mistakes: the model, the images or the extractor cannot be had, or they do not go together.
     """
-    with orderly(again="the same command begins anew; the features of real images are kept") as stop:
+    again = "the same command begins anew; the features of real images are kept"
+    with ends_by_exit_code(again=again) as stop, torch.inference_mode():
+        keep_memory()
         accelerator = Accelerator(
             cpu=os.environ.get("ACCELERATE_USE_CPU") == "True",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
@@ -70,9 +67,16 @@ def evaluate(config: EvaluateConfig, *, dataset: Dataset, output: Path, run: Con
         folder = image_folder(config.pipeline)
         images = None if folder is None else open_images(folder, dataset, progress=workers.console.live)
         model = None if folder is not None else _load(config)
-        if lines := list(misfits(config, dataset, data, model, images)):
-            raise Mistakes(*lines)
-        Scoring(config, RealImages(dataset, data, workers), model, images, output, run, workers).run_all()
+        if mistakes := list(evaluation_mistakes(config, dataset, data, model, images)):
+            raise Mistakes(*mistakes)
+        evaluation = _Evaluation(config, dataset, data, model, images, output, run, workers)
+        try:
+            evaluation.carry_out()
+        except Exception as error:
+            if accelerator.num_processes > 1 or not out_of_memory(error):
+                raise
+            reason = (str(error).splitlines() or ["the host has none left"])[0]
+            raise Mistakes(f"batch_size={config.batch_size}: out of memory ({reason}); use less") from None
         accelerator.wait_for_everyone()
 
 
@@ -81,13 +85,14 @@ def _load(config: EvaluateConfig) -> Model:
     return load_model(config.pipeline, revision=config.revision, weights=config.weights)
 
 
-class Scoring:
+class _Evaluation:
     """One call of the program, once everything is open and fits. Every process does all of it together."""
 
     def __init__(
         self,
         config: EvaluateConfig,
-        real: RealImages,
+        dataset: Dataset,
+        data: Data,
         model: Model | None,
         images: Images | None,
         output: Path,
@@ -95,142 +100,112 @@ class Scoring:
         workers: Workers,
     ) -> None:
         self.config = config
-        self.real = real
+        self.dataset = dataset
         self.model = model
         self.output = output
         self.run = run
         self.workers = workers
-        self.scores: list[Score] = []
-        self.sections: dict[str, Any] = {}
-        self.files: list[Path] = []
-        self.subject: Subject
+        held_out = data.validation
+        self.training = RealImages(data.train, dataset, workers)
+        self.held_out = None if held_out is None else RealImages(held_out, dataset, workers, held_out=True)
+        self.reference = self._reference()
+        self.images: ImageSet
         if images is not None:
-            self.subject = FolderImages(images, config.pipeline, workers)
+            self.images = FolderImages(images, config.pipeline, workers)
         else:
-            self.engine = self._start_engine()
-            self.subject = self._sampled(config.sampler, config.num_inference_steps)
+            self.images = self._sampled(config.sampler, config.num_inference_steps)
 
-    def run_all(self) -> None:
+    def carry_out(self) -> None:
         """Measure, keep and tell."""
+        found = collect(self._results())
+        report = on_main(lambda: self._keep(found))
+        self.workers.console.say(*lines(found.scores))
+        paths = {"scores": self.output / SCORES, "report": report}
+        paths |= {name: self._picture(name) for name in found.pictures}
+        self.workers.console.table({name: str(path) for name, path in paths.items() if path})
+
+    def _results(self) -> Iterator[Result]:
         config = self.config
-        if not of_features(config.distribution_metrics):
+        if not names_needing("features", config.all_metrics):
             self._announce()
         else:
-            held_out = config.reference == "held_out"
-            against = at_most(self.real.images(held_out), config.num_reference_images)
-            on_main(lambda: self._refuse_other_references(against, held_out))
-            extractor = open_extractor(config.extractor.name, config.extractor.weights, self.device)
+            on_main(self._refuse_other_references)
+            extractor = open_extractor(config.extractor.name, config.extractor.weights, self.workers.device)
             self._announce()
-            reference = self.real.features(extractor, against, held_out)
-            if of_features(config.metrics):
-                self._score_images(extractor, reference)
+            if chosen := names_needing("features", config.metrics):
+                yield from self._compare(chosen, self.images, extractor)
             if config.measures_cost:
-                self._measure_cost(extractor, reference)
-        if "bits_per_dim" in config.metrics:
-            self._measure_bound()
-        if "held_out_loss" in config.metrics:
-            self._measure_held_out()
-        on_main(lambda: add_results(self.output, self.scores, self.sections))
-        self._tell(on_main(lambda: try_to_write_report(self.output, self.workers.console.warn)))
+                yield from self._cost(extractor)
+        if chosen := names_needing("model", config.metrics):
+            known = replace(self.images.depends_on, sampler=None, num_inference_steps=None, seed=config.seed)
+            yield from measure_model(chosen, self._model_inputs(), known)
 
-    def _refuse_other_references(self, against: Images, held_out: bool) -> None:
-        refuse_other_reference(self.output, DISTRIBUTION_METRICS, self.real.described(against, held_out))
-        if "copy_rate" in self.config.metrics:
-            refuse_other_reference(
-                self.output, ["copy_rate"], self.real.described(self.real.data.train, held_out=False)
-            )
-
-    @property
-    def device(self) -> torch.device:
-        return self.workers.accelerator.device
-
-    def _score_images(self, extractor: Extractor, reference: ReferenceFeatures) -> None:
-        """What compares the images with real ones."""
-        metrics = [name for name in self.config.metrics if name in DISTRIBUTION_METRICS]
-        features = self.subject.features(extractor)
-        known = self.subject.depends_on
-        self.scores += on_main(lambda: score_features(features, extractor, reference, metrics, known))
-        if "copy_rate" in self.config.metrics:
-            training = self.real.features(extractor, self.real.data.train, held_out=False)
-            held_out = self.real.features(extractor, self.real.images(held_out=True), held_out=True)
-            self.scores.append(on_main(lambda: self._measure_copying(extractor, features, training, held_out)))
-
-    def _measure_copying(
-        self, extractor: Extractor, features: Tensor, training: ReferenceFeatures, held_out: ReferenceFeatures
-    ) -> Score:
-        found = measure_copying(features, training.features, held_out.features)
-        samples = self.subject.load(found.closest.tolist())
-        shown = picture(samples, [self.real.data.train.load(numbers.tolist()) for numbers in found.neighbours])
-        self._keep(shown, "nearest.png")
-        self.sections["copying"] = found.to_json(extractor.name, "nearest.png")
-        return Score(
-            name=score_name("copy_rate", extractor.name, len(features)),
-            metric="copy_rate",
-            value=found.copy_rate,
-            interval=found.interval,
-            lower_is_better=LOWER_IS_BETTER["copy_rate"],
-            warning="; ".join(filter(None, (found.warning, extractor.warning))) or None,
-            depends_on=about(self.subject.depends_on, len(features), extractor, training.described),
+    def _compare(self, metrics: Sequence[str], images: ImageSet, extractor: Extractor) -> Iterator[Result]:
+        return measure_images(
+            metrics, images, extractor, reference=self.reference, training=self.training, held_out=self.held_out
         )
 
-    def _measure_cost(self, extractor: Extractor, reference: ReferenceFeatures) -> None:
+    def _cost(self, extractor: Extractor) -> Iterator[Result]:
         """The cost metric for each sampler and number of steps."""
-        config, rows = self.config, []
-        warm_up = torch.zeros(config.batch_size, self.engine.unet.config.in_channels, *self.real.dataset.resolution)
-        self.engine.call(warm_up.to(self.device))
+        config, engine, say = self.config, self._engine, self.workers.console.say
+        warm_up = torch.zeros(config.batch_size, engine.unet.config.in_channels, *self.dataset.resolution)
+        engine.call(warm_up.to(engine.device))
+        rows, scores = [], []
         for name in config.cost.samplers:
             for steps in config.cost.steps:
-                self.workers.console.say(f"  {name}, {steps} steps")
-                sampled = self._sampled(compared(config.sampler, name), steps)
-                features, known = sampled.features(extractor), sampled.depends_on
+                say(f"  {name}, {steps} steps")
+                images = self._sampled(compared(config.sampler, name), steps)
+                (score,) = collect(self._compare([config.cost.metric], images, extractor)).scores
+                rows.append(CostRow(name, steps, score.value, score.interval, images.seconds_per_image))
+                scores.append(score)
+                yield score.name, score
+        cost = Cost(scores[0].name, scores[0].lower_is_better, tuple(rows))
+        say(*cost.table())
+        yield "cost", cost.to_json("cost.png")
+        if self.workers.accelerator.is_main_process:  # which alone keeps pictures
+            yield "cost", cost.picture()
 
-                def measure(features: Tensor = features, known: DependsOn = known) -> list[Score]:
-                    return score_features(features, extractor, reference, [config.cost.metric], known)
-
-                (score,) = on_main(measure)
-                self.scores.append(score)
-                rows.append(CostRow(name, steps, score.value, score.interval, sampled.seconds_per_image))
-        cost = Cost(score.name, score.lower_is_better, tuple(rows))
-        self.sections["cost"] = cost.to_json("cost.png")
-        on_main(lambda: self._keep(cost.to_png(), "cost.png"))
-        self.workers.console.say(*cost.table())
-
-    def _measure_bound(self) -> None:
-        bound = variational_bound(
-            self._unet(),
-            self.engine.model.noise_scheduler,
-            self.real.images(held_out=True),
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
-            accelerator=self.workers.accelerator,
-            stop=self.workers.stop,
-            num_timesteps=self.config.bound_timesteps,
+    def _model_inputs(self) -> ModelInputs:
+        """The model in float32, whatever samples are made in."""
+        assert self.model is not None and self.held_out is not None  # the checks see to it
+        config, device, noise_scheduler = self.config, self.workers.device, self.model.noise_scheduler
+        noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
+        loss, seed = (MSE("mse"), config.seed) if self.run is None else (self.run.loss, self.run.seed)
+        return ModelInputs(
+            unet=nn.Module.to(self.model.unet, device=device),  # not ModelMixin's `to`, which warns
+            noise_scheduler=noise_scheduler,
+            title=self.model.label,
+            objective=Objective(noise_scheduler, loss, seed),
+            held_out=self.held_out,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            timestep_bins=_LOSS_BINS,
+            bound_timesteps=config.bound_timesteps,
+            workers=self.workers,
         )
-        self.scores.append(bound_score(bound, self._about_held_out(self.config.seed)))
-        self.sections["bound"] = bound.to_json() | {"split": self.real.split(held_out=True)}
 
-    def _measure_held_out(self) -> None:
-        loss, seed = (MSE("mse"), self.config.seed) if self.run is None else (self.run.loss, self.run.seed)
-        unet, noise_scheduler = self._unet(), self.engine.model.noise_scheduler
-        measured = measure_held_out(
-            unet,
-            noise_scheduler,
-            self.real.images(held_out=True),
-            loss=loss,
-            seed=seed,
-            batch_size=self.config.batch_size,
-            accelerator=self.workers.accelerator,
-            stop=self.workers.stop,
-        )
-        self.scores.append(held_out_score(measured, self._about_held_out(seed)))
-        by_timestep = loss_by_timestep(measured, noise_scheduler.config.num_train_timesteps, _LOSS_BINS)
-        plot = loss_by_timestep_png(by_timestep, self.engine.model.words)
-        on_main(lambda: self._keep(plot, "loss_by_timestep.png"))
+    def _reference(self) -> RealImages:
+        """The images to compare with."""
+        count, real = self.config.num_reference_images, self.training
+        if self.config.reference == "held_out":
+            assert self.held_out is not None  # the checks see to it
+            real = self.held_out
+        if count is None or count >= len(real.images):
+            return real
+        return RealImages(at_most(real.images, count), self.dataset, self.workers, held_out=real is self.held_out)
 
-    def _start_engine(self) -> Engine:
-        assert self.model is not None
-        config, recipe = self.config, self._recipe(self.config.sampler, self.config.num_inference_steps)
-        model, device = self.model, self.workers.accelerator.device
+    def _refuse_other_references(self) -> None:
+        sees_training = names_needing("training_images")
+        compares = [name for name in names_needing("features") if name not in sees_training]
+        refuse_other_reference(self.output, compares, self.reference.described)
+        if chosen := [name for name in self.config.metrics if name in sees_training]:
+            refuse_other_reference(self.output, chosen, self.training.described)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        assert self.model is not None  # a folder of images makes none
+        config, model, device = self.config, self.model, self.workers.device
+        recipe = self._recipe(config.sampler, config.num_inference_steps)
         compute = on_main(
             lambda: choose_compute(
                 model,
@@ -241,47 +216,45 @@ class Scoring:
                 batch_size=config.batch_size,
             )
         )
-        return Engine(model, device, compute=replace(compute, compile=config.compile))
+        return open_engine(model, device, replace(compute, compile=config.compile))
 
     def _recipe(self, sampler: Sampler, num_inference_steps: int) -> Recipe:
-        return Recipe(self.config.seed, sampler, num_inference_steps, self.real.dataset.resolution)
+        return Recipe(self.config.seed, sampler, num_inference_steps, self.dataset.resolution)
 
     def _sampled(self, sampler: Sampler, num_inference_steps: int) -> SampledImages:
-        recipe = self._recipe(sampler, num_inference_steps)
-        return SampledImages(self.engine, recipe, self.config.num_images, self.config.batch_size, self.workers)
-
-    def _unet(self) -> UNet2DModel:
-        """In float32, whatever samples are made in; not ModelMixin's `to`, which warns."""
-        return nn.Module.to(self.engine.model.unet, device=self.device)
-
-    def _about_held_out(self, seed: int) -> DependsOn:
-        """Of scores that sample nothing."""
-        images = self.real.images(held_out=True)
-        known = replace(self.subject.depends_on, sampler=None, num_inference_steps=None, seed=seed)
-        return replace(known, num_images=len(images), reference=self.real.described(images, held_out=True))
-
-    def _keep(self, shown: Image.Image | bytes, name: str) -> None:
-        self.output.mkdir(parents=True, exist_ok=True)
-        path = self.output / name
-        write_atomic(path, shown) if isinstance(shown, bytes) else pictures.save(shown, path)
-        self.files.append(path)
+        assert self.model is not None
+        config, model, engine = self.config, self.model, self._engine
+        known = versions() | {"precision": str(engine.compute), "model": model.digest}
+        return SampledImages(
+            engine,
+            self._recipe(sampler, num_inference_steps),
+            config.num_images,
+            config.batch_size,
+            self.workers,
+            DependsOn(step=model.step, weights=model.weights, versions=known),
+        )
 
     def _announce(self) -> None:
-        subject, accelerator = self.subject, self.workers.accelerator
-        rows = {"images": f"{len(subject):,} of {self.config.pipeline}"}
-        if isinstance(subject, SampledImages):
-            recipe = subject.recipe
-            rows = {"model": self.engine.model.words}
+        config, images, accelerator = self.config, self.images, self.workers.accelerator
+        rows = {"images": f"{len(images):,} of {config.pipeline}"}
+        if self.model is not None:
+            recipe = self._recipe(config.sampler, config.num_inference_steps)
+            rows = {"model": self.model.label}
             rows["images"] = (
-                f"{len(subject):,}: {recipe.sampler_words}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
+                f"{len(images):,}: {recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
             )
         processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
-        rows["against"] = f"{self.real.dataset.path}, {self.real.split(self.config.reference == 'held_out')}"
-        rows["features"] = self.config.extractor.name
-        rows["device"] = f"{device_name(self.device)}{processes}"
+        rows["against"] = f"{self.dataset.path}, {self.reference.split}"
+        rows["features"] = config.extractor.name
+        rows["device"] = f"{device_name(self.workers.device)}{processes}"
         self.workers.console.table(rows)
 
-    def _tell(self, report: Path | None) -> None:
-        self.workers.console.say(*lines(self.scores))
-        rows = {"scores": self.output / FILE_NAME, "report": report, **{path.stem: path for path in self.files}}
-        self.workers.console.table({name: str(path) for name, path in rows.items() if path})
+    def _keep(self, found: Found) -> Path | None:
+        """Write the scores, the pictures and the report; returns where that is."""
+        add_results(self.output, found.scores, found.details)
+        for name, picture in found.pictures.items():
+            pictures.save(picture, self._picture(name))
+        return try_to_write_report(self.output, self.workers.console.warn)
+
+    def _picture(self, name: str) -> Path:
+        return self.output / f"{name}.png"

@@ -2,13 +2,12 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,14 +18,10 @@ from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.evaluation.shards import fill_sharded
+from ddpm_train.evaluation.image_sets import BATCH_IMAGES
 from ddpm_train.evaluation.weights import dinov2_network, is_published, read_weights, weights_file
 from ddpm_train.system.files import sha256_file
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.signals import StopRequest
-
-# Images go through an extractor in batches of this size, whatever else is batched how: other sizes round otherwise.
-BATCH_IMAGES = 32
 
 
 class Extractor:
@@ -59,10 +54,14 @@ class Extractor:
             batches = to_rgb(images.to(self.device)).split(BATCH_IMAGES)
             return torch.cat([self._network(batch)[0] for batch in batches])
 
+    def no_features(self) -> Tensor:
+        """Of no images, [0, dimension] on the CPU."""
+        return torch.zeros(0, self.dimension)
+
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
         """float32 [N, dimension] -> [N, classes], as the Inception score takes them; only from a classifier."""
-        assert self._classify is not None, "measures.extractor_mistakes sees to it"
+        assert self._classify is not None, "the checks see to it"
         layer = self._classify.cpu()
         # Inception's logits have no bias there (torch-fidelity's `logits_unbiased`, as in the original).
         return functional.linear(features, layer.weight, layer.bias if self.name == "efficientnet_lite0" else None)
@@ -122,7 +121,7 @@ class _DINOv2(FeatureExtractorDinoV2):
 
 
 def open_extractor(name: str, weights: str | None, device: torch.device, *, key: str = "extractor") -> Extractor:
-    """An extractor by its name in `measures.EXTRACTORS`. All processes do this together.
+    """An extractor by its name in `EXTRACTORS`. All processes do this together.
 
     Args:
         weights: a file; None: those published, which are fetched once to where torch.hub keeps weights.
@@ -139,31 +138,6 @@ def open_extractor(name: str, weights: str | None, device: torch.device, *, key:
         raise Mistakes(f"{key}.weights={path}: not the weights of {name}: {str(error).splitlines()[0]}") from None
     classify = network.network._fc if name == "efficientnet_lite0" else getattr(network, "fc", None)
     return Extractor(name, network.to(device), classify, path)
-
-
-def extract(
-    extractor: Extractor,
-    load: Callable[[range], Tensor],
-    count: int,
-    *,
-    accelerator: Accelerator,
-    stop: StopRequest,
-    before_batch: Callable[[int], None] = lambda done: None,
-) -> Tensor:
-    """Features of many images, float32 [count, D] on the CPU, shared over processes.
-
-    Args:
-        load: images by number, uint8 [B, C, H, W].
-        before_batch: is told how many images are done.
-    """
-
-    def compute(items: range, poll: Callable[[], None]) -> Tensor:
-        poll()
-        before_batch(items.start)
-        return extractor(load(items))
-
-    results = torch.zeros(count, extractor.dimension, device=extractor.device)
-    return fill_sharded(results, compute, BATCH_IMAGES, polls_per_batch=1, accelerator=accelerator, stop=stop).cpu()
 
 
 def to_rgb(images: Tensor) -> Tensor:

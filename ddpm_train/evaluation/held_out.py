@@ -1,19 +1,22 @@
 """The loss on images that training never sees, at noise and timesteps that never change."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate import Accelerator
-from diffusers import UNet2DModel
 from torch import Tensor
 
-from ddpm_train.data.images import Images
-from ddpm_train.diffusion.objective import Objective, to_model_range
-from ddpm_train.evaluation.shards import fill_sharded
+from ddpm_train.diffusion.objective import to_model_range
+from ddpm_train.evaluation import bootstrap
+from ddpm_train.evaluation.measure import ModelInputs, Result
+from ddpm_train.evaluation.scores import Measured
+from ddpm_train.models.load import Model
 from ddpm_train.seeding import Purpose
-from ddpm_train.system.signals import StopRequest
+
+_SEED = 2020  # of the resampling
 
 
 @dataclass(frozen=True)
@@ -56,35 +59,46 @@ class LossByTimestep:
         return asdict(self)
 
 
-@torch.no_grad()
-def held_out_losses(
-    unet: UNet2DModel,
-    images: Images,
-    objective: Objective,
-    batch_size: int,
-    *,
-    accelerator: Accelerator,
-    stop: StopRequest,
-) -> HeldOutLosses:
-    """The training objective of `images` (centre crops, unflipped), one timestep each; deterministic."""
+def held_out_loss(inputs: ModelInputs) -> Iterator[Result]:
+    """The row of `METRICS`: the mean with its interval, and where in the schedule the loss is."""
+    measured = held_out_losses(inputs)
+    interval = bootstrap.mean(measured.losses.double().cpu().numpy(), np.random.default_rng(_SEED))
+    yield "held_out_loss", Measured(measured.mean(), interval=interval, seed=inputs.objective.seed)
+    yield from over_timesteps(measured, inputs)
 
-    def measure(items: range, poll: object) -> Tensor:
-        stop.check()
+
+def why_no_loss(model: Model) -> str | None:
+    return "it learned its variance, for which there is no loss here" if model.learned_variance else None
+
+
+@torch.no_grad()
+def held_out_losses(inputs: ModelInputs) -> HeldOutLosses:
+    """The training objective of the held-out images (centre crops, unflipped), one timestep each; deterministic."""
+    unet, objective, images = inputs.unet, inputs.objective, inputs.held_out.images
+
+    def measure(items: range, poll: Callable[[], None]) -> Tensor:
+        poll()
         positions = torch.arange(items.start, items.stop, device=unet.device)
         x_0 = to_model_range(images.load(list(items)).to(unet.device))
         noise, timesteps = objective.draw(x_0, positions, (Purpose.HELD_OUT_NOISE, Purpose.HELD_OUT_TIMESTEP))
         losses = objective.per_image(unet, x_0, noise, timesteps)
         return torch.stack((losses, timesteps.float()), dim=1)
 
-    measured = fill_sharded(
-        torch.zeros(len(images), 2, device=unet.device),
-        measure,
-        batch_size,
-        polls_per_batch=1,
-        accelerator=accelerator,
-        stop=stop,
-    )
+    measured = inputs.workers.fill(torch.zeros(len(images), 2, device=unet.device), measure, inputs.batch_size)
     return HeldOutLosses(measured[:, 0], measured[:, 1].long())
+
+
+def over_timesteps(measured: HeldOutLosses, inputs: ModelInputs) -> Iterator[Result]:
+    """The loss in each part of the schedule, as numbers and as a picture, if parts are asked for."""
+    if inputs.timestep_bins is None:
+        return
+    parts = loss_by_timestep(measured, inputs.noise_scheduler.config.num_train_timesteps, inputs.timestep_bins)
+    yield from parts.scalars().items()
+    yield "loss_by_timestep", parts.to_json()
+    if inputs.workers.accelerator.is_main_process:  # which alone keeps pictures
+        from ddpm_train.report import charts  # matplotlib takes a third of a second to import
+
+        yield "loss_by_timestep", charts.loss_by_timestep({inputs.title: parts.to_json()}).picture()
 
 
 def loss_by_timestep(measured: HeldOutLosses, num_train_timesteps: int, num_bins: int) -> LossByTimestep:

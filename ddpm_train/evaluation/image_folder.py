@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from PIL import Image
 
-from ddpm_train.config.mistakes import Mistakes, as_written
+from ddpm_train.config.mistakes import Mistakes, resolution_text
 from ddpm_train.data.decode import FORMATS
 from ddpm_train.data.paths import image_files
 from ddpm_train.data.sources import describe
+from ddpm_train.runs.checkpoint import MANIFEST
+from ddpm_train.runs.folder import CHECKPOINTS, CONFIG
 
 if TYPE_CHECKING:
     from ddpm_train.config.parts import Dataset
     from ddpm_train.data.images import Images
 
-_OF_A_MODEL = ("model_index.json", "config.json", "config.yaml", "manifest.json", "checkpoints", "unet")
+_OF_A_MODEL = ("model_index.json", "config.json", CONFIG, MANIFEST, CHECKPOINTS, "unet")
 _RECORD = "sampling.json"  # in what ddpm-sample leaves
 
 
@@ -78,7 +80,7 @@ def made_by(pipeline: str) -> dict[str, Any]:
 
 
 def _size_mistakes(folder: Path, wanted: tuple[int, int]) -> Iterator[str]:
-    """By the headers alone. What has none is told later, with what else cannot be read."""
+    """By the headers alone. What has none is named later, with what else cannot be read."""
     sizes: Counter[tuple[int, int]] = Counter()
     for name in image_files(folder):
         try:
@@ -87,9 +89,9 @@ def _size_mistakes(folder: Path, wanted: tuple[int, int]) -> Iterator[str]:
         except OSError:
             continue
     if len(sizes) > 1:
-        told = ", ".join(f"{count} of {height}x{width}" for (height, width), count in sizes.most_common(3))
-        yield f"pipeline={folder}: images of {len(sizes)} sizes ({told}); scores need one size"
+        shown = ", ".join(f"{count} of {height}x{width}" for (height, width), count in sizes.most_common(3))
+        yield f"pipeline={folder}: images of {len(sizes)} sizes ({shown}); scores need one size"
     elif sizes and wanted not in sizes:
         ((height, width),) = sizes
-        resolution = as_written(height if height == width else (height, width))
+        resolution = resolution_text((height, width))
         yield f"pipeline={folder}: images of {height}x{width}; use dataset.resolution={resolution}"

@@ -1,20 +1,24 @@
 """How many bits a pixel of a set of images costs a model: an upper bound, with its terms."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from ddpm_train.data.images import Images
 from ddpm_train.diffusion.bound import BoundTerms
 from ddpm_train.diffusion.objective import to_model_range
-from ddpm_train.evaluation.shards import fill_sharded
+from ddpm_train.evaluation.measure import ModelInputs, Result
+from ddpm_train.evaluation.scores import Measured
+from ddpm_train.evaluation.workers import Workers
+from ddpm_train.models.load import Model
 from ddpm_train.seeding import Purpose, integers, normal
-from ddpm_train.system.signals import StopRequest
+
+_NORMAL_QUANTILE = 1.959964  # of CONFIDENCE, on both sides
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,31 @@ class Bound:
         }
 
 
+def bits_per_dim(inputs: ModelInputs) -> Iterator[Result]:
+    """The row of `METRICS`, with the interval that the standard error gives."""
+    bound = variational_bound(
+        inputs.unet,
+        inputs.noise_scheduler,
+        inputs.held_out.images,
+        seed=inputs.seed,
+        batch_size=inputs.batch_size,
+        num_timesteps=inputs.bound_timesteps,
+        workers=inputs.workers,
+    )
+    reach = _NORMAL_QUANTILE * (bound.standard_error or 0)
+    interval = (bound.bits_per_dim - reach, bound.bits_per_dim + reach) if bound.standard_error else None
+    yield "bits_per_dim", Measured(bound.bits_per_dim, interval=interval)
+    yield "bound", bound.to_json() | {"split": inputs.held_out.split}
+
+
+def why_no_bound(model: Model) -> str | None:
+    try:
+        BoundTerms(model.noise_scheduler, torch.device("cpu"))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def variational_bound(
     unet: UNet2DModel,
     noise_scheduler: DDPMScheduler,
@@ -58,8 +87,7 @@ def variational_bound(
     *,
     seed: int,
     batch_size: int,
-    accelerator: Accelerator,
-    stop: StopRequest,
+    workers: Workers,
     num_timesteps: int | None = None,
 ) -> Bound:
     """The bound on the negative log-likelihood of `images` (centre crops, unflipped); deterministic.
@@ -76,35 +104,32 @@ def variational_bound(
         ValueError: see `BoundTerms`.
         Stopped: all processes, when one of them was asked to stop.
     """
-    terms = BoundTerms(noise_scheduler, unet.device)
+    terms, device = BoundTerms(noise_scheduler, unet.device), unet.device
     total = noise_scheduler.config.num_train_timesteps
-    edges = torch.tensor([0, *stretches(total, min(num_timesteps or total, total - 1))], device=unet.device)
+    edges = torch.tensor([0, *stretches(total, min(num_timesteps or total, total - 1))], device=device)
     widths = edges.diff()
     visits = len(widths)  # of each image; the first is to timestep 0, the decoder
 
-    def measure(items: range, poll: object) -> Tensor:
-        stop.check()
-        positions = torch.arange(items.start, items.stop, device=unet.device)
+    def measure(items: range, poll: Callable[[], None]) -> Tensor:
+        poll()
+        positions = torch.arange(items.start, items.stop, device=device)
         numbers, stretch = positions // visits, positions % visits
-        within = integers(seed, Purpose.BOUND_TIMESTEP, positions, widths[stretch])
-        timesteps = edges[stretch] + within
-        x_0 = _load(images, numbers, unet.device)
+        timesteps = edges[stretch] + integers(seed, Purpose.BOUND_TIMESTEP, positions, widths[stretch])
+        x_0 = _load(images, numbers, device)
         noise = normal(seed, Purpose.BOUND_NOISE, numbers * total + timesteps, tuple(x_0.shape[1:]))
         return terms.at(unet, x_0, noise, timesteps)
 
-    measured = fill_sharded(
-        torch.zeros(len(images) * visits, device=unet.device),
-        measure,
-        batch_size,
-        polls_per_batch=1,
-        accelerator=accelerator,
-        stop=stop,
-    )
+    measured = workers.fill(torch.zeros(len(images) * visits, device=device), measure, batch_size)
     by_image = measured.cpu().double().unflatten(0, (len(images), visits))
-    starts = range(0, len(images), batch_size)
-    batches = (torch.arange(start, min(start + batch_size, len(images))) for start in starts)
-    prior = torch.cat([terms.prior(_load(images, numbers, unet.device)) for numbers in batches]).cpu().double()
-    bits = prior + (by_image * widths.cpu()).sum(dim=1)
+    prior = torch.cat(
+        [terms.prior(_load(images, rows, device)) for rows in torch.arange(len(images)).split(batch_size)]
+    )
+    return _sum_up(prior.cpu().double(), by_image, edges.cpu())
+
+
+def _sum_up(prior: Tensor, by_image: Tensor, edges: Tensor) -> Bound:
+    """The bound of which these are the terms: [N], and [N, stretches] at one timestep of each stretch."""
+    bits = prior + (by_image * edges.diff()).sum(dim=1)
     return Bound(
         bits_per_dim=float(bits.mean()),
         standard_error=float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else None,
@@ -112,7 +137,7 @@ def variational_bound(
         decoder=float(by_image[:, 0].mean()),
         timesteps=tuple(edges[1:-1].tolist()),
         by_timestep=tuple(by_image[:, 1:].mean(dim=0).tolist()),
-        num_images=len(images),
+        num_images=len(bits),
     )
 
 

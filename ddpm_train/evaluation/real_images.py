@@ -1,52 +1,106 @@
-"""The dataset that images are compared with."""
+"""The real images that others are compared with; their features are computed once, then kept on the disk."""
 
-from dataclasses import dataclass
+import hashlib
+import io
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from ddpm_train.config.parts import Dataset
 from ddpm_train.data.images import Images
-from ddpm_train.data.loader import Data
-from ddpm_train.evaluation.features import Extractor
-from ddpm_train.evaluation.image_sets import Workers
-from ddpm_train.evaluation.reference import ReferenceFeatures, describe, reference_features
+from ddpm_train.data.order import image_indices
+from ddpm_train.evaluation.image_sets import extract
 from ddpm_train.evaluation.scores import Reference
+from ddpm_train.evaluation.workers import Workers
+from ddpm_train.system.files import default_cache_dir, write_atomic
+from ddpm_train.system.ranks import on_main
+
+if TYPE_CHECKING:  # of an extra
+    from ddpm_train.evaluation.features import Extractor
+
+_FORMAT = 1  # of what is computed from an image and how it is kept
 
 
-@dataclass(frozen=True)
 class RealImages:
-    """The training and the held-out images of a dataset, and their features."""
+    """The training images of a dataset, or the held-out ones.
 
-    dataset: Dataset
-    data: Data
-    workers: Workers
+    Args:
+        images: centre crops, unflipped.
+        dataset: what they are of.
+    """
 
-    def images(self, held_out: bool) -> Images:
-        images = self.data.validation if held_out else self.data.train
-        assert images is not None, "misfits sees to it"
-        return images
+    def __init__(self, images: Images, dataset: Dataset, workers: Workers, *, held_out: bool = False) -> None:
+        self.images = images
+        self.split = dataset.split if not held_out else dataset.validation_split or f"{dataset.split}, held out"
+        self._dataset = dataset
+        self._workers = workers
+        self._features: Tensor | None = None
 
-    def split(self, held_out: bool) -> str:
-        """In words."""
-        dataset = self.dataset
-        return dataset.split if not held_out else dataset.validation_split or f"{dataset.split}, held out"
-
-    def described(self, images: Images, held_out: bool) -> Reference:
+    @cached_property
+    def described(self) -> Reference:
         """What a score says of these images."""
-        return describe(images, self.dataset.path, self.split(held_out))
-
-    def features(self, extractor: Extractor, images: Images, held_out: bool) -> ReferenceFeatures:
-        """Computed, or found in the cache. All processes do this together."""
-        cache_dir, console = self.dataset.cache_dir, self.workers.console
-        console.start(0, len(images), "features of real images")
-        found = reference_features(
-            images,
-            extractor,
-            dataset=self.dataset.path,
-            split=self.split(held_out),
-            cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
-            accelerator=self.workers.accelerator,
-            stop=self.workers.stop,
-            before_batch=console.update,
+        digest = hashlib.sha256(self.images.prepared.content.encode())
+        digest.update(np.ascontiguousarray(self.images.rows, dtype=np.int64).tobytes())
+        return Reference(
+            dataset=self._dataset.path,
+            split=self.split,
+            resolution=self.images.resolution,
+            num_images=len(self.images),
+            hash=digest.hexdigest()[:32],
         )
-        console.finish()
-        return found
+
+    def features(self, extractor: "Extractor") -> Tensor:
+        """float32 [N, D] on the CPU, computed or found in the cache. All processes do this together.
+
+        Only the main process, which alone computes scores, gets them; the others get none, [0, D].
+        """
+        if self._features is None:
+            is_main = self._workers.accelerator.is_main_process
+            path, shape = self._path(extractor), (len(self.images), extractor.dimension)
+            if on_main(lambda: _read(path, shape) is not None):
+                features = _read(path, shape) if is_main else None
+            else:
+                features = extract(extractor, self.images, self._workers, "features of real images")
+                if is_main:
+                    _write(path, features)
+            self._features = features if features is not None and is_main else extractor.no_features()
+        return self._features
+
+    def _path(self, extractor: "Extractor") -> Path:
+        cache_dir = self._dataset.cache_dir
+        key = "\0".join((str(_FORMAT), self.described.hash, extractor.name, extractor.weights_hash))
+        folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        return folder / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+
+
+def at_most(images: Images, count: int | None) -> Images:
+    """The same `count` images of a larger set every time, chosen without regard to their order; None: all."""
+    if count is None or count >= len(images):
+        return images
+    chosen = image_indices(np.arange(count), len(images), seed=0)
+    return replace(images, rows=images.rows[np.sort(chosen)])
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """None if the file is not there, or not whole."""
+    try:
+        features = torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError):
+        return None
+    return features if tuple(features.shape) == shape and features.dtype == torch.float32 else None
+
+
+def _write(path: Path, features: Tensor) -> None:
+    """A full disk costs the next evaluation time, and this one nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, features.numpy(), allow_pickle=False)
+        write_atomic(path, buffer.getvalue())
+    except OSError:
+        return

@@ -1,8 +1,14 @@
-"""A score, with everything that the number depends on, and the file that holds them."""
+"""A score, with everything that the number depends on, and scores.json, which keeps them: each call adds to it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.runs.folder import SCORES
+from ddpm_train.system.files import write_atomic
 
 CONFIDENCE = 0.95
 
@@ -22,9 +28,6 @@ class Reference:
     resolution: tuple[int, int]
     num_images: int
     hash: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +52,31 @@ class DependsOn:
     versions: dict[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One number.
+@dataclass(frozen=True)
+class Measured:
+    """A number, and how sure it is.
 
     Attributes:
-        name: says what it is comparable with, such as "kid_efficientnet_lite0_n2048".
         standard_deviation: of KID over its subsets, of the Inception score over its splits.
         interval: see `bootstrap.py`.
         warning: why not to trust it; None: no reason is known.
+        seed: by which it was measured, if not by that of the samples.
+    """
+
+    value: float
+    standard_deviation: float | None = None
+    interval: tuple[float, float] | None = None
+    warning: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A measured number, with its name and what it depends on.
+
+    Attributes:
+        name: says what it is comparable with, such as "kid_efficientnet_lite0_n2048".
+        metric: the name of its row in `METRICS`.
     """
 
     name: str
@@ -70,9 +89,6 @@ class Score:
     warning: str | None = None
     depends_on: DependsOn
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def lines(scores: Sequence[Score]) -> list[str]:
     """A table for a person."""
@@ -83,3 +99,60 @@ def lines(scores: Sequence[Score]) -> list[str]:
         table.append(f"  {score.name:<{width}} {score.value:>10.4g}{interval}")
         table += [f"  {'':<{width}} {'':>10}  {score.warning}"] if score.warning else []
     return table
+
+
+DETAILS = ("bound", "copying", "cost")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What is there, or an empty file's worth.
+
+    Raises:
+        Mistakes: the file cannot be read.
+    """
+    empty: dict[str, Any] = {"scores": [], **dict.fromkeys(DETAILS)}
+    path = folder / SCORES
+    if not path.exists():
+        return empty
+    try:
+        return empty | json.loads(path.read_text())
+    except ValueError:
+        raise Mistakes(f"output={folder}: its {SCORES} cannot be read; remove it or give another output") from None
+
+
+def refuse_other_reference(folder: Path, metrics: Sequence[str], reference: Reference) -> None:
+    """See that numbers which do not compare do not come to stand side by side.
+
+    Raises:
+        Mistakes: one of these metrics is there, against other images or the same in another size.
+    """
+    for score in read_results(folder)["scores"]:
+        other = score["depends_on"]["reference"]
+        if score["metric"] in metrics and other["hash"] != reference.hash:
+            raise Mistakes(
+                f"output={folder}: its {score['name']} is against {_text(other)}, and does not compare with scores "
+                f"against {_text(asdict(reference))}; give another output, or that reference"
+            )
+
+
+def add_results(folder: Path, scores: Sequence[Score], details: Mapping[str, Any]) -> None:
+    """Write what was found to what is there. A score that depends on the same things takes the other's place."""
+    results = read_results(folder)
+    new = [json.loads(json.dumps(asdict(score))) for score in scores]
+    replaced = [_identity(score) for score in new]
+    kept = [score for score in results["scores"] if _identity(score) not in replaced]
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = results | dict(details) | {"scores": [*kept, *new]}
+    write_atomic(folder / SCORES, json.dumps(everything, indent=1).encode())
+
+
+def _identity(score: Mapping[str, Any]) -> list[Any]:
+    return [score["name"], {key: value for key, value in score["depends_on"].items() if key != "versions"}]
+
+
+def _text(reference: Mapping[str, Any]) -> str:
+    height, width = reference["resolution"]
+    return (
+        f"{reference['num_images']:,} images of {reference['dataset']}, {reference['split']}, {height}x{width} "
+        f"(hash {reference['hash'][:8]})"
+    )

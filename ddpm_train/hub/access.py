@@ -1,10 +1,10 @@
 """Asking the Hugging Face Hub; what can go wrong there, in one line each; how long to wait for it."""
 
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.system.failures import one_line, retry
 
 # A call that must answer before a run starts gives up after this long without a byte.
 ASKING_SECONDS = 15.0
@@ -22,39 +22,26 @@ def limit_waiting(seconds: float) -> None:
 
 
 def with_retries(call: Callable[[], T], *, give_up_seconds: float) -> T:
-    """The result of `call`, tried again 1, 2, 4 … seconds, or as long as the Hub asks for, after each failure.
-
-    For what the client itself does not repeat. A `call` that changes something there must bear to be repeated.
+    """The result of `call`, tried again (see `retry`) where another try can help: what the client does not repeat.
 
     Raises:
-        Exception: the client's own: what no other try can change at once, the rest `give_up_seconds` after the first
-            failure.
+        Exception: the client's own.
     """
-    give_up, pause = None, 1.0
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            give_up = give_up or time.monotonic() + give_up_seconds
-            wait = max(pause, _retry_after(error))
-            if is_final(error) or time.monotonic() + wait > give_up:
-                raise
-        time.sleep(wait)
-        pause = min(2 * pause, 30.0)
+    return retry(call, seconds=give_up_seconds, is_final=_is_final, asked_to_wait=_retry_after)
 
 
-def is_final(error: Exception) -> bool:
+def _is_final(error: Exception) -> bool:
     """Whether another try cannot help."""
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     error = _cause(error)
-    return _status(error) in _FINAL or isinstance(
+    return status_of(error) in _FINAL or isinstance(
         error, FileNotFoundError | ValueError | HFValidationError | OfflineModeIsEnabled | Mistakes
     )
 
 
-def told(error: Exception) -> str:
-    """What went wrong with the Hub, in words that follow "because"."""
+def reason(error: Exception) -> str:
+    """What went wrong with the Hub, as it follows "because"."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     error = _cause(error)
@@ -62,13 +49,13 @@ def told(error: Exception) -> str:
         return "HF_HUB_OFFLINE is set"
     if isinstance(error, HfHubHTTPError):
         said = getattr(error, "server_message", None) or str(error)
-        return f"the Hub answers {_status(error) or 'with an error'}: {' '.join(said.split())[:200]}"
+        return f"the Hub answers {status_of(error) or 'with an error'}: {' '.join(said.split())[:200]}"
     if "Timeout" in type(error).__name__:
         return "the Hub is silent"
     if "Error" in type(error).__name__ and not isinstance(error, OSError | ValueError | RuntimeError):
         # The HTTP client's own errors (it was requests, then httpx, and may change again).
         return f"the Hub cannot be reached ({type(error).__name__})"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _cause(error: Exception) -> Exception:
@@ -78,7 +65,8 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
+    """The status of the HTTP answer that an error is about, if it is about one."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
@@ -102,18 +90,12 @@ def find_commit(
         Mistakes: the Hub says that there is no such thing, or that the token may not see it.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     place = f"{key}={repository}"
     ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
     try:
-        return ask(repository, revision=revision, timeout=20).sha, None
+        return ask(repository, revision=revision, timeout=ASKING_SECONDS).sha, None
     except RepositoryNotFoundError:
         token = "with this HF_TOKEN" if get_token() else "without a token; if it is private, set HF_TOKEN"
         raise Mistakes(f"{place}: no such {kind} on the Hub {token}") from None
@@ -121,17 +103,12 @@ def find_commit(
         raise Mistakes(f"{revision_key}={revision}: not in {repository}; give a branch, tag or commit of it") from None
     except HFValidationError:
         raise Mistakes(f"{place}: neither a folder nor a repository name of the form owner/name") from None
-    except OfflineModeIsEnabled:
-        return None, "HF_HUB_OFFLINE is set"
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
+    except Exception as error:
+        if status_of(error) in (401, 403):
             raise Mistakes(
                 f"{place}: the Hub refuses this HF_TOKEN; check it, or unset it for a public {kind}"
             ) from None
-        return None, f"the Hub answers {str(error).splitlines()[0]}"
-    except Exception as error:
-        # The HTTP client's own errors (it was httpx, and is not always): nobody answers at HF_ENDPOINT.
-        return None, f"the Hub cannot be reached ({type(error).__name__})"
+        return None, reason(error)
 
 
 def find_licence(dataset: str, revision: str | None) -> str | None:

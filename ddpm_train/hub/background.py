@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import ddpm_train
 from ddpm_train.hub.push import Push, Target
 from ddpm_train.hub.share import OWNED, Shared
 from ddpm_train.runs import checkpoint
+
+_IMPORTED_FROM = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class Outcome:
 class PushThread:
     """Pushes checkpoints of one run, each from a folder of links that does not change, by a process of its own.
 
-    What fails is told, and the next checkpoint brings it.
+    What fails is said, and the next checkpoint brings it.
 
     Args:
         push_seconds: no single push may take longer.
-        warn: tells a person.
+        warn: shows a line to a person.
     """
 
     def __init__(self, shared: Shared, target: Target, push_seconds: float, warn: Callable[[str], None]) -> None:
@@ -110,16 +111,15 @@ class PushThread:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _in_a_process(self, push: Push) -> Outcome:
-        package = str(Path(ddpm_train.__file__).parent.parent)
         with self._condition:
             if self._over:
                 return Outcome(self._step, None, "the run ended")
             # A session of its own: Ctrl-C is for the run, which then decides. It dies with the run: its input ends.
             self._process = process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ddpm_train.hub.push"],
+                [sys.executable, "-P", "-m", Push.__module__],
                 env={
                     **os.environ,
-                    "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]),
+                    "PYTHONPATH": os.pathsep.join([_IMPORTED_FROM, os.environ.get("PYTHONPATH", "")]),
                     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 },
                 stdin=subprocess.PIPE,

@@ -4,18 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ddpm_train.config.metrics import label
 from ddpm_train.runs.environment import versions
-
-_METRICS = {
-    "fid": "FID",
-    "kid": "KID",
-    "precision": "Precision",
-    "recall": "Recall",
-    "isc": "Inception Score",
-    "bits_per_dim": "bits per dimension (upper bound)",
-    "held_out_loss": "loss on held-out images",
-    "copy_rate": "share of samples that copy a training image",
-}
+from ddpm_train.runs.state import ResumedState
 
 
 @dataclass(frozen=True)
@@ -24,17 +15,16 @@ class Facts:
 
     Attributes:
         values: the run's config, without paths.
+        state: of the checkpoint.
         weights: "ema" or "unet": which of a checkpoint's weights the pipeline holds.
-        scalars: of the checkpoint.
         records: of the run, one a step.
         scores: of the evaluation, see `evaluation`.
         licence: of the dataset, if it is known.
     """
 
     values: Mapping[str, Any]
-    step: int
+    state: ResumedState
     weights: str
-    scalars: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]]
     scores: Sequence[Mapping[str, Any]]
     licence: str | None
@@ -81,14 +71,15 @@ def _metadata(facts: Facts) -> Any:
 
 def _text(facts: Facts) -> str:
     values = facts.values
-    height, width = values["dataset"]["resolution"] if _is_pair(values) else [values["dataset"]["resolution"]] * 2
+    resolution = values["dataset"]["resolution"]
+    height, width = resolution if isinstance(resolution, list | tuple) else (resolution, resolution)
     kind = {1: "grey", 3: "RGB", 4: "RGBA"}[values["dataset"]["channels"]]
     steps = values["noise_scheduler"]["num_train_timesteps"]
     weights = "exponential moving average of the weights" if facts.weights == "ema" else "weights"
     sections = [
         f"# {facts.repo_id.split('/')[-1]}",
         f"An unconditional diffusion model (DDPM) of {height}x{width} {kind} images, trained on "
-        f"{_dataset_text(facts)}. The pipeline holds the {weights} after {facts.step:,} steps.",
+        f"{_dataset_text(facts)}. The pipeline holds the {weights} after {facts.state.step:,} steps.",
         "![samples](samples.png)" if facts.has_grid else "",
         "## Use",
         "```python\nfrom diffusers import DDPMPipeline\n\n"
@@ -110,17 +101,16 @@ def _text(facts: Facts) -> str:
 
 
 def _recipe(facts: Facts) -> dict[str, str]:
-    values, scalars = facts.values, facts.scalars
+    values, state = facts.values, facts.state
     model, train, noise = values["model"], values["train"], values["noise_scheduler"]
-    compute = scalars.get("compute", {})
     seconds = _training_seconds(facts)
-    changes = ", ".join(f"{one['key']} from step {one['step']}" for one in scalars.get("changes", []))
+    changes = ", ".join(f"{one['key']} from step {one['step']}" for one in state.changes)
     batch = train["batch_size"]
     return {
         "Dataset": _dataset_text(facts),
         "Started from": str(model["pretrained"]) if model.get("pretrained") else "",
-        "Steps": f"{facts.step:,} ({scalars['images_seen']:,} images seen)",
-        "Batch": f"{batch} (micro-batches of {scalars['micro_batch_size']})",
+        "Steps": f"{facts.state.step:,} ({state.images_seen:,} images seen)",
+        "Batch": f"{batch} (micro-batches of {state.micro_batch_size})",
         "UNet2DModel": f"channels {list(model['block_out_channels'])}, {model['layers_per_block']} layers per block",
         "Noise": f"{noise['num_train_timesteps']} steps, {noise['beta_schedule']}, predicts {noise['prediction_type']}",
         "Loss": values["loss"]["name"],
@@ -128,8 +118,8 @@ def _recipe(facts: Facts) -> dict[str, str]:
         f"({values['lr_scheduler']['name']}, {values['lr_scheduler']['warmup_steps']} steps of warm-up)",
         "Average": values["ema"]["name"],
         "Seed": str(values["seed"]),
-        "Precision": compute.get("mixed_precision", train["mixed_precision"]),
-        "Hardware": _hardware(scalars),
+        "Precision": state.compute["mixed_precision"],
+        "Hardware": _hardware(state),
         "Time": _duration(seconds) if seconds else "",
         "Changed on the way": changes,
     }
@@ -141,9 +131,8 @@ def _training_seconds(facts: Facts) -> float:
     return sum(batch / record["images_per_second"] for record in facts.records if record.get("images_per_second"))
 
 
-def _hardware(scalars: Mapping[str, Any]) -> str:
-    count = scalars.get("num_processes", 1)
-    return f"{count} x {scalars['device']}" if count > 1 else str(scalars["device"])
+def _hardware(state: ResumedState) -> str:
+    return f"{state.num_processes} x {state.device}" if state.num_processes > 1 else state.device
 
 
 def _duration(seconds: float) -> str:
@@ -175,8 +164,7 @@ def _score_section(facts: Facts) -> list[str]:
         elif score.get("standard_deviation") is not None:
             value += f" ± {score['standard_deviation']:.2g}"
         arrow = "↓" if score.get("lower_is_better") else "↑"
-        metric = _METRICS.get(score["metric"], score["metric"])
-        rows.append(f"| {metric} {arrow} | {value} | {_depends_text(score)} |")
+        rows.append(f"| {label(score['metric'])} {arrow} | {value} | {_depends_text(score)} |")
     if not rows:
         return []
     return ["## Scores", "\n".join(["| Metric | Value | Measured with |", "|---|---|---|", *rows])]
@@ -215,10 +203,6 @@ def _dataset_text(facts: Facts) -> str:
 
 def _on_hub(dataset: Mapping[str, Any]) -> bool:
     return bool(dataset["source"] == "hub" and dataset["path"] != "???")
-
-
-def _is_pair(values: Mapping[str, Any]) -> bool:
-    return isinstance(values["dataset"]["resolution"], list | tuple)
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -1,17 +1,20 @@
-"""Takes a run's newest whole checkpoint from a repository that `hub.strategy` pushed it to."""
+"""The checkpoints in a repository that `hub.strategy` pushed them to, as a store to resume from."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, told, with_retries
-from ddpm_train.hub.share import ALL, LAST, RECORDS
+from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, reason, with_retries
+from ddpm_train.hub.share import LAST
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.folder import CHECKPOINTS, RECORDS
+from ddpm_train.runs.stores import Candidate, Candidates, without_manifest
 from ddpm_train.system.files import replace_folder
 
 _RETRY_SECONDS = 30.0
@@ -34,139 +37,121 @@ class Source:
     required: bool
 
 
-def fetch_newest(source: Source, directory: Path, local: Path | None, warn: Callable[[str], None]) -> Path | None:
-    """Bring the newest checkpoint there that verifies into `directory`, and the run's records beside that.
+@dataclass(frozen=True)
+class _Commit:
+    """A commit, and the names of its files."""
 
-    Args:
-        local: the newest on the disk; only a newer one is fetched.
-
-    Returns:
-        The checkpoint to go on from: the fetched one, or `local`.
-
-    Raises:
-        Mistakes: there is none here, and none there although there should be, or the repository cannot be read.
-    """
-    limit_waiting(ASKING_SECONDS)
-    repository = _Repository(source, warn)
-    try:
-        found = repository.fetch(directory, -1 if local is None else checkpoint.step_of(local))
-    except Exception as error:
-        reason = str(error) if isinstance(error, checkpoint.BadCheckpoint) else told(error)
-        if local is not None:
-            warn(f"warning: {source.named}: {reason}; goes on from {local.name} on the disk")
-            return local
-        raise Mistakes(f"{source.named}: {reason}; resume=never starts without looking there") from None
-    if found is None and local is None and source.required:
-        raise Mistakes(
-            f"{source.named}: no checkpoint there; it takes hub.strategy=checkpoint or all_checkpoints to push them"
-        )
-    return found or local
+    id: str
+    files: list[str]
 
 
-class _Repository:
-    def __init__(self, source: Source, warn: Callable[[str], None]) -> None:
+class HubStore:
+    """The checkpoints of the newest commit, then those of the commits before it. A `Store`."""
+
+    remedy = "resume=never starts without looking there"
+
+    def __init__(self, source: Source) -> None:
         from huggingface_hub import HfApi
 
+        limit_waiting(ASKING_SECONDS)
+        self.key = source.named
         self._api = HfApi()
         self._source = source
-        self._warn = warn
-        self._bad: set[str] = set()  # manifests of checkpoints that did not verify
 
-    def fetch(self, directory: Path, newer_than: int) -> Path | None:
-        """The newest whole checkpoint beyond that step, looked for in the newest commit first.
-
-        Raises:
-            BadCheckpoint: there are checkpoints, and none can be used.
-        """
+    def candidates(self, newer_than: int, directory: Path) -> Candidates:
         scratch = directory / ".fetching"
         shutil.rmtree(scratch, ignore_errors=True)
+        tried = set()  # manifests: the same checkpoint stands in many commits
         try:
-            for commit, files in self._commits():
-                for step, folder, manifest in self._checkpoints(commit, files, scratch):
-                    if step <= newer_than:
-                        return None
-                    if manifest in self._bad:
+            for commit in self._commits():
+                whole = []
+                for folder in _checkpoint_folders(commit.files):
+                    name = f"{folder} in {self._source.repo_id}@{commit.id[:8]}"
+                    if f"{folder}/{checkpoint.MANIFEST}" not in commit.files:
+                        yield without_manifest(name)
                         continue
+                    manifest = self._download(commit, f"{folder}/{checkpoint.MANIFEST}", scratch).read_text()
                     try:
-                        return self._fetch(commit, folder, files, directory / checkpoint.step_name(step), scratch)
-                    except checkpoint.BadCheckpoint as error:
-                        self._bad.add(manifest)
-                        self._tell(commit, folder, error)
+                        whole.append((int(json.loads(manifest)["step"]), folder, name, manifest))
+                    except (ValueError, KeyError, TypeError) as error:
+                        yield without_manifest(name, f"{checkpoint.MANIFEST} cannot be read ({error})")
+                for step, folder, name, manifest in sorted(whole, reverse=True):
+                    if step <= newer_than:
+                        return
+                    if manifest not in tried:
+                        tried.add(manifest)
+                        target = directory / checkpoint.step_name(step)
+                        yield Candidate(name, partial(self._fetch, commit, folder, target, scratch))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if self._bad:
-            raise checkpoint.BadCheckpoint("no checkpoint there can be used")
-        return None
 
-    def _commits(self) -> Iterator[tuple[str, list[str]]]:
-        """The revision's commit and those before it, newest first, with the names of their files."""
+    def reason(self, error: Exception) -> str:
+        return reason(error)
+
+    def check_fresh_start(self, damaged: bool) -> None:
+        if damaged:
+            raise Mistakes(f"{self.key}: no checkpoint there can be used; {self.remedy}")
+        if self._source.required:
+            raise Mistakes(
+                f"{self.key}: no checkpoint there; it takes hub.strategy=checkpoint or all_checkpoints to push them"
+            )
+
+    def _commits(self) -> Iterator[_Commit]:
+        """The revision's commit and those before it, newest first."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         source = self._source
         try:
-            newest = self._info(source.revision)
+            newest = self._commit(source.revision)
         except (RepositoryNotFoundError, RevisionNotFoundError):
             if source.required:
                 raise
             return
-        yield newest.sha, [file.rfilename for file in newest.siblings]
+        yield newest
         history = with_retries(
-            lambda: self._api.list_repo_commits(source.repo_id, revision=newest.sha), give_up_seconds=_RETRY_SECONDS
+            lambda: self._api.list_repo_commits(source.repo_id, revision=newest.id), give_up_seconds=_RETRY_SECONDS
         )
         for commit in history[1:_HISTORY]:
-            info = self._info(commit.commit_id)
-            yield info.sha, [file.rfilename for file in info.siblings]
+            yield self._commit(commit.commit_id)
 
-    def _info(self, revision: str | None) -> Any:
-        return with_retries(
+    def _commit(self, revision: str | None) -> _Commit:
+        info: Any = with_retries(
             lambda: self._api.model_info(self._source.repo_id, revision=revision, timeout=ASKING_SECONDS),
             give_up_seconds=_RETRY_SECONDS,
         )
+        return _Commit(info.sha, [file.rfilename for file in info.siblings])
 
-    def _checkpoints(self, commit: str, files: list[str], scratch: Path) -> list[tuple[int, str, str]]:
-        """Step, folder and manifest of the commit's checkpoints that have one, newest first."""
-        found = []
-        for folder in sorted({name.rpartition("/")[0] for name in files}):
-            if folder != LAST and not (folder.startswith(f"{ALL}/step_")):
-                continue
-            if f"{folder}/{checkpoint.MANIFEST}" not in files:
-                self._tell(commit, folder, checkpoint.BadCheckpoint(f"no {checkpoint.MANIFEST}"))
-                continue
-            manifest = self._download(commit, f"{folder}/{checkpoint.MANIFEST}", scratch).read_text()
-            try:
-                found.append((int(json.loads(manifest)["step"]), folder, manifest))
-            except (ValueError, KeyError, TypeError) as error:
-                self._tell(commit, folder, checkpoint.BadCheckpoint(f"{checkpoint.MANIFEST} cannot be read ({error})"))
-        return sorted(found, reverse=True)
+    def _fetch(self, commit: _Commit, folder: str, target: Path, scratch: Path) -> Path:
+        """Have the checkpoint in `folder` verified at `target`, and the run's records beside the checkpoints."""
+        try:
+            return self._fetch_once(commit, folder, target, scratch, anew=False)
+        except checkpoint.BadCheckpoint:  # perhaps damaged on the way: the client checks sizes only
+            return self._fetch_once(commit, folder, target, scratch, anew=True)
 
-    def _fetch(self, commit: str, folder: str, files: list[str], target: Path, scratch: Path) -> Path:
-        names = [name for name in files if name.rpartition("/")[0] == folder]
-        for again in (False, True):  # the client checks sizes only: what was damaged on the way is fetched once more
-            try:
-                with replace_folder(target) as staging:
-                    for name in names:
-                        os.replace(self._download(commit, name, scratch, again), staging / Path(name).name)
-                    checkpoint.verify(staging, checkpoint.step_of(target))
-                    # Before the checkpoint is in its place: once it is, nothing is fetched again.
-                    if RECORDS in files:
-                        os.replace(self._download(commit, RECORDS, scratch, again), target.parent.parent / RECORDS)
-                return target
-            except checkpoint.BadCheckpoint:
-                if again:
-                    raise
-        raise AssertionError
+    def _fetch_once(self, commit: _Commit, folder: str, target: Path, scratch: Path, *, anew: bool) -> Path:
+        with replace_folder(target) as staging:
+            for name in commit.files:
+                if name.rpartition("/")[0] == folder:
+                    os.replace(self._download(commit, name, scratch, anew), staging / Path(name).name)
+            checkpoint.verify(staging, checkpoint.step_of(target))
+            # Before the checkpoint is in its place: once it is, nothing is fetched again.
+            if RECORDS in commit.files:
+                os.replace(self._download(commit, RECORDS, scratch, anew), target.parent.parent / RECORDS)
+        return target
 
-    def _download(self, commit: str, name: str, scratch: Path, again: bool = True) -> Path:
+    def _download(self, commit: _Commit, name: str, scratch: Path, anew: bool = True) -> Path:
         from huggingface_hub import hf_hub_download
 
-        return Path(
-            with_retries(
-                lambda: hf_hub_download(
-                    self._source.repo_id, name, revision=commit, local_dir=scratch, force_download=again
-                ),
-                give_up_seconds=_RETRY_SECONDS,
-            )
+        path = with_retries(
+            lambda: hf_hub_download(
+                self._source.repo_id, name, revision=commit.id, local_dir=scratch, force_download=anew
+            ),
+            give_up_seconds=_RETRY_SECONDS,
         )
+        return Path(path)
 
-    def _tell(self, commit: str, folder: str, error: Exception) -> None:
-        self._warn(f"warning: {folder} in {self._source.repo_id}@{commit[:8]} is passed over: {error}")
+
+def _checkpoint_folders(files: list[str]) -> list[str]:
+    """The folders of a repository that should be checkpoints."""
+    folders = sorted({name.rpartition("/")[0] for name in files})
+    return [name for name in folders if name == LAST or name.startswith(f"{CHECKPOINTS}/step_")]

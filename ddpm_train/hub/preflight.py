@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, told, with_retries
+from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, reason, status_of, with_retries
 
 SCHEME = "hf://"
 _URI = re.compile(rf"{SCHEME}(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -96,16 +96,16 @@ def _repository_mistakes(api: Any, key: str, repo_id: str, private: bool | None)
         # The first thing that an upload asks; it changes nothing.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd("README.md", b"-")])
     except HfHubHTTPError as error:
-        if error.response is None or error.response.status_code not in (401, 403):
+        if status_of(error) not in (401, 403):
             raise
         yield f"{key}={repo_id}: this token may not write there; use another, or another repository"
 
 
 def _remedied(error: Exception, otherwise: str) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = status_of(error)
     if status == 401:
         return "the Hub refuses this token; log in with `hf auth login`, or set HF_TOKEN to one that may write"
     if status is not None:
-        return f"{told(error)}; try again later{otherwise}"
+        return f"{reason(error)}; try again later{otherwise}"
     endpoint = os.environ.get("HF_ENDPOINT")
-    return f"{told(error)}; check the network and HF_ENDPOINT{f'={endpoint}' if endpoint else ''}{otherwise}"
+    return f"{reason(error)}; check the network and HF_ENDPOINT{f'={endpoint}' if endpoint else ''}{otherwise}"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ddpm_train.hub.access import limit_waiting, told, with_retries
+from ddpm_train.hub.access import limit_waiting, reason, with_retries
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ def main() -> None:
     try:
         outcome = {"commit": push()}
     except Exception as error:
-        outcome = {"error": told(error)}
+        outcome = {"error": reason(error)}
     print(json.dumps(outcome), flush=True)
-    # Threads of the client's that hang would hold up an orderly end.
+    # To end as usual would be to wait for the threads of the client that hang.
     os._exit(0)
 
 

@@ -13,15 +13,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ddpm_train.hub.card import Facts, model_card
 from ddpm_train.runs import checkpoint
-from ddpm_train.runs.folder import CONFIG, RECORDS, config_yaml
+from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, EVALUATION, RECORDS, SAMPLES, SCORES, config_yaml, read_records
+from ddpm_train.runs.state import read_state
 
-LAST, ALL = "last-checkpoint", "checkpoints"
+LAST = "last-checkpoint"
 # Folders of the repository that are the newest push's alone. Of all checkpoints there, none is ever removed.
 OWNED = ("unet", "scheduler", LAST)
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -53,26 +54,25 @@ class Shared:
             OSError: a file is gone (pruned meanwhile), or the disk does not take the copy.
         """
         step = checkpoint.step_of(path)
-        scalars = checkpoint.load_scalars(path)
+        state = read_state(path)
         weights = "ema" if (path / "ema.safetensors").exists() else "unet"
         for name, text in self.pipeline_files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
         _link(path / f"{weights}.safetensors", folder / _WEIGHTS)
         (folder / CONFIG).write_bytes(config_yaml(public_config(self.values)))
-        records = _records(self.run / RECORDS, step)
+        records = list(read_records(self.run, step))
         (folder / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
-        if grid := _newest_grid(self.run / "samples", step):
+        if grid := _newest(self.run / SAMPLES, ".png", step):
             shutil.copyfile(grid, folder / "samples.png")
         for place, source in self._checkpoints(path).items():
             share_checkpoint(source, folder / place)
         facts = Facts(
             values=public_config(self.values),
-            step=step,
+            state=state,
             weights=weights,
-            scalars=scalars,
             records=records,
-            scores=_scores(self.run / "evaluation", step),
+            scores=_scores(self.run / EVALUATION, step),
             licence=self.licence(),
             repo_id=self.repo_id,
             has_grid=grid is not None,
@@ -84,19 +84,19 @@ class Shared:
         if self.strategy == "checkpoint":
             return {LAST: path}
         if self.strategy == "all_checkpoints":
-            return {f"{ALL}/{one.name}": one for one in checkpoint.published(path.parent)}
+            return {f"{CHECKPOINTS}/{one.name}": one for one in checkpoint.published(path.parent)}
         return {}
 
 
 def share_checkpoint(path: Path, target: Path) -> None:
-    """Link a checkpoint, but for its scalars: they hold the config, which is shared without paths."""
+    """Link a checkpoint, but for its state: that holds the config, which is shared without paths."""
     target.mkdir(parents=True)
     for file in path.iterdir():
         if file.name not in (checkpoint.STATE, checkpoint.MANIFEST):
             _link(file, target / file.name)
-    scalars = checkpoint.load_scalars(path)
-    scalars["identity"] = public_identity(scalars["identity"])
-    state = json.dumps(scalars, indent=1).encode()
+    private = read_state(path)
+    public = replace(private, identity=public_identity(private.identity))
+    state = json.dumps(public.to_json(), indent=1).encode()
     (target / checkpoint.STATE).write_bytes(state)
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())
     manifest["files"][checkpoint.STATE] = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
@@ -113,29 +113,21 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _records(path: Path, step: int) -> list[dict[str, Any]]:
-    """The run's records until `step`: it may be writing further ones."""
-    if not path.exists():
-        return []
-    records = (json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
-    return [record for record in records if record["step"] <= step]
-
-
-def _newest_grid(folder: Path, step: int) -> Path | None:
-    grids = sorted(folder.glob("step_*.png"))
-    return next((grid for grid in reversed(grids) if checkpoint.step_of(grid.with_suffix("")) <= step), None)
-
-
 def _scores(folder: Path, step: int) -> list[dict[str, Any]]:
     """The newest evaluation's scores, and those measured by hand of the weights of `step`."""
-    found: dict[str, dict[str, Any]] = {}
-    during = sorted(path for path in folder.glob("step_*.json") if int(path.stem.removeprefix("step_")) <= step)
-    by_hand = [folder / "scores.json"] if (folder / "scores.json").exists() else []
-    for path in [*during[-1:], *by_hand]:
-        for score in json.loads(path.read_text())["scores"]:
-            if path in during or score["depends_on"].get("step") in (step, None):
-                found[score["name"]] = score
-    return list(found.values())
+    during = _newest(folder, ".json", step)
+    by_hand = folder / SCORES
+    scores = json.loads(during.read_text())["scores"] if during else []
+    if by_hand.exists():
+        measured = json.loads(by_hand.read_text())["scores"]
+        scores += [score for score in measured if score["depends_on"].get("step") in (step, None)]
+    return list({score["name"]: score for score in scores}.values())
+
+
+def _newest(folder: Path, suffix: str, step: int) -> Path | None:
+    """The newest file step_NNNNNNNN with `suffix`, up to a step."""
+    found = checkpoint.by_step(folder, suffix)
+    return found.get(max((at for at in found if at <= step), default=-1))
 
 
 # Where a run lies, and how it was asked to start, say nothing to others, or say too much.
@@ -187,5 +179,5 @@ def _public(key: str, value: Any) -> Any:
 
 def is_local(text: str) -> bool:
     """Whether a value is a path on this machine. A name such as owner/name is one of the Hub's."""
-    looks = re.match(r"[./~\\]|[A-Za-z]:[\\/]|[a-z0-9+]+://", text) is not None or text.count("/") > 1
-    return looks or os.path.isabs(text) or ("/" in text and Path(text).exists())
+    is_path = re.match(r"[./~\\]|[A-Za-z]:[\\/]|[a-z0-9+]+://", text) is not None or text.count("/") > 1
+    return is_path or os.path.isabs(text) or ("/" in text and Path(text).exists())

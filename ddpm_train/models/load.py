@@ -14,18 +14,18 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
-from ddpm_train.config.checks import parse
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.objective import Judging
 from ddpm_train.config.samplers import SAMPLERS
-from ddpm_train.config.train import Config
 from ddpm_train.hub.access import find_commit
-from ddpm_train.models.source import path_mistakes
-from ddpm_train.models.unet import build_unet
+from ddpm_train.models.source import path_mistakes, read_json
+from ddpm_train.models.unet import build_unet, read_description
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
-from ddpm_train.runs.folder import CONFIG, is_best, read_config
+from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, is_best, read_origin, read_part
+from ddpm_train.runs.state import read_state
+from ddpm_train.system.failures import first_line
 
-ORIGIN = "training.json"  # in a run's `pipeline/`: which weights these are
 _INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 # What a noise schedule like DDPM's is saved as. "Parallel" is the same schedule in other clothes.
 _SCHEDULES = {*(entry.class_name for entry in SAMPLERS.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
@@ -36,13 +36,13 @@ class Model:
     """What samples: the UNet, float32, in eval mode, on the CPU, and the noise schedule that it was trained with.
 
     Attributes:
-        words: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
+        label: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
         noise_scheduler: a DDPMScheduler that also keeps what the stored scheduler's config says besides.
         digest: a hash of the weights and of both configs: what the images depend on, wherever it was loaded from.
-        step, weights: how long it was trained, and which weights these are, "ema" or "unet"; None: nobody says.
+        step, weights: how long it was trained, and which weights these are, "ema" or "unet"; None: not known.
     """
 
-    words: str
+    label: str
     unet: UNet2DModel
     noise_scheduler: DDPMScheduler
     digest: str
@@ -81,14 +81,14 @@ def load_model(pipeline: str, *, revision: str | None = None, weights: str = "au
 
 
 def _from_run(pipeline: str, run: Path, weights: str) -> Model:
-    origin = run / "pipeline" / ORIGIN
-    checkpoints = checkpoint.published(run / "checkpoints")
-    if (run / "pipeline" / _INDEX).exists():
-        held = json.loads(origin.read_text())["weights"] if origin.exists() else weights
-        if weights in ("auto", held) or not checkpoints:
-            return _from_diffusers(pipeline, run / "pipeline", weights)
+    saved = run / PIPELINE
+    checkpoints = checkpoint.published(run / CHECKPOINTS)
+    if (saved / _INDEX).exists() and (
+        not checkpoints or weights in ("auto", read_origin(saved).get("weights", weights))
+    ):
+        return _from_diffusers(pipeline, saved, weights)
     if not checkpoints:
-        holds = "a run without a checkpoint yet" if (run / "config.yaml").exists() else "no run, checkpoint or model"
+        holds = "a run without a checkpoint yet" if (run / CONFIG).exists() else "no run, checkpoint or model"
         raise Mistakes(f"pipeline={pipeline}: {holds}; give the folder of a run, a checkpoint, or one with {_INDEX}")
     return _from_checkpoint(pipeline, checkpoints[-1], weights)
 
@@ -99,29 +99,30 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
         checkpoint.verify(path, checkpoint.step_of(path))
     except checkpoint.BadCheckpoint as error:
         raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
-    config = _run_config(pipeline, path.parent.parent)
+    run = path.parent.parent
+    _check_config(pipeline, run)
+    description = read_description(run)
     tensors = checkpoint.load(path)
     chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
     if chosen not in tensors:
         raise Mistakes(f"weights={weights}: this run keeps no average (ema=none); use weights=unet")
-    unet = build_unet(config)
+    unet = build_unet(description.model, description.dataset, description.noise_scheduler)
     unet.load_state_dict(tensors[chosen])
-    known = {"step": checkpoint.load_scalars(path)["step"], "weights": chosen}
-    return _model(pipeline, unet, config.noise_scheduler.build(), known)
+    known = {"step": read_state(path).step, "weights": chosen}
+    return _model(pipeline, unet, description.noise_scheduler.build(), known)
 
 
-def _run_config(pipeline: str, run: Path) -> Config:
-    described = run / CONFIG
-    if not described.is_file():
-        raise Mistakes(f"pipeline={pipeline}: no {described}, which says what model this is; keep it with the run")
-    return parse(read_config(described))
+def _check_config(pipeline: str, run: Path) -> None:
+    if not (run / CONFIG).is_file():
+        raise Mistakes(f"pipeline={pipeline}: no {run / CONFIG}, which says what model this is; keep it with the run")
 
 
 def _best(pipeline: str, checkpoints: Path) -> Path:
     """The best of the checkpoints that are there, by the run's own objective and records."""
     run = checkpoints.parent
     steps = [checkpoint.step_of(path) for path in checkpoint.published(checkpoints)]
-    best = read_selection(run, _run_config(pipeline, run)).best(steps)
+    _check_config(pipeline, run)
+    best = read_selection(run, read_part(run, Judging)).best(steps)
     if best is None:
         raise Mistakes(
             f"pipeline={pipeline}: none of the checkpoints there has been evaluated by the run's objective; "
@@ -134,19 +135,17 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
     """A DDPMPipeline or DDIMPipeline, its parts in folders or (as of old) side by side; or a UNet2DModel alone."""
     part = folder / "unet" if (folder / "unet" / _CONFIG).exists() else folder
     _refuse_other_models(pipeline, folder, part)
-    origin = folder / ORIGIN
-    origin = origin if origin.exists() else folder.parent / ORIGIN
-    known = json.loads(origin.read_text()) if origin.exists() else {}
+    known = read_origin(folder) or read_origin(folder.parent)
     if weights != "auto" and known.get("weights") != weights:
         held = {"ema": "the average (weights=ema)", "unet": "the raw weights (weights=unet)"}
-        told = held.get(known.get("weights", ""), "one set of weights, without saying which (weights=auto)")
-        raise Mistakes(f"weights={weights}: {pipeline} holds {told}; use that, or give a run that has both")
+        what = held.get(known.get("weights", ""), "one set of weights, without saying which (weights=auto)")
+        raise Mistakes(f"weights={weights}: {pipeline} holds {what}; use that, or give a run that has both")
     try:
         with _quiet_diffusers():
             unet, info = UNet2DModel.from_pretrained(part, output_loading_info=True)
             scheduler, assumed = _stored_scheduler(pipeline, folder, unet)
     except (OSError, ValueError, RuntimeError) as error:
-        raise Mistakes(f"pipeline={pipeline}: it cannot be loaded: {_first_line(error)}") from None
+        raise Mistakes(f"pipeline={pipeline}: it cannot be loaded: {first_line(error)}") from None
     if absent := info["missing_keys"]:
         raise Mistakes(f"pipeline={pipeline}: its weights lack {len(absent)} tensors, {sorted(absent)[0]} first")
     return _model(pipeline, unet.float(), scheduler, known, assumed)
@@ -154,21 +153,21 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Without its warnings of pickled weights and of keys that older versions wrote; what matters is told in a line."""
-    before = logging.get_verbosity()
+    """Without its warnings of pickled weights and of keys that older versions wrote; what matters is said in a line."""
+    verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
 
 
 def _refuse_other_models(pipeline: str, folder: Path, part: Path) -> None:
     """Say what this program is for where the folder holds something else; reads no weights."""
-    index = _read_json(pipeline, folder / _INDEX) if (folder / _INDEX).exists() else {}
+    index = read_json(f"pipeline={pipeline}", folder / _INDEX) if (folder / _INDEX).exists() else {}
     name = index.get("_class_name", "")
     kind = (index.get("unet") or [None, "UNet2DModel"])[1]
-    config = _read_json(pipeline, part / _CONFIG) if (part / _CONFIG).exists() else {}
+    config = read_json(f"pipeline={pipeline}", part / _CONFIG) if (part / _CONFIG).exists() else {}
     kind = config.get("_class_name", kind)
     use = f"ddpm-sample is for unconditional pixel models (UNet2DModel); use diffusers' {name or 'own pipelines'}"
     if index and ("unet" not in index or "vqvae" in index or "vae" in index):
@@ -188,7 +187,7 @@ def _stored_scheduler(pipeline: str, folder: Path, unet: UNet2DModel) -> tuple[D
     if path is None:
         steps = unet.config.num_train_timesteps or 1000
         return DDPMScheduler(num_train_timesteps=steps), "no scheduler beside it: DDPM's linear schedule assumed"
-    config = _read_json(pipeline, path)
+    config = read_json(f"pipeline={pipeline}", path)
     name = config.get("_class_name", "DDPMScheduler")
     if name not in _SCHEDULES:
         raise Mistakes(
@@ -265,15 +264,3 @@ def _download(pipeline: str, revision: str | None) -> Path:
             f"pipeline={pipeline}: no such folder; {problem or 'the Hub went away'}, and there is no copy of it in the "
             "cache; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         ) from None
-
-
-def _read_json(pipeline: str, path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise Mistakes(f"pipeline={pipeline}: {path} is not JSON: {error}") from None
-    return values
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

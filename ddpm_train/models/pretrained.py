@@ -3,7 +3,6 @@
 Its config takes the place of the chosen layout. What the command itself says of the network must agree with it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import yaml
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.hub.access import ASKING_SECONDS, find_commit, limit_waiting
 from ddpm_train.hub.preflight import parse_uri
-from ddpm_train.models.source import path_mistakes
-from ddpm_train.runs.folder import CONFIG, read_config
+from ddpm_train.models.source import path_mistakes, read_json
+from ddpm_train.runs.folder import CONFIG, PIPELINE, read_config
+from ddpm_train.runs.identity import in_columns
 
 # Where a folder or a repository has the UNet's config: a pipeline, a UNet alone, a run of this program.
-_PLACES = ("unet/config.json", "config.json", "pipeline/unet/config.json")
+_PLACES = ("unet/config.json", "config.json", f"{PIPELINE}/unet/config.json")
 # May differ from what was trained: it shapes no weight.
 _FREE = ("pretrained", "dropout")
 
@@ -53,14 +53,11 @@ def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str,
 
 
 def _disagreement(source: str, pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    differing = {key: (as_written(its), as_written(yours)) for key, (its, yours) in pairs.items() if its != yours}
-    if not differing:
+    rows = [(f"model.{key}", as_written(its), as_written(yours)) for key, (its, yours) in pairs.items() if its != yours]
+    if not rows:
         return []
-    rows = {"key": ("pretrained", "yours"), **{f"model.{key}": pair for key, pair in differing.items()}}
-    width, left = max(map(len, rows)), max(len(its) for its, _ in rows.values())
-    table = [f"  {key:<{width}}  {its:<{left}}  {yours}" for key, (its, yours) in rows.items()]
     title = f"model.pretrained={source}: its network is another than the one you describe; leave these keys out:"
-    return ["\n".join([title, *table])]
+    return ["\n".join([title, *in_columns(("key", "pretrained", "yours"), *rows)])]
 
 
 def _recorded(values: Mapping[str, Any], source: str) -> dict[str, Any] | None:
@@ -115,14 +112,14 @@ def _read_config(source: str) -> dict[str, Any]:
         found = [folder / place for place in _PLACES if (folder / place).is_file()]
         if not found:
             raise Mistakes(f"model.pretrained={source}: no UNet in it (looked for {', '.join(_PLACES)})")
-        return _read_json(source, found[0])
+        return read_json(f"model.pretrained={source}", found[0])
     if lines := list(path_mistakes(source)):
         raise Mistakes(*(_renamed(line) for line in lines))
     limit_waiting(ASKING_SECONDS)
     _, problem = find_commit("model", source, None, key="model.pretrained", revision_key="model.pretrained")
     for place in _PLACES[:2]:
         try:
-            return _read_json(source, _download(source, place, None))
+            return read_json(f"model.pretrained={source}", _download(source, place, None))
         except Mistakes:
             raise
         except Exception as error:
@@ -139,11 +136,3 @@ def _download(repo_id: str, name: str, revision: str | None) -> Path:
 
     limit_waiting(ASKING_SECONDS)
     return Path(hf_hub_download(repo_id, name, revision=revision))
-
-
-def _read_json(source: str, path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise Mistakes(f"model.pretrained={source}: {path.name} is not JSON: {error}") from None
-    return values

@@ -1,30 +1,53 @@
 """The denoiser: a UNet2DModel from the config."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ConfigMixin, DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from ddpm_train.config.train import Config, Model
+from ddpm_train.config.model import Model
+from ddpm_train.config.noise import NoiseScheduler
+from ddpm_train.config.parts import Dataset, Resolution
+from ddpm_train.runs.folder import read_part
 from ddpm_train.seeding import Purpose, derived_seed
 
 
-def build_unet(config: Config) -> UNet2DModel:
+@dataclass(frozen=True)
+class Images:
+    """What of a dataset shapes a network."""
+
+    resolution: Resolution
+    channels: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """The parts of a run's config that say which model it trains."""
+
+    dataset: Images
+    model: Model
+    noise_scheduler: NoiseScheduler
+
+
+def read_description(run: Path) -> Description:
+    """Which model a run trains, also with a loss or a tracker that this program does not know; see `read_part`."""
+    return read_part(run, Description)
+
+
+def build_unet(model: Model, images: Dataset | Images, noise: NoiseScheduler, *, seed: int = 0) -> UNet2DModel:
     """A freshly initialised UNet2DModel, float32; the same weights for the same seed on every process."""
-    height, width = config.dataset.resolution
-    torch.manual_seed(derived_seed(config.seed, Purpose.INIT, 0))
-    unet = UNet2DModel(
+    height, width = images.resolution
+    torch.manual_seed(derived_seed(seed, Purpose.INIT, 0))
+    return UNet2DModel(
         sample_size=height if height == width else (height, width),
-        in_channels=config.dataset.channels,
-        out_channels=config.dataset.channels,
-        num_train_timesteps=config.noise_scheduler.num_train_timesteps,
-        **unet_arguments(config.model),
+        in_channels=images.channels,
+        out_channels=images.channels,
+        num_train_timesteps=noise.num_train_timesteps,
+        **unet_arguments(model),
     )
-    if config.train.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return unet
 
 
 def unet_arguments(config: Model) -> dict[str, Any]:

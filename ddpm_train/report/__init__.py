@@ -3,11 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ddpm_train.report.evidence import CONFIG, EVALUATION, read_folder
-from ddpm_train.report.page import render
+from ddpm_train.runs.folder import CONFIG, EVALUATION, REPORT
 from ddpm_train.system.files import write_atomic
-
-REPORT = "report.html"
 
 
 def write_report(folder: Path) -> Path:
@@ -22,6 +19,9 @@ def write_report(folder: Path) -> Path:
     Raises:
         OSError: the folder cannot be read or written.
     """
+    from ddpm_train.report.evidence import read_folder
+    from ddpm_train.report.page import render  # which takes a second to import, for the charts
+
     if folder.name == EVALUATION and (folder.parent / CONFIG).is_file():
         folder = folder.parent
     path = folder / REPORT
@@ -30,7 +30,7 @@ def write_report(folder: Path) -> Path:
 
 
 def try_to_write_report(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """`write_report` at the end of work that must not fail for it: an error is told."""
+    """`write_report` at the end of work that must not fail for it: an error becomes a warning."""
     try:
         return write_report(folder)
     except Exception as error:

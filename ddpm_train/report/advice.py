@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from ddpm_train.report import commands
 from ddpm_train.report.evidence import Evidence
-from ddpm_train.report.findings import held_out, main_score, small_learning_rate, trend
+from ddpm_train.report.findings import main_score, small_learning_rate, trend
+from ddpm_train.report.formatting import count, duration
 from ddpm_train.report.names import name_of
-from ddpm_train.report.numerals import count, duration
+from ddpm_train.runs.folder import BEST, CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,17 @@ def advice(evidence: Evidence) -> Iterator[Advice]:
 
 
 def _of_training(evidence: Evidence) -> Iterator[Advice]:
-    step, found = evidence.step, trend(held_out(evidence))
+    step, found = evidence.step, trend(evidence.held_out_loss)
     if step is None:
         return
     if not evidence.finished:
         max_steps = evidence.value("train", "max_steps")
         end = f" of {count(max_steps)}" if max_steps else ""
         yield Advice(
-            f"It stands at step {count(step)}{end}. The same command goes on, as does this:", commands.go_on(evidence)
+            f"It stands at step {count(step)}{end}. The same command goes on, as does this:", commands.resume(evidence)
         )
     elif found.kind == "falling":
-        yield Advice("Train it longer, for instance twice as long:", commands.go_on(evidence, 2 * step))
+        yield Advice("Train it longer, for instance twice as long:", commands.resume(evidence, 2 * step))
     if found.kind == "level" and small_learning_rate(evidence):
         yield Advice(
             "A new run with more steps, and so a longer learning rate schedule, or with a larger model may do better; "
@@ -61,11 +62,11 @@ def _of_training(evidence: Evidence) -> Iterator[Advice]:
 
 def _of_the_best(evidence: Evidence) -> Iterator[Advice]:
     """Where another step than the last was the best, and is kept."""
-    best, checkpoints = evidence.result.get("best_step"), evidence.path / "checkpoints"
+    best, checkpoints = evidence.result.get("best_step"), evidence.path / CHECKPOINTS
     if evidence.finished and best not in (None, evidence.step) and (checkpoints / f"step_{best:08d}").is_dir():
         yield Advice(
             f"{name_of(evidence.result['objective'])} was best at step {count(best)}, whose checkpoint is kept:",
-            commands.sample(evidence, of=checkpoints / "best"),
+            commands.sample(evidence, of=checkpoints / BEST),
         )
 
 

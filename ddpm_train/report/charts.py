@@ -1,138 +1,43 @@
-"""Charts: numbers -> the geometry that `chart.html.jinja` draws as inline SVG.
+"""The charts of a run and of its scores; a function returns None where there is nothing to show.
 
-A chart is as wide as the page lets it be, and its text always has the page's size: everything is placed in percent of
-the plot. Lines are paths in a square of 1,000 x 1,000 units that the browser stretches; their strokes are not.
-However long the run, a line has at most `BUCKETS` points: within each bucket of steps the smallest and the largest
-value span a band, so that no spike is lost.
+However long the run, a line has at most `BUCKETS` points: the smallest and the largest value of each bucket of steps
+span a band, so that no spike is lost.
 """
 
-import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from ddpm_train.report.evidence import NOTHING, Floats, Series
-from ddpm_train.report.numerals import number, tick
+from ddpm_train.report.evidence import Evidence, Floats, Score, Series
+from ddpm_train.report.formatting import count, duration, measured, number, tick
+from ddpm_train.report.names import name_of
+from ddpm_train.report.plots import COLOURS, CURVES, Chart, mark_points, new_axes, styled
 
 BUCKETS = 300
-MAX_DOTS = 100
 SMOOTHED_SHARE = 0.02  # of the run: the width of the moving mean
-_UNITS = 1000
-_MAX_TICKS = 6
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Values from `low` to `high`, placed in percent of the plot's length."""
-
-    low: float
-    high: float
-    log: bool = False
-    label: str = ""
-
-    def place(self, values: Floats) -> Floats:
-        low, high = self.low, self.high
-        if self.log:
-            values, low, high = np.log10(values), math.log10(low), math.log10(high)
-        return 100 * (values - low) / (high - low)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Where a label stands, in percent, and what it says."""
-        values = _log_ticks(self.low, self.high) if self.log else _linear_ticks(self.low, self.high)
-        return [(round(float(self.place(np.array(value))), 2), tick(value)) for value in values]
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A measured point, in percent, with what it says when one points at it."""
-
-    x: float
-    y: float
-    title: str
-    kind: str
-
-
-@dataclass
-class Chart:
-    """What a chart shows. `kind` names a class in style.css, which gives marks their colour in light, dark and print.
-
-    Attributes:
-        title: a short name; description: the same for somebody who cannot see it.
-        areas, lines: (kind, SVG path in units); dots: single values.
-        rules: (kind, y in percent, label): horizontal lines to compare with.
-        legend: (kind, words).
-    """
-
-    title: str
-    description: str
-    x: Axis
-    y: Axis
-    areas: list[tuple[str, str]] = field(default_factory=list)
-    lines: list[tuple[str, str]] = field(default_factory=list)
-    dots: list[Dot] = field(default_factory=list)
-    rules: list[tuple[str, float, str]] = field(default_factory=list)
-    legend: list[tuple[str, str]] = field(default_factory=list)
-
-    def line(self, kind: str, x: Floats, y: Floats) -> None:
-        self.lines.append((kind, _path(self.x.place(x), self.y.place(y))))
-
-    def area(self, kind: str, x: Floats, low: Floats, high: Floats) -> None:
-        around = np.concatenate([self.x.place(x), self.x.place(x[::-1])])
-        edge = np.concatenate([self.y.place(high), self.y.place(low[::-1])])
-        self.areas.append((kind, _path(around, edge) + "Z"))
-
-    def points(self, kind: str, x: Floats, y: Floats, titles: list[str]) -> None:
-        """Dots that say what they are, while one can tell them apart."""
-        if len(titles) > MAX_DOTS:
-            return
-        places = zip(self.x.place(x), self.y.place(y), titles, strict=True)
-        self.dots += [Dot(round(float(px), 2), round(100 - float(py), 2), title, kind) for px, py, title in places]
-
-    def rule(self, kind: str, value: float, label: str) -> None:
-        if self.y.low <= value <= self.y.high:
-            self.rules.append((kind, round(100 - float(self.y.place(np.array(value))), 2), label))
-
-
-def span(*values: Floats, log: bool = False, label: str = "", from_zero: bool = False) -> Axis:
-    """An axis that holds all the values, with a little air; logarithmic only if all are positive."""
-    joined = np.concatenate([np.ravel(part) for part in values])
-    low, high = float(joined.min()), float(joined.max())
-    if log and low > 0:
-        air = (high / low) ** 0.05 if high > low else 1.1
-        return Axis(low / air, high * air, True, label)
-    if from_zero and low >= 0:
-        return Axis(0.0, 1.05 * high or 1.0, False, label)
-    air = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
-    return Axis(low - air, high + air, False, label)
-
-
-def step_axis(*series: Series) -> Axis:
-    """From 0 to the last step of any of them."""
-    return Axis(0.0, max([1.0, *(float(one.steps[-1]) for one in series if len(one))]), label="step")
+BAND = 0.28  # the opacity of a band
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """A long series in short: where buckets lie, the extremes in each, and the moving mean there; float64 [<= 300]."""
+    """A long series in short: a step in each bucket, the extremes in it, the moving mean there; float64 [<= 300]."""
 
     steps: Floats
     low: Floats
     high: Floats
-    smooth: Floats
+    mean: Floats
 
 
 def shorten(series: Series) -> Buckets:
-    """Minimum, maximum and moving mean (over `SMOOTHED_SHARE` of the run) in equal ranges of steps."""
-    steps, values = series.steps, series.values
-    width = max(1.0, (steps[-1] - steps[0] + 1) / BUCKETS)
-    starts = np.flatnonzero(np.diff((steps - steps[0]) // width, prepend=-1))
-    middles = (starts + np.append(starts[1:], len(steps)) - 1) // 2
-    return Buckets(
-        steps[middles],
-        np.minimum.reduceat(values, starts),
-        np.maximum.reduceat(values, starts),
-        moving_mean(values)[middles],
-    )
+    """Minimum, maximum and moving mean (over `SMOOTHED_SHARE` of the run) in buckets of equally many records."""
+    length = len(series)
+    starts = np.linspace(0, length, min(length, BUCKETS), endpoint=False).astype(int)
+    middles = (starts + np.append(starts[1:], length) - 1) // 2
+    low, high = np.minimum.reduceat(series.values, starts), np.maximum.reduceat(series.values, starts)
+    return Buckets(series.steps[middles], low, high, moving_mean(series.values)[middles])
 
 
 def moving_mean(values: Floats) -> Floats:
@@ -145,54 +50,193 @@ def moving_mean(values: Floats) -> Floats:
     return (sums[index + after + 1] - sums[index - before]) / (before + after + 1)
 
 
-def over_steps(
-    title: str,
-    description: str,
-    series: Series,
-    *,
-    unit: str,
-    log: bool = False,
-    from_zero: bool = False,
-    beside: Series = NOTHING,
-) -> Chart:
-    """A series over the run: its extremes as a band, its moving mean as a line. Leaves room for another `beside` it."""
-    short = shorten(series)
-    y = span(short.low, short.high, beside.values, log=log, from_zero=from_zero, label=unit)
-    chart = Chart(title, description, step_axis(series, beside), y)
-    if len(short.steps) < len(series):
-        chart.area("raw", short.steps, short.low, short.high)
-    else:
-        chart.line("raw", series.steps, series.values)
-    chart.line("curve-0", short.steps, short.smooth)
+def loss(evidence: Evidence) -> Chart | None:
+    training, held_out = evidence.series("loss"), evidence.held_out_loss
+    if len(training) < 2:
+        return None
+    description = f"The training loss ends at {number(float(shorten(training).mean[-1]))} (moving mean)"
+    if not len(held_out):
+        return over_steps("Training loss", f"{description}.", training, "loss")
+    description += f", the held-out loss at {number(held_out.last)}."
+    chart = over_steps("Training and held-out loss", description, training, "loss")
+    _draw_held_out(chart.axes, held_out, label="held-out")
     return chart
 
 
-def titles(series: Series, name: str) -> list[str]:
-    return [
-        f"step {step:,.0f}: {name} {number(value)}" for step, value in zip(series.steps, series.values, strict=True)
-    ]
+def held_out_loss(evidence: Evidence) -> Chart | None:
+    """The held-out loss alone, on a scale of its own."""
+    series = evidence.held_out_loss
+    if len(series) < 2:
+        return None
+    lowest = int(np.argmin(series.values))
+    description = f"Lowest at step {count(series.steps[lowest])}: {number(series.values[lowest])}."
+    if lowest < len(series) - 1:
+        description += f" At the end: {number(series.last)}."
+    axes = new_axes("step", "held-out loss", log_y=series.values.min() > 0)
+    _draw_held_out(axes, series)
+    axes.set_xlim(0)
+    return Chart("Held-out loss alone", description, axes)
 
 
-def _path(x: Floats, y: Floats) -> str:
-    """An SVG path through points given in percent, y upwards."""
-    units = np.stack([x, 100 - y], axis=-1) * (_UNITS / 100)
-    return "M" + "L".join(f"{px:.1f} {py:.1f}".replace(".0", "") for px, py in units)
+@styled
+def loss_by_timestep(curves: dict[str, dict[str, Any]]) -> Chart:
+    """How well noise is predicted where there is little of it (t = 0) and where there is nothing else.
+
+    Args:
+        curves: by what they are called, such as "step 1,400", the newest last: `edges` [N + 1] of the bins of timesteps
+            and the mean `loss` [N] in each, None in a bin without an image. At most four are drawn.
+    """
+    names = [list(curves)[index] for index in spread(len(curves), len(CURVES))]
+    losses = [np.array(curves[name]["loss"], dtype=float) for name in names]
+    edges, hardest = curves[names[-1]]["edges"], int(np.nanargmax(losses[-1]))
+    axes = new_axes("timestep t (noise grows)", "held-out loss", log_y=np.nanmin(losses) > 0)
+    for place, (name, values) in enumerate(zip(reversed(names), reversed(losses), strict=True)):
+        bins = curves[name]["edges"]
+        axes.stairs(values, bins, baseline=None, color=CURVES[place], linewidth=1.5, label=name, zorder=3 - place / 10)
+    axes.set_xlim(edges[0], edges[-1])
+    description = (
+        f"At {names[-1]} the loss is largest for t from {edges[hardest]} to {edges[hardest + 1]}: "
+        f"{number(losses[-1][hardest])}."
+    )
+    return Chart("Held-out loss by timestep", description, axes)
 
 
-def _linear_ticks(low: float, high: float) -> list[float]:
-    rough = (high - low) / (_MAX_TICKS - 1)
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+def scores_over_steps(evidence: Evidence) -> Iterator[Chart]:
+    """A chart for each score that was measured more than once during training."""
+    measured_at: dict[str, list[tuple[int, Score]]] = {}
+    for evaluation in evidence.evaluations:
+        for score in map(Score.read, evaluation.get("scores", [])):
+            if score.metric != "held_out_loss":
+                measured_at.setdefault(score.name, []).append((evaluation["step"], score))
+    yield from (_score_over_steps(points) for points in measured_at.values() if len(points) > 1)
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten where there are enough of them, else with 2 and 5, else round numbers between."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for factors in ((1,), (1, 2, 5)):
-        values = [factor * 10.0**exponent for exponent in range(first, last + 1) for factor in factors]
-        values = [float(f"{value:.6g}") for value in values if low <= value <= high]
-        if len(values) >= 3:
-            return values[:: math.ceil(len(values) / (_MAX_TICKS + 1))]
-    return _linear_ticks(low, high)
+def _score_over_steps(points: list[tuple[int, Score]]) -> Chart:
+    steps = [step for step, _ in points]
+    scores = [score for _, score in points]
+    values = [score.value for score in scores]
+    low, high = np.transpose([score.interval or [score.value, score.value] for score in scores])
+    last, name = scores[-1], name_of(scores[-1].metric)
+    best = int(np.argmin(values) if last.lower_is_better else np.argmax(values))
+    axes = new_axes("step", name, log_y=last.lower_is_better and low.min() > 0)
+    label = f"value, with its {100 * last.confidence:.0f} % interval" if last.interval else None
+    axes.fill_between(steps, low, high, color=CURVES[0], alpha=BAND)
+    axes.plot(steps, values, color=CURVES[0], label=label)
+    titles = [f"step {count(step)}: {measured(score.value, score.interval)}" for step, score in points]
+    mark_points(axes, steps, values, titles, CURVES[0])
+    axes.set_xlim(0)
+    description = (
+        f"Best at step {count(steps[best])}: {measured(values[best], scores[best].interval)}; "
+        f"{'lower' if last.lower_is_better else 'higher'} is better."
+    )
+    return Chart(f"{name} over the run", description, axes)
+
+
+def bound_by_timestep(evidence: Evidence) -> Chart | None:
+    """Which timesteps the bits of the variational bound are spent at."""
+    terms = (evidence.bound or {}).get("by_timestep")
+    if not terms or len(terms["timesteps"]) < 2:
+        return None
+    timesteps, bits = terms["timesteps"], np.array(terms["bits_per_dim"])
+    description = f"The largest term is {number(bits.max())} bits per dimension, at t = {timesteps[np.argmax(bits)]}."
+    axes = new_axes("timestep t (noise grows)", "bits per dimension", log_y=bits.min() > 0)
+    axes.plot(timesteps, bits, color=CURVES[0])
+    return Chart("Where the bits go", description, axes)
+
+
+@styled
+def quality_against_cost(cost: dict[str, Any]) -> Chart:
+    """Each sampler's score at each number of steps, against the seconds that an image takes.
+
+    Args:
+        cost: as `scores.json` has it: the name of the `metric`, and `rows` of one score each.
+    """
+    rows, name = sorted(cost["rows"], key=lambda row: row["seconds_per_image"]), name_of(cost["metric"])
+    ends = [row.get("interval") or [row["value"], row["value"]] for row in rows]
+    axes = new_axes("seconds for an image", name, log_x=True, log_y=np.min(ends) > 0)
+    for place, sampler in enumerate(dict.fromkeys(row["sampler"] for row in cost["rows"])):
+        _draw_sampler(axes, sampler, [row for row in rows if row["sampler"] == sampler], place)
+    best = cost.get("fewest_within_5_percent")
+    for row in rows:
+        if best and all(row[key] == value for key, value in best.items()):
+            axes.plot(row["seconds_per_image"], row["value"], "o", markersize=13, mfc="none", mec=COLOURS["quiet"])
+    description = "Beside each point stands its number of steps"
+    description += "; the ring is around the row that is marked below." if best else "."
+    return Chart(f"{name} against the time for an image", description, axes)
+
+
+def _draw_sampler(axes: Axes, sampler: str, rows: list[dict[str, Any]], place: int) -> None:
+    colour = CURVES[place % len(CURVES)]
+    seconds, values = ([row[key] for row in rows] for key in ("seconds_per_image", "value"))
+    low, high = np.transpose([row.get("interval") or [row["value"], row["value"]] for row in rows])
+    dashes = ["-", "--", ":"][place // len(CURVES) % 3]
+    axes.errorbar(
+        seconds, values, [values - low, high - values], color=colour, capsize=2, linestyle=dashes, label=sampler
+    )
+    titles = []
+    for row in rows:
+        steps, shown = row["num_inference_steps"], measured(row["value"], row.get("interval"))
+        titles.append(f"{sampler}, {steps} steps: {shown}, {duration(row['seconds_per_image'])} an image")
+        at = (row["seconds_per_image"], row["value"])
+        axes.annotate(str(steps), at, xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour)
+    mark_points(axes, seconds, values, titles, colour)
+
+
+def speed(evidence: Evidence) -> Chart | None:
+    rate = evidence.series("images_per_second")
+    if len(rate) < 2:
+        return None
+    description = f"Half of the steps ran at {number(float(np.median(rate.values)))} images per second or faster."
+    chart = over_steps("Images per second", description, rate, "images per second", log=False)
+    chart.axes.set_ylim(0)
+    return chart
+
+
+def learning_rate(evidence: Evidence) -> Chart | None:
+    rate = evidence.series("lr")
+    if len(rate) < 2:
+        return None
+    description = f"It peaks at {tick(float(rate.values.max()))} and ends at {number(rate.last, 2)}."
+    short, axes = shorten(rate), new_axes("step", "learning rate")
+    axes.plot(short.steps, short.low, color=CURVES[0])
+    axes.set_xlim(0)
+    axes.set_ylim(0)
+    return Chart("Learning rate", description, axes)
+
+
+def gradient_norm(evidence: Evidence) -> Chart | None:
+    norm, limit = evidence.series("grad_norm"), evidence.value("train", "max_grad_norm")
+    if len(norm) < 2:
+        return None
+    if not limit:
+        return over_steps("Gradient norm", "The norm before clipping.", norm, "norm")
+    share = 100 * float((norm.values > limit).mean())
+    chart = over_steps(
+        "Gradient norm", f"{share:.0f} % of the steps were clipped to a norm of {tick(limit)}.", norm, "norm"
+    )
+    low, high = chart.axes.get_ylim()
+    if low <= limit <= high:
+        chart.axes.axhline(limit, color=COLOURS["quiet"], linestyle=(0, (4, 4)), linewidth=1, label="clipped above")
+    return chart
+
+
+def over_steps(title: str, description: str, series: Series, y_label: str, *, log: bool = True) -> Chart:
+    """A series over the run: its extremes as a band, its moving mean as a line."""
+    short = shorten(series)
+    axes = new_axes("step", y_label, log_y=log and series.values.min() > 0)
+    axes.fill_between(short.steps, short.low, short.high, color=CURVES[0], alpha=BAND, linewidth=1, label="every step")
+    axes.plot(short.steps, short.mean, color=CURVES[0], label="moving mean")
+    axes.set_xlim(0)
+    return Chart(title, description, axes)
+
+
+def _draw_held_out(axes: Axes, series: Series, label: str | None = None) -> None:
+    axes.plot(series.steps, series.values, color=CURVES[1], label=label)
+    pairs = zip(series.steps, series.values, strict=True)
+    titles = [f"step {count(step)}: held-out loss {number(value)}" for step, value in pairs]
+    mark_points(axes, series.steps, series.values, titles, CURVES[1])
+
+
+def spread(length: int, most: int) -> list[int]:
+    """At most so many indices of a sequence, evenly, the first and the last among them."""
+    return sorted({round(index) for index in np.linspace(0, length - 1, min(length, most))})

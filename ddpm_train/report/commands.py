@@ -5,9 +5,10 @@ import shlex
 from pathlib import Path
 
 from ddpm_train.report.evidence import Evidence
+from ddpm_train.runs.folder import PIPELINE
 
 
-def go_on(evidence: Evidence, max_steps: int | None = None) -> str:
+def resume(evidence: Evidence, max_steps: int | None = None) -> str:
     """Continue a run with its own config, from the folder where it was started."""
     command = ["ddpm-train", "--config-path", str(evidence.path), "--config-name", "config"]
     return shlex.join(command + ([f"train.max_steps={max_steps}"] if max_steps else []))
@@ -34,7 +35,7 @@ def in_diffusers(evidence: Evidence) -> str:
         [
             "from diffusers import DDPMPipeline, DPMSolverMultistepScheduler",
             "",
-            f"pipeline = DDPMPipeline.from_pretrained({str(evidence.path / 'pipeline')!r})",
+            f"pipeline = DDPMPipeline.from_pretrained({str(evidence.path / PIPELINE)!r})",
             "pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)",
             f"images = pipeline(batch_size=16, num_inference_steps={steps}).images",
         ]

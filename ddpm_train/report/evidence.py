@@ -1,12 +1,11 @@
 """What a run's folder says: everything that the report tells stands in here, and nothing is measured anew."""
 
+import io
 import json
 import math
-import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import yaml
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from ddpm_train.runs import folder
+
 Floats = NDArray[np.float64]
-CONFIG = "config.yaml"
-EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,17 @@ class Score:
     name: str
     metric: str
     value: float
-    interval: list[float] | None
-    confidence: float
     lower_is_better: bool
-    standard_deviation: float | None
-    warning: str | None
-    depends_on: dict[str, Any]
+    interval: list[float] | None = None
+    confidence: float = 0.95
+    standard_deviation: float | None = None
+    warning: str | None = None
+    depends_on: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def read(stored: dict[str, Any]) -> "Score":
+        known = {key.name for key in fields(Score)}
+        return Score(**{key: value for key, value in stored.items() if key in known and value is not None})
 
     @property
     def step(self) -> int:
@@ -74,6 +78,7 @@ class Evidence:
 
     Attributes:
         path: the folder, as it was given.
+        evaluation: the folder that evaluations write into: a run's own, or what was given.
         config: the run's resolved config.
         metrics: every number of `metrics.jsonl` by its key.
         grids: the sample grids by step.
@@ -85,10 +90,11 @@ class Evidence:
         result: what the run has come to (`result.json`).
         pipeline: which weights `pipeline/` holds, with the version of diffusers that saved it.
         num_parameters: of the UNet in `pipeline/`.
-        unreadable: files that are damaged, and therefore left out, in words.
+        unreadable: files that are damaged and therefore left out, each with the reason.
     """
 
     path: Path
+    evaluation: Path
     config: dict[str, Any]
     metrics: dict[str, Series]
     grids: list[tuple[int, Path]]
@@ -102,7 +108,7 @@ class Evidence:
     result: dict[str, Any]
     pipeline: dict[str, Any]
     num_parameters: int | None
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: list[str]
 
     @property
     def is_run(self) -> bool:
@@ -112,13 +118,12 @@ class Evidence:
     def name(self) -> str:
         return str(self.config.get("name") or self.path.resolve().name)
 
-    @property
-    def evaluation(self) -> Path:
-        """The folder that evaluations write into: a run's own, or what was given."""
-        return _evaluation_folder(self.path)
-
     def series(self, key: str) -> Series:
         return self.metrics.get(key, NOTHING)
+
+    @property
+    def held_out_loss(self) -> Series:
+        return self.series("held_out_loss")
 
     @property
     def step(self) -> int | None:
@@ -142,100 +147,84 @@ class Evidence:
 def read_folder(path: Path) -> Evidence:
     """Read what is there. Damaged files are left out and named, a torn end of `metrics.jsonl` likewise."""
     unreadable: list[str] = []
-    evaluation = _evaluation_folder(path)
-    config = _read(path / CONFIG, unreadable)
-    evaluations = [_read(file, unreadable) for file in sorted(evaluation.glob("step_*.json"))]
-    evaluations = sorted((found for found in evaluations if "step" in found), key=lambda found: int(found["step"]))
-    stored = _read(evaluation / "scores.json", unreadable)
-    pipeline = path / "pipeline"
+
+    def read(file: Path, kind: type = dict) -> Any:
+        return _read(file, kind, unreadable)
+
+    evaluation = path / folder.EVALUATION if (path / folder.EVALUATION).is_dir() else path
+    evaluations = [found for file in evaluation.glob("step_*.json") if "step" in (found := read(file))]
+    evaluations.sort(key=lambda found: int(found["step"]))
+    stored, pipeline = read(evaluation / folder.SCORES), path / folder.PIPELINE
+    states = sorted(path.glob(f"{folder.CHECKPOINTS}/step_*[0-9]/state.json"))
+    grids = path.glob(f"{folder.SAMPLES}/step_*.png")
     return Evidence(
         path=path,
-        config={key: value for key, value in config.items() if key not in ("defaults", "hydra")},
-        metrics=_read_metrics(path / "metrics.jsonl", unreadable),
-        grids=_grids(path / "samples"),
+        evaluation=evaluation,
+        config={key: value for key, value in read(path / folder.CONFIG).items() if key not in ("defaults", "hydra")},
+        metrics=_read_metrics(path / folder.RECORDS, unreadable),
+        grids=sorted((int(file.stem[5:]), file) for file in grids if file.stem[5:].isdecimal()),
         evaluations=evaluations,
         scores=_scores(stored, evaluations),
         bound=stored.get("bound"),
         copying=stored.get("copying"),
         cost=stored.get("cost"),
-        changes=_changes(path, unreadable),
-        environments=_parse(path / "environment.json", unreadable) or [],
-        result=_read(path / "result.json", unreadable),
-        pipeline=_read(pipeline / "model_index.json", unreadable) | _read(pipeline / "training.json", unreadable),
+        changes=read(states[-1]).get("changes", []) if states else [],
+        environments=read(path / folder.ENVIRONMENT, list),
+        result=read(path / folder.RESULT),
+        pipeline=read(pipeline / "model_index.json") | read(pipeline / folder.ORIGIN),
         num_parameters=_num_parameters(pipeline / "unet", unreadable),
         unreadable=unreadable,
     )
 
 
-def _evaluation_folder(path: Path) -> Path:
-    return path / EVALUATION if (path / EVALUATION).is_dir() else path
-
-
-def _grids(folder: Path) -> list[tuple[int, Path]]:
-    found = ((re.fullmatch(r"step_(\d+)\.png", path.name), path) for path in folder.glob("*.png"))
-    return sorted((int(match[1]), path) for match, path in found if match)
-
-
-def _read(path: Path, unreadable: list[str]) -> dict[str, Any]:
-    """A JSON or YAML file's mapping; empty if there is no such file or it is damaged."""
-    found = _parse(path, unreadable)
-    return found if isinstance(found, dict) else {}
-
-
-def _parse(path: Path, unreadable: list[str]) -> Any:
+def _read(path: Path, kind: type, unreadable: list[str]) -> Any:
+    """What a JSON or YAML file holds; empty if there is no such file, it is damaged or of another kind."""
     if not path.is_file():
-        return None
+        return kind()
     try:
         text = path.read_text(encoding="utf-8")
-        return yaml.load(text, yaml.CSafeLoader) if path.suffix == ".yaml" else json.loads(text)
+        found = yaml.load(text, yaml.CSafeLoader) if path.suffix == ".yaml" else json.loads(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         unreadable.append(f"{path.name}: {str(error).splitlines()[0]}")
-        return None
+        return kind()
+    return found if isinstance(found, kind) else kind()
 
 
 def _read_metrics(path: Path, unreadable: list[str]) -> dict[str, Series]:
     """Column by column: a million records of ten numbers take 160 MB so, and gigabytes as objects."""
     columns: dict[str, tuple[array[float], array[float]]] = {}
     last, torn = -math.inf, 0
-    for line in _lines(path):
-        try:
-            record = json.loads(line)
-            step = record["step"]
-        except (ValueError, TypeError, KeyError):
-            torn += 1
-            continue
-        if step <= last:
-            continue
-        last = step
-        for key, value in record.items():
-            if type(value) in (int, float) and math.isfinite(value):
-                steps, values = columns.setdefault(key, (array("d"), array("d")))
-                steps.append(step)
-                values.append(value)
+    with open(path, "rb") if path.is_file() else io.BytesIO() as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+                step = record["step"]
+            except (ValueError, TypeError, KeyError):
+                torn += 1
+                continue
+            if step <= last:
+                continue
+            last = step
+            for key, value in record.items():
+                if type(value) in (int, float) and math.isfinite(value):
+                    steps, values = columns.setdefault(key, (array("d"), array("d")))
+                    steps.append(step)
+                    values.append(value)
     if torn:
         unreadable.append(f"{path.name}: {torn} line{'s' if torn > 1 else ''}")
     return {key: Series(np.asarray(steps), np.asarray(values)) for key, (steps, values) in columns.items()}
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    if path.is_file():
-        with open(path, "rb") as file:
-            yield from file
-
-
 def _scores(stored: dict[str, Any], evaluations: list[dict[str, Any]]) -> list[Score]:
-    """What was measured afterwards, and of the last evaluation during training what that does not cover.
+    """What was measured afterwards, and what only the last evaluation during training has measured.
 
     The newest step comes first, of that the most images, and of those the sampler and steps that most was measured
     with. Scores that only tell one sampler from another are left to the table of costs.
     """
-    afterwards = [read_score(found) for found in stored.get("scores", [])]
-    during = [read_score(found) for evaluation in evaluations[-1:] for found in evaluation.get("scores", [])]
-    besides = [
-        score
-        for score in during
-        if not any(other.metric == score.metric and other.step >= score.step for other in afterwards)
-    ]
+    afterwards = [Score.read(found) for found in stored.get("scores", [])]
+    newest = {score.metric: score.step for score in sorted(afterwards, key=lambda score: score.step)}
+    during = [Score.read(found) for evaluation in evaluations[-1:] for found in evaluation.get("scores", [])]
+    besides = [score for score in during if score.step > newest.get(score.metric, -1)]
     companions = Counter(score.sampled for score in afterwards)
     ranked = sorted(
         [*afterwards, *besides],
@@ -245,26 +234,6 @@ def _scores(stored: dict[str, Any], evaluations: list[dict[str, Any]]) -> list[S
     compared = (stored.get("cost") or {}).get("metric")
     first = {score.name: score for score in reversed(ranked)}
     return [score for score in ranked if score.name != compared or score is first[score.name]]
-
-
-def read_score(found: dict[str, Any]) -> Score:
-    return Score(
-        name=found["name"],
-        metric=found["metric"],
-        value=float(found["value"]),
-        interval=found.get("interval"),
-        confidence=found.get("confidence") or 0.95,
-        lower_is_better=found["lower_is_better"],
-        standard_deviation=found.get("standard_deviation"),
-        warning=found.get("warning"),
-        depends_on=found.get("depends_on") or {},
-    )
-
-
-def _changes(path: Path, unreadable: list[str]) -> list[dict[str, Any]]:
-    states = sorted(path.glob("checkpoints/step_*[0-9]/state.json"))
-    changes: list[dict[str, Any]] = _read(states[-1], unreadable).get("changes", []) if states else []
-    return changes
 
 
 def _num_parameters(unet: Path, unreadable: list[str]) -> int | None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddpm_train.config.metrics import names_of_features_alone
 from ddpm_train.report.evidence import Evidence, Score, Series
-from ddpm_train.report.names import metric_name
-from ddpm_train.report.numerals import count, digits, measured, number
+from ddpm_train.report.formatting import count, digits, measured, number
+from ddpm_train.report.names import name_of
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01
@@ -23,7 +24,7 @@ RULES = (
     f"“Still getting better”: otherwise, it fell by at least {100 * LEVEL:.0f} % since the evaluation nearest to "
     f"{100 * (1 - LAST_SHARE):.0f} % of the steps.",
     "“Levelled off”: neither. With a single evaluation the answer is not known.",
-    "The score told first is the KID, or else the FID, of the newest step over the most images.",
+    "The score at the top is the KID, or else the FID, of the newest step over the most images.",
     "“Copies some”: the whole interval of the samples' rate lies above the rate of unseen real images.",
 )
 
@@ -34,7 +35,7 @@ class Finding:
 
     question: str
     answer: str
-    details: tuple[str, ...]
+    details: list[str]
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,6 @@ def findings(evidence: Evidence) -> list[Finding]:
     return [how_good(evidence), did_it_stop(evidence), does_it_copy(evidence)]
 
 
-def held_out(evidence: Evidence) -> Series:
-    return evidence.series("held_out_loss")
-
-
 def trend(series: Series) -> Trend:
     if len(series) < 2:
         return Trend("unknown")
@@ -75,21 +72,23 @@ def trend(series: Series) -> Trend:
 
 
 def main_score(evidence: Evidence) -> Score | None:
-    """The one to tell first; the scores come newest step first, then most samples first."""
-    for metric in ("kid", "fid", "precision", "recall", "isc"):
-        for score in evidence.scores:
-            if score.metric == metric:
-                return score
-    return None
+    """The one that stands at the top; the scores come newest step first, then most samples first."""
+    order = ("kid", *(name for name in names_of_features_alone() if name != "kid"))
+    images = [score for score in evidence.scores if score.metric in order]
+    return min(images, key=lambda score: order.index(score.metric), default=None)
 
 
 def how_good(evidence: Evidence) -> Finding:
-    loss, score = held_out(evidence), main_score(evidence)
+    loss, score = evidence.held_out_loss, main_score(evidence)
     details = []
     if score is not None:
         value, ends = digits(score.value, score.interval)
-        answer = f"{metric_name(score)} {value}{_after(score.step)}"
-        details += _score_sentences(score, ends)
+        answer = f"{name_of(score.metric)} {value}{_after(score.step)}"
+        better = "Lower is better, 0 is perfect" if score.lower_is_better else "Higher is better"
+        interval = f"; {100 * score.confidence:.0f} % interval {ends}" if ends else ""
+        over = f", over {count(score.num_images)} samples" if score.num_images else ""
+        details.append(f"{better}{interval}{over}.")
+        details += _caution(score)
     elif len(loss):
         answer = f"Held-out loss {number(loss.last)}{_after(loss.steps[-1])}"
         details.append("It says how well noise is predicted; how the images look has not been scored.")
@@ -97,59 +96,44 @@ def how_good(evidence: Evidence) -> Finding:
         answer = "Not measured"
         details.append("Neither the held-out loss nor a score of the images is known.")
     if len(loss):
-        details.append(_loss_sentence(loss))
+        first = f"; at step {count(loss.steps[0])} it was {number(loss.values[0])}" if len(loss) > 1 else ""
+        last = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
+        details.append(f"{last}{first}.")
     for bits in (score for score in evidence.scores if score.metric == "bits_per_dim"):
         details.append(f"An unseen image takes at most {measured(bits.value, bits.interval)} bits per dimension.")
-    return Finding("How good is it?", answer, tuple(details))
+    return Finding("How good is it?", answer, details)
 
 
 def _after(step: float) -> str:
     return f" after {count(step)} steps" if step else ""
 
 
-def _loss_sentence(loss: Series) -> str:
-    told = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
-    return f"{told}; at step {count(loss.steps[0])} it was {number(loss.values[0])}." if len(loss) > 1 else f"{told}."
-
-
-def _score_sentences(score: Score, ends: str) -> list[str]:
-    better = "Lower is better, 0 is perfect" if score.lower_is_better else "Higher is better"
-    samples = score.depends_on.get("num_images")
-    over = f", over {count(samples)} samples" if samples else ""
-    interval = f"; {100 * score.confidence:.0f} % interval {ends}" if ends else ""
-    sentences = [f"{better}{interval}{over}."]
-    if score.warning:
-        sentences.append(f"Caution: {score.warning.rstrip('.')}.")
-    return sentences
+def _caution(score: Score) -> list[str]:
+    return [f"Caution: {score.warning.rstrip('.')}."] if score.warning else []
 
 
 def did_it_stop(evidence: Evidence) -> Finding:
-    loss = held_out(evidence)
+    loss = evidence.held_out_loss
     found = trend(loss)
     amount, since = f"{100 * abs(found.change):.1f} %", f"since step {count(found.since)}"
-    if found.kind == "unknown":
-        answer = "Not known"
-        details = [f"The held-out loss was {'measured only once' if len(loss) else 'not measured'}."]
-    elif found.kind == "rose":
-        answer = "Yes, and it got worse again"
-        details = [f"The held-out loss was lowest at step {count(found.since)} and has risen by {amount} since."]
-    elif found.kind == "falling":
-        answer = f"No: still getting better {'at the end' if evidence.finished else 'so far'}"
-        details = [f"The held-out loss fell by {amount} {since}."]
-    else:
-        answer = "Yes, it has levelled off"
-        details = [f"The held-out loss changed by only {amount} {since}."]
-        if small_learning_rate(evidence):
-            details.append("Towards the end the learning rate had nearly run out, which levels any loss.")
-    if ended_early(evidence):
+    still = "at the end" if evidence.finished else "so far"
+    answers = {
+        "unknown": ("Not known", f"was {'measured only once' if len(loss) else 'not measured'}."),
+        "rose": (
+            "Yes, and it got worse again",
+            f"was lowest at step {count(found.since)} and has risen by {amount} since.",
+        ),
+        "falling": (f"No: still getting better {still}", f"fell by {amount} {since}."),
+        "level": ("Yes, it has levelled off", f"changed by only {amount} {since}."),
+    }
+    answer, movement = answers[found.kind]
+    details = [f"The held-out loss {movement}"]
+    if found.kind == "level" and small_learning_rate(evidence):
+        details.append("Towards the end the learning rate had nearly run out, which levels any loss.")
+    if evidence.finished and evidence.result.get("stopped_early"):
         patience = evidence.value("train", "patience")
         details.append(f"The run ended early: train.patience={patience} evaluations in a row were no better.")
-    return Finding("Did it stop getting better?", answer, tuple(details))
-
-
-def ended_early(evidence: Evidence) -> bool:
-    """Whether patience ended the run before its last step."""
-    return evidence.finished and bool(evidence.result.get("stopped_early"))
+    return Finding("Did it stop getting better?", answer, details)
 
 
 def small_learning_rate(evidence: Evidence) -> bool:
@@ -160,13 +144,15 @@ def small_learning_rate(evidence: Evidence) -> bool:
 def does_it_copy(evidence: Evidence) -> Finding:
     question, copying = "Does it copy its training images?", evidence.copying
     if not copying:
-        return Finding(question, "Not measured", ("Its samples have not been compared with the training images.",))
+        return Finding(question, "Not measured", ["Its samples have not been compared with the training images."])
     interval, usual = copying["interval"], copying["held_out_rate"]
     value, ends = digits(copying["copy_rate"], interval, percent=True)
-    told = (
+    details = [
         f"{value} of {count(copying['num_images'])} samples (interval {ends}) are nearer to a training image than all "
         f"but {number(100 * usual, 2)} % of unseen real images are."
-    )
-    cautions = (f"Caution: {one.warning}." for one in evidence.scores if one.metric == "copy_rate" and one.warning)
+    ]
+    for score in evidence.scores:
+        if score.metric == "copy_rate":
+            details += _caution(score)
     answer = "Yes, some of them: see the pairs below" if interval[0] > usual else "No sign of it"
-    return Finding(question, answer, (told, *cautions))
+    return Finding(question, answer, details)

@@ -9,13 +9,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.report import commands, figures, names, numerals
+from ddpm_train.report import charts, commands
 from ddpm_train.report.advice import advice
-from ddpm_train.report.charts import Chart
 from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import RULES, findings
-from ddpm_train.report.numerals import count, duration, number
+from ddpm_train.report.formatting import count, digits, duration, measured, number
+from ddpm_train.report.names import circumstances, extractor_name, meaning, name_of, weights_name
 from ddpm_train.report.pictures import FRAME_SIDE, MAX_FRAMES, PICTURE_SIDE, Picture, inline
+from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, styled
 
 
 def render(evidence: Evidence) -> str:
@@ -27,10 +28,8 @@ def render(evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {
-        name: getattr(numerals, name) for name in ("count", "digits", "duration", "measured", "number")
-    }
-    templates.filters |= {"metric": names.name_of, "extractor": names.extractor_name}
+    for function in (count, digits, duration, measured, number, circumstances, extractor_name, meaning, name_of):
+        templates.filters[function.__name__] = function
     unreadable = list(evidence.unreadable)
     frames = list(_frames(evidence, unreadable))
     copying = evidence.copying or {}
@@ -44,11 +43,8 @@ def render(evidence: Evidence) -> str:
         frames=frames,
         nearest=nearest,
         charts=_charts(evidence),
-        scores=[
-            (names.metric_name(score), score, names.circumstances(score), names.meaning(score))
-            for score in evidence.scores
-        ],
-        evaluations=_evaluations(evidence),
+        view_box=f"0 0 {WIDTH} {HEIGHT}",
+        evaluations=list(zip(evidence.held_out_loss.steps, evidence.held_out_loss.values, strict=True)),
         speed=list(_speed(evidence)),
         config=yaml.safe_dump(evidence.config, sort_keys=False, allow_unicode=True) if evidence.config else "",
         commands=commands,
@@ -73,31 +69,32 @@ def _subtitle(evidence: Evidence) -> Iterator[str]:
 
 def _frames(evidence: Evidence, unreadable: list[str]) -> Iterator[tuple[int, Picture]]:
     """The sample grids over the run, evenly chosen; the last one in full."""
-    chosen = [evidence.grids[index] for index in figures.spread(len(evidence.grids), MAX_FRAMES)]
+    chosen = [evidence.grids[index] for index in charts.spread(len(evidence.grids), MAX_FRAMES)]
     for step, path in chosen:
         picture = inline(path, PICTURE_SIDE if step == chosen[-1][0] else FRAME_SIDE, unreadable)
         if picture is not None:
             yield step, picture
 
 
+@styled
 def _charts(evidence: Evidence) -> dict[str, list[Chart]]:
     """Section -> its charts."""
-    drawn: dict[str, list[Chart | None]] = {
-        "loss": [figures.loss(evidence), figures.held_out_loss(evidence)],
-        "timesteps": [figures.loss_by_timestep(evidence)],
-        "scores": [*figures.scores_over_steps(evidence)],
-        "bound": [figures.bound_by_timestep(evidence)],
-        "cost": [figures.quality_against_cost(evidence)],
-        "optimisation": [figures.learning_rate(evidence), figures.gradient_norm(evidence)],
-        "speed": [figures.speed(evidence)],
+    by_timestep = {
+        f"step {count(found['step'])}": found["loss_by_timestep"]
+        for found in evidence.evaluations
+        if found.get("loss_by_timestep")
     }
-    return {section: [chart for chart in charts if chart] for section, charts in drawn.items()}
-
-
-def _evaluations(evidence: Evidence) -> list[tuple[str, str]]:
-    """Each evaluation during training: its step, and the held-out loss there."""
-    unseen = evidence.series("held_out_loss")
-    return [(count(step), number(value)) for step, value in zip(unseen.steps, unseen.values, strict=True)]
+    cost = evidence.cost or {"rows": []}
+    sections: dict[str, list[Chart | None]] = {
+        "loss": [charts.loss(evidence), charts.held_out_loss(evidence)],
+        "timesteps": [charts.loss_by_timestep(by_timestep) if by_timestep else None],
+        "scores": [*charts.scores_over_steps(evidence)],
+        "bound": [charts.bound_by_timestep(evidence)],
+        "cost": [charts.quality_against_cost(cost) if len(cost["rows"]) > 1 else None],
+        "optimisation": [charts.learning_rate(evidence), charts.gradient_norm(evidence)],
+        "speed": [charts.speed(evidence)],
+    }
+    return {section: [chart for chart in drawn if chart] for section, drawn in sections.items()}
 
 
 def _speed(evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -139,7 +136,7 @@ def _about(evidence: Evidence) -> Iterator[tuple[str, str]]:
         yield "Versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     pipeline = evidence.pipeline
     if pipeline.get("step") is not None:
-        yield "In pipeline/", f"{names.weights_name(pipeline['weights'])} of step {count(pipeline['step'])}"
+        yield "In pipeline/", f"{weights_name(pipeline['weights'])} of step {count(pipeline['step'])}"
     yield from _history(evidence)
 
 

@@ -4,15 +4,14 @@ All of it is a function of the config and of `metrics.jsonl` up to a step: there
 Imports no torch.
 """
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_train.config.objective import Criterion, criterion
+from ddpm_train.config.objective import Criterion, Judging, criterion
 from ddpm_train.config.train import Config
-from ddpm_train.runs.folder import RECORDS
+from ddpm_train.runs.folder import read_records
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Selection:
         return sum(step > best for step in self.values) >= self.patience
 
 
-def read_selection(run: Path, config: Config, until: int | None = None) -> Selection:
+def read_selection(run: Path, config: Config | Judging, until: int | None = None) -> Selection:
     """What the records in a run's folder say, up to a step (None: all); a damaged line ends them."""
     chosen = criterion(config)
     values = evaluated(run, chosen, until) if chosen is not None else {}
@@ -71,16 +70,4 @@ def read_selection(run: Path, config: Config, until: int | None = None) -> Selec
 
 def evaluated(run: Path, criterion: Criterion, until: int | None = None) -> dict[int, float]:
     """The criterion at each evaluated step, by the records in a run's folder up to a step (None: all)."""
-    values: dict[int, float] = {}
-    records = run / RECORDS
-    for line in records.read_bytes().splitlines() if records.exists() else []:
-        if f'"{criterion.name}"'.encode() not in line:
-            continue  # a training step's: most of them, and parsing is slow
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if until is not None and record["step"] > until:
-            break
-        values[record["step"]] = record[criterion.name]
-    return values
+    return {record["step"]: record[criterion.name] for record in read_records(run, until, with_key=criterion.name)}

@@ -6,6 +6,7 @@
       manifest.json         size and SHA-256 of every other file; a folder without it is no checkpoint
 
 A checkpoint is written into a staging folder, flushed to the disk, and published by one rename.
+Imports torch only to write and to read tensors.
 """
 
 import hashlib
@@ -16,18 +17,17 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ddpm_train.system.files import fsync_path, sha256_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
-_STAGING = re.compile(r"\.step_\d{8,}\.staging")
 
 
 class BadCheckpoint(Exception):
@@ -46,7 +46,7 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], scalars: Mapping[str, Any]) -> Path:
+def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"]], scalars: Mapping[str, Any]) -> Path:
     """Write, publish and verify the checkpoint of `step`; returns its folder.
 
     Args:
@@ -57,6 +57,8 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
         OSError: the disk did not take it; nothing was published.
         BadCheckpoint: the disk took it, but gives back something else.
     """
+    import safetensors.torch
+
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / step_name(step)
     staging = directory / f".{path.name}.staging"
@@ -129,8 +131,10 @@ def _read_manifest(path: Path, step: int | None) -> dict[str, dict[str, Any]]:
     return files
 
 
-def load(path: Path) -> dict[str, dict[str, Tensor]]:
+def load(path: Path) -> "dict[str, dict[str, Tensor]]":
     """The tensors of a verified checkpoint, on the CPU, by set."""
+    import safetensors.torch
+
     return {file.stem: safetensors.torch.load_file(file) for file in path.glob("*.safetensors")}
 
 
@@ -140,40 +144,21 @@ def load_scalars(path: Path) -> dict[str, Any]:
     return scalars
 
 
+def by_step(folder: Path, suffix: str = "") -> dict[int, Path]:
+    """Step -> what is named step_NNNNNNNN, with `suffix`, in a folder; the oldest first."""
+    found = ((_NAME.fullmatch(path.name.removesuffix(suffix)), path) for path in folder.glob(f"step_*{suffix}"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
 def published(directory: Path) -> list[Path]:
     """The checkpoints in `directory`, oldest first; unverified."""
-    if not directory.is_dir():
-        return []
-    return sorted((path for path in directory.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
+    return list(by_step(directory).values())
 
 
-def newest_good(directory: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that verifies. Bad ones are named and set aside; staging folders of the dead removed.
-
-    Only the process that owns the run may call this.
-    """
-    if directory.is_dir():
-        for path in directory.iterdir():
-            if _STAGING.fullmatch(path.name):
-                shutil.rmtree(path)
-    for path in reversed(published(directory)):
-        try:
-            verify(path, step_of(path))
-        except BadCheckpoint as error:
-            aside = _free_name(path.with_name(f"{path.name}.bad"))
-            os.rename(path, aside)
-            warn(f"warning: checkpoint {path.name} is set aside as {aside.name}: {error}")
-        else:
-            return path
-    return None
-
-
-def _free_name(path: Path) -> Path:
-    candidate, count = path, 1
-    while candidate.exists():
-        count += 1
-        candidate = path.with_name(f"{path.name}-{count}")
-    return candidate
+def remove_leftovers(directory: Path) -> None:
+    """Remove what saves that were killed have left. Only the process that owns the run may call this."""
+    for path in directory.glob(".step_*"):
+        shutil.rmtree(path)
 
 
 @dataclass(frozen=True)

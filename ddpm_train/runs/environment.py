@@ -10,9 +10,8 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-import ddpm_train
+from ddpm_train._version import __version__
 
-FILE = "environment.json"
 # What can change a run's numbers.
 _PACKAGES = (
     *("torch", "torchvision", "diffusers", "accelerate", "datasets", "numpy", "pillow", "safetensors"),
@@ -39,16 +38,16 @@ def environment(arguments: Sequence[str], compute: Mapping[str, Any]) -> dict[st
     }
 
 
-def followed_by(before: list[dict[str, Any]], now: dict[str, Any], step: int) -> list[dict[str, Any]]:
-    """What computed a run so far, and what does from `step` on, if that is something else."""
-    if before and {**before[-1], **now} == before[-1]:
-        return before
-    return [*before, {"from_step": step, **now}]
+def followed_by(earlier: list[dict[str, Any]], now: dict[str, Any], step: int) -> list[dict[str, Any]]:
+    """What has computed a run so far, and what computes it from `step` on, if that is something else."""
+    if earlier and {**earlier[-1], **now} == earlier[-1]:
+        return earlier
+    return [*earlier, {"from_step": step, **now}]
 
 
 def versions() -> dict[str, str]:
     """Python's, this project's, and those of the packages that can change a run's numbers."""
-    found = {"python": platform.python_version(), "ddpm-train": ddpm_train.__version__}
+    found = {"python": platform.python_version(), "ddpm-train": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -1,12 +1,44 @@
-"""The resolved config as a file, which runs again: `ddpm-train --config-path FOLDER --config-name config`."""
+"""A run's folder: how everything in it is named, and how to read what several programs read.
 
-from collections.abc import Mapping
+config.yaml        the resolved config: `ddpm-train --config-path RUN --config-name config` runs it again
+metrics.jsonl      one record a step
+environment.json   what has computed the run, see `environment.py`
+result.json        what the run has come to; there once it has ended
+checkpoints/       see `checkpoint.py`
+pipeline/          a DDPMPipeline; training.json in it says which weights these are
+samples/           the grids, step_NNNNNNNN.png
+evaluation/        step_NNNNNNNN.json of the evaluations in the run, scores.json of those after it
+tensorboard/  report.html  job.json (of a sweep)  .lock  .heartbeat
+"""
+
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from ddpm_train.config.schema import Schema
+from ddpm_train.system.files import write_atomic
+
 CONFIG = "config.yaml"
+RECORDS = "metrics.jsonl"
+ENVIRONMENT = "environment.json"
+RESULT = "result.json"
+CHECKPOINTS = "checkpoints"
+BEST = "best"  # RUN/checkpoints/best: no folder, but the one that is best by the run's records
+PIPELINE = "pipeline"
+ORIGIN = "training.json"
+SAMPLES = "samples"
+EVALUATION = "evaluation"
+SCORES = "scores.json"
+TENSORBOARD = "tensorboard"
+REPORT = "report.html"
+JOB = "job.json"
+LOCK, HEARTBEAT = ".lock", ".heartbeat"
+
+P = TypeVar("P")
+
 # What Hydra needs to read such a file as a whole config, and to stay as quiet as with ours.
 _HYDRA = {
     "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
@@ -15,11 +47,12 @@ _HYDRA = {
 
 
 def config_yaml(values: Mapping[str, Any]) -> bytes:
+    """A resolved config as the content of config.yaml."""
     return yaml.safe_dump({**_HYDRA, **values}, sort_keys=False, allow_unicode=True).encode()
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The values in such a file, without what is Hydra's.
+    """The values in a config.yaml, without what is Hydra's.
 
     Raises:
         OSError, yaml.YAMLError: it cannot be read.
@@ -28,23 +61,68 @@ def read_config(path: Path) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in _HYDRA}
 
 
-BEST = "best"  # RUN/checkpoints/best: no folder, but the one that is best by the run's records
+def read_part(run: Path, part: type[P]) -> P:
+    """What `part`, a dataclass of some of a config's sections, takes of a run's config; the others may be anything.
+
+    Raises:
+        Mistakes: it is not as `part` wants it.
+        OSError, yaml.YAMLError: it cannot be read.
+    """
+    return Schema(part, lambda _: iter(())).parse(read_config(run / CONFIG))
+
+
+def read_records(run: Path, until: int | None = None, *, with_key: str = "") -> Iterator[dict[str, Any]]:
+    """The run's records up to a step (None: all), in order; a damaged or unfinished line ends them.
+
+    Args:
+        with_key: only those that have this key. The others are not parsed, which is slow.
+    """
+    path, wanted = run / RECORDS, f'"{with_key}"'.encode() if with_key else b""
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        if wanted not in line:
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return
+        if not line.endswith(b"\n") or (until is not None and record["step"] > until):
+            return
+        yield record
+
+
+def read_result(run: Path) -> dict[str, Any] | None:
+    """What a finished run has come to: its objective's name, value and best step, and its own last step."""
+    path = run / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_result(run: Path, result: Mapping[str, Any]) -> None:
+    """The inverse of `read_result`."""
+    write_atomic(run / RESULT, json.dumps(result).encode())
+
+
+def read_origin(pipeline: Path) -> dict[str, Any]:
+    """The "step" and "weights" ("ema" or "unet") that a run's `pipeline/` holds; empty if nobody says."""
+    path = pipeline / ORIGIN
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def pipeline_step(run: Path) -> int | None:
+    """The step whose weights the run's `pipeline/` holds; None if there is none yet."""
+    return read_origin(run / PIPELINE).get("step")
 
 
 def is_best(pipeline: str) -> bool:
     """Whether a path means the best of a run's checkpoints."""
     path = Path(pipeline).expanduser()
-    return path.name == BEST and path.parent.name == "checkpoints" and path.parent.is_dir()
+    return path.name == BEST and path.parent.name == CHECKPOINTS and path.parent.is_dir()
 
 
 def run_of(pipeline: str) -> Path | None:
     """The folder of the run that `pipeline` is, or is a checkpoint or the pipeline of; None: no run's."""
     folder = Path(pipeline).expanduser()
-    if folder.name == "pipeline":
+    if folder.name == PIPELINE:
         folder = folder.parent
-    elif folder.parent.name == "checkpoints":
+    elif folder.parent.name == CHECKPOINTS:
         folder = folder.parent.parent
-    return folder if (folder / "config.yaml").is_file() else None
-
-
-RECORDS = "metrics.jsonl"
+    return folder if (folder / CONFIG).is_file() else None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.schema import dotted_values
 
 # Everything else decides what the run computes. Of the dataset its content counts (by hash), not where it lies.
 MAY_CHANGE = (
@@ -13,28 +14,22 @@ MAY_CHANGE = (
     *("train.max_steps", "train.epochs", "train.patience", "train.micro_batch_size", "train.gradient_checkpointing"),
     *("train.log_every_steps", "train.mixed_precision", "train.channels_last", "train.attention", "train.compile"),
     *("dataset.source", "dataset.path", "dataset.config_name", "dataset.revision", "dataset.image_column"),
-    *(
-        "dataset.cache",
-        "dataset.device_cache",
-        "dataset.cache_dir",
-        "dataset.num_workers",
-        "dataset.max_broken_fraction",
-    ),
-    *("dataset.max_pixels", "checkpoint", "hub", "evaluation", "sampler", "tracker"),
+    *("dataset.cache", "dataset.device_cache", "dataset.cache_dir", "dataset.num_workers", "dataset.max_pixels"),
+    *("dataset.max_broken_fraction", "checkpoint", "hub", "evaluation", "sampler", "tracker"),
 )
 # Where the run lies and how it was asked to start say nothing about it.
-_NOT_TOLD = ("name", "output_dir", "resume", "allow_change")
+_UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
 
 
 def identity(values: Mapping[str, Any], *, dataset_content: str, mixed_precision: str) -> dict[str, Any]:
     """The config as flat keys, with what the machine decided: the dataset's content and the precision."""
-    flat = _flat(values)
-    if pretrained := flat.get("model.pretrained"):
+    flat = dict(dotted_values(values))
+    lists = {key: list(value) for key, value in flat.items() if isinstance(value, tuple)}
+    pretrained = flat.get("model.pretrained")
+    if pretrained and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", pretrained):
         # Of a folder the name: it may lie elsewhere now.
-        flat["model.pretrained"] = (
-            pretrained if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", pretrained) else Path(pretrained).name
-        )
-    return {**flat, "dataset content": dataset_content, "precision": mixed_precision}
+        flat["model.pretrained"] = Path(pretrained).name
+    return {**flat, **lists, "dataset content": dataset_content, "precision": mixed_precision}
 
 
 def accept(
@@ -57,35 +52,27 @@ def accept(
     accepted = [key for key in changed if _covers(allowed, key) and key not in harmless]
     refused = [key for key in changed if key not in harmless and key not in accepted]
     if refused:
-        width = max(map(len, refused))
-        left = max(len("there"), *(len(str(there.get(key))) for key in refused))
-        rows = [f"  {key:<{width}}  {there.get(key)!s:<{left}}  {now.get(key)}" for key in refused]
+        rows = [(key, str(there.get(key)), str(now.get(key))) for key in refused]
         raise Mistakes(
             "\n".join(
                 [
                     f"this config would make another run than the one in {where}:",
-                    f"  {'key':<{width}}  {'there':<{left}}  now",
-                    *rows,
+                    *in_columns(("key", "there", "now"), *rows),
                     "give it another name=…, or accept the change, which the run then records, with "
                     f"'allow_change=[{','.join(refused)}]'",
                 ]
             )
         )
     # A key that is not there was left out when the checkpoint was shared, or is newer than it.
-    known = [key for key in harmless if key in there and key not in _NOT_TOLD]
-    told = [f"{key}: {there[key]} -> {now.get(key)}" for key in known]
-    return told, accepted
+    known = [key for key in harmless if key in there and key not in _UNMENTIONED]
+    return [f"{key}: {there[key]} -> {now.get(key)}" for key in known], accepted
+
+
+def in_columns(*rows: tuple[str, str, str]) -> list[str]:
+    """A line for each row, with the columns one below the other."""
+    first, second, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [f"  {one:<{first}}  {two:<{second}}  {three}" for one, two, three in rows]
 
 
 def _covers(keys: tuple[str, ...], key: str) -> bool:
     return any(key == covering or key.startswith(f"{covering}.") for covering in keys)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -11,12 +11,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.runs.folder import HEARTBEAT, LOCK
 from ddpm_train.system.files import write_atomic
 
 BEAT_SECONDS = 5.0
 # A holder on another host that is silent for three beats is dead. Only changes are looked at, no clock is compared.
 SILENT_BEATS = 3
-_LOCK, _HEARTBEAT = ".lock", ".heartbeat"
 
 
 class RunLock:
@@ -28,8 +28,8 @@ class RunLock:
 
     def __init__(self, output_dir: Path) -> None:
         self._folder = output_dir
-        self._lock = FileLock(output_dir / _LOCK)
-        self._heartbeat = output_dir / _HEARTBEAT
+        self._lock = FileLock(output_dir / LOCK)
+        self._heartbeat = output_dir / HEARTBEAT
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -80,7 +80,7 @@ class RunLock:
 
 def is_held(output_dir: Path) -> bool:
     """Whether a process holds a run, as far as this host can see."""
-    path = output_dir / _LOCK
+    path = output_dir / LOCK
     if not path.exists():
         return False
     lock = FileLock(path)
@@ -95,7 +95,7 @@ def is_held(output_dir: Path) -> bool:
 def read_holder(output_dir: Path) -> dict[str, Any] | None:
     """The host and the process that last said they hold a run, alive or not."""
     try:
-        holder: dict[str, Any] = json.loads((output_dir / _HEARTBEAT).read_text())
+        holder: dict[str, Any] = json.loads((output_dir / HEARTBEAT).read_text())
     except (OSError, ValueError):
         return None
     return holder

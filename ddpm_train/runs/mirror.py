@@ -1,31 +1,30 @@
 """Copies published checkpoints to where disks do not vanish: any fsspec URL (s3://, gs://, a folder)."""
 
-import math
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import fsspec
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import RECORDS
+from ddpm_train.runs.stores import Candidate, Candidates, without_manifest
+from ddpm_train.system.failures import one_line, retry
 from ddpm_train.system.files import replace_folder
 
-# A call that fails is tried again, 1, 2, 4 … seconds later, until this long after its first failure.
+# A call that fails is tried again until this long after its first failure.
 RETRY_SECONDS = 15.0
 # At the end of a run its uploads may take this long; then it ends without them. The other processes wait meanwhile, and
 # NCCL does so for 600 s.
 FINISH_SECONDS = 300.0
 # When the run is asked to stop: Slurm and Kubernetes leave 30 s for this, the save before it and the exit after it.
 STOP_SECONDS = 15.0
-
-T = TypeVar("T")
 
 
 class Mirror:
@@ -34,14 +33,17 @@ class Mirror:
     The manifest goes up last and is removed first, so that a folder without one is no checkpoint.
     """
 
+    remedy = "give another one, or resume=never to start without looking there"
+
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self.key = f"checkpoint.mirror={self.url}"
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
         except (ImportError, ValueError) as error:
             remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
-            raise Mistakes(f"checkpoint.mirror={url}: {_told(error)}{remedy}") from None
-        # botocore tries a request five times, s3fs does that five times, and `_with_retries` that again: minutes.
+            raise Mistakes(f"checkpoint.mirror={url}: {one_line(error)}{remedy}") from None
+        # botocore tries a request five times, s3fs does that five times, and `_try` that again: minutes.
         if hasattr(self._fs, "config_kwargs"):
             self._fs.config_kwargs.setdefault("retries", {"total_max_attempts": 1})
 
@@ -78,94 +80,76 @@ class Mirror:
         for step in torn + retention.to_prune(until_now):
             self._remove(checkpoint.step_name(step))
 
-    def fetch_newest(self, directory: Path, warn: Callable[[str], None], *, on_disk: Path | None = None) -> Path | None:
-        """Copy the newest checkpoint that verifies into `directory`, and the run's records beside that.
+    # What follows is a `Store`.
 
-        Args:
-            on_disk: the newest checkpoint in `directory`, if there is one; only a newer one is copied.
+    def candidates(self, newer_than: int, directory: Path) -> Candidates:
+        for step, whole in sorted(self.steps().items(), reverse=True):
+            name = checkpoint.step_name(step)
+            if step > newer_than:
+                place = f"{name} in {self.url}"
+                yield Candidate(place, partial(self.fetch, step, directory)) if whole else without_manifest(place)
 
-        Returns:
-            The newest checkpoint; None if there never was one, and one could be written.
-
-        Raises:
-            Mistakes: nothing is on the disk, and the mirror cannot be read or written, or no checkpoint there can be
-                used. To start afresh then might be to repeat a long run.
-        """
-        at_least = checkpoint.step_of(on_disk) + 1 if on_disk is not None else 0
-        try:
-            steps = self.steps()
-            for step in (step for step in reversed(steps) if step >= at_least):
-                try:
-                    return self._fetch(checkpoint.step_name(step), directory)
-                except checkpoint.BadCheckpoint as error:
-                    warn(f"warning: {checkpoint.step_name(step)} in {self.url} is passed over: {error}")
-            if on_disk is not None:
-                return on_disk
-            if not any(steps.values()):
-                # Tried, not asked: a missing bucket must not show first when there is something to lose.
-                self._make_folder(self._root)
-                _with_retries(self._fs.pipe_file, f"{self._root}/{RECORDS}", b"")
-                return None
-        except Exception as error:
-            if on_disk is not None:
-                warn(
-                    f"warning: {self.url} cannot be read: {_told(error)}. If the run went on elsewhere, beyond "
-                    f"{on_disk.name}, those steps are computed again"
-                )
-                return on_disk
-            raise Mistakes(
-                f"checkpoint.mirror={self.url}: {_told(error)}; give another one, or resume=never to start without "
-                "looking there"
-            ) from None
-        raise Mistakes(f"checkpoint.mirror={self.url}: no checkpoint there can be used; give another name=…")
-
-    def fetch(self, step: int, directory: Path) -> None:
-        """Copy the checkpoint of a step into `directory`.
+    def fetch(self, step: int, directory: Path) -> Path:
+        """Copy the checkpoint of a step into `directory`, and the run's records beside that.
 
         Raises:
             Exception: the file system's own.
             BadCheckpoint: it does not verify.
         """
-        self._fetch(checkpoint.step_name(step), directory)
-
-    def _fetch(self, name: str, directory: Path) -> Path:
-        source = f"{self._root}/{name}"
-        with replace_folder(directory / name) as staging:
-            files = self._names(source)
-            if checkpoint.MANIFEST not in files:
-                raise checkpoint.BadCheckpoint(f"no {checkpoint.MANIFEST}")
-            for file in files:
-                _with_retries(self._fs.get_file, f"{source}/{file}", str(staging / file))
-            checkpoint.verify(staging, checkpoint.step_of(Path(name)))
+        path = directory / checkpoint.step_name(step)
+        with replace_folder(path) as staging:
+            source = f"{self._root}/{path.name}"
+            for file in self._names(source):
+                self._try(self._fs.get_file, f"{source}/{file}", str(staging / file))
+            checkpoint.verify(staging, step)
             # Before the checkpoint is in its place: once it is, nothing is fetched again.
             with suppress(FileNotFoundError):
-                _with_retries(self._fs.get_file, f"{self._root}/{RECORDS}", str(directory.parent / RECORDS))
-        return directory / name
+                self._try(self._fs.get_file, f"{self._root}/{RECORDS}", str(directory.parent / RECORDS))
+        return path
+
+    def reason(self, error: Exception) -> str:
+        return one_line(error)
+
+    def check_fresh_start(self, damaged: bool) -> None:
+        if damaged:
+            raise Mistakes(f"{self.key}: no checkpoint there can be used; give another name=…")
+        # Tried, not asked: a missing bucket must not show first when there is something to lose.
+        self._make_folder(self._root)
+        self._try(self._fs.pipe_file, f"{self._root}/{RECORDS}", b"")
 
     def _names(self, folder: str) -> list[str]:
         """What is in a folder there; nothing if there is no such folder."""
         # Not `find`: it takes an error for an empty folder.
         try:
-            return [Path(entry).name for entry in _with_retries(self._fs.ls, folder, False)]
+            return [Path(entry).name for entry in self._try(self._fs.ls, folder, False)]
         except FileNotFoundError:
             return []
 
     def _put(self, file: Path, target: str) -> None:
         self._make_folder(target.rpartition("/")[0])
-        _with_retries(self._fs.put_file, str(file), target)
+        self._try(self._fs.put_file, str(file), target)
 
     def _make_folder(self, folder: str) -> None:
         # Only paths that begin with a slash have folders. Of bucket/key this would make a mistyped bucket.
         if folder.startswith("/"):
-            _with_retries(lambda: self._fs.makedirs(folder, exist_ok=True))
+            self._try(partial(self._fs.makedirs, folder, exist_ok=True))
 
     def _remove(self, name: str) -> None:
         folder = f"{self._root}/{name}"
         if self._names(folder):
             with suppress(FileNotFoundError):
-                _with_retries(self._fs.rm_file, f"{folder}/{checkpoint.MANIFEST}")
+                self._try(self._fs.rm_file, f"{folder}/{checkpoint.MANIFEST}")
             with suppress(FileNotFoundError):
-                _with_retries(self._fs.rm, folder, True)
+                self._try(self._fs.rm, folder, True)
+
+    @staticmethod
+    def _try(call: Callable[..., Any], *arguments: object) -> Any:
+        return retry(partial(call, *arguments), seconds=RETRY_SECONDS, is_final=_is_final)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another try cannot help. Missing credentials have a class in each library, but no common one."""
+    return isinstance(error, FileNotFoundError | PermissionError) or "Credentials" in type(error).__name__
 
 
 class MirrorThread:
@@ -208,7 +192,7 @@ class MirrorThread:
                 try:
                     self._copy(path)
                 except Exception as error:
-                    self._warn(f"ERROR: {path.name} was NOT copied to {self._mirror.url}: {_told(error)}")
+                    self._warn(f"ERROR: {path.name} was NOT copied to {self._mirror.url}: {one_line(error)}")
                     break
                 with self._condition:
                     self._waiting.remove(path)
@@ -240,27 +224,4 @@ class MirrorThread:
         try:
             self._mirror.prune(self._newest, self._retention)
         except Exception as error:
-            self._warn(f"warning: old checkpoints in {self._mirror.url} could not be removed: {_told(error)}")
-
-
-def _with_retries(call: Callable[..., T], *arguments: object) -> T:
-    give_up, pause = math.inf, 1.0
-    while True:
-        try:
-            return call(*arguments)
-        except Exception as error:
-            give_up = min(give_up, time.monotonic() + RETRY_SECONDS)
-            if _is_final(error) or time.monotonic() >= give_up:
-                raise
-        time.sleep(pause)
-        pause *= 2
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether another try cannot help. Missing credentials have a class in each library, but no common one."""
-    return isinstance(error, FileNotFoundError | PermissionError) or "Credentials" in type(error).__name__
-
-
-def _told(error: Exception) -> str:
-    """The error in one line; some have no text."""
-    return " ".join(str(error).split()) or type(error).__name__
+            self._warn(f"warning: old checkpoints in {self._mirror.url} could not be removed: {one_line(error)}")

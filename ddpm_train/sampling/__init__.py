@@ -1,1 +1,1 @@
-"""Making images with a loaded model: batches, folders of them, and looks at how they come about."""
+"""Making images with a loaded model: batches, folders of them, and pictures of how they come about."""

@@ -1,4 +1,4 @@
-"""A model on a device, ready to make one batch after another."""
+"""The one way from a network to images, in a run and after it: batch after batch."""
 
 import copy
 import functools
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
+from diffusers import UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from ddpm_train.sampling.loop import (
     build_sampler,
     denoise,
     first_step,
+    ignore,
     image_generators,
     noised,
     step_arguments,
@@ -28,7 +30,7 @@ from ddpm_train.sampling.recipe import Recipe
 from ddpm_train.system.compute import Compute, Stopwatch, choose, multiplies_in_bf16, out_of_memory
 
 T = TypeVar("T")
-# Where `auto` begins to look for what fits. A CPU gains nothing from more, and is not told when memory runs out.
+# With what batch `auto` begins. A CPU gains nothing from a larger one, and does not say when its memory runs out.
 _LARGEST_BATCH = {"cpu": 64}
 _LARGEST_BATCH_ELSEWHERE = 1024
 # Fewer denoising steps than these take less time than finding out how to make them faster.
@@ -42,38 +44,35 @@ PLAIN = Compute("no", channels_last=False, attention="fused", compile=False)
 
 
 class Engine:
-    """Makes batches of images with one model.
+    """Makes batches of images with one network.
 
     Args:
-        compute: in bf16 the weights are rounded once; x_t and the sampler are in float32 always. Compiled, the UNet
-            works for one batch size: smaller batches are filled up to that of the first.
+        unet: on its device, in eval mode, laid out and compiled as `compute` says; `open_engine` sees to that. Its
+            weights may be bfloat16, while x_t and the sampler stay in float32. A compiled UNet works for one batch
+            size: smaller batches are filled up to that of the first.
+        noise_scheduler: the diffusers scheduler with which it was trained.
     """
 
-    def __init__(self, model: Model, device: torch.device, *, compute: Compute = PLAIN) -> None:
-        self.model = model
-        self.device = device
+    def __init__(self, unet: UNet2DModel, noise_scheduler: Any, compute: Compute = PLAIN) -> None:
+        self.unet = unet
+        self.noise_scheduler = noise_scheduler
         self.compute = compute
-        unet = model.unet if compute == PLAIN else copy.deepcopy(model.unet)
-        # Not ModelMixin's `to`, which warns of float32 modules even where it finds none.
-        self.unet = nn.Module.to(
-            unet, device=device, dtype=torch.bfloat16 if compute.mixed_precision == "bf16" else torch.float32
-        )
-        compute.apply(self.unet)
         self._compiled_batch = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def learned_variance(self) -> bool:
+        return bool(self.unet.config.out_channels == 2 * self.unet.config.in_channels)
 
     def noise(self, recipe: Recipe, generators: list[torch.Generator]) -> Tensor:
         """float32 [B, C, H, W], the first numbers of the images' generators."""
-        shape = (len(generators), self.model.unet.config.in_channels, *recipe.resolution)
+        shape = (len(generators), self.unet.config.in_channels, *recipe.resolution)
         return randn_tensor(shape, generator=generators, device=self.device, dtype=torch.float32)
 
-    def images(
-        self,
-        recipe: Recipe,
-        indices: Sequence[int],
-        *,
-        before_step: Callable[[], None] = lambda: None,
-        observe: Observer | None = None,
-    ) -> Tensor:
+    def images(self, recipe: Recipe, indices: Sequence[int], *, observe: Observer = ignore) -> Tensor:
         """Images `indices` of the recipe, uint8 [B, C, H, W] on the device."""
         count = len(indices)
         if self.compute.compile:
@@ -81,21 +80,14 @@ class Engine:
             indices = [*indices, *[indices[-1]] * (self._compiled_batch - count)]
         generators = image_generators(recipe.seed, indices)
         if recipe.inpainting is not None:
-            x_0 = self._inpainted(recipe, generators, before_step, observe)
+            x_0 = self._inpainted(recipe, generators, observe)
         else:
-            noise = self.noise(recipe, generators)
-            x_0 = self.denoised(recipe, noise, generators, before_step=before_step, observe=observe)
+            x_0 = self.denoised(recipe, self.noise(recipe, generators), generators, observe=observe)
         self._compiled_batch = len(indices)
         return to_uint8(x_0)[:count]
 
     def denoised(
-        self,
-        recipe: Recipe,
-        noise: Tensor,
-        generators: list[torch.Generator],
-        *,
-        before_step: Callable[[], None] = lambda: None,
-        observe: Observer | None = None,
+        self, recipe: Recipe, noise: Tensor, generators: list[torch.Generator], *, observe: Observer = ignore
     ) -> Tensor:
         """x_0 from this noise (with the recipe's picture in it, if it has one), float32 [B, C, H, W]."""
         sampler, arguments = self._sampler(recipe)
@@ -103,16 +95,7 @@ class Engine:
         if recipe.picture is not None:
             x_t, start = noised(sampler, recipe.picture.to(self.device), noise, recipe.strength)
         with self.compute.attention_kernels():
-            return denoise(
-                self.unet,
-                sampler,
-                x_t,
-                generators,
-                start=start,
-                step_arguments=arguments,
-                before_step=before_step,
-                observe=observe,
-            )
+            return denoise(self.unet, sampler, x_t, generators, start=start, step_arguments=arguments, observe=observe)
 
     def call(self, x_t: Tensor) -> Tensor:
         """One call of the UNet, at timestep 0: what a step costs."""
@@ -128,13 +111,7 @@ class Engine:
         start = 0 if recipe.picture is None else first_step(sampler, recipe.strength)
         return len(sampler.timesteps) - start
 
-    def _inpainted(
-        self,
-        recipe: Recipe,
-        generators: list[torch.Generator],
-        before_step: Callable[[], None],
-        observe: Observer | None,
-    ) -> Tensor:
+    def _inpainted(self, recipe: Recipe, generators: list[torch.Generator], observe: Observer) -> Tensor:
         assert recipe.picture is not None and recipe.inpainting is not None
         sampler, arguments = self._sampler(recipe)
         with self.compute.attention_kernels():
@@ -147,15 +124,24 @@ class Engine:
                 jump_steps=recipe.inpainting.jump_steps,
                 repeats=recipe.inpainting.repeats,
                 step_arguments=arguments,
-                before_step=before_step,
                 observe=observe,
             )
 
     def _sampler(self, recipe: Recipe) -> tuple[Any, dict[str, Any]]:
         name, arguments = recipe.sampler.name, recipe.sampler.arguments
-        sampler = build_sampler(name, self.model.noise_scheduler, arguments)
+        sampler = build_sampler(name, self.noise_scheduler, arguments)
         sampler.set_timesteps(recipe.num_inference_steps)
         return sampler, step_arguments(name, arguments)
+
+
+def open_engine(model: Model, device: torch.device, compute: Compute = PLAIN) -> Engine:
+    """The model on a device; what computes in another than the plain way is a copy of it."""
+    unet = model.unet if compute == PLAIN else copy.deepcopy(model.unet)
+    dtype = torch.bfloat16 if compute.mixed_precision == "bf16" else torch.float32
+    # Not ModelMixin's `to`, which warns of float32 modules even where it finds none.
+    unet = nn.Module.to(unet, device=device, dtype=dtype)
+    compute.apply(unet)
+    return Engine(unet, model.noise_scheduler, compute)
 
 
 def choose_compute(
@@ -165,12 +151,12 @@ def choose_compute(
     if mixed_precision != "auto":
         return replace(PLAIN, mixed_precision=mixed_precision)
     batch = min(batch_size or _largest_batch(device), num_images)
-    num_steps = Engine(model, device).num_steps(recipe) * -(-num_images // batch)
+    num_steps = Engine(model.unet, model.noise_scheduler).num_steps(recipe) * -(-num_images // batch)
     if num_steps < _WORTH_MEASURING_STEPS or not multiplies_in_bf16(device):
         return PLAIN
     trial = batch if device.type != "cpu" else min(batch, _TRIAL_IMAGES_ON_CPU)
     x_t = torch.zeros(trial, model.unet.config.in_channels, *recipe.resolution, device=device)
-    engines = functools.cache(lambda compute: Engine(model, device, compute=compute))
+    engines = functools.cache(lambda compute: open_engine(model, device, compute))
     stopwatch = Stopwatch(lambda compute: engines(compute).call(x_t), device, {})
     try:
         rounded = choose(PLAIN, {"mixed_precision": ["bf16"]}, stopwatch)

@@ -1,6 +1,6 @@
 """Filling a masked part of a picture with an unconditional model: RePaint (Lugmayr et al. 2022, arXiv 2201.09865)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ddpm_train.sampling.loop import Observer
+from ddpm_train.sampling.loop import Observer, ignore
 
 
 def visits(num_inference_steps: int, jump_steps: int, repeats: int) -> Iterator[tuple[int, int]]:
@@ -39,8 +39,7 @@ def inpaint(
     jump_steps: int,
     repeats: int,
     step_arguments: Mapping[str, Any] | None = None,
-    before_step: Callable[[], None] = lambda: None,
-    observe: Observer | None = None,
+    observe: Observer = ignore,
 ) -> Tensor:
     """Paint the masked part anew; float32 [B, C, H, W]. Where the mask is 0 it is `picture`, to the bit.
 
@@ -70,11 +69,9 @@ def inpaint(
             kept = signal(there) / signal(here)
             x_t = kept.sqrt() * x_t + (1 - kept).sqrt() * noise()
             continue
-        before_step()
         timestep = sampler.timesteps[total - here]
         prediction = unet(x_t.to(dtype), on_device[total - here]).sample.float()
-        if observe is not None:
-            observe(number, timestep, x_t, prediction)
+        observe(number, timestep, x_t, prediction)
         number += 1
         painted = sampler.step(prediction, timestep, x_t, **takes).prev_sample
         known = signal(there).sqrt() * picture + (1 - signal(there)).sqrt() * noise() if there else picture

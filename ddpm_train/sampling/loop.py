@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ddpm_train.config import samplers
 
-# Called after each step with its number, timestep, model input (x_t, variance-preserving) and prediction.
+# Takes a step's number, timestep, model input (x_t, variance-preserving) and prediction.
 Observer = Callable[[int, Tensor, Tensor, Tensor], None]
+
+
+def ignore(number: int, timestep: Tensor, x_t: Tensor, prediction: Tensor) -> None:
+    """The observer that observes nothing."""
 
 
 def build_sampler(name: str, noise_scheduler: Any, arguments: Mapping[str, Any] | None = None) -> Any:
@@ -53,13 +56,6 @@ def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]
     return [torch.Generator().manual_seed(image_seed(seed, index)) for index in indices]
 
 
-def image_shape(unet: UNet2DModel, resolution: tuple[int, int] | None = None) -> tuple[int, int, int]:
-    """[C, H, W] of what the UNet makes."""
-    size = resolution or unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return unet.config.in_channels, height, width
-
-
 @torch.no_grad()
 def denoise(
     unet: UNet2DModel,
@@ -69,8 +65,7 @@ def denoise(
     *,
     start: int = 0,
     step_arguments: Mapping[str, Any] | None = None,
-    before_step: Callable[[], None] = lambda: None,
-    observe: Observer | None = None,
+    observe: Observer = ignore,
 ) -> Tensor:
     """Run the sampler's timesteps from `start` on; float32 x_0, [B, C, H, W], unclipped.
 
@@ -83,7 +78,7 @@ def denoise(
         x_t: float32 [B, C, H, W] at timestep number `start`, scaled as the sampler has it.
         generators: one for each image, for samplers that draw noise at each step.
         step_arguments: further arguments of the sampler's `step`.
-        before_step: called before each denoising step (it may raise to end the loop).
+        observe: called at each step, between the prediction and the step itself; it may raise to end the loop.
     """
     dtype = unet.dtype
     arguments: dict[str, Any] = dict(step_arguments or {})
@@ -93,51 +88,11 @@ def denoise(
         sampler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
     timesteps = sampler.timesteps[start:]
     for number, (timestep, on_device) in enumerate(zip(timesteps, timesteps.to(x_t.device), strict=True)):
-        before_step()
         model_input = sampler.scale_model_input(x_t, timestep)
         prediction = unet(model_input.to(dtype), on_device).sample.float()
-        if observe is not None:
-            observe(number, timestep, model_input, prediction)
+        observe(number, timestep, model_input, prediction)
         x_t = sampler.step(prediction, timestep, x_t, **arguments).prev_sample
     return x_t
-
-
-@torch.no_grad()
-def sample(
-    unet: UNet2DModel,
-    sampler: Any,
-    indices: Sequence[int],
-    *,
-    seed: int,
-    num_inference_steps: int,
-    resolution: tuple[int, int] | None = None,
-    step_arguments: Mapping[str, Any] | None = None,
-    before_step: Callable[[], None] = lambda: None,
-    observe: Observer | None = None,
-) -> Tensor:
-    """Make one batch from noise. Image i depends on (seed, i) alone; the same numbers as DDPMPipeline.
-
-    Args:
-        sampler: a diffusers scheduler; its timesteps are set here.
-        indices: which images, B of them.
-        resolution: (height, width), by default the UNet's own.
-
-    Returns:
-        uint8 [B, C, H, W] on the UNet's device.
-    """
-    generators = image_generators(seed, indices)
-    noise = randn_tensor((len(indices), *image_shape(unet, resolution)), generator=generators, device=unet.device)
-    sampler.set_timesteps(num_inference_steps)
-    x_0 = denoise(
-        unet,
-        sampler,
-        noise * sampler.init_noise_sigma,
-        generators,
-        step_arguments=step_arguments,
-        before_step=before_step,
-        observe=observe,
-    )
-    return to_uint8(x_0)
 
 
 def first_step(sampler: Any, strength: float) -> int:

@@ -58,8 +58,8 @@ class ImageFolder:
         if there:
             changed = [key for key in dict.fromkeys([*there, *identity]) if there.get(key) != identity.get(key)]
             if changed:
-                told = "; ".join(f"{key} {there.get(key)}, not {identity.get(key)}" for key in changed)
-                raise Mistakes(f"output={self.path}: holds images of another kind ({told}); give another output")
+                shown = "; ".join(f"{key} {there.get(key)}, not {identity.get(key)}" for key in changed)
+                raise Mistakes(f"output={self.path}: holds images of another kind ({shown}); give another output")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path / RECORD, json.dumps(identity, indent=1).encode())

@@ -17,6 +17,8 @@ _GAP = 2
 _LABEL_HEIGHT = 16
 _MILLISECONDS = 120
 _HOLD_FRAMES = 8  # an animation stands still at its end for a moment
+# Tiles smaller than this are enlarged without smoothing, so that a person can see them.
+MIN_TILE_SIDE = 64
 
 
 def rows(images: Sequence[Tensor]) -> Image.Image:
@@ -45,6 +47,11 @@ def animate(frames: Sequence[Image.Image], path: Path) -> None:
 def trajectory_frames(frames: Sequence[Frame]) -> list[Image.Image]:
     """x_t on the left, the estimate of x_0 on the right."""
     return [beside([image_grid(frame.x_t), image_grid(frame.x_0)]) for frame in frames]
+
+
+def interpolation_frames(walks: Sequence[Tensor]) -> list[Image.Image]:
+    """Frame by frame, all walks in one grid; a walk is uint8 [F, C, H, W]."""
+    return [image_grid(torch.stack(frames)) for frames in zip(*walks, strict=True)]
 
 
 def beside(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -82,17 +89,17 @@ def _label(result: Compared) -> str:
 
 
 def save(picture: Image.Image, path: Path) -> None:
+    write_atomic(path, to_png(picture))
+
+
+def to_png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="png", optimize=True)
-    write_atomic(path, file.getvalue())
-
-
-# Tiles smaller than this are enlarged without smoothing, so that a person can see them.
-MIN_TILE_SIDE = 64
+    return file.getvalue()
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """uint8 [N, C, H, W] -> one picture, nearly square unless told otherwise, row by row; C is 1, 3 or 4."""
+    """uint8 [N, C, H, W] -> one picture, row by row, nearly square unless `columns` are given; C is 1, 3 or 4."""
     factor = max(1, math.ceil(MIN_TILE_SIDE / max(images.shape[2:])))
     enlarged = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     grid = make_grid(enlarged, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=255)

@@ -19,9 +19,8 @@ from ddpm_train.config.parts import CONF
 from ddpm_train.config.sample import SAMPLING, SampleConfig
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.sampling import pictures, visualizations
-from ddpm_train.sampling.engine import Engine, choose_compute, in_batches
+from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_engine
 from ddpm_train.sampling.output import to_picture
-from ddpm_train.sampling.pictures import image_grid
 from ddpm_train.sampling.recipe import Recipe, build_recipe
 
 
@@ -87,30 +86,24 @@ class Pipeline:
         config, recipe = self._understand(num_images, keys)
         engine = self._ready(config, recipe)
 
-        def compute(batch: Sequence[int]) -> Tensor:
+        def make(batch: Sequence[int]) -> Tensor:
             return engine.images(recipe, batch).permute(0, 2, 3, 1).cpu()
 
-        made = [images for _, images in in_batches(range(num_images), compute, config.batch_size, self._device)]
+        made = [images for _, images in in_batches(range(num_images), make, config.batch_size, self._device)]
         array: np.ndarray = torch.cat(made).numpy()
         return array if output == "np" else [to_picture(pixels) for pixels in array]
 
     def trajectory(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
         """The frames of the loop: x_t on the left, the estimate of x_0 on the right, all images in each."""
         config, recipe = self._understand(num_images, {**keys, "trajectory": True})
-        engine = self._ready(config, recipe)
-        frames = visualizations.trajectory(engine, recipe, range(num_images), config.trajectory_every_steps)
-        return pictures.trajectory_frames(frames)
+        return pictures.trajectory_frames(visualizations.trajectory(self._ready(config, recipe), recipe, config))
 
     def interpolate(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
         """The frames of a walk from the images of `seed` to those of `interpolate_seed`."""
         config, recipe = self._understand(num_images, {**keys, "interpolate": True})
         engine = self._ready(config, recipe)
-        other, count = config.walks_to, config.interpolate_frames
-        walks = [
-            visualizations.interpolation(engine, recipe, other, index, range(count), count)
-            for index in range(num_images)
-        ]
-        return [image_grid(torch.stack([walk[frame] for walk in walks])) for frame in range(count)]
+        walks = [visualizations.interpolation(engine, recipe, config, index) for index in range(num_images)]
+        return pictures.interpolation_frames(walks)
 
     def compare(
         self, samplers: Sequence[str], steps: Sequence[int], num_images: int = 4, **keys: Any
@@ -118,16 +111,13 @@ class Pipeline:
         """Samplers at step counts from the same noise: a labelled picture, and the figures."""
         chosen = {"samplers": list(samplers), "steps": list(steps)}
         config, recipe = self._understand(num_images, {**keys, "compare": chosen})
-        engine = self._ready(config, recipe)
-        results, _ = visualizations.comparison(
-            engine, recipe, config.compare.samplers, config.compare.steps, range(num_images)
-        )
+        results, _ = visualizations.comparison(self._ready(config, recipe), recipe, config)
         return pictures.comparison_table(results), results
 
     def _understand(self, num_images: int, keys: Mapping[str, Any]) -> tuple[SampleConfig, Recipe]:
         import_modules(keys.get("extensions", ()))
         given = {key: value for key, value in keys.items() if isinstance(value, Image.Image)}
-        values = {**_defaults(), "pipeline": self.model.words, "num_images": num_images, **keys}
+        values = {**_defaults(), "pipeline": self.model.label, "num_images": num_images, **keys}
         values |= dict.fromkeys(given, "<image>")
         values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
         if isinstance(values["sampler"], str):
@@ -145,7 +135,7 @@ class Pipeline:
                 num_images=config.num_images,
                 batch_size=config.batch_size,
             )
-            self._engine = Engine(self.model, self._device, compute=replace(compute, compile=self._compile))
+            self._engine = open_engine(self.model, self._device, replace(compute, compile=self._compile))
         return self._engine
 
 

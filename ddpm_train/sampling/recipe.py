@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_train.config.mistakes import Mistakes, as_written
-from ddpm_train.config.parts import Sampler, SamplerName
+from ddpm_train.config.mistakes import Mistakes, as_written, resolution_text
+from ddpm_train.config.parts import Sampler
 from ddpm_train.config.sample import SampleConfig
 from ddpm_train.config.samplers import package_mistakes
 from ddpm_train.data.decode import MODES, BrokenImage, Decoder
 from ddpm_train.models.load import Model
-from ddpm_train.sampling.sampler_check import fitting, refusal
+from ddpm_train.sampling.sampler_check import refusal, samplers_that_can
 
 _MAX_PIXELS = 10**9
 
@@ -52,7 +52,7 @@ class Recipe:
         """The same as plain values, pictures by their hash."""
         values: dict[str, Any] = {
             "seed": self.seed,
-            "sampler": self.sampler_words,
+            "sampler": self.sampler_text,
             "num_inference_steps": self.num_inference_steps,
             "resolution": list(self.resolution),
         }
@@ -65,7 +65,7 @@ class Recipe:
         return values
 
     @property
-    def sampler_words(self) -> str:
+    def sampler_text(self) -> str:
         """The sampler and its arguments."""
         written = (f"{key}={as_written(value)}" for key, value in sorted(self.sampler.arguments.items()))
         return " ".join([self.sampler.name, *written])
@@ -81,15 +81,11 @@ def resolution_mistakes(model: Model, wanted: tuple[int, int] | None) -> Iterato
     if resolution is None:
         yield f"resolution=null: the model does not say its own; give a multiple of {factor}"
     elif any(side % factor for side in resolution):
-        fits = tuple(max(factor, round(side / factor) * factor) for side in resolution)
+        height, width = (max(factor, round(side / factor) * factor) for side in resolution)
         yield (
-            f"resolution={_written(resolution)}: the model's {len(config.block_out_channels)} levels need multiples "
-            f"of {factor}; use resolution={_written(fits)}"
+            f"resolution={resolution_text(resolution)}: the model's {len(config.block_out_channels)} levels need "
+            f"multiples of {factor}; use resolution={resolution_text((height, width))}"
         )
-
-
-def _written(resolution: tuple[int, ...]) -> str:
-    return as_written(resolution[0] if len(set(resolution)) == 1 else resolution)
 
 
 def sampler_mistakes(
@@ -131,7 +127,7 @@ def sampler_mistakes(
     enough = [count for count in (2 * steps, 4 * steps, 8 * steps) if count <= trained]
     enough = [count for count in enough if refused(sampler.arguments, count) is None]
     more = f"use num_inference_steps={enough[0]}, or " if enough else ""
-    able = fitting(model.noise_scheduler, steps, learned_variance=learned, strength=strength)
+    able = samplers_that_can(model.noise_scheduler, steps, learned_variance=learned, strength=strength)
     yield (
         f"{given}: cannot sample this model (prediction_type={config.prediction_type}, "
         f"beta_schedule={config.beta_schedule}) in {steps} steps: {reason}; {more}use one of {', '.join(able)}"
@@ -147,8 +143,8 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
     Raises:
         Mistakes: all that the model cannot do.
     """
-    if unfit := list(resolution_mistakes(model, config.resolution)):
-        raise Mistakes(*unfit, *_sampler_mistakes(config, model))
+    if lines := list(resolution_mistakes(model, config.resolution)):
+        raise Mistakes(*lines, *_sampler_mistakes(config, model))
     resolution = config.resolution or model.sample_size
     assert resolution is not None  # resolution_mistakes sees to it
 
@@ -187,14 +183,14 @@ def _sampler_mistakes(config: SampleConfig, model: Model) -> Iterator[str]:
     begins_with_picture = config.from_image is not None and config.inpaint is None
     strength = config.strength if begins_with_picture else None
     chosen = [(config.sampler, config.num_inference_steps)]
-    if config.look == "compare":
+    if config.visualization == "compare":
         samplers = (compared(config.sampler, name) for name in config.compare.samplers)
         chosen = [(sampler, steps) for sampler in samplers for steps in config.compare.steps]
     lines = (line for sampler, steps in chosen for line in sampler_mistakes(model, sampler, steps, strength))
     yield from dict.fromkeys(lines)
 
 
-def compared(chosen: Sampler, name: SamplerName) -> Sampler:
+def compared(chosen: Sampler, name: str) -> Sampler:
     """A sampler of a comparison: without arguments, unless it is the chosen one."""
     return chosen if name == chosen.name else Sampler(name)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ddpm_train.config import samplers
@@ -96,7 +97,8 @@ def refusal(
     Args:
         strength: begin with a noised picture and not with noise; see `sampling.noised`.
     """
-    if noise_scheduler.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in _constructor(name):
+    constructor, _ = samplers.arguments(name)
+    if noise_scheduler.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in constructor:
         return "it does not know schedules of zero terminal SNR"
     generators = [torch.Generator().manual_seed(index) for index in range(2)]
 
@@ -128,10 +130,10 @@ def refusal(
     return None
 
 
-def fitting(
+def samplers_that_can(
     noise_scheduler: Any, num_inference_steps: int, *, learned_variance: bool, strength: float | None = None
 ) -> list[str]:
-    """The samplers that can, with no arguments of their own."""
+    """The names of the samplers that can sample this model, with no arguments of their own."""
     return [
         name
         for name in SAMPLERS
@@ -149,20 +151,14 @@ def fitting(
 
 def is_stochastic(name: str, arguments: Mapping[str, Any]) -> bool:
     """Whether the sampler draws noise on its way, so that its images do not follow from the initial noise alone."""
-    if name == "dpm_solver_sde":
-        return True
-    from diffusers import DDPMScheduler  # any schedule will do
-
-    noise_scheduler = DDPMScheduler(prediction_type="v_prediction")
+    noise_scheduler = DDPMScheduler(prediction_type="v_prediction")  # any schedule will do
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
     sampler = build_sampler(name, noise_scheduler, arguments)
+    if hasattr(sampler, "noise_sampler_seed"):  # which draws from Brownian motion of its own
+        return True
     sampler.set_timesteps(10)
     perfect = _Perfect(Schedule(noise_scheduler), _MEAN, 0.0)
     noise = torch.full((1, 1, 2, 2), _MEAN) * sampler.init_noise_sigma
     denoise(perfect, sampler, noise, [generator], step_arguments=step_arguments(name, arguments))
     return not torch.equal(before, generator.get_state())
-
-
-def _constructor(name: str) -> tuple[str, ...]:
-    return samplers.arguments(name)[0]

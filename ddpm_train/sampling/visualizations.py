@@ -1,29 +1,28 @@
-"""Looks at how images come about: what the loop saw, a walk between two seeds, samplers side by side."""
+"""What shows how images come about: the loop's own course, a walk between two seeds, samplers side by side."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ddpm_train.config.parts import Sampler, SamplerName
-from ddpm_train.sampling.engine import Engine
-from ddpm_train.sampling.loop import image_generators, to_uint8
-from ddpm_train.sampling.recipe import Recipe, compared, sampler_mistakes
-from ddpm_train.sampling.sampler_check import Schedule, is_stochastic
+from ddpm_train.config.parts import Sampler
+from ddpm_train.config.sample import SampleConfig
+from ddpm_train.sampling.engine import Engine, in_batches
+from ddpm_train.sampling.loop import Observer, ignore, image_generators, to_uint8
+from ddpm_train.sampling.recipe import Recipe, compared
+from ddpm_train.sampling.sampler_check import Schedule, is_stochastic, refusal
 
 # The result of many steps that others are compared with; also a multiple of the most that were asked for.
 _REFERENCE_STEPS = 200
-_REFERENCE_SAMPLERS: tuple[SamplerName, ...] = ("dpm_solver", "ddim")
+_REFERENCE_SAMPLERS = ("dpm_solver", "ddim")
 _FRAMES = 10
-
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One look into the loop: both uint8 [B, C, H, W] on the CPU."""
+    """One moment of the loop: both uint8 [B, C, H, W] on the CPU."""
 
     timestep: float
     x_t: Tensor
@@ -31,25 +30,29 @@ class Frame:
 
 
 @torch.no_grad()
-def trajectory(
-    engine: Engine,
-    recipe: Recipe,
-    indices: Sequence[int],
-    every_steps: int | None = None,
-    before_step: Step = lambda: None,
-) -> list[Frame]:
-    """x_t and the current estimate of x_0, each `every_steps` calls of the UNet, and the result (timestep 0) last."""
-    schedule = Schedule(engine.model.noise_scheduler)
-    every = every_steps or max(1, round(engine.num_steps(recipe) / _FRAMES))
-    seen: list[tuple[float, Tensor, Tensor]] = []
+def trajectory(engine: Engine, recipe: Recipe, config: SampleConfig, observe: Observer = ignore) -> list[Frame]:
+    """x_t and the current estimate of x_0, every few calls of the UNet, and the result (timestep 0) last."""
+    schedule = Schedule(engine.noise_scheduler)
+    every = config.trajectory_every_steps or max(1, round(engine.num_steps(recipe) / _FRAMES))
 
-    def observe(number: int, timestep: Tensor, x_t: Tensor, prediction: Tensor) -> None:
-        if number % every == 0:
-            seen.append((float(timestep), to_uint8(x_t), to_uint8(schedule.x_0(x_t, prediction, timestep))))
+    def frames(batch: Sequence[int]) -> list[Frame]:
+        seen: list[tuple[float, Tensor, Tensor]] = []
 
-    final = engine.images(recipe, indices, before_step=before_step, observe=observe)
-    frames = [(timestep, x_t[: len(indices)], x_0[: len(indices)]) for timestep, x_t, x_0 in seen]
-    return [Frame(timestep, x_t.cpu(), x_0.cpu()) for timestep, x_t, x_0 in [*frames, (0.0, final, final)]]
+        def keep(number: int, timestep: Tensor, x_t: Tensor, prediction: Tensor) -> None:
+            observe(number, timestep, x_t, prediction)
+            if number % every == 0:
+                seen.append((float(timestep), to_uint8(x_t), to_uint8(schedule.x_0(x_t, prediction, timestep))))
+
+        final = engine.images(recipe, batch, observe=keep)
+        seen.append((0.0, final, final))
+        count = len(batch)  # a compiled network may have made more
+        return [Frame(timestep, x_t[:count].cpu(), x_0[:count].cpu()) for timestep, x_t, x_0 in seen]
+
+    parts = [part for _, part in in_batches(range(config.num_images), frames, config.batch_size, engine.device)]
+    return [
+        Frame(same[0].timestep, torch.cat([one.x_t for one in same]), torch.cat([one.x_0 for one in same]))
+        for same in zip(*parts, strict=True)
+    ]
 
 
 def slerp(fraction: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -71,26 +74,25 @@ def slerp(fraction: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def interpolation(
-    engine: Engine,
-    recipe: Recipe,
-    other_seed: int,
-    index: int,
-    frames: Sequence[int],
-    num_frames: int,
-    before_step: Step = lambda: None,
+    engine: Engine, recipe: Recipe, config: SampleConfig, index: int, observe: Observer = ignore
 ) -> Tensor:
-    """Frames of the walk from image `index` of the recipe's seed to that of `other_seed`, uint8 [F, C, H, W].
+    """The frames of a walk from image `index` of one seed to that of the other, uint8 [F, C, H, W] on the CPU.
 
     Where the sampler draws noise on its way, all frames draw the same.
-    """  # fmt: skip
-    ends = [engine.noise(recipe, image_generators(seed, [index]))[0] for seed in (recipe.seed, other_seed)]
-    fractions = torch.tensor([frame / (num_frames - 1) for frame in frames], device=ends[0].device)
-    generators = [generator for _ in frames for generator in image_generators(recipe.seed, [index])]
-    engine.noise(recipe, generators)  # what image `index` has drawn before its first step
-    noise = slerp(fractions, *ends)
-    # To the bit what both seeds make: the sine of the angle rounds.
-    noise[fractions == 0], noise[fractions == 1] = ends[0], ends[1]
-    return to_uint8(engine.denoised(recipe, noise, generators, before_step=before_step)).cpu()
+    """
+    last = config.interpolate_frames - 1
+    ends = [engine.noise(recipe, image_generators(seed, [index]))[0] for seed in (recipe.seed, config.walks_to)]
+
+    def frames(batch: Sequence[int]) -> Tensor:
+        fractions = torch.tensor([frame / last for frame in batch], device=engine.device)
+        generators = [generator for _ in batch for generator in image_generators(recipe.seed, [index])]
+        engine.noise(recipe, generators)  # what image `index` has drawn before its first step
+        noise = slerp(fractions, *ends)
+        # To the bit what both seeds make: the sine of the angle rounds.
+        noise[fractions == 0], noise[fractions == 1] = ends[0], ends[1]
+        return to_uint8(engine.denoised(recipe, noise, generators, observe=observe)).cpu()
+
+    return torch.cat([part for _, part in in_batches(range(last + 1), frames, config.batch_size, engine.device)])
 
 
 @dataclass(frozen=True)
@@ -113,47 +115,32 @@ class Compared:
     distance: float | None
 
 
-def comparison(
-    engine: Engine,
-    recipe: Recipe,
-    samplers: Sequence[SamplerName],
-    steps: Sequence[int],
-    indices: Sequence[int],
-    before_step: Step = lambda: None,
-) -> tuple[list[Compared], str]:
-    """Every sampler at every number of steps from the same noise, and in words what they are compared with."""
-    recipes = [
-        replace(recipe, sampler=compared(recipe.sampler, name), num_inference_steps=count)
-        for name in samplers
-        for count in steps
-    ]
-    reference = _reference(engine, recipe, max(steps))
-    towards = engine.images(reference, indices, before_step=before_step).float()
+def comparison(engine: Engine, recipe: Recipe, config: SampleConfig) -> tuple[list[Compared], str]:
+    """Every sampler at every number of steps from the same noise, and the name of what they are compared with."""
+    indices = range(config.num_images)
+    reference = _reference(engine, recipe, max(config.compare.steps))
+    many_steps = engine.images(reference, indices).float().cpu()
     results = []
-    for wanted in recipes:
-        name = wanted.sampler.name
-        started = time.perf_counter()
-        images = engine.images(wanted, indices, before_step=before_step).cpu()
-        seconds = time.perf_counter() - started
-        distance = (images.float() - towards.cpu()).square().mean().sqrt().item()
-        stochastic = is_stochastic(name, wanted.sampler.arguments)
-        results.append(
-            Compared(
-                name,
-                wanted.num_inference_steps,
-                images,
-                engine.num_steps(wanted),
-                seconds,
-                None if stochastic else distance,
-            )
-        )
+    for name in config.compare.samplers:
+        sampler = compared(recipe.sampler, name)
+        stochastic = is_stochastic(name, sampler.arguments)
+        for count in config.compare.steps:
+            tried = replace(recipe, sampler=sampler, num_inference_steps=count)
+            started = time.perf_counter()
+            images = engine.images(tried, indices).cpu()
+            seconds = time.perf_counter() - started
+            distance = None if stochastic else (images.float() - many_steps).square().mean().sqrt().item()
+            results.append(Compared(name, count, images, engine.num_steps(tried), seconds, distance))
     return results, f"{reference.sampler.name} at {reference.num_inference_steps} steps"
 
 
 def _reference(engine: Engine, recipe: Recipe, most_steps: int) -> Recipe:
     """The first deterministic sampler that can, at many steps."""
-    trained = engine.model.noise_scheduler.config.num_train_timesteps
-    steps = min(max(_REFERENCE_STEPS, 2 * most_steps), trained)
-    candidates = [Sampler(name) for name in _REFERENCE_SAMPLERS]
-    able = (sampler for sampler in candidates if not list(sampler_mistakes(engine.model, sampler, steps)))
-    return replace(recipe, sampler=next(able, candidates[-1]), num_inference_steps=steps)
+    steps = min(max(_REFERENCE_STEPS, 2 * most_steps), engine.noise_scheduler.config.num_train_timesteps)
+
+    def can(name: str) -> bool:
+        learned = engine.learned_variance
+        return refusal(name, engine.noise_scheduler, steps, arguments={}, learned_variance=learned) is None
+
+    name = next(filter(can, _REFERENCE_SAMPLERS), _REFERENCE_SAMPLERS[-1])
+    return replace(recipe, sampler=Sampler(name), num_inference_steps=steps)

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddpm_train.config.train import Train
+from ddpm_train.system.console import counted
 
 # What is less exact or less plain must be faster by this share of the time.
 MARGINS = {"mixed_precision": 0.1, "channels_last": 0.05, "attention": 0.05, "compile": 0.05}
@@ -47,21 +48,21 @@ class Compute:
     compile: bool
 
     def __str__(self) -> str:
-        words = ["fp32" if self.mixed_precision == "no" else self.mixed_precision]
-        words += ["channels_last"] if self.channels_last else []
-        words += ["math attention"] if self.attention == "math" else []
-        words += ["compiled"] if self.compile else []
-        return " + ".join(words)
+        parts = ["fp32" if self.mixed_precision == "no" else self.mixed_precision]
+        parts += ["channels_last"] if self.channels_last else []
+        parts += ["math attention"] if self.attention == "math" else []
+        parts += ["compiled"] if self.compile else []
+        return " + ".join(parts)
 
     @classmethod
     def named(cls, name: str) -> "Compute":
         """The inverse of `str`."""
-        precision, *words = name.split(" + ")
+        precision, *others = name.split(" + ")
         return cls(
             "no" if precision == "fp32" else precision,
-            channels_last="channels_last" in words,
-            attention="math" if "math attention" in words else "fused",
-            compile="compiled" in words,
+            channels_last="channels_last" in others,
+            attention="math" if "math attention" in others else "fused",
+            compile="compiled" in others,
         )
 
     def apply(self, unet: nn.Module) -> None:
@@ -188,11 +189,10 @@ def set_backends(train: Train) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words."""
+    """The device's name, such as "NVIDIA H100" or "cpu, 4 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{device.type}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"{device.type}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -10,6 +10,11 @@ from tqdm import tqdm
 _LINE_EVERY_SECONDS = 10.0
 
 
+def counted(number: int, noun: str, plural: str = "s") -> str:
+    """A number with its noun: "1 image", "2,000 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
 class Console:
     """Speaks on the main process only; the other processes' consoles are silent."""
 

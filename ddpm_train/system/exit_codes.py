@@ -7,3 +7,15 @@ REQUEUE = 75  # asked to stop, and saved: EX_TEMPFAIL of sysexits.h, "try again 
 
 # Names the file that a job's main process leaves its exit code in: `accelerate launch` puts its own 1 in its place.
 FILE_VARIABLE = "DDPM_TRAIN_EXIT_CODE_FILE"
+
+
+class CannotGoOn(Exception):
+    """A run has come to an end that is no success; the text says why, and how to go on.
+
+    Attributes:
+        exit_code: what its program leaves with.
+        everywhere: whether all processes have come to it together.
+    """
+
+    exit_code = 1
+    everywhere = True

@@ -24,6 +24,11 @@ def num_processes() -> int:
     return int(_launcher_arguments().num_processes or 1)
 
 
+def num_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def spread() -> None:
     """Replace this process by torchrun with as many processes as the launcher was asked for."""
     if "WORLD_SIZE" in os.environ or (count := num_processes()) == 1:

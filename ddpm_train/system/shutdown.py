@@ -1,4 +1,4 @@
-"""How a program without a training loop runs and ends: asked to stop, mistaken, or broken on one of many processes."""
+"""How a program ends: asked to stop, mistaken, out of means, or broken on one of many processes."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ import torch
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.system import exit_codes
-from ddpm_train.system.compute import keep_memory
+from ddpm_train.system.exit_codes import CannotGoOn
 from ddpm_train.system.signals import Stopped, StopRequest
 
 # A process that has done its share waits for the others, however long they take; a dead one ends all at once.
@@ -20,26 +20,32 @@ PATIENCE = timedelta(days=30)
 
 
 @contextmanager
-def orderly(*, again: str) -> Iterator[StopRequest]:
-    """Run a program's work, without gradients.
+def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
+    """Do a program's work, and leave with the exit code that its end means.
 
     Args:
         again: what the same command does after a stop.
     """
-    stop = StopRequest()
     diffusers.logging.set_verbosity_error()
-    keep_memory()
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    main = os.environ.get("RANK", "0") == "0"
     try:
-        with torch.inference_mode():
+        with StopRequest() as stop:
             yield stop
-    except Stopped:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"stopped ({stop.signal_name}); {again}", flush=True)
+    except Stopped as stopped:
+        if main:
+            print(f"stopped ({stopped}); {again}", flush=True)
         sys.exit(exit_codes.REQUEUE)
     except Mistakes:
         raise
+    except CannotGoOn as end:
+        if main or not end.everywhere:
+            print(f"error: {end}", file=sys.stderr, flush=True)
+        if several and not end.everywhere:
+            os._exit(end.exit_code)
+        sys.exit(end.exit_code)
     except Exception:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # an orderly end would wait for the others
+        if several:  # the others notice at their next exchange; this process would wait for them to end with it
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from types import FrameType
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -11,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The run was asked to stop; whatever was being computed is left as it is.
+    """The run was asked to stop, by the signal that the text names; whatever was being computed is left as it is.
 
     Not an `Exception`: it can be raised inside any library, and is not for that library to handle.
     """
@@ -19,6 +21,9 @@ class Stopped(BaseException):
 
 class StopRequest:
     """Turns SIGTERM, SIGUSR1, SIGUSR2 (schedulers' warnings) and Ctrl-C into a request; a second Ctrl-C leaves at once.
+
+    A context manager: at its end the signals mean what they meant before. Outside the main thread, where Python cannot
+    listen to signals, there is never a request.
 
     Until `connect` there is nothing to save, and a signal raises `Stopped` where the process stands. From then on
     the request waits until all processes ask for it at the same place.
@@ -29,15 +34,27 @@ class StopRequest:
         self._connected = False
         self._group: dist.ProcessGroup | None = None
         self._vote: tuple[torch.Tensor, dist.Work] | None = None  # under way
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name == "SIGINT":
             os._exit(128 + number)
         self.signal_name = signal.Signals(number).name
         if not self._connected:
-            raise Stopped
+            raise self.stopped()
+
+    def stopped(self) -> Stopped:
+        """What ends the run, raised on all processes."""
+        return Stopped(self.signal_name or "another process was asked to")
 
     def connect(self) -> None:
         """Open the channel over which the processes agree: on the CPU, so that no step waits for a device."""
@@ -69,7 +86,7 @@ class StopRequest:
     def check(self) -> None:
         """Raise `Stopped` on all processes if any was asked to stop."""
         if self.agree()[0]:
-            raise Stopped
+            raise self.stopped()
 
 
 def _result(votes: torch.Tensor, exchange: dist.Work) -> tuple[bool, bool]:

@@ -17,8 +17,9 @@ from diffusers import UNet2DModel
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import Config, Train
-from ddpm_train.diffusion.objective import Objective
+from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.models.unet import unet_arguments
+from ddpm_train.runs.state import ResumedState
 from ddpm_train.system.compute import (
     Compute,
     Stopwatch,
@@ -64,8 +65,9 @@ class Trial:
         positions = torch.arange(num_images, device=self.device)
         try:
             with compute.autocast(self.device), compute.attention_kernels():
-                loss = self.objective(self.unet, images, positions)
-            loss.backward()
+                x_0 = to_model_range(images)
+                losses = self.objective.per_image(self.unet, x_0, *self.objective.draw(x_0, positions))
+            losses.mean().backward()
         finally:
             self.unet.zero_grad()
 
@@ -79,20 +81,20 @@ class Choice:
     seconds: dict[str, float]
 
 
-def choose_compute(config: Config, trial: Trial, *, max_steps: int, before: dict[str, Any]) -> Choice:
+def choose_compute(config: Config, trial: Trial, *, max_steps: int, resumed: ResumedState | None) -> Choice:
     """How this run computes its steps; the same on all processes.
 
     Args:
-        before: the scalars of the checkpoint to go on from, or none.
+        resumed: the checkpoint to go on from, if there is one.
     """
-    train = _settled(config.train, before, trial.device)
+    train = _settled(config.train, resumed, trial.device)
     return on_main(lambda: _choose(replace(config, train=train), trial, max_steps))
 
 
-def _settled(train: Train, before: dict[str, Any], device: torch.device) -> Train:
+def _settled(train: Train, resumed: ResumedState | None, device: torch.device) -> Train:
     """What a launcher or the run itself, earlier, has decided is not `auto` any more."""
-    recorded = dict(before.get("compute", {}))
-    if before and before["device"] != device_name(device):
+    recorded = dict(resumed.compute) if resumed is not None else {}
+    if resumed is not None and resumed.device != device_name(device):
         # Another device rounds otherwise anyway, but a run does not change its precision.
         recorded = {"mixed_precision": recorded["mixed_precision"]}
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -144,7 +146,7 @@ def _micro_batch_size(config: Config) -> int:
     return size if isinstance(size, int) else config.train.batch_size // PartialState().num_processes
 
 
-def plan_batch(config: Config, trial: Trial, compute: Compute, *, before: dict[str, Any]) -> BatchPlan:
+def plan_batch(config: Config, trial: Trial, compute: Compute, *, resumed: ResumedState | None) -> BatchPlan:
     """How the global batch is cut; with `train.micro_batch_size=auto` into the largest pieces that fit.
 
     Raises:
@@ -155,8 +157,8 @@ def plan_batch(config: Config, trial: Trial, compute: Compute, *, before: dict[s
     if config.train.micro_batch_size != "auto":
         return plan
     sizes = plan.micro_batch_sizes()
-    if before and before["device"] == device_name(device) and before["micro_batch_size"] in sizes:
-        return replace(plan, micro_batch_size=before["micro_batch_size"])
+    if resumed is not None and resumed.device == device_name(device) and resumed.micro_batch_size in sizes:
+        return replace(plan, micro_batch_size=resumed.micro_batch_size)
     num_bytes = _STATE_COPIES * sum(parameter.nbytes for parameter in trial.unet.parameters())
     if device.type == "cuda":
         num_bytes += int(_SPARE_SHARE * torch.cuda.mem_get_info(device)[1])

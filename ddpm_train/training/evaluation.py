@@ -1,143 +1,141 @@
 """What a run measures on its way: samples, the held-out loss, scores. Nothing of it touches the training."""
 
-import io
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusers import UNet2DModel
-from PIL import Image
 
 from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.evaluation.grid import sample_grid
-from ddpm_train.evaluation.held_out import LossByTimestep, held_out_losses, loss_by_timestep
+from ddpm_train.evaluation.held_out import held_out_losses, over_timesteps
+from ddpm_train.evaluation.image_sets import SampledImages
+from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images
+from ddpm_train.evaluation.real_images import RealImages
+from ddpm_train.evaluation.scores import DependsOn
+from ddpm_train.evaluation.workers import Workers
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.environment import versions
+from ddpm_train.runs.folder import EVALUATION, SAMPLES
+from ddpm_train.sampling import pictures
+from ddpm_train.sampling.engine import Engine
+from ddpm_train.sampling.recipe import Recipe
+from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
+from ddpm_train.system.signals import Stopped
+from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
 from ddpm_train.training.trackers import RunTrackers
 
 if TYPE_CHECKING:  # of an extra
     from ddpm_train.evaluation.features import Extractor
-    from ddpm_train.evaluation.scores import Score
 
 
-class RunEvaluation:
-    """Measures a run's sampling weights. All its processes call it, and get the same results.
+class Evaluation:
+    """Evaluates a run's sampling weights at the steps that the config names, once each; on all processes alike.
 
-    Raises:
-        Mistakes: the extractor that the metrics need cannot be had.
+    Args:
+        extractor: what the metrics need, see `open_extractor`.
+        trackers: on the main process.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, extractor: "Extractor | None", records: Records, trackers: RunTrackers | None) -> None:
         self._run = run
-        self._extractor = _open_extractor(run)
+        self._extractor = extractor
+        self._records = records
+        self._trackers = trackers
+        self._workers = Workers(run.accelerator, run.stop, Console(enabled=False))  # the run's own shows its steps
+        self._done = run.state.step if "evaluation_seconds" in records.last else None
 
-    def __call__(self, trackers: RunTrackers | None) -> dict[str, float]:
-        """Measure, show and store; returns named values for the step's record.
+    @property
+    def is_due(self) -> bool:
+        """Every `evaluation.every_steps` and at the end, but not untrained."""
+        run, config, step = self._run, self._run.config.evaluation, self._run.state.step
+        if config.name == "none" or step in (0, self._done):
+            return False
+        return step == run.max_steps or bool(config.every_steps and step % config.every_steps == 0)
 
-        Args:
-            trackers: on the main process.
+    def run(self) -> bool:
+        """Measure, show, store and judge. False if a request to stop ended it."""
+        started, step = time.monotonic(), self._run.state.step
+        self._records.read_back()
+        try:
+            with _as_diffusers_loads_it(self._run.state.sampling_unet) as unet:
+                found = collect(self._results(unet))
+        except Stopped:
+            return False
+        if self._trackers is not None:
+            self._keep(found, self._trackers)
+        values = {**found.numbers, "evaluation_seconds": round(time.monotonic() - started, 3)}
+        self._records.annotate(step, values)
+        self._run.selection.note(step, values)
+        self._records.rest_clock()
+        self._done = step
+        return True
 
-        Raises:
-            Stopped: all processes, when one of them was asked to stop.
-        """
-        run, config = self._run, self._run.config.evaluation
-        started = time.monotonic()
-        held_out, by_timestep, scores = None, None, []
-        with _as_diffusers_loads_it(run.state.sampling_unet) as unet:
-            grid = sample_grid(
-                unet,
-                run.noise_scheduler,
-                config,
-                sampler=run.config.sampler,
-                seed=run.config.seed,
-                accelerator=run.accelerator,
-                stop=run.stop,
+    def _results(self, unet: UNet2DModel) -> Iterator[Result]:
+        run, data, config = self._run, self._run.data, self._run.config
+        grid = self._sampled(unet, config.evaluation.num_images)
+        yield "samples", pictures.image_grid(grid.pixels().cpu())
+        held_out = None
+        if data.validation is not None:
+            held_out = RealImages(data.validation, config.dataset, self._workers, held_out=True)
+            inputs = ModelInputs(
+                unet=unet,
+                noise_scheduler=run.noise_scheduler,
+                title=f"step {run.state.step:,}",
+                objective=run.objective,
+                held_out=held_out,
+                seed=config.seed,
+                batch_size=config.evaluation.batch_size,
+                timestep_bins=config.evaluation.timestep_bins,
+                workers=self._workers,
             )
-            if run.data.validation is not None:
-                held_out = held_out_losses(
-                    unet,
-                    run.data.validation,
-                    run.objective,
-                    config.batch_size,
-                    accelerator=run.accelerator,
-                    stop=run.stop,
-                )
-                if config.timestep_bins is not None:
-                    num_timesteps = run.config.noise_scheduler.num_train_timesteps
-                    by_timestep = loss_by_timestep(held_out, num_timesteps, config.timestep_bins)
-            if self._extractor is not None:
-                scores = self._scores(unet, self._extractor)
-        loss = None if held_out is None else held_out.mean()
-        if trackers is not None:
-            self._show(trackers, grid, by_timestep)
-            self._store(loss, by_timestep, scores)
-        values = {} if loss is None else {"held_out_loss": loss}
-        values |= {} if by_timestep is None else by_timestep.scalars()
-        values |= {score.name: score.value for score in scores}
-        return {**values, "evaluation_seconds": round(time.monotonic() - started, 3)}
+            losses = held_out_losses(inputs)
+            yield "held_out_loss", losses.mean()
+            yield from over_timesteps(losses, inputs)
+        if self._extractor is not None:
+            training = RealImages(data.train, config.dataset, self._workers)
+            yield from measure_images(
+                config.evaluation.metrics,
+                self._sampled(unet, config.evaluation.num_samples),
+                self._extractor,
+                reference=training,
+                training=training,
+                held_out=held_out,
+            )
 
-    def _scores(self, unet: UNet2DModel, extractor: "Extractor") -> list["Score"]:
-        """The chosen metrics of samples against the training images."""
-        from ddpm_train.evaluation.distribution import distribution_scores
-        from ddpm_train.evaluation.reference import reference_features
-
+    def _sampled(self, unet: UNet2DModel, num_images: int) -> SampledImages:
         run, config = self._run, self._run.config
-        cache_dir = config.dataset.cache_dir
-        reference = reference_features(
-            run.data.train,
-            extractor,
-            dataset=config.dataset.path,
-            split=config.dataset.split,
-            cache_dir=Path(cache_dir) if cache_dir else None,
-            accelerator=run.accelerator,
-            stop=run.stop,
-        )
-        return distribution_scores(
-            unet,
-            run.noise_scheduler,
-            sampler=config.sampler,
-            num_inference_steps=config.evaluation.num_inference_steps,
-            seed=config.seed,
-            num_images=config.evaluation.num_samples,
-            batch_size=config.evaluation.batch_size,
-            extractor=extractor,
-            reference=reference,
-            metrics=config.evaluation.metrics,
-            weights="unet" if run.state.ema_unet is None else "ema",
-            step=run.state.step,
-            accelerator=run.accelerator,
-            stop=run.stop,
+        weights = "unet" if run.state.ema_unet is None else "ema"
+        return SampledImages(
+            Engine(unet, run.noise_scheduler),
+            Recipe(config.seed, config.sampler, config.evaluation.num_inference_steps, config.dataset.resolution),
+            num_images,
+            config.evaluation.batch_size,
+            self._workers,
+            DependsOn(step=run.state.step, weights=weights, versions=versions()),
         )
 
-    def _show(self, trackers: RunTrackers, grid: Image.Image, by_timestep: LossByTimestep | None) -> None:
-        """Pictures, as files and in the trackers."""
+    def _keep(self, found: Found, trackers: RunTrackers) -> None:
+        """Pictures, as files and in the trackers; and the numbers, with all that they depend on."""
         step, output_dir = self._run.state.step, self._run.output_dir
-        png = io.BytesIO()
-        grid.save(png, "PNG")
-        self._write(output_dir / "samples" / f"{checkpoint.step_name(step)}.png", png.getvalue())
-        trackers.add_image("samples", grid, step)
-        if by_timestep is not None:
-            from ddpm_train.evaluation.plots import loss_by_timestep_png
-
-            plot = loss_by_timestep_png(by_timestep, f"step {step:,}")
-            self._write(output_dir / "evaluation" / "loss_by_timestep.png", plot)
-            trackers.add_image("loss_by_timestep", Image.open(io.BytesIO(plot)), step)
-
-    def _store(self, loss: float | None, by_timestep: LossByTimestep | None, scores: list["Score"]) -> None:
-        """The numbers, with all that they depend on."""
-        step = self._run.state.step
+        for name, picture in found.pictures.items():
+            place = f"{SAMPLES}/{checkpoint.step_name(step)}" if name == "samples" else f"{EVALUATION}/{name}"
+            self._write(output_dir / f"{place}.png", pictures.to_png(picture))
+            trackers.add_image(name, picture, step)
         stored = {
             "step": step,
-            "held_out_loss": loss,
-            "loss_by_timestep": None if by_timestep is None else by_timestep.to_json(),
-            "scores": [score.to_json() for score in scores],
+            "held_out_loss": found.numbers.get("held_out_loss"),
+            "loss_by_timestep": None,
+            **found.details,
+            "scores": [asdict(score) for score in found.scores],
         }
-        path = self._run.output_dir / "evaluation" / f"{checkpoint.step_name(step)}.json"
+        path = output_dir / EVALUATION / f"{checkpoint.step_name(step)}.json"
         self._write(path, json.dumps(stored, indent=1).encode())
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -149,8 +147,12 @@ class RunEvaluation:
             self._run.console.warn(f"ERROR: {path} cannot be written: {error}")
 
 
-def _open_extractor(run: Run) -> "Extractor | None":
-    """What the metrics need, None if there are none; in time to tell before the training what is missing."""
+def open_extractor(run: Run) -> "Extractor | None":
+    """What the run's metrics need, None if there are none.
+
+    Raises:
+        Mistakes: it cannot be had, or the images are too few.
+    """
     config = run.config.evaluation
     if config.name == "none" or not config.metrics:
         return None
@@ -159,10 +161,10 @@ def _open_extractor(run: Run) -> "Extractor | None":
             f"evaluation.metrics: the {len(run.data.train)} training images are too few to compare with; "
             f"use at least {FEWEST_IMAGES}, or evaluation.metrics=[]"
         )
-    from ddpm_train.evaluation.features import open_extractor
+    from ddpm_train.evaluation import features
 
     choice = config.extractor
-    return open_extractor(choice.name, choice.weights, run.accelerator.device, key="evaluation.extractor")
+    return features.open_extractor(choice.name, choice.weights, run.accelerator.device, key="evaluation.extractor")
 
 
 @contextmanager

@@ -1,15 +1,11 @@
 """What a run says at its start and at its end."""
 
-import os
-import sys
-
 import ddpm_train
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import num_parameters
-from ddpm_train.report import REPORT
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
-from ddpm_train.runs.folder import BEST
+from ddpm_train.runs.folder import BEST, REPORT
 from ddpm_train.system.compute import device_name
 from ddpm_train.training.auto import Choice
 from ddpm_train.training.run import Run
@@ -48,27 +44,29 @@ def _measured(choice: Choice) -> str:
     return f"{times} for {_count(choice.num_images, 'image')} forward and backward"
 
 
-def say_finished(run: Run, selection: Selection) -> None:
+def say_finished(run: Run) -> None:
     """That a run which was given its command again is at its end."""
-    why = "finished" if run.state.step >= run.max_steps else f"stopped early ({_patience(selection)})"
+    why = "finished" if run.state.step >= run.max_steps else f"stopped early ({_patience(run.selection)})"
     remedy = "" if run.state.step >= run.max_steps else "; raise train.patience to go on"
     step, output = run.state.step, run.output_dir
     run.console.say(f"{run.config.name}: {why} at step {step:,}; nothing to do{remedy} ({output})")
 
 
-def say_what_next(run: Run, selection: Selection, seconds: float) -> None:
+def say_what_next(run: Run, seconds: float) -> None:
     """Where the pictures are, and the next commands."""
     output, step = run.output_dir, run.state.step
     pictures = output / "samples" / f"{checkpoint.step_name(step)}.png"
     report, tensorboard = output / REPORT, output / "tensorboard"
     early = step < run.max_steps
-    run.console.say(f"done: step {step:,} after {seconds:.0f} s{f', early: {_patience(selection)}' if early else ''}")
-    longer = f"train.patience={2 * (selection.patience or 1)}" if early else f"train.max_steps={2 * run.max_steps}"
+    run.console.say(
+        f"done: step {step:,} after {seconds:.0f} s{f', early: {_patience(run.selection)}' if early else ''}"
+    )
+    longer = f"train.patience={2 * (run.selection.patience or 1)}" if early else f"train.max_steps={2 * run.max_steps}"
     run.console.table(
         {
             **({"report": str(report)} if report.exists() else {}),
             **({"pictures": str(pictures)} if pictures.exists() else {}),
-            **_best(run, selection),
+            **_best(run),
             "pipeline": f'{output / "pipeline"}   DDPMPipeline.from_pretrained("{output / "pipeline"}")',
             **({"curves": f"tensorboard --logdir {tensorboard}"} if tensorboard.exists() else {}),
             "longer": f"the same command with {longer}",
@@ -81,24 +79,15 @@ def _patience(selection: Selection) -> str:
     return f"{selection.criterion.name} has not improved for {_count(selection.patience or 0, 'evaluation')}"
 
 
-def _best(run: Run, selection: Selection) -> dict[str, str]:
+def _best(run: Run) -> dict[str, str]:
     """The best checkpoint, where it is not simply the last."""
+    selection = run.selection
     best = selection.best()
     if best is None or best == run.state.step or not run.config.checkpoint.keep_best:
         return {}
     assert selection.criterion is not None
     value = f"{selection.criterion.name} {selection.values[best]:.4g}"
     return {"best": f"step {best:,} ({value})   ddpm-sample pipeline={run.checkpoints / BEST}"}
-
-
-def say_stopped(signal_name: str | None) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"stopped ({signal_name or 'another process was asked to'}); the same command continues", flush=True)
-
-
-def complain(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {text}", file=sys.stderr, flush=True)
 
 
 def non_finite_remedy(run: Run) -> str:

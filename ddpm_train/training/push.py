@@ -4,21 +4,30 @@ import functools
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.train import Config
+from ddpm_train.config.parts import Dataset, Hub
 from ddpm_train.data.sources import dataset_licence
-from ddpm_train.hub.access import told
+from ddpm_train.hub.access import reason
 from ddpm_train.hub.background import Outcome, PushThread
 from ddpm_train.hub.preflight import is_offline
 from ddpm_train.hub.push import Push, Target
 from ddpm_train.hub.share import OWNED, Shared
-from ddpm_train.models.unet import build_unet, pipeline_files
+from ddpm_train.models.unet import build_unet, pipeline_files, read_description
 from ddpm_train.runs import checkpoint
-from ddpm_train.runs.folder import CONFIG, read_config
+from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, read_config, read_part
+from ddpm_train.runs.stores import Candidate, newest_good, on_disk
 from ddpm_train.training.run import Run
+
+
+@dataclass(frozen=True)
+class _ItsDataset:
+    """The part of a run's config that says what it was trained on."""
+
+    dataset: Dataset
 
 
 def open_push(run: Run) -> PushThread | None:
@@ -30,8 +39,8 @@ def open_push(run: Run) -> PushThread | None:
         run.console.warn(f"warning: HF_HUB_OFFLINE is set, so nothing is pushed; `{_command(run.output_dir)}` does it")
         return None
     files = pipeline_files(run.state.sampling_unet, run.noise_scheduler)
-    shared = _shared(run.output_dir, config, run.values, files)
-    return PushThread(shared, _target(config), 60 * config.hub.finish_minutes, run.console.warn)
+    shared = _shared(run.output_dir, config.dataset, config.hub, run.values, files)
+    return PushThread(shared, _target(config.hub), 60 * config.hub.finish_minutes, run.console.warn)
 
 
 def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
@@ -55,46 +64,50 @@ def push_finished(run: Run, path: Path | None) -> None:
         finish_push(run, push, 60 * run.config.hub.finish_minutes)
 
 
-def push_run(run: Path, config: Config) -> None:
+def push_run(run: Path, hub: Hub) -> None:
     """Push the newest whole checkpoint of a run that another process may be training.
+
+    Args:
+        hub: where to, in the run's place.
 
     Raises:
         Mistakes: no checkpoint is whole, or the Hub did not take it.
     """
     path = _newest_whole(run)
-    files = pipeline_files(build_unet(config), config.noise_scheduler.build())
-    shared = _shared(run, config, read_config(run / CONFIG), files)
+    described = read_description(run)
+    unet = build_unet(described.model, described.dataset, described.noise_scheduler)
+    files = pipeline_files(unet, described.noise_scheduler.build())
+    dataset = read_part(run, _ItsDataset).dataset
+    shared = _shared(run, dataset, hub, read_config(run / CONFIG), files)
     step = checkpoint.step_of(path)
     with tempfile.TemporaryDirectory(dir=run, prefix=".push-by-hand-") as staging:
         shared.stage(path, Path(staging))
-        push = Push(_target(config), staging, f"Step {step:,}", OWNED, checkpoint.MANIFEST)
+        push = Push(_target(hub), staging, f"Step {step:,}", OWNED, checkpoint.MANIFEST)
         try:
             outcome = Outcome(step, push())
         except Exception as error:
-            print(f"error: not pushed, because {told(error)}; the same command tries again", file=sys.stderr)
+            print(f"error: not pushed, because {reason(error)}; the same command tries again", file=sys.stderr)
             sys.exit(1)
     print(_pushed(shared.repo_id, outcome))
 
 
 def _newest_whole(run: Path) -> Path:
-    problems = []
-    for path in reversed(checkpoint.published(run / "checkpoints")):
-        try:
-            checkpoint.verify(path, checkpoint.step_of(path))
-        except checkpoint.BadCheckpoint as error:
-            problems.append(f"run={run}: {path.name} is not a whole checkpoint: {error}")
-        else:
-            return path
-    raise Mistakes(*problems)
+    problems: list[str] = []
+
+    def note(candidate: Candidate, error: checkpoint.BadCheckpoint) -> None:
+        problems.append(f"run={run}: {candidate.name} is not a whole checkpoint: {error}")
+
+    if (path := newest_good(on_disk(run / CHECKPOINTS), note)) is None:
+        raise Mistakes(*problems)
+    return path
 
 
-def _shared(run: Path, config: Config, values: Mapping[str, Any], files: Mapping[str, str]) -> Shared:
-    licence = functools.cache(lambda: dataset_licence(config.dataset))
-    return Shared(run, values, files, licence, str(config.hub.repo_id), config.hub.strategy)
+def _shared(run: Path, dataset: Dataset, hub: Hub, values: Mapping[str, Any], files: Mapping[str, str]) -> Shared:
+    licence = functools.cache(lambda: dataset_licence(dataset))
+    return Shared(run, values, files, licence, str(hub.repo_id), hub.strategy)
 
 
-def _target(config: Config) -> Target:
-    hub = config.hub
+def _target(hub: Hub) -> Target:
     return Target(str(hub.repo_id), hub.private, hub.revision or "main", 60 * hub.retry_minutes, hub.stall_seconds)
 
 

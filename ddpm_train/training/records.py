@@ -13,14 +13,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from ddpm_train.system.exit_codes import NON_FINITE, CannotGoOn
 from ddpm_train.system.files import write_atomic
 
 
-class NonFinite(Exception):
+class NonFinite(CannotGoOn):
     """A loss or gradient that is not a number; the text names the steps."""
 
+    exit_code = NON_FINITE
 
-class Metrics:
+
+class Records:
     """The records of a run, in `metrics.jsonl`: one JSON object a line, each step once, however often it restarts.
 
     Args:
@@ -125,6 +128,15 @@ class Metrics:
         self.unwritten = None
         self._log(self._records)
         self._records.clear()
+
+    def flush(self) -> None:
+        """Fetch and write what was recorded.
+
+        Raises:
+            NonFinite: on all processes.
+        """
+        self.read_back()
+        self.write()
 
     def rest_clock(self) -> None:
         """Leave the time since the last `read_back` (an evaluation, a save) out of images_per_second."""

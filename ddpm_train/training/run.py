@@ -1,22 +1,29 @@
-"""Builds the parts of a run from its config."""
+"""The parts of a run, built from its config."""
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
 from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
 from ddpm_train.config.train import Config
-from ddpm_train.data.loader import Data, open_data
+from ddpm_train.data.device_cache import fits
+from ddpm_train.data.loader import Batches, Data, micro_batches, num_workers, open_data
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.models.load import load_model
 from ddpm_train.models.unet import build_unet
-from ddpm_train.system.compute import set_backends
+from ddpm_train.runs.best import Selection
+from ddpm_train.runs.folder import CHECKPOINTS
+from ddpm_train.runs.identity import identity
+from ddpm_train.runs.state import ResumedState
+from ddpm_train.system.compute import device_name, set_backends
 from ddpm_train.system.console import Console
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training.auto import Choice, Trial, choose_compute, plan_batch
@@ -25,11 +32,12 @@ from ddpm_train.training.state import BatchPlan, TrainState
 
 @dataclass
 class Run:
-    """The parts of one run.
+    """The parts of one run, and where it stands.
 
     Attributes:
         values: the config as plain values, with the dataset's commit.
         choice: how steps are computed, and what was measured to choose that.
+        selection: judges the evaluations so far.
         changes: records accepted changes of the config.
         environments: what computed it so far, see `environment.py`.
     """
@@ -47,38 +55,75 @@ class Run:
     noise_scheduler: DDPMScheduler
     state: TrainState
     objective: Objective
+    selection: Selection
     changes: list[dict[str, Any]]
     environments: list[dict[str, Any]]
 
     @property
     def checkpoints(self) -> Path:
-        return self.output_dir / "checkpoints"
+        return self.output_dir / CHECKPOINTS
+
+    @property
+    def is_finished(self) -> bool:
+        return self.is_finished_at(self.state.step)
+
+    def is_finished_at(self, step: int) -> bool:
+        """Whether the run is at its end when it stands at `step`, by its length or by its patience."""
+        return step >= self.max_steps or self.selection.out_of_patience
+
+    def open_micro_batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """This process's micro-batches from where the run stands: positions int64 [B], images uint8 [B, C, H, W]."""
+        dataset, device = self.config.dataset, self.accelerator.device
+        batches = Batches(
+            self.data.train,
+            self.config.seed,
+            random_crop=dataset.crop == "random",
+            random_flip=dataset.random_flip,
+        )
+        resident = fits(self.data.train, device) if dataset.device_cache == "auto" else dataset.device_cache
+        # A CPU trains from the disk cache's own memory; for a GPU somebody must read ahead.
+        loads_ahead = dataset.cache == "none" or device.type == "cuda"
+        workers = num_workers(dataset) if loads_ahead else 0
+        positions = self.plan.positions(self.state.step)
+        return micro_batches(batches, positions, device=device, resident=resident, num_workers=workers)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the run the run it is."""
+        precision = self.accelerator.mixed_precision
+        return identity(self.values, dataset_content=self.data.content, mixed_precision=precision)
+
+    def resumed_state(self) -> ResumedState:
+        """What a checkpoint holds besides tensors."""
+        scaler = self.accelerator.scaler
+        return ResumedState(
+            step=self.state.step,
+            images_seen=self.state.step * self.plan.batch_size,
+            compute=asdict(self.choice.compute),
+            device=device_name(self.accelerator.device),
+            micro_batch_size=self.plan.micro_batch_size,
+            num_processes=self.plan.num_processes,
+            grad_scaler=scaler.state_dict() if scaler is not None else {},
+            identity=self.identity,
+            changes=self.changes,
+            environments=self.environments,
+        )
 
 
 def build_run(
-    config: Config, values: dict[str, Any], *, before: dict[str, Any], stop: StopRequest, console: Console
+    config: Config, values: dict[str, Any], *, resumed: ResumedState | None, stop: StopRequest, console: Console
 ) -> Run:
     """Everything that does not depend on where the run stands.
 
     Args:
-        before: the scalars of the checkpoint to go on from, or none: what was measured then still holds.
+        resumed: the checkpoint to go on from: what was measured then still holds. None: a new run.
 
     Raises:
         Mistakes: the dataset cannot be had or is too small, or one image does not fit into memory.
     """
     device = PartialState().device
     data = open_data(config.dataset, progress=console.live)
-    if len(data.train) < config.train.batch_size:
-        raise Mistakes(
-            f"train.batch_size={config.train.batch_size}: more than the {len(data.train)} training images; "
-            f"use at most {len(data.train)}"
-        )
-    chosen, needed = criterion(config), config.objective != "auto" or config.train.patience is not None
-    if data.validation is None and needed and chosen is not None and chosen.name == "held_out_loss":
-        raise Mistakes(
-            f"dataset.validation_fraction={config.dataset.validation_fraction}: of {len(data.train)} images that holds "
-            "none out, and the run is to be judged by the held-out loss; raise it"
-        )
+    _check_data(config, data)
     if data.commit is not None:
         # What was asked for, a branch or nothing, may mean other images tomorrow.
         config = replace(config, dataset=replace(config.dataset, revision=data.commit))
@@ -87,16 +132,18 @@ def build_run(
     noise_scheduler = config.noise_scheduler.build()
     noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
     objective = Objective(noise_scheduler, config.loss, config.seed)
-    unet = build_unet(config).to(device)
-    if config.model.pretrained is not None and not before:
+    unet = build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed).to(device)
+    if config.train.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.model.pretrained is not None and resumed is None:
         _take_weights(unet, config, console)
     max_steps = _max_steps(config, len(data.train))
     trial = Trial(config, unet, objective, device)
-    choice = choose_compute(config, trial, max_steps=max_steps, before=before)
+    choice = choose_compute(config, trial, max_steps=max_steps, resumed=resumed)
     choice.compute.apply(unet)
     if choice.compute.compile:
         objective.compile()
-    plan = plan_batch(config, trial, choice.compute, before=before)
+    plan = plan_batch(config, trial, choice.compute, resumed=resumed)
     ema_unet = copy.deepcopy(unet).requires_grad_(False).eval() if config.ema.is_kept else None
     return Run(
         config=config,
@@ -112,13 +159,33 @@ def build_run(
         noise_scheduler=noise_scheduler,
         state=TrainState(0, unet, ema_unet, config.optimizer.build(unet.parameters())),
         objective=objective,
+        selection=Selection(criterion(config), config.train.patience, {}),
         changes=[],
         environments=[],
     )
 
 
+def _check_data(config: Config, data: Data) -> None:
+    """See that there are enough images, and held-out ones where the run is to be judged by them.
+
+    Raises:
+        Mistakes: there are not.
+    """
+    if len(data.train) < config.train.batch_size:
+        raise Mistakes(
+            f"train.batch_size={config.train.batch_size}: more than the {len(data.train)} training images; "
+            f"use at most {len(data.train)}"
+        )
+    chosen, needed = criterion(config), config.objective != "auto" or config.train.patience is not None
+    if data.validation is None and needed and chosen is not None and chosen.name == "held_out_loss":
+        raise Mistakes(
+            f"dataset.validation_fraction={config.dataset.validation_fraction}: of {len(data.train)} images that holds "
+            "none out, and the run is to be judged by the held-out loss; raise it"
+        )
+
+
 def _take_weights(unet: UNet2DModel, config: Config, console: Console) -> None:
-    """Start from the weights of `model.pretrained`, and tell where its noise schedule is another than the run's."""
+    """Start from the weights of `model.pretrained`, and warn where its noise schedule is another than the run's."""
     source = str(config.model.pretrained)
     try:
         trained = load_model(source)
@@ -138,5 +205,5 @@ def _take_weights(unet: UNet2DModel, config: Config, console: Console) -> None:
 def _max_steps(config: Config, num_images: int) -> int:
     if config.train.max_steps is not None:
         return config.train.max_steps
-    assert config.train.epochs is not None  # cross_field_mistakes sees to it
+    assert config.train.epochs is not None  # the checks of the config see to it
     return math.ceil(config.train.epochs * num_images / config.train.batch_size)

@@ -8,11 +8,10 @@ import numpy as np
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from PIL import Image
 
-from ddpm_train.config.metrics import DISTRIBUTION_METRICS
+from ddpm_train.config.metrics import METRICS
+from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config
-
-# How the names of what an evaluation measures begin.
-_EVALUATION = ("held_out_loss", "evaluation_seconds", *DISTRIBUTION_METRICS)
+from ddpm_train.runs.folder import TENSORBOARD
 
 
 class RunTrackers:
@@ -34,8 +33,13 @@ class RunTrackers:
         self._images: dict[int, dict[str, Image.Image]] = {}
         self._trackers: list[GeneralTracker] = self._open(start_step)
         if start_step == 0:
+            # TensorBoard's HParams hold nothing but texts and numbers.
+            flat = {
+                key: value if isinstance(value, str | float | int) else str(value)
+                for key, value in dotted_values(values)
+            }
             for tracker in self._trackers:
-                tracker.store_init_configuration(_flat(values))
+                tracker.store_init_configuration(flat)
 
     def _open(self, start_step: int) -> list[GeneralTracker]:
         config, name = self._config.tracker, self._config.name
@@ -43,7 +47,7 @@ class RunTrackers:
         trackers: list[GeneralTracker] = []
         if config.tensorboard is not None:
             arguments = {"purge_step": start_step + 1, **config.tensorboard}
-            trackers.append(TensorBoardTracker("tensorboard", output_dir, **arguments))
+            trackers.append(TensorBoardTracker(TENSORBOARD, output_dir, **arguments))
         if config.wandb is not None:
             arguments = {"id": name, "name": name, "resume": "allow", "dir": str(output_dir), **config.wandb}
             trackers.append(WandBTracker(arguments.pop("project", "ddpm-train"), **arguments))
@@ -99,15 +103,5 @@ def _log_image(tracker: GeneralTracker, name: str, image: Image.Image, step: int
 
 
 def _tag(key: str) -> str:
-    return f"{'evaluation' if key.startswith(_EVALUATION) else 'train'}/{key}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float | int]:
-    """Dotted keys with values that TensorBoard's HParams can hold."""
-    flat: dict[str, bool | str | float | int] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | str | float | int) else str(value)
-    return flat
+    measured = key.startswith((*METRICS, "evaluation_seconds"))
+    return f"{'evaluation' if measured else 'train'}/{key}"

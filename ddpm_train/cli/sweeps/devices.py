@@ -6,6 +6,8 @@ import shutil
 import socket
 import subprocess
 
+from ddpm_train.system.launch import num_cores
+
 
 def visible_gpus() -> list[str]:
     """The GPUs that a job may be given, by the names that CUDA_VISIBLE_DEVICES takes."""
@@ -30,7 +32,7 @@ def shares(max_parallel: int | None, num_processes: int) -> list[dict[str, str]]
     gpus = visible_gpus()
     count = max_parallel or max(1, len(gpus) // num_processes)
     if not gpus:
-        threads = max(1, len(os.sched_getaffinity(0)) // (count * num_processes))
+        threads = max(1, num_cores() // (count * num_processes))
         return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}] * count
     in_turn = itertools.cycle(gpus)
     return [{"CUDA_VISIBLE_DEVICES": ",".join(itertools.islice(in_turn, num_processes))} for _ in range(count)]

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.runs.folder import CONFIG, read_config
+from ddpm_train.runs.folder import CONFIG, JOB, read_config, read_result
 from ddpm_train.runs.identity import accept, identity
 from ddpm_train.system.files import write_atomic
 
-RECORD = "job.json"
 Status = Literal["waiting", "running", "finished", "diverged", "failed", "stopped", "pruned"]
 
 
@@ -49,7 +48,7 @@ class Record:
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / RECORD, json.dumps(asdict(self)).encode())
+        write_atomic(folder / JOB, json.dumps(asdict(self)).encode())
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,8 @@ def varied_keys(rows: Sequence[Row]) -> list[str]:
 
 
 def read_record(folder: Path) -> Record | None:
-    path = folder / RECORD
+    path = folder / JOB
     return Record(**json.loads(path.read_text())) if path.exists() else None
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a finished run has left: its objective's name, value and step."""
-    path = folder / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def end_of(job: Job) -> Status | None:

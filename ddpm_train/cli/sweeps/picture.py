@@ -9,13 +9,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ddpm_train.cli.sweeps.jobs import Row, varied_keys
-from ddpm_train.evaluation.plots import to_png
+from ddpm_train.report.plots import CURVES, label_axes, styled, to_png
+from ddpm_train.runs import checkpoint
+from ddpm_train.runs.folder import SAMPLES
 
 _COLUMNS = 4
 _MAX_PARAMETERS, _MAX_GRIDS, _MAX_TICKS = 8, 8, 5
 _LOGARITHMIC_FROM = 10  # the largest value by the smallest
 
 
+@styled
 def sweep_png(rows: Sequence[Row], objective: str) -> bytes:
     """Draw the sweep as a PNG file.
 
@@ -48,7 +51,7 @@ def _lines(count: int) -> int:
 
 
 def _newest_grid(folder: Path) -> Path | None:
-    return max((folder / "samples").glob("step_*.png"), default=None)
+    return next(reversed(checkpoint.by_step(folder / SAMPLES, ".png").values()), None)
 
 
 def _plot(axes: Axes, key: str, rows: Sequence[Row], objective: str) -> None:
@@ -56,19 +59,16 @@ def _plot(axes: Axes, key: str, rows: Sequence[Row], objective: str) -> None:
     known = [row for row in rows if key in row.record.choices and not math.isnan(row.objective)]
     texts = [row.record.choices[key] for row in known]
     heights = [row.objective for row in known]
+    label_axes(axes, key, objective)
+    axes.margins(x=0.15)
     try:
         numbers = [float(text) for text in texts]
     except ValueError:
-        axes.scatter(texts, heights)
-    else:
-        axes.scatter(numbers, heights)
-        if numbers and min(numbers) > 0 and max(numbers) >= _LOGARITHMIC_FROM * min(numbers):
-            axes.set_xscale("log")
-        if len(set(numbers)) <= _MAX_TICKS:
-            axes.set_xticks(numbers, texts)
-            axes.minorticks_off()
-    axes.margins(x=0.15)
-    axes.set(xlabel=key, ylabel=objective)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+        axes.scatter(texts, heights, color=CURVES[0])
+        return
+    axes.scatter(numbers, heights, color=CURVES[0])
+    if numbers and min(numbers) > 0 and max(numbers) >= _LOGARITHMIC_FROM * min(numbers):
+        axes.set_xscale("log")
+    if len(set(numbers)) <= _MAX_TICKS:
+        axes.set_xticks(numbers, texts)
+        axes.minorticks_off()

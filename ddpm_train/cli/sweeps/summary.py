@@ -1,17 +1,17 @@
 """All jobs of a sweep's folder compared, best first: a table, `sweep.csv`, a picture, TensorBoard's HParams."""
 
 import csv
-import importlib.util
 import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddpm_train.cli.sweeps.jobs import RECORD, Row, objective_of, read_record, read_result, varied_keys
+from ddpm_train.cli.sweeps.jobs import Row, objective_of, read_record, varied_keys
 from ddpm_train.config.objective import Criterion
+from ddpm_train.runs.folder import JOB, TENSORBOARD, read_result
 from ddpm_train.system.files import write_atomic
 
-TABLE, PICTURE, TENSORBOARD = "sweep.csv", "sweep.png", "tensorboard"
+TABLE, PICTURE = "sweep.csv", "sweep.png"
 
 
 def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -> None:
@@ -20,7 +20,7 @@ def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -
     Args:
         criterion: jobs that were judged by anything else are listed without a number.
     """
-    known = dict.fromkeys([*jobs, *(path.parent for path in sorted(folder.glob(f"*/{RECORD}")))])
+    known = dict.fromkeys([*jobs, *(path.parent for path in sorted(folder.glob(f"*/{JOB}")))])
     rows = sorted((row for path in known if (row := _row(path, criterion))), key=lambda row: _rank(row, criterion))
     if not rows:
         return
@@ -35,13 +35,10 @@ def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -
 
     write_hparams(folder / TENSORBOARD, rows, name)
     print(f"  table      {folder / TABLE}")
-    if importlib.util.find_spec("matplotlib") is None:
-        print("  picture    pip install 'ddpm-train[evaluate]' and give the command again")
-    else:
-        from ddpm_train.cli.sweeps.picture import sweep_png  # which takes a second to import
+    from ddpm_train.cli.sweeps.picture import sweep_png  # likewise
 
-        write_atomic(folder / PICTURE, sweep_png(rows, name))
-        print(f"  picture    {folder / PICTURE}")
+    write_atomic(folder / PICTURE, sweep_png(rows, name))
+    print(f"  picture    {folder / PICTURE}")
     print(f"  compare    tensorboard --logdir {folder / TENSORBOARD}   (HParams)", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Saves beside training: the step loop waits for a snapshot only; one thread writes, prunes and mirrors."""
+"""A run's checkpoints, saved beside training: the loop waits for a snapshot only; one thread writes, prunes, copies."""
 
 import threading
 import time
@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.mirror import MirrorThread
+from ddpm_train.system.exit_codes import NOT_SAVED, CannotGoOn
+from ddpm_train.system.ranks import on_main
+from ddpm_train.training.push import open_push
+from ddpm_train.training.records import Records
+from ddpm_train.training.run import Run
+from ddpm_train.training.start import run_mirror
 
 
-class SavingFailed(Exception):
+class SavingFailed(CannotGoOn):
     """`checkpoint.max_failures` saves in a row have failed, or the last of the run."""
+
+    exit_code = NOT_SAVED
 
 
 class Saver:
@@ -129,3 +138,79 @@ class Saver:
             f"ERROR: the checkpoint of step {step} was NOT saved: {error}. The last good one stays; the next save "
             f"tries again (failure {self._failures} of checkpoint.max_failures={self._max_failures})."
         )
+
+
+class Saving:
+    """The run's checkpoints: when one is due, saved by the main process, with every process knowing how it went.
+
+    What is saved is copied to the mirror and pushed to the Hub, beside training.
+    """
+
+    def __init__(self, run: Run, records: Records) -> None:
+        self._run = run
+        self._records = records
+        config = run.config.checkpoint
+        mirror = run_mirror(run.config) if run.accelerator.is_main_process else None
+        best = run.selection.best if config.keep_best else lambda steps: None
+        retention = checkpoint.Retention(config.keep_last, config.keep_every_steps, best)
+        self._mirror = MirrorThread(mirror, retention, run.console.warn) if mirror else None
+        self.push = open_push(run)
+        self._saver = Saver(
+            run.checkpoints,
+            retention,
+            max_failures=config.max_failures,
+            published=self._published,
+            warn=run.console.warn,
+        )
+        self._last = time.monotonic()
+        self._saved_step = run.state.step
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether this process's clock says that a checkpoint is due."""
+        minutes = self._run.config.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self._last > 60 * minutes
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the step says so: a multiple of `every_steps`, or the best one so far."""
+        run, config = self._run, self._run.config.checkpoint
+        every = bool(config.every_steps and run.state.step % config.every_steps == 0)
+        return every or (config.keep_best and run.selection.best() == run.state.step)
+
+    def save(self) -> None:
+        """Start the checkpoint of this step, unless there is one.
+
+        Raises:
+            SavingFailed: too many saves in a row have failed.
+        """
+        run = self._run
+        if run.state.step == self._saved_step:
+            return
+        self._last = time.monotonic()
+        self._saved_step = run.state.step
+        # A checkpoint whose records are not on the disk would leave a gap in them.
+        unwritten = self._records.unwritten
+        state = run.resumed_state().to_json()
+        stall = on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), state, refused=unwritten))
+        self._records.carry({"checkpoint_stall_seconds": round(stall, 4)})
+        self._records.rest_clock()
+
+    def close(self, mirror_seconds: float) -> None:
+        """Wait for what is being written, and that long for what is being copied."""
+        self._saver.close()
+        if self._mirror is not None:
+            self._mirror.finish(mirror_seconds)
+
+    def check(self) -> None:
+        """Raise `SavingFailed` on all processes if the run's last checkpoint is not on the disk."""
+        on_main(self._saver.check)
+
+    def _published(self, path: Path) -> None:
+        if self._mirror is not None:
+            self._mirror.submit(path)
+        run, step = self._run, checkpoint.step_of(path)
+        # Patience may have ended while an older checkpoint was still being written.
+        finished = run.is_finished_at(step) and step >= max(run.selection.values, default=0)
+        if self.push is not None and (finished or run.config.hub.strategy != "end"):
+            self.push.submit(path)

@@ -1,0 +1,50 @@
+"""What fails: tried again where that may help, and said in one line."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+def retry(
+    call: Callable[[], T],
+    *,
+    seconds: float,
+    is_final: Callable[[Exception], bool],
+    asked_to_wait: Callable[[Exception], float] = lambda error: 0.0,
+) -> T:
+    """The result of `call`, tried again 1, 2, 4 … seconds after each failure.
+
+    Args:
+        call: may be repeated without harm.
+        seconds: the last try is so long after the first failure.
+        is_final: whether another try cannot help.
+        asked_to_wait: how many seconds the other side wants to be left alone; longer than there is time ends it.
+
+    Raises:
+        Exception: that of the last try.
+    """
+    give_up, pause = None, 1.0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            now = time.monotonic()
+            give_up = now + seconds if give_up is None else give_up
+            left, asked = give_up - now, asked_to_wait(error)
+            if is_final(error) or left <= 0 or asked > left:
+                raise
+        time.sleep(max(asked, min(pause, left)))
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def one_line(error: Exception) -> str:
+    """The error's text in one line; its kind if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: Exception) -> str:
+    """The first line of the error's text; its kind if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
