@@ -1,19 +1,17 @@
 """Every config that comes along composes, checks and means what its header says; so do configs of one's own."""
 
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from diffusers import DDPMScheduler, UNet2DModel
 from helpers.cli import ROOT, Cli
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from ddpm_train.config.checks import parse
+from ddpm_train.config.checks import TRAINING
+from ddpm_train.config.program import Program, compose_config
+from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import num_parameters, unet_arguments
 
@@ -30,18 +28,14 @@ CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF.glob("*/*.yaml"))
     if path.parent.name not in ("hydra", "model")
-]
+] + [f"sampler={name}" for name in SAMPLERS]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def conf() -> Iterator[None]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+UNCHECKED = Program("config", TRAINING, preflight=lambda config: iter(()))  # on no machine
 
 
 def composed(*overrides: str) -> Config:
-    values: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    return parse(values)
+    return compose_config(UNCHECKED, overrides)[0]
 
 
 @pytest.mark.parametrize("choice", CHOICES)

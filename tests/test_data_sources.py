@@ -14,7 +14,8 @@ from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.decode import BrokenImage, Decoder
-from ddpm_train.data.sources import FolderSource, open_source, path_mistakes
+from ddpm_train.data.paths import path_mistakes
+from ddpm_train.data.sources import FolderSource, open_source
 
 ONE_STEP = ("train.max_steps=1", "evaluation=none", "tracker=none")
 DECODER = Decoder((8, 8), 1, (255, 255, 255), "center", 10**6)

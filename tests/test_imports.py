@@ -61,9 +61,15 @@ CHEAP = [
         for room in ("config", "report", "cli")
         for path in sorted((PACKAGE / room).glob("**/*.py"))
     ),
-    *(f"data/{name}.py" for name in ("sources", "hf_datasets")),
+    *(f"data/{name}.py" for name in ("paths", "sources", "hf_datasets")),
     *(f"hub/{name}.py" for name in ("access", "preflight", "push")),
-    *("models/pretrained.py", "models/source.py", "evaluation/image_folder.py", "system/launch.py"),
+    *(
+        "models/pretrained.py",
+        "models/source.py",
+        "evaluation/image_folder.py",
+        "system/launch.py",
+        "training/preflight.py",
+    ),
     *(f"runs/{name}.py" for name in ("folder", "best", "environment", "identity", "lock", "state")),
 ]
 
