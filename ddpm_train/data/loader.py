@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.parts import Dataset
 from ddpm_train.data.cache import Prepared, prepare, signals_left_to_parent
 from ddpm_train.data.decode import Decoder
 from ddpm_train.data.device_cache import DeviceImages
