@@ -165,6 +165,11 @@ def open_source(config: "Dataset", split: str) -> Source:
     from ddpm_train.config.dataset import DATASET_SOURCES  # not above: see there
 
     source: Source = resolve(DATASET_SOURCES[config.source])(config, split)
+    if type(source).__module__ == "__main__":
+        raise Mistakes(
+            f"dataset.source={config.source}: {type(source).__name__} is defined in the program's main file, which "
+            "worker processes do not run; put it into a module of its own"
+        )
     return source
 
 
