@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app
+from ddpm_train.cli.command import Command
 from ddpm_train.cli.sample import precision_mistakes
 from ddpm_train.config.checks import parse
 from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
@@ -12,33 +13,26 @@ from ddpm_train.config.metrics import extractor_mistakes, names_needing
 from ddpm_train.config.metrics import package_mistakes as extra_mistakes
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.parts import Dataset
+from ddpm_train.config.program import Program
 from ddpm_train.config.samplers import package_mistakes
 from ddpm_train.config.train import Config
-from ddpm_train.data.sources import path_mistakes as dataset_mistakes
+from ddpm_train.data.paths import path_mistakes as dataset_mistakes
 from ddpm_train.evaluation.image_folder import image_folder
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.runs import folder
 from ddpm_train.runs.folder import run_of
 from ddpm_train.system import launch
+from ddpm_train.system.files import output_mistakes
 
 
 def main() -> None:
-    app.run(
-        app.Program(
-            config_name="evaluate",
-            schema=EVALUATION,
-            groups=("sampler", "dataset"),
-            output_key="output",
-            naming="output='evaluation/{}'",
-            preflight=preflight,
-            job=job,
-        )
-    )
+    program = Program("evaluate", EVALUATION, preflight)
+    app.main(Command("ddpm-evaluate", program, "output", "output='evaluation/{}'", job))
 
 
 def preflight(config: EvaluateConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
-    yield from app.output_mistakes("output", str(output_of(config)))
+    yield from output_mistakes("output", str(output_of(config)))
     if config.mixed_precision == "bf16":
         yield from precision_mistakes()
     yield from path_mistakes(config.pipeline)

@@ -5,31 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app
+from ddpm_train.cli.command import Command
 from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.program import Program
 from ddpm_train.config.sample import SAMPLING, SampleConfig
 from ddpm_train.config.samplers import package_mistakes
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.system import launch
+from ddpm_train.system.files import output_mistakes
 from ddpm_train.system.launch import launch_mistakes
 
 
 def main() -> None:
-    app.run(
-        app.Program(
-            config_name="sample",
-            schema=SAMPLING,
-            groups=("sampler",),
-            output_key="output",
-            naming="output='samples/{}'",
-            preflight=preflight,
-            job=job,
-        )
-    )
+    program = Program("sample", SAMPLING, preflight)
+    app.main(Command("ddpm-sample", program, "output", "output='samples/{}'", job))
 
 
 def preflight(config: SampleConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
-    yield from app.output_mistakes("output", config.output)
+    yield from output_mistakes("output", config.output)
     yield from launch_mistakes()
     for key in ("from_image", "inpaint"):
         path = getattr(config, key)

@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict
 
 from ddpm_train.config.metrics import ExtractorName
+from ddpm_train.config.samplers import SAMPLERS, argument_mistakes
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries the configs inside the package; a checkout has them beside it.
@@ -41,10 +42,7 @@ NonNegative = Annotated[Whole, Ge(0)]
 Byte = Annotated[Whole, Ge(0), Le(255)]
 
 
-SamplerName = Literal[
-    "ddpm", "ddim", "pndm", "dpm_solver", "dpm_solver_singlestep", "dpm_solver_sde", "unipc", "deis", "sa_solver",
-    "euler", "euler_ancestral", "heun", "kdpm2", "kdpm2_ancestral", "lms",
-]  # fmt: skip
+SamplerName = Annotated[str, SAMPLERS]
 
 
 def _height_and_width(value: object) -> object:
@@ -139,6 +137,9 @@ class Sampler(Section):
 
     name: SamplerName
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def mistakes(self) -> Iterator[str]:
+        yield from argument_mistakes(self.name, self.arguments)
 
 
 def _arguments_apart(value: object) -> object:

@@ -8,6 +8,7 @@ from ddpm_train.report import commands
 from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import main_score, small_learning_rate, trend
 from ddpm_train.report.formatting import count, duration
+from ddpm_train.runs.checkpoint import step_name
 from ddpm_train.runs.folder import BEST, CHECKPOINTS
 
 
@@ -63,7 +64,7 @@ def _of_training(evidence: Evidence) -> Iterator[Advice]:
 def _of_the_best(evidence: Evidence) -> Iterator[Advice]:
     """Where another step than the last was the best, and is kept."""
     best, checkpoints = evidence.result.get("best_step"), evidence.path / CHECKPOINTS
-    if evidence.finished and best not in (None, evidence.step) and (checkpoints / f"step_{best:08d}").is_dir():
+    if evidence.finished and best not in (None, evidence.step) and (checkpoints / step_name(best)).is_dir():
         yield Advice(
             f"{metric_label(evidence.result['objective'])} was best at step {count(best)}, whose checkpoint is kept:",
             commands.sample(evidence, of=checkpoints / BEST),

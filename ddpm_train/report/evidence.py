@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from ddpm_train.runs import folder
+from ddpm_train.runs.checkpoint import STATE, by_step, published
 
 Floats = NDArray[np.float64]
 
@@ -152,23 +153,21 @@ def read_folder(path: Path) -> Evidence:
         return _read(file, kind, unreadable)
 
     evaluation = path / folder.EVALUATION if (path / folder.EVALUATION).is_dir() else path
-    evaluations = [found for file in evaluation.glob("step_*.json") if "step" in (found := read(file))]
-    evaluations.sort(key=lambda found: int(found["step"]))
+    evaluations = [found for file in by_step(evaluation, ".json").values() if "step" in (found := read(file))]
     stored, pipeline = read(evaluation / folder.SCORES), path / folder.PIPELINE
-    states = sorted(path.glob(f"{folder.CHECKPOINTS}/step_*[0-9]/state.json"))
-    grids = path.glob(f"{folder.SAMPLES}/step_*.png")
+    checkpoints = published(path / folder.CHECKPOINTS)
     return Evidence(
         path=path,
         evaluation=evaluation,
         config={key: value for key, value in read(path / folder.CONFIG).items() if key not in ("defaults", "hydra")},
         metrics=_read_metrics(path / folder.RECORDS, unreadable),
-        grids=sorted((int(file.stem[5:]), file) for file in grids if file.stem[5:].isdecimal()),
+        grids=list(by_step(path / folder.SAMPLES, ".png").items()),
         evaluations=evaluations,
         scores=_scores(stored, evaluations),
         bound=stored.get("bound"),
         copying=stored.get("copying"),
         cost=stored.get("cost"),
-        changes=read(states[-1]).get("changes", []) if states else [],
+        changes=read(checkpoints[-1] / STATE).get("changes", []) if checkpoints else [],
         environments=read(path / folder.ENVIRONMENT, list),
         result=read(path / folder.RESULT),
         pipeline=read(pipeline / "model_index.json") | read(pipeline / folder.ORIGIN),

@@ -78,8 +78,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"
         fsync_path(directory)
     finally:
         _remove(staging)
-    verify(path, step)
-    return path
+    return verify(path, step)
 
 
 def _write(path: Path, data: bytes, files: dict[str, dict[str, Any]]) -> None:
@@ -96,8 +95,8 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def verify(path: Path, step: int | None = None) -> None:
-    """Check every file of a checkpoint against its manifest, and that it is of `step`, if that is known.
+def verify(path: Path, step: int | None = None) -> Path:
+    """Check every file of a checkpoint against its manifest, and that it is of `step`, if that is known; returns it.
 
     Raises:
         BadCheckpoint: something is missing, foreign, of another size or of another content.
@@ -113,6 +112,7 @@ def verify(path: Path, step: int | None = None) -> None:
             raise BadCheckpoint(f"{name} has {size} bytes, not {expected['bytes']}")
         if sha256_file(path / name) != expected["sha256"]:
             raise BadCheckpoint(f"{name} has another SHA-256 than its manifest says")
+    return path
 
 
 def _read_manifest(path: Path, step: int | None) -> dict[str, dict[str, Any]]:

@@ -92,8 +92,7 @@ def read_records(run: Path, until: int | None = None, *, with_key: str = "") -> 
 
 def read_result(run: Path) -> dict[str, Any] | None:
     """What a finished run has come to: its objective's name, value and best step, and its own last step."""
-    path = run / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    return _read_json(run / RESULT)
 
 
 def write_result(run: Path, result: Mapping[str, Any]) -> None:
@@ -103,8 +102,11 @@ def write_result(run: Path, result: Mapping[str, Any]) -> None:
 
 def read_origin(pipeline: Path) -> dict[str, Any]:
     """The "step" and "weights" ("ema" or "unet") that a run's `pipeline/` holds; empty if nobody says."""
-    path = pipeline / ORIGIN
-    return json.loads(path.read_text()) if path.exists() else {}
+    return _read_json(pipeline / ORIGIN) or {}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def pipeline_step(run: Path) -> int | None:

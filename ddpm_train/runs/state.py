@@ -13,12 +13,8 @@ class ResumedState:
     """The content of a checkpoint's `state.json`; the keys stand in the file in the order of these fields.
 
     Attributes:
-        step: completed updates.
-        images_seen: step x batch size.
         compute: how steps are computed, the fields of `system.compute.Compute`: settled once, kept on resume.
-        device: the name of the device, see `device_name`.
-        micro_batch_size: images that one process computes at a time.
-        num_processes: that train together.
+        device: its name, see `device_name`.
         grad_scaler: the state of the fp16 gradient scaler; empty if there is none.
         identity: what makes the run the run it is, by dotted key, see `identity.py`.
         changes: the accepted changes of the config, each as {"step", "key", "from", "to"}, the oldest first.

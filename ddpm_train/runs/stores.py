@@ -3,11 +3,12 @@
 A store knows which checkpoints it has and how to bring one to the disk. The rest is said here.
 """
 
-import functools
+import itertools
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +32,9 @@ class Candidate:
     was_whole: bool = True
 
 
+Candidates = Generator[Candidate, None, None]  # the newest first
+
+
 def without_manifest(name: str, problem: str = f"no {checkpoint.MANIFEST}") -> Candidate:
     """A candidate that is known not to verify."""
 
@@ -40,15 +44,8 @@ def without_manifest(name: str, problem: str = f"no {checkpoint.MANIFEST}") -> C
     return Candidate(name, refuse, was_whole=False)
 
 
-Candidates = Generator[Candidate, None, None]  # the newest first
-
-
 def newest_good(candidates: Candidates, reject: Callable[[Candidate, BadCheckpoint], None]) -> Path | None:
-    """The first candidate that verifies; None if none does.
-
-    Args:
-        reject: called with each that does not.
-    """
+    """The first candidate that verifies, None if none does; `reject` is called with each before it."""
     with closing(candidates):
         for candidate in candidates:
             try:
@@ -60,37 +57,25 @@ def newest_good(candidates: Candidates, reject: Callable[[Candidate, BadCheckpoi
 
 def on_disk(directory: Path) -> Candidates:
     """The published checkpoints in a folder."""
-
     for path in reversed(checkpoint.published(directory)):
-        yield Candidate(path.name, functools.partial(_verified, path))
-
-
-def _verified(path: Path) -> Path:
-    checkpoint.verify(path, checkpoint.step_of(path))
-    return path
+        yield Candidate(path.name, partial(checkpoint.verify, path, checkpoint.step_of(path)))
 
 
 def newest_on_disk(directory: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that verifies. Bad ones are named and set aside; staging folders of the dead removed.
+    """The newest checkpoint that verifies. Bad ones are named and set aside; what killed saves left is removed.
 
     Only the process that owns the run may call this.
     """
 
     def set_aside(candidate: Candidate, error: BadCheckpoint) -> None:
-        aside = _free_name(directory / f"{candidate.name}.bad")
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        names = (directory / f"{candidate.name}.bad{ending}" for ending in endings)
+        aside = next(path for path in names if not path.exists())
         os.rename(directory / candidate.name, aside)
         warn(f"warning: checkpoint {candidate.name} is set aside as {aside.name}: {error}")
 
     checkpoint.remove_leftovers(directory)
     return newest_good(on_disk(directory), set_aside)
-
-
-def _free_name(path: Path) -> Path:
-    candidate, count = path, 1
-    while candidate.exists():
-        count += 1
-        candidate = path.with_name(f"{path.name}-{count}")
-    return candidate
 
 
 class Store(Protocol):
@@ -111,14 +96,10 @@ class Store(Protocol):
         """What has gone wrong, in a line."""
 
     def check_fresh_start(self, damaged: bool) -> None:
-        """Called when nothing is on the disk and nothing there can be used.
+        """Raise if the run must not start afresh, with nothing on the disk and nothing usable there.
 
         Args:
-            damaged: whether there were checkpoints, none of which verifies.
-
-        Raises:
-            Mistakes: to start afresh might be to repeat a long run.
-            Exception: the store's own.
+            damaged: whether there were checkpoints: none of them verifies, and to start might repeat a long run.
         """
 
 

@@ -1,12 +1,13 @@
 """What a run says at its start and at its end."""
 
-import ddpm_train
+from ddpm_train._version import __version__
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import num_parameters
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
-from ddpm_train.runs.folder import BEST, REPORT
+from ddpm_train.runs.folder import BEST, PIPELINE, REPORT, SAMPLES, TENSORBOARD
 from ddpm_train.system.compute import device_name
+from ddpm_train.system.console import counted
 from ddpm_train.training.auto import Choice
 from ddpm_train.training.run import Run
 
@@ -18,13 +19,13 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     held_out = f", {len(data.validation):,} held out" if data.validation else ""
     epochs = run.max_steps * plan.batch_size / len(data.train)
     where = f"resumes at step {run.state.step:,}" if resumed else "new run"
-    run.console.say(f"ddpm-train {ddpm_train.__version__}  {config.name}")
+    run.console.say(f"ddpm-train {__version__}  {config.name}")
     run.console.table(
         {
             "dataset": f"{config.dataset.path}: {len(data.train):,} images "
             f"{height}x{width}x{config.dataset.channels}{held_out}",
             "model": f"UNet2DModel, {num_parameters(run.state.unet) / 1e6:.2f}M parameters",
-            "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {_count(plan.num_processes, 'process', 'es')} "
+            "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {counted(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
             "steps": f"{run.max_steps:,} ({epochs:.1f} epochs)",
             "compute": f"{run.choice.compute} on {device_name(accelerator.device)}",
@@ -34,14 +35,14 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     )
     run.console.say(*(f"  changed    {line}" for line in changes))
     if data.broken:
-        run.console.warn(f"warning: {_count(len(data.broken), 'image')} cannot be read and are skipped:")
+        run.console.warn(f"warning: {counted(len(data.broken), 'image')} cannot be read and are skipped:")
         for line in data.broken[:20]:
             run.console.warn(f"  {line}")
 
 
 def _measured(choice: Choice) -> str:
     times = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in choice.seconds.items())
-    return f"{times} for {_count(choice.num_images, 'image')} forward and backward"
+    return f"{times} for {counted(choice.num_images, 'image')} forward and backward"
 
 
 def say_finished(run: Run) -> None:
@@ -55,8 +56,8 @@ def say_finished(run: Run) -> None:
 def say_what_next(run: Run, seconds: float) -> None:
     """Where the pictures are, and the next commands."""
     output, step = run.output_dir, run.state.step
-    pictures = output / "samples" / f"{checkpoint.step_name(step)}.png"
-    report, tensorboard = output / REPORT, output / "tensorboard"
+    pictures = output / SAMPLES / f"{checkpoint.step_name(step)}.png"
+    report, tensorboard = output / REPORT, output / TENSORBOARD
     early = step < run.max_steps
     run.console.say(
         f"done: step {step:,} after {seconds:.0f} s{f', early: {_patience(run.selection)}' if early else ''}"
@@ -67,7 +68,7 @@ def say_what_next(run: Run, seconds: float) -> None:
             **({"report": str(report)} if report.exists() else {}),
             **({"pictures": str(pictures)} if pictures.exists() else {}),
             **_best(run),
-            "pipeline": f'{output / "pipeline"}   DDPMPipeline.from_pretrained("{output / "pipeline"}")',
+            "pipeline": f'{output / PIPELINE}   DDPMPipeline.from_pretrained("{output / PIPELINE}")',
             **({"curves": f"tensorboard --logdir {tensorboard}"} if tensorboard.exists() else {}),
             "longer": f"the same command with {longer}",
         }
@@ -76,7 +77,7 @@ def say_what_next(run: Run, seconds: float) -> None:
 
 def _patience(selection: Selection) -> str:
     assert selection.criterion is not None  # objective_mistakes sees to it
-    return f"{selection.criterion.name} has not improved for {_count(selection.patience or 0, 'evaluation')}"
+    return f"{selection.criterion.name} has not improved for {counted(selection.patience or 0, 'evaluation')}"
 
 
 def _best(run: Run) -> dict[str, str]:
@@ -107,7 +108,3 @@ def memory_remedy(config: Config) -> str:
     if config.train.micro_batch_size == "auto":
         return "Start again with a number for train.micro_batch_size: the same command continues"
     return "The same command with train.micro_batch_size=auto continues with the largest that fits"
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number:,} {noun}{'' if number == 1 else plural}"

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from ddpm_train.runs.folder import read_records
 from ddpm_train.system.exit_codes import NON_FINITE, CannotGoOn
 from ddpm_train.system.files import write_atomic
 
@@ -147,15 +148,7 @@ def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
     """Drop the records after `step`, which the run is about to repeat, and from a damaged line on; return the rest."""
     if not path.exists():
         return []
-    records = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n") or record["step"] > step:
-            break
-        records.append(record)
+    records = list(read_records(path.parent, step))
     _replace_records(path, records)
     return records
 
