@@ -9,8 +9,12 @@ import torch
 import yaml
 from conftest import ROOT, Cli
 from diffusers import DDPMScheduler, UNet2DModel
+from hydra import compose, initialize_config_dir, version
+from packaging.version import Version
 
 from ddpm_train.config.checks import TRAINING
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.overrides import as_overrides
 from ddpm_train.config.program import Program, compose_config
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.train import Config
@@ -122,6 +126,61 @@ def test_an_experiment_gives_way_to_the_command_line(cli: Cli, name: str) -> Non
     command = [sys.executable, TRAIN, "--cfg", "job", f"experiment={name}", "optimizer=sgd", "train.batch_size=3"]
     values = yaml.safe_load(cli.run(command))
     assert (values["name"], values["optimizer"]["name"], values["train"]["batch_size"]) == (name, "sgd", 3)
+
+
+TEXTS = (
+    "a b",
+    "null",
+    "1e5",
+    "it's",
+    'a "b"',
+    "a,b",
+    "[1]",
+    "{a: 1}",
+    "a=b",
+    "~/x",
+    "é\\n",
+    "a\\\\",
+    "",
+    "/x-y/z",
+    "$x",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_keyword_means_what_it_says(text: str) -> None:
+    assert composed(*as_overrides({"dataset.path": text, "allow_change": [text]})).dataset.path == text
+    assert composed(*as_overrides({"allow_change": [text, "x"]})).allow_change == (text, "x")
+
+
+def test_keywords_are_nested_as_configs_are() -> None:
+    """What a config holds is as good as the overrides that made it."""
+    overrides = ["sampler=ddim", "sampler.eta=0.5", "loss=min_snr", "optimizer=sgd", "train.max_grad_norm=null"]
+    overrides += ["tracker=[tensorboard,wandb]", "+tracker.wandb.project=my cats", "evaluation=full", "name=2024"]
+    config, values = compose_config(UNCHECKED, overrides)
+    assert compose_config(UNCHECKED, as_overrides(values)) == (config, values)
+    few = {"train": {"max_steps": 3, "max_grad_norm": None}, "dataset.resolution": (16, 24), "model": "unet_32"}
+    config = composed(*as_overrides(few))
+    assert (config.train.max_steps, config.train.max_grad_norm) == (3, None)
+    assert config.dataset.resolution == (16, 24) and len(config.model.block_out_channels) == 4
+
+
+def test_all_mistakes_of_keywords_are_raised_at_once() -> None:
+    keys = {"train": {"max_stepss": 3, "batch_size": "many"}, "model": "unet_x", "seed": -1}
+    with pytest.raises(Mistakes) as raised:
+        composed(*as_overrides(keys))
+    assert [line.split(":")[0] for line in raised.value.lines] == [
+        *("model=unet_x", "train.max_stepss=3", "seed=-1", "train.batch_size=many")
+    ]
+
+
+def test_whoever_uses_hydra_besides_finds_it_as_it_was(tmp_path: Path) -> None:
+    write(tmp_path / "own.yaml", "key: 1\n")
+    write(tmp_path / "group/one.yaml", "x: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.2"):
+        composed("train.max_steps=3")
+        assert compose("own", ["key=2", "+group=one"]) == {"key": 2, "group": {"x": 1}}
+        assert version.getbase() == Version("1.2")
 
 
 def test_configs_of_ones_own(cli: Cli) -> None:
