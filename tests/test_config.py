@@ -1,6 +1,7 @@
 """Every config that comes along composes, checks and means what its header says; so do configs of one's own."""
 
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,19 @@ import torch
 import yaml
 from diffusers import DDPMScheduler, UNet2DModel
 from helpers.cli import ROOT, Cli
+from hydra import compose, initialize_config_dir, version
+from packaging.version import Version
 
 from ddpm_train.config.checks import TRAINING
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.overrides import as_overrides
 from ddpm_train.config.program import Program, compose_config
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import num_parameters, unet_arguments
 
 CONF = ROOT / "conf"
-TRAIN = ("-m", "ddpm_train.cli.train")
+TRAIN = str(ROOT / "train.py")
 # What a choice needs besides itself.
 NEEDS = {
     "dataset=base": ["dataset.source=folder", "dataset.path=images"],
@@ -118,9 +123,64 @@ def test_cifar10_is_the_recipe_of_ho_et_al() -> None:
 
 @pytest.mark.parametrize("name", ["flowers102_64", "cifar10"])
 def test_an_experiment_gives_way_to_the_command_line(cli: Cli, name: str) -> None:
-    command = (*TRAIN, "--cfg", "job", f"experiment={name}", "optimizer=sgd", "train.batch_size=3")
-    values = yaml.safe_load(cli.python(*command))
+    command = [sys.executable, TRAIN, "--cfg", "job", f"experiment={name}", "optimizer=sgd", "train.batch_size=3"]
+    values = yaml.safe_load(cli.run(command))
     assert (values["name"], values["optimizer"]["name"], values["train"]["batch_size"]) == (name, "sgd", 3)
+
+
+TEXTS = (
+    "a b",
+    "null",
+    "1e5",
+    "it's",
+    'a "b"',
+    "a,b",
+    "[1]",
+    "{a: 1}",
+    "a=b",
+    "~/x",
+    "é\\n",
+    "a\\\\",
+    "",
+    "/x-y/z",
+    "$x",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_keyword_means_what_it_says(text: str) -> None:
+    assert composed(*as_overrides({"dataset.path": text, "allow_change": [text]})).dataset.path == text
+    assert composed(*as_overrides({"allow_change": [text, "x"]})).allow_change == (text, "x")
+
+
+def test_keywords_are_nested_as_configs_are() -> None:
+    """What a config holds is as good as the overrides that made it."""
+    overrides = ["sampler=ddim", "sampler.eta=0.5", "loss=min_snr", "optimizer=sgd", "train.max_grad_norm=null"]
+    overrides += ["tracker=[tensorboard,wandb]", "+tracker.wandb.project=my cats", "evaluation=full", "name=2024"]
+    config, values = compose_config(UNCHECKED, overrides)
+    assert compose_config(UNCHECKED, as_overrides(values)) == (config, values)
+    few = {"train": {"max_steps": 3, "max_grad_norm": None}, "dataset.resolution": (16, 24), "model": "unet_32"}
+    config = composed(*as_overrides(few))
+    assert (config.train.max_steps, config.train.max_grad_norm) == (3, None)
+    assert config.dataset.resolution == (16, 24) and len(config.model.block_out_channels) == 4
+
+
+def test_all_mistakes_of_keywords_are_raised_at_once() -> None:
+    keys = {"train": {"max_stepss": 3, "batch_size": "many"}, "model": "unet_x", "seed": -1}
+    with pytest.raises(Mistakes) as raised:
+        composed(*as_overrides(keys))
+    assert [line.split(":")[0] for line in raised.value.lines] == [
+        *("model=unet_x", "train.max_stepss=3", "seed=-1", "train.batch_size=many")
+    ]
+
+
+def test_whoever_uses_hydra_besides_finds_it_as_it_was(tmp_path: Path) -> None:
+    write(tmp_path / "own.yaml", "key: 1\n")
+    write(tmp_path / "group/one.yaml", "x: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.2"):
+        composed("train.max_steps=3")
+        assert compose("own", ["key=2", "+group=one"]) == {"key": 2, "group": {"x": 1}}
+        assert version.getbase() == Version("1.2")
 
 
 def test_configs_of_ones_own(cli: Cli) -> None:
@@ -130,13 +190,13 @@ def test_configs_of_ones_own(cli: Cli) -> None:
         cli.folder / "mine/experiment/mine.yaml",
         "# @package _global_\ndefaults: [override /model: mine]\ntrain: {batch_size: 5}\n",
     )
-    run = (*TRAIN, "--config-dir", "mine", "--cfg", "job")
-    assert yaml.safe_load(cli.python(*run, "model=mine"))["model"]["dropout"] == 0.3
-    values = yaml.safe_load(cli.python(*run, "experiment=mine"))
+    run = [sys.executable, TRAIN, "--config-dir", "mine", "--cfg", "job"]
+    assert yaml.safe_load(cli.run([*run, "model=mine"]))["model"]["dropout"] == 0.3
+    values = yaml.safe_load(cli.run([*run, "experiment=mine"]))
     assert (values["model"]["dropout"], values["train"]["batch_size"]) == (0.3, 5)
-    assert "experiment: cifar10, flowers102_64, mine" in cli.python(*run[:-2], "--help")
+    assert "experiment: cifar10, flowers102_64, mine" in cli.run([*run[:-2], "--help"])
     # Checked like the others: 10 does not divide by the four levels of `mine`.
-    wrong = cli.python(*run[:-2], "model=mine", "dataset.resolution=10", expect=2)
+    wrong = cli.run([*run[:-2], "model=mine", "dataset.resolution=10"], expect=2)
     assert (
         wrong
         == "error: dataset.resolution=10: 4 levels need multiples of 8; use dataset.resolution=8 or fewer levels\n"
@@ -146,12 +206,12 @@ def test_configs_of_ones_own(cli: Cli) -> None:
 def test_a_saved_config_runs_again(cli: Cli) -> None:
     """A run's folder holds all it takes to repeat it: from there it goes on, elsewhere it repeats itself exactly."""
     cli.train("name=first", "dataset.resolution=[8,12]")
-    again = (*TRAIN, "--config-path", "outputs/first", "--config-name", "config")
-    assert "nothing to do" in cli.python(*again)
-    cli.python(*again, "name=again", "output_dir=outputs/again")
+    again = [sys.executable, TRAIN, "--config-path", "outputs/first", "--config-name", "config"]
+    assert "nothing to do" in cli.run(again)
+    cli.run([*again, "name=again", "output_dir=outputs/again"])
     losses = [[line["loss"] for line in cli.metrics(name)] for name in ("first", "again")]
     assert losses[0] == losses[1] and len(losses[0]) == 6
-    wrong = cli.python(*again, "model.dropoutt=0.1", "optimizer=3", expect=2)
+    wrong = cli.run([*again, "model.dropoutt=0.1", "optimizer=3"], expect=2)
     assert wrong.splitlines() == [
         "error: model.dropoutt=0.1: no such key; did you mean 'model.dropout'?",
         "error: optimizer=3: must be a section of keys",

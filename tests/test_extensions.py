@@ -25,7 +25,7 @@ Path("imported").touch()
 @dataclass(frozen=True)
 class Huber(Loss):
     name: Literal["huber"]
-    delta: float
+    delta: float = 0.25
 
 
 SAMPLERS.add("mine", SamplerClass("diffusers.schedulers.scheduling_ddim:DDIMScheduler", "DDIM by another name"))
@@ -70,6 +70,9 @@ def test_the_current_folder_is_searched_too(cli: Cli) -> None:
     write(cli.folder / "my_choices.py", MODULE)
     text = cli.run([*SAMPLE, "extensions=[my_choices]", "--help"])
     assert "  mine                   DDIM by another name" in text
+    # A choice whose class has all the values needs no file.
+    shown = cli.run([*TRAIN, "extensions=[my_choices]", "loss=huber", "--cfg", "job", "--package", "loss"])
+    assert yaml.safe_load(shown) == {"name": "huber", "delta": 0.25}
 
 
 def test_what_nobody_names_is_unknown(mine: Cli) -> None:

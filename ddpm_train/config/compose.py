@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import filterfalse
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -23,12 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_train.config.mistakes import did_you_mean
-from ddpm_train.config.overrides import OPEN_SECTIONS, is_hydra, is_open, opened, parse
+from ddpm_train.config.overrides import is_hydra, is_open, opened, parse
 from ddpm_train.config.parts import CONF
+from ddpm_train.config.registry import Group
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.schema import dotted
+from ddpm_train.config.train import Config
 
-C = TypeVar("C")
 NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 _SEVERAL_AT_ONCE = ("tracker", "experiment")
 
@@ -46,19 +48,33 @@ class Composition:
 @contextmanager
 def open_configs(path: Path = CONF, config_dir: Path | None = None) -> Iterator[None]:
     """Let Hydra find configs in these folders. Whoever uses Hydra besides us finds it afterwards as it was."""
-    hydra, config, version_base = GlobalHydra.instance(), HydraConfig.instance(), VersionBase.instance()
-    before = hydra.hydra, config.cfg, version_base.version_base
+    Plugins.instance().register(_ConfigDir)  # which also brings the choices of Hydra's plugins
+    hydra, config, store = GlobalHydra.instance(), HydraConfig.instance(), ConfigStore.instance()
+    base = VersionBase.instance()
+    before = hydra.hydra, config.cfg, deepcopy(store.repo), base.version_base
     hydra.clear()
-    for sampler in SAMPLERS:
-        ConfigStore.instance().store(group="sampler", name=sampler, node={"name": sampler}, provider="ddpm-train")
-    Plugins.instance().register(_ConfigDir)
+    for group, name, defaults in _registered():
+        if not any((folder / group / f"{name}.yaml").is_file() for folder in (path, config_dir or path)):
+            store.store(group=group, name=name, node={**defaults, "name": name}, provider="ddpm-train")
     _ConfigDir.path = config_dir
     try:
         with initialize_config_dir(str(path.resolve()), version_base="1.3"):
             yield
     finally:
         _ConfigDir.path = None
-        GlobalHydra.instance().hydra, config.cfg, version_base.version_base = before
+        GlobalHydra.instance().hydra, config.cfg, store.repo, base.version_base = before
+
+
+def _registered() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Choices that need no file: of each the group, the name, and the keys whose values its class gives."""
+    for sampler in SAMPLERS:
+        yield "sampler", sampler, {}
+    for section, hint in get_type_hints(Config, include_extras=True).items():
+        for group in (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Group)):
+            for name, choice in group.items():
+                given = {key.name: key.default for key in fields(choice) if key.default is not MISSING}
+                made = {key.name: key.default_factory() for key in fields(choice) if callable(key.default_factory)}
+                yield section, name, {**given, **made}
 
 
 class _ConfigDir(SearchPathPlugin):
@@ -209,6 +225,6 @@ def _key_mistake(override: Override, values: Mapping[str, Any], choices: Sequenc
         return f"{text}: no such key;{did_you_mean(key, known) or ' see --cfg job'}"
     if override.is_delete() and not key.startswith("tracker."):
         return f"{text}: every run needs this key; give it a value"
-    if key in OPEN_SECTIONS and not isinstance(override.value(), dict):
-        return f"{text}: must be a section of keys"
+    if isinstance(values.get(key), Mapping) and options(key) and not isinstance(override.value(), dict):
+        return f"{text}: must be a section of keys"  # Hydra would look for a choice
     return None

@@ -32,10 +32,7 @@ class Program(Generic[C]):
     config_name: str
     schema: Schema[C]
     preflight: Callable[[C], Iterator[str]]
-    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = lambda values, _: (
-        values,
-        [],
-    )
+    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = _unchanged
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ddpm_train.config.mistakes import did_you_mean
 from ddpm_train.config.overrides import is_hydra
 
 # Jobs that differ in these could not be compared.
-_SAME_FOR_ALL = ("objective", "allow_change")
+_SAME_FOR_ALL = ("objective", "allow_change", "extensions")
 # Choices that need a package, and the extra that brings it.
 _EXTRAS = {
     "hydra/launcher=submitit_slurm": ("submitit", "slurm"),
