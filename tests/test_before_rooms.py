@@ -98,20 +98,24 @@ def test_it_starts_from_the_stored_tensors(resumed: tuple[Cli, str]) -> None:
 
 
 def test_it_ends_where_it_ended_then(resumed: tuple[Cli, str]) -> None:
-    """Other processors round otherwise; what does not depend on arithmetic is equal to the bit."""
+    """What does not depend on arithmetic is equal to the bit.
+
+    Other processors round otherwise, and Adam turns the sign of a gradient near 0 into a whole step of a weight: with
+    SSE instead of AVX-512, the weights differ by 1.3e-5 of their norm. The three steps move them by 2.7e-3.
+    """
     cli, _ = resumed
     run = cli.output("old")
     for name in ("unet", "ema"):
         ours = load_file(run / f"checkpoints/step_00000006/{name}.safetensors")
-        assert relative_difference(ours, load_file(END / f"{name}.safetensors")) < 1e-6
+        assert relative_difference(ours, load_file(END / f"{name}.safetensors")) < 1e-4
     ours, theirs = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (run, OLD))
     assert ours[:3] == theirs[:3] and len(ours) == len(theirs) == 6
     for mine, record in zip(map(json.loads, ours[3:]), map(json.loads, theirs[3:]), strict=True):
         assert mine.keys() | set(TIMES) == record.keys() | set(TIMES)
         for key in ("step", "images_seen", "lr"):
             assert mine[key] == record[key]
-        for key in ("loss", "grad_norm", "held_out_loss"):
-            assert mine.get(key) == pytest.approx(record.get(key), rel=1e-5)
+        for key in record.keys() & {"loss", "grad_norm", "held_out_loss"}:
+            assert mine[key] == pytest.approx(record[key], rel=1e-5)
 
 
 def test_the_pipeline_loads_in_diffusers_and_here() -> None:

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.metrics import FEWEST_IMAGES, FeatureMetricName, MetricName
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.config.parts import Dataset, ExtractorChoice, Positive, Required, SamplerChoice, SamplerName, Section
+from ddpm_train.config.parts import ExtractorChoice, Positive, Required, SamplerChoice, SamplerName, Section
 from ddpm_train.config.sample import Seed
 from ddpm_train.config.schema import Schema
 

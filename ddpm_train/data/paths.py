@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ddpm_train.config.mistakes import Mistakes
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
-    from ddpm_train.config.parts import Dataset
+    from ddpm_train.config.dataset import Dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

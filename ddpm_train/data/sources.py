@@ -4,19 +4,20 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes, did_you_mean
+from ddpm_train.config.registry import resolve
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.hf_datasets import load_dataset
 from ddpm_train.data.paths import IMAGE_SUFFIXES, image_files
 from ddpm_train.hub.access import find_licence
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
-    from ddpm_train.config.parts import Dataset
+    from ddpm_train.config.dataset import Dataset
 
 EMBEDDED = {"fashion_tiny": 28}  # name -> side of a tile, in pixels
 
@@ -50,6 +51,12 @@ class EmbeddedSource:
 
     commit = None
 
+    @classmethod
+    def open(cls, config: "Dataset", split: str) -> Self:
+        if config.path not in EMBEDDED:
+            raise Mistakes(f"dataset.path={config.path}: not embedded;{did_you_mean(config.path, EMBEDDED)}")
+        return cls(config.path, split)
+
     def __init__(self, name: str, split: str) -> None:
         self._path = Path(__file__).parent / name / f"{split}.png"
         self._side = EMBEDDED[name]
@@ -79,6 +86,10 @@ class FolderSource:
     """Image files below a folder, at any depth, in the order of their paths."""
 
     commit = None
+
+    @classmethod
+    def open(cls, config: "Dataset", split: str) -> Self:
+        return cls(Path(config.path).expanduser())
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -114,6 +125,11 @@ class FolderSource:
 class HubSource:
     """A `datasets.Dataset` with a column of encoded images; decoding stays with us (orientation, broken files)."""
 
+    @classmethod
+    def open(cls, config: "Dataset", split: str) -> Self:
+        dataset, commit = load_dataset(config, split)
+        return cls(dataset, _image_column(dataset, config.image_column), commit)
+
     def __init__(self, dataset: Any, column: str, commit: str | None) -> None:
         from datasets import Image as ImageFeature
 
@@ -146,14 +162,15 @@ def open_source(config: "Dataset", split: str) -> Source:
     Raises:
         Mistakes: it does not exist, cannot be reached, or holds no images.
     """
-    if config.source == "embedded":
-        if config.path not in EMBEDDED:
-            raise Mistakes(f"dataset.path={config.path}: not embedded;{did_you_mean(config.path, EMBEDDED)}")
-        return EmbeddedSource(config.path, split)
-    if config.source == "folder":
-        return FolderSource(Path(config.path).expanduser())
-    dataset, commit = load_dataset(config, split)
-    return HubSource(dataset, _image_column(dataset, config.image_column), commit)
+    from ddpm_train.config.dataset import DATASET_SOURCES  # not above: see there
+
+    source: Source = resolve(DATASET_SOURCES[config.source])(config, split)
+    if type(source).__module__ == "__main__":
+        raise Mistakes(
+            f"dataset.source={config.source}: {type(source).__name__} is defined in the program's main file, which "
+            "worker processes do not run; put it into a module of its own"
+        )
+    return source
 
 
 def dataset_licence(config: "Dataset") -> str | None:

@@ -18,7 +18,7 @@ from ddpm_train.runs.checkpoint import MANIFEST
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG
 
 if TYPE_CHECKING:
-    from ddpm_train.config.parts import Dataset
+    from ddpm_train.config.dataset import Dataset
     from ddpm_train.data.images import Images
 
 _OF_A_MODEL = ("model_index.json", "config.json", CONFIG, MANIFEST, CHECKPOINTS, "unet")

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from pydantic import TypeAdapter
 
-from ddpm_train.config.parts import Dataset
+from ddpm_train.config.dataset import Dataset
 from helpers.cli import ROOT
 
 
