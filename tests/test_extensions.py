@@ -1,5 +1,6 @@
 """Code that the command line names is imported; a config that names code runs none."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -29,6 +30,20 @@ class Huber(Loss):
 
 
 SAMPLERS.add("mine", SamplerClass("diffusers.schedulers.scheduling_ddim:DDIMScheduler", "DDIM by another name"))
+"""
+
+METRIC = """
+from PIL import Image
+
+from ddpm_train.config.metrics import METRICS, Metric
+
+
+def spread(inputs):
+    yield "spread", inputs.generated.std() / inputs.reference.std()
+    yield "spread", Image.new("L", (4, 4))
+
+
+METRICS.add("spread", Metric("Spread", "How varied the samples are.", ("features",), spread, lower_is_better=False))
 """
 
 
@@ -73,6 +88,23 @@ def test_the_current_folder_is_searched_too(cli: Cli) -> None:
     # A choice whose class has all the values needs no file.
     shown = cli.run([*TRAIN, "extensions=[my_choices]", "loss=huber", "--cfg", "job", "--package", "loss"])
     assert yaml.safe_load(shown) == {"name": "huber", "delta": 0.25}
+
+
+def test_a_metric_of_ones_own(cli: Cli) -> None:
+    """One row and one function: measured in a run and after it, with its label in the report."""
+    write(cli.folder / "my_metric.py", METRIC)
+    full = ("evaluation=full", "evaluation.metrics=[kid,spread]", "evaluation.num_samples=10", "train.max_steps=1")
+    cli.train("extensions=[my_metric]", *full, "objective=spread")
+    record = cli.metrics()[-1]
+    assert record["spread_efficientnet_lite0_n10"] > 0 and "kid_efficientnet_lite0_n10" in record
+    assert json.loads((cli.output() / "result.json").read_text())["value"] == record["spread_efficientnet_lite0_n10"]
+    assert (cli.output() / "evaluation/spread.png").is_file()
+    steps = ("num_images=10", "num_inference_steps=2", "metrics=[spread]")
+    said = cli.evaluate("pipeline=outputs/default", "extensions=[my_metric]", *steps)
+    assert "spread_efficientnet_lite0_n10" in said and "Spread" in (cli.output() / "report.html").read_text()
+    (score,) = json.loads((cli.output() / "evaluation/scores.json").read_text())["scores"]
+    assert score["metric"] == "spread" and not score["lower_is_better"]
+    assert "metrics.0=spread: not one of fid, kid" in cli.evaluate("pipeline=outputs/default", *steps, expect=2)
 
 
 def test_what_nobody_names_is_unknown(mine: Cli) -> None:

@@ -8,12 +8,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, RePaintScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, RePaintScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ddpm_train.config.parts import Sampler
-from ddpm_train.config.samplers import SAMPLERS, arguments
+from ddpm_train.config.samplers import SAMPLERS, SamplerClass, argument_mistakes, arguments
 from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.inpainting import inpaint, visits
 from ddpm_train.sampling.loop import (
@@ -126,6 +126,24 @@ def test_arguments_reach_the_class_and_its_step(
     ours = sample(unet, DDPMScheduler(), name, range(3), 5, 6, **given)
     config = {"beta_start": 0.0001, "beta_end": 0.02, **constructor}
     assert torch.equal(ours, to_uint8(documented_loop(unet, name, config, 6, **step)))
+
+
+def test_a_class_from_outside_samples_like_the_others(unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its constructor's and its step's arguments reach it, and it is checked by running it."""
+
+    class Halved(DDIMScheduler):
+        def step(
+            self, model_output: Tensor, timestep: int, sample: Tensor, eta: float = 0.0, generator: Any = None
+        ) -> Any:
+            return super().step(model_output, timestep, sample, eta=eta / 2, generator=generator)
+
+    monkeypatch.setitem(SAMPLERS._entries, "halved", SamplerClass(Halved, "DDIM with half the noise"))
+    halved = sample(unet, DDPMScheduler(), "halved", range(2), 3, 5, eta=0.5, timestep_spacing="trailing")
+    ddim = sample(unet, DDPMScheduler(), "ddim", range(2), 3, 5, eta=0.25, timestep_spacing="trailing")
+    assert torch.equal(halved, ddim) and why("halved") is None
+    assert "halved" in samplers_that_can(DDPMScheduler(), 5, learned_variance=False)
+    (line,) = argument_mistakes("halved", {"etaa": 1})
+    assert line.startswith("sampler.etaa=1: no argument of Halved;")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

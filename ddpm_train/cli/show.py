@@ -51,7 +51,9 @@ def _help(name: str) -> str:
     return Template(text).substitute(
         GROUPS="".join(f"{group}: {', '.join(options(group))}\n" for group in groups),
         SAMPLERS=_table({key: sampler.meaning for key, sampler in SAMPLERS.items()}),
-        METRICS=_table({key: metric.meaning for key, metric in METRICS.items()}),
+        METRICS=_table(
+            {key: " ".join(filter(None, (metric.meaning, metric.source))) for key, metric in METRICS.items()}
+        ),
     )
 
 
