@@ -1,14 +1,18 @@
-# `make demo` trains the default run, `make test` checks everything; both make .venv first if it is missing.
+# `make demo` trains the default run; `make test` checks everything; `make test-fast`, for the moment between two edits,
+# runs what takes two minutes: the tests that start no program, and one small run. Each makes .venv if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast lint clean
 
 demo: .venv/installed
 	$(BIN)/ddpm-train
 
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal
+
+test-fast: .venv/installed
+	$(BIN)/pytest -n 2 --dist worksteal -m fast
 
 lint: .venv/installed
 	$(BIN)/ruff check .

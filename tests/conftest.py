@@ -1,148 +1,90 @@
-"""What the tests share: the real command line, real images, a small model that trains in seconds."""
+"""Fixtures: the real command line, real images, runs that are made once."""
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from forked import run_forked
+from filelock import FileLock
+from helpers.cli import ROOT, Cli, Once
 from PIL import Image
 
 if TYPE_CHECKING:
-    from hub_client import HubCli
+    from helpers.hub.client import HubCli
 
-ROOT = Path(__file__).resolve().parent.parent
+# Who asks for one of these starts programs.
+PROGRAMS = {"cli", "hub_cli", "once", "proxy"}
 # One thread each: the tests run side by side on few cores. Set before anything imports torch.
 os.environ["OMP_NUM_THREADS"] = "1"
-# glibc gives large blocks back at once, so that a limit on the memory is one on what is in use.
-LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-# The smallest UNet with an attention level, 8 x 8 images, a handful of steps: about a second of training.
-TINY = (
-    "dataset.resolution=8",
-    "dataset.num_workers=2",
-    "model.block_out_channels=[8,16]",
-    "model.down_block_types=[DownBlock2D,AttnDownBlock2D]",
-    "model.up_block_types=[AttnUpBlock2D,UpBlock2D]",
-    "model.norm_num_groups=4",
-    "model.attention_head_dim=8",
-    "lr_scheduler.warmup_steps=0",
-    "optimizer.lr=1e-3",
-    "train.batch_size=16",
-    "train.mixed_precision=no",
-    "train.channels_last=false",
-    "train.attention=fused",
-    "train.compile=false",
-    "train.max_steps=6",
-    "train.log_every_steps=2",
-    "evaluation.num_images=4",
-    "evaluation.num_inference_steps=2",
-)
 
 
-class Cli:
-    """Runs programs the way a user does, in an empty folder with a cache of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "ACCELERATE_"))},
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "HF_HOME": str(folder / "hf"),
-            "PYTHONPATH": str(ROOT),
-        }
-
-    def start(self, command: Sequence[str], **environment: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, command: Sequence[str], expect: int = 0, **environment: str) -> str:
-        """Run to the end; returns stdout and stderr together."""
-        process = self.start(command, **environment)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == expect, f"exit {process.returncode}, not {expect}\n{out}\n{err}"
-        return out + err
-
-    def train(self, *overrides: str, expect: int = 0, **environment: str) -> str:
-        """`ddpm-train OVERRIDES` with the tiny model."""
-        return self._forked("ddpm_train.cli.train", [*TINY, *overrides], expect, environment)
-
-    def together(self, *overrides: str, num_processes: int, expect: int = 0) -> str:
-        """The same in several processes, as torchrun starts them."""
-        return self._forked("ddpm_train.cli.train", [*TINY, *overrides], expect, {}, num_processes)
-
-    def sample(self, *arguments: str, expect: int = 0) -> str:
-        """`ddpm-sample ARGUMENTS`."""
-        return self._forked("ddpm_train.cli.sample", arguments, expect, {})
-
-    def evaluate(self, *arguments: str, expect: int = 0, num_processes: int = 1, **environment: str) -> str:
-        """`ddpm-evaluate ARGUMENTS`."""
-        return self._forked("ddpm_train.cli.evaluate", arguments, expect, environment, num_processes)
-
-    def _forked(
-        self,
-        module: str,
-        arguments: Sequence[str],
-        expect: int,
-        environment: dict[str, str],
-        num_processes: int = 1,
-    ) -> str:
-        environment = {**self.environment, **environment}
-        code, said = run_forked(module, arguments, self.folder, environment, num_processes)
-        assert code == expect, f"exit {code}, not {expect}\n{said}"
-        return said
-
-    def metrics(self, name: str = "default") -> list[dict[str, Any]]:
-        lines = (self.folder / "outputs" / name / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    def output(self, name: str = "default") -> Path:
-        return self.folder / "outputs" / name
-
-
-def launch_command(num_processes: int, *program_arguments: str) -> list[str]:
-    program = str(Path(sys.executable).with_name("accelerate"))
-    port = str(20000 + os.getpid() % 20000)
-    return [
-        *(program, "launch", "--cpu", "--num_processes", str(num_processes), "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
-        *(program_arguments or (str(ROOT / "train.py"),)),
-    ]
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests come first, so that all workers end together; what starts no program and is not slow is fast."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    rest = [item for item in items if not item.get_closest_marker("slow")]
+    for item in rest:
+        if not PROGRAMS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("fast")
+    # A worker begins with a piece of the list: the pieces are as long as each other.
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):
+        first = slow[worker::workers]
+        length = max(0, (len(items) - len(ordered)) // (workers - worker) - len(first))
+        ordered += first + rest[:length]
+        del rest[:length]
+    items[:] = ordered
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    return Cli(tmp_path)
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    cli = Cli(tmp_path)
+    yield cli
+    cli.close()
 
 
 @pytest.fixture
 def hub_cli(tmp_path: Path) -> "Iterator[HubCli]":
     """The programs and a Hub of their own, `hub_cli.hub`; no request may have been meant for any other host."""
-    from hub_client import TOKEN, HubCli
-    from loopback_hub import LoopbackHub
+    from helpers.hub.client import TOKEN, HubCli
+    from helpers.hub.server import LoopbackHub
 
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
         cli = HubCli(tmp_path, hub)
         yield cli
+        cli.close()
         cli.check_hosts()
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)`: the `Cli` of a folder and what `make` said when it filled that, for all workers of pytest.
+
+    Tests read what is there and add to it under names of their own; who changes anything works on a copy.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def once(name: str, make: Callable[[Cli], str]) -> tuple[Cli, str]:
+        cli, said = Cli(shared / f"once_{name}"), shared / f"once_{name}.txt"
+        with FileLock(f"{said}.lock"):
+            if not said.exists():
+                shutil.rmtree(cli.folder, ignore_errors=True)  # of one that failed
+                cli.folder.mkdir()
+                said.write_text(make(cli))
+        return cli, said.read_text()
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def trained(once: Once) -> Path:
     """A finished run of six steps with checkpoints at 3 and 6."""
-    cli = Cli(tmp_path_factory.mktemp("trained"))
-    cli.train("checkpoint.every_steps=3")
+    cli, _ = once("trained", lambda cli: cli.train("checkpoint.every_steps=3"))
     return cli.output()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Cli
+from helpers.cli import ROOT, Cli
 from PIL import Image
 
 import ddpm_train

@@ -10,29 +10,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
+from helpers.checkpoints import holds, save_step, state
 
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.checkpoint import BadCheckpoint, Retention, prune, published, save, step_name, verify
 from ddpm_train.runs.state import ResumedState
 from ddpm_train.runs.stores import newest_on_disk
-
-
-def state(step: int) -> dict[str, dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(step)
-    return {name: {"weight": torch.randn(64, 64, generator=generator)} for name in ("unet", "ema")}
-
-
-def save_step(directory: Path, step: int) -> Path:
-    return save(directory, step, state(step), {"step": step})
-
-
-def holds(path: Path, step: int) -> bool:
-    tensors = checkpoint.load(path)
-    expected = state(step)
-    same = all(torch.equal(tensors[name]["weight"], expected[name]["weight"]) for name in expected)
-    return same and checkpoint.load_scalars(path) == {"step": step}
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -71,6 +54,7 @@ def killed_at(line: int, action: Callable[[], Any]) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.slow
 def test_sigkill_at_every_line_of_a_save(tmp_path: Path) -> None:
     """Whatever the moment, the old checkpoint or the new one is found, whole; the next save needs no help."""
     directory = tmp_path / "checkpoints"

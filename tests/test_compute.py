@@ -2,19 +2,18 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
-from conftest import LEAN, ROOT, TINY, Cli, launch_command
 from diffusers import UNet2DModel
-from test_training import relative_difference, weights
+from helpers.cli import LEAN, ROOT, TINY, Cli
+from helpers.runs import relative_difference, weights
 
 from ddpm_train.config.train import Train
 from ddpm_train.system.compute import Compute, Stopwatch, choose_for_training
 from ddpm_train.training.state import BatchPlan
 
-WATCHED = str(ROOT / "tests/watched_train.py")
+WATCHED = str(ROOT / "tests/helpers/watched_train.py")
 CPU = torch.device("cpu")
 AUTO = ("train.mixed_precision=auto", "train.channels_last=auto", "train.attention=auto", "train.compile=auto")
 LARGE = ("dataset.resolution=16", "train.batch_size=600", "train.max_steps=3", "evaluation=none", "tracker=none")
@@ -58,6 +57,7 @@ def test_what_is_faster_by_its_margin_is_chosen() -> None:
     assert name == "fp32 + channels_last + math attention" and asked == []
 
 
+@pytest.mark.slow
 def test_auto_measures_once_says_so_and_is_kept(cli: Cli) -> None:
     said = cli.train(*AUTO, "name=first", "tracker=none", "checkpoint.every_steps=3")
     (measured,) = (line for line in said.splitlines() if line.startswith("  measured   "))
@@ -86,6 +86,7 @@ def test_a_launcher_decides_the_precision(cli: Cli) -> None:
 FORCED = ("train.mixed_precision=bf16", "train.channels_last=true", "train.attention=math", "dataset.device_cache=true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", ["none", "warmup"])
 def test_every_fast_path_resumes_to_the_bit(cli: Cli, ema: str) -> None:
     run = (*FORCED, f"ema={ema}", "tracker=none", "dataset.random_flip=true", "dataset.crop=random")
@@ -109,6 +110,7 @@ def test_layout_attention_and_images_on_the_device_change_rounding_only(cli: Cli
     assert 0 < relative_difference(plain, other) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_run_is_the_same_run(cli: Cli) -> None:
     run = ("tracker=none", "evaluation=none", "lr_scheduler=constant")
@@ -132,29 +134,26 @@ def test_a_compiler_that_fails_is_not_chosen() -> None:
 @pytest.mark.parametrize("micro_batch_size", ["null", "4"])
 def test_a_step_never_waits_for_the_device(cli: Cli, micro_batch_size: str) -> None:
     run = ("tracker=none", "dataset.random_flip=true", "model.dropout=0.1", "dataset.device_cache=true")
-    command = [sys.executable, WATCHED, "syncs", *TINY, *run, f"train.micro_batch_size={micro_batch_size}"]
-    counted = cli.run(command).split("counted ")[1]
+    command = (WATCHED, "syncs", *TINY, *run, f"train.micro_batch_size={micro_batch_size}")
+    counted = cli.python(*command).split("counted ")[1]
     assert "'waiting': 0" in counted and int(counted.split("'operations': ")[1].split(",")[0]) > 5000
 
 
 def test_gradients_are_exchanged_once_a_step(cli: Cli) -> None:
-    command = [*launch_command(2)[:-1], WATCHED, "exchanges", *TINY, "tracker=none", "train.micro_batch_size=2"]
+    command = (WATCHED, "exchanges", *TINY, "tracker=none", "train.micro_batch_size=2")
     # Six steps of four micro-batches on each of two processes; this network's gradients are one bucket.
-    assert cli.run(command).count("counted {'exchanges': 6}") == 2
+    assert cli.python_together(*command, count=2).count("counted {'exchanges': 6}") == 2
 
 
+@pytest.mark.slow
 def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit_any_more(cli: Cli) -> None:
     cli.train(*LARGE, "name=reference")
-    found = cli.run(
-        [sys.executable, WATCHED, "room=150", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto"], **LEAN
-    )
+    found = cli.python(WATCHED, "room=150", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto", **LEAN)
     (batch,) = (line for line in found.splitlines() if line.startswith("  batch "))
     micro = int(batch.split("= ")[1].split(" x")[0])
     assert micro < 600 and f"{micro} x 1 process x {600 // micro} accumulated" in batch
     assert "out of memory" not in found
-    cut = cli.run(
-        [sys.executable, WATCHED, "room_at_3=150", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto"], **LEAN
-    )
+    cut = cli.python(WATCHED, "room_at_3=150", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto", **LEAN)
     assert "batch      600 = 600 x 1 process" in cut
     assert "out of memory: goes on with micro-batches of 300" in cut
     for name in ("found", "cut"):
@@ -167,14 +166,15 @@ def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit
 
 
 def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
-    said = cli.run([sys.executable, WATCHED, "room_at_3=150", *TINY, *LARGE], expect=2, **LEAN)
+    said = cli.python(WATCHED, "room_at_3=150", *TINY, *LARGE, expect=2, **LEAN)
     assert "error: out of memory: " in said and "Traceback" not in said
     assert said.endswith("The same command with train.micro_batch_size=auto continues with the largest that fits\n")
 
 
+@pytest.mark.slow
 def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
-    command = [*launch_command(2)[:-1], WATCHED, "room_at_3=75", *TINY, *LARGE, "train.micro_batch_size=auto"]
-    said = cli.run(command, expect=1, **LEAN)
+    command = (WATCHED, "room_at_3=75", *TINY, *LARGE, "train.micro_batch_size=auto")
+    said = cli.python_together(*command, count=2, expect=1, **LEAN)
     assert "error: out of memory: " in said
     assert "Start again with a number for train.micro_batch_size: the same command continues" in said
 

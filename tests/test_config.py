@@ -1,25 +1,22 @@
 """Every config that comes along composes, checks and means what its header says; so do configs of one's own."""
 
 import inspect
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Cli
 from diffusers import DDPMScheduler, UNet2DModel
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from helpers.cli import ROOT, Cli
 
-from ddpm_train.config.checks import parse
+from ddpm_train.config.checks import TRAINING
+from ddpm_train.config.program import Program, compose_config
+from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import num_parameters, unet_arguments
 
 CONF = ROOT / "conf"
-TRAIN = str(ROOT / "train.py")
+TRAIN = ("-m", "ddpm_train.cli.train")
 # What a choice needs besides itself.
 NEEDS = {
     "dataset=base": ["dataset.source=folder", "dataset.path=images"],
@@ -31,18 +28,14 @@ CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF.glob("*/*.yaml"))
     if path.parent.name not in ("hydra", "model")
-]
+] + [f"sampler={name}" for name in SAMPLERS]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def conf() -> Iterator[None]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+UNCHECKED = Program("config", TRAINING, preflight=lambda config: iter(()))  # on no machine
 
 
 def composed(*overrides: str) -> Config:
-    values: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    return parse(values)
+    return compose_config(UNCHECKED, overrides)[0]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -125,8 +118,8 @@ def test_cifar10_is_the_recipe_of_ho_et_al() -> None:
 
 @pytest.mark.parametrize("name", ["flowers102_64", "cifar10"])
 def test_an_experiment_gives_way_to_the_command_line(cli: Cli, name: str) -> None:
-    command = [sys.executable, TRAIN, "--cfg", "job", f"experiment={name}", "optimizer=sgd", "train.batch_size=3"]
-    values = yaml.safe_load(cli.run(command))
+    command = (*TRAIN, "--cfg", "job", f"experiment={name}", "optimizer=sgd", "train.batch_size=3")
+    values = yaml.safe_load(cli.python(*command))
     assert (values["name"], values["optimizer"]["name"], values["train"]["batch_size"]) == (name, "sgd", 3)
 
 
@@ -137,13 +130,13 @@ def test_configs_of_ones_own(cli: Cli) -> None:
         cli.folder / "mine/experiment/mine.yaml",
         "# @package _global_\ndefaults: [override /model: mine]\ntrain: {batch_size: 5}\n",
     )
-    run = [sys.executable, TRAIN, "--config-dir", "mine", "--cfg", "job"]
-    assert yaml.safe_load(cli.run([*run, "model=mine"]))["model"]["dropout"] == 0.3
-    values = yaml.safe_load(cli.run([*run, "experiment=mine"]))
+    run = (*TRAIN, "--config-dir", "mine", "--cfg", "job")
+    assert yaml.safe_load(cli.python(*run, "model=mine"))["model"]["dropout"] == 0.3
+    values = yaml.safe_load(cli.python(*run, "experiment=mine"))
     assert (values["model"]["dropout"], values["train"]["batch_size"]) == (0.3, 5)
-    assert "experiment: cifar10, flowers102_64, mine" in cli.run([*run[:-2], "--help"])
+    assert "experiment: cifar10, flowers102_64, mine" in cli.python(*run[:-2], "--help")
     # Checked like the others: 10 does not divide by the four levels of `mine`.
-    wrong = cli.run([*run[:-2], "model=mine", "dataset.resolution=10"], expect=2)
+    wrong = cli.python(*run[:-2], "model=mine", "dataset.resolution=10", expect=2)
     assert (
         wrong
         == "error: dataset.resolution=10: 4 levels need multiples of 8; use dataset.resolution=8 or fewer levels\n"
@@ -153,12 +146,12 @@ def test_configs_of_ones_own(cli: Cli) -> None:
 def test_a_saved_config_runs_again(cli: Cli) -> None:
     """A run's folder holds all it takes to repeat it: from there it goes on, elsewhere it repeats itself exactly."""
     cli.train("name=first", "dataset.resolution=[8,12]")
-    again = [sys.executable, TRAIN, "--config-path", "outputs/first", "--config-name", "config"]
-    assert "nothing to do" in cli.run(again)
-    cli.run([*again, "name=again", "output_dir=outputs/again"])
+    again = (*TRAIN, "--config-path", "outputs/first", "--config-name", "config")
+    assert "nothing to do" in cli.python(*again)
+    cli.python(*again, "name=again", "output_dir=outputs/again")
     losses = [[line["loss"] for line in cli.metrics(name)] for name in ("first", "again")]
     assert losses[0] == losses[1] and len(losses[0]) == 6
-    wrong = cli.run([*again, "model.dropoutt=0.1", "optimizer=3"], expect=2)
+    wrong = cli.python(*again, "model.dropoutt=0.1", "optimizer=3", expect=2)
     assert wrong.splitlines() == [
         "error: model.dropoutt=0.1: no such key; did you mean 'model.dropout'?",
         "error: optimizer=3: must be a section of keys",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Cli
+from helpers.cli import ROOT, Cli
+from helpers.images import dataset_config
 from PIL import Image
-from test_data_sources import dataset_config
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared, prepare
@@ -218,8 +218,7 @@ def test_sigterm_while_the_command_line_prepares(cli: Cli, garments: list[Image.
         "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     (tmp_path / "telling.py").write_text(program)
-    process = cli.start([sys.executable, "telling.py", "dataset=imagefolder", f"dataset.path={folder}"])
-    assert process.stdout is not None
+    process = cli.fork("telling.py", "dataset=imagefolder", f"dataset.path={folder}")
     assert process.stdout.readline() == "workers\n"
     process.terminate()
     out, err = process.communicate(timeout=20)

@@ -1,10 +1,10 @@
 import io
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.images import encoded, png_bomb
 from PIL import Image
 
 from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
@@ -21,12 +21,6 @@ def decoder(
     max_pixels: int = 89_478_485,
 ) -> Decoder:
     return Decoder(resolution, channels, background, crop, max_pixels)
-
-
-def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
 
 
 def solid(mode: str, colour: object, **info: object) -> bytes:
@@ -197,19 +191,6 @@ def test_random_damage_breaks_nothing_else(format: str, garments: list[Image.Ima
         except BrokenImage:
             outcomes.add("broken")
     assert "broken" in outcomes and outcomes <= {"broken", (3, 8, 8)}
-
-
-def png_bomb(side: int) -> bytes:
-    """A valid PNG of side x side 1-bit pixels, made without the pixels in memory."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
-
-    compressor = zlib.compressobj(9)
-    row = bytes(1 + (side + 7) // 8)
-    body = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
-    header = side.to_bytes(4) * 2 + bytes([1, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:

@@ -1,19 +1,19 @@
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, Cli
+from helpers.cli import Cli
+from helpers.images import dataset_config, encoded, png_bomb
 from PIL import Image
-from test_data_decode import encoded, png_bomb
-from test_data_sources import ONE_STEP, dataset_config
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.loader import Batches, Data, micro_batches, num_workers, open_data
+
+ONE_STEP = ("train.max_steps=1", "evaluation=none", "tracker=none")
 
 
 @pytest.fixture
@@ -152,10 +152,9 @@ def test_a_run_without_a_cache_is_the_same_run(cli: Cli, wide: Path) -> None:
 
 
 def test_sigterm_to_the_whole_group_while_workers_load(cli: Cli, wide: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "dataset=imagefolder", f"dataset.path={wide}"]
-    # setsid gives it a process group, as a terminal or a scheduler does.
-    process = cli.start(["setsid", *command, "dataset.cache=none", "train.max_steps=100000", "tracker=none"])
-    assert process.stdout is not None
+    dataset = ("dataset=imagefolder", f"dataset.path={wide}", "dataset.cache=none")
+    # A process group, as a terminal or a scheduler gives it.
+    process = cli.start_training(*dataset, "train.max_steps=100000", "tracker=none", session=True)
     for line in process.stdout:
         if line.startswith("step "):
             break

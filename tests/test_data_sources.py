@@ -8,24 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from conftest import ROOT, Cli
+from helpers.cli import Cli
+from helpers.images import dataset_config
 from PIL import Image
-from pydantic import TypeAdapter
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.parts import Dataset
 from ddpm_train.data.decode import BrokenImage, Decoder
-from ddpm_train.data.sources import FolderSource, open_source, path_mistakes
+from ddpm_train.data.paths import path_mistakes
+from ddpm_train.data.sources import FolderSource, open_source
 
 ONE_STEP = ("train.max_steps=1", "evaluation=none", "tracker=none")
 DECODER = Decoder((8, 8), 1, (255, 255, 255), "center", 10**6)
-
-
-def dataset_config(source: str, path: Path | str, **values: Any) -> Dataset:
-    """conf/dataset/base.yaml with some values changed."""
-    base = yaml.safe_load((ROOT / "conf/dataset/base.yaml").read_text())
-    return TypeAdapter(Dataset).validate_python({**base, "source": source, "path": str(path), **values})
 
 
 def mistake(source: str, path: Path, **values: Any) -> str:

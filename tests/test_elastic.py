@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, Cli
-from forked import free_port
+from helpers.cli import ROOT, TINY, Cli
+from helpers.forked import free_port
 from safetensors.torch import load_file
 
 RUN = (
@@ -73,6 +73,7 @@ def is_asked_to_stop(process: psutil.Process) -> bool:
     return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in pending)
 
 
+@pytest.mark.slow
 def test_workers_die_and_nodes_join_and_leave(cli: Cli) -> None:
     def steps() -> int:
         metrics = cli.output() / "metrics.jsonl"

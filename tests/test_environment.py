@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Cli
+from helpers.cli import ROOT, Cli
 
 from ddpm_train.runs import environment, folder
 
@@ -21,7 +21,7 @@ def recorded(run: Path) -> list[dict[str, Any]]:
 
 def reproduce(cli: Cli, run: str, expect: int = 0) -> tuple[str, list[str]]:
     """What `ddpm-reproduce RUN` prints, and its warnings."""
-    process = cli.start([sys.executable, "-m", "ddpm_train.cli.reproduce", run])
+    process = cli.fork("-m", "ddpm_train.cli.reproduce", run)
     out, err = process.communicate(timeout=60)
     assert process.returncode == expect, err
     return out, err.splitlines()
@@ -99,7 +99,7 @@ def test_the_printed_command_repeats_the_run(cli: Cli, trained: Path) -> None:
     program, *arguments = shlex.split(out)
     assert program == "ddpm-train" and {"train.channels_last=false", "train.micro_batch_size=16"} <= set(arguments)
     assert not [line for line in warnings if not line.startswith("warning: commit: the code ")]
-    assert "done: step 6" in cli.run([sys.executable, str(ROOT / "train.py"), *arguments])
+    assert "done: step 6" in cli.python("-m", "ddpm_train.cli.train", *arguments)
     for name in ("checkpoints/step_00000006/unet.safetensors", "samples/step_00000006.png"):
         assert (cli.output("default_repeated") / name).read_bytes() == (cli.output() / name).read_bytes()
 

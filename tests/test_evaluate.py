@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Cli
+from helpers.cli import ROOT, Cli, Once
 from PIL import Image
 
 from ddpm_train.config.evaluate import EvaluateConfig
 from ddpm_train.config.metrics import EXTRACTORS, METRICS, package_mistakes
 
-PROGRAM = (sys.executable, "-m", "ddpm_train.cli.evaluate")
+PROGRAM = ("-m", "ddpm_train.cli.evaluate")
 FAST = ("num_images=40", "num_inference_steps=3", "batch_size=20")
 NO_RUN = "compare with which images? give dataset=cifar10, dataset=imagefolder, …"
 WriteImages = Callable[[Path, int], Path]
@@ -36,15 +36,16 @@ def against(folder: str, *more: str, resolution: int = 8) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(
-    tmp_path_factory: pytest.TempPathFactory, trained: Path, write_images: WriteImages
-) -> tuple[Cli, str, dict[str, Any]]:
+def evaluated(once: Once, trained: Path, write_images: WriteImages) -> tuple[Cli, str, dict[str, Any]]:
     """A run's copy after its evaluation, and what was said and kept."""
-    cli = Cli(tmp_path_factory.mktemp("evaluated"))
-    shutil.copytree(trained, cli.folder / "run")
-    write_images(cli.folder / "garments", 60)
-    metrics = "metrics=[kid,precision,recall,isc,copy_rate]"
-    said = cli.evaluate("pipeline=run", *FAST, metrics, *against("garments"))
+
+    def evaluate(cli: Cli) -> str:
+        shutil.copytree(trained, cli.folder / "run")
+        write_images(cli.folder / "garments", 60)
+        metrics = "metrics=[kid,precision,recall,isc,copy_rate]"
+        return cli.evaluate("pipeline=run", *FAST, metrics, *against("garments"))
+
+    cli, said = once("evaluated", evaluate)
     return cli, said, results(cli.folder / "run" / "evaluation")
 
 
@@ -72,6 +73,7 @@ def test_scores_say_what_they_depend_on(evaluated: tuple[Cli, str, dict[str, Any
     assert nearest.size == (7 * 66 + 2, 16 * 66 + 2)  # 16 samples, a gap, five training images; 8 px enlarged to 64
 
 
+@pytest.mark.slow
 def test_the_numbers_do_not_depend_on_processes_or_batches(evaluated: tuple[Cli, str, dict[str, Any]]) -> None:
     cli, _, found = evaluated
     command = ["pipeline=run", *FAST[:2], "metrics=[kid,precision,recall,isc,copy_rate]", *against("garments")]
@@ -167,7 +169,7 @@ def test_mistakes_that_need_no_look_at_the_model(cli: Cli) -> None:
     """All at once, before anything slow is imported."""
     said = cli.run(
         [
-            *(*PROGRAM[:1], "-X", "importtime", *PROGRAM[1:]),
+            *(sys.executable, "-X", "importtime", *PROGRAM),
             *("pipeline=xyz/", "metrics=[fidd]", "extractor.name=inception", "num_images=3", "num_inference_step=4"),
             *("cost.samplers=[ddim]", "extractor.weights=none.pth", "dataset=cifr10", "sampler.etta=1"),
         ],
@@ -259,7 +261,7 @@ def test_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_help_names_every_choice_and_only_keys_that_exist(cli: Cli) -> None:
-    text = cli.run([*PROGRAM, "--help"])
+    text = cli.python(*PROGRAM, "--help")
     for name in (*EXTRACTORS, *METRICS):
         assert re.search(rf"(^ +|, ){name}[ ,]", text, re.MULTILINE), name
     config = yaml.safe_load((ROOT / "conf/evaluate.yaml").read_text())

@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, Cli
+from helpers.cli import Cli, Once
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -54,14 +53,17 @@ def best_of(values: dict[int, float]) -> int:
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory, write_images: Callable[[Path, int], Path]) -> tuple[Cli, str]:
+def full(once: Once, write_images: Callable[[Path, int], Path]) -> tuple[Cli, str]:
     """A run with every evaluation, and the folder of its 48 images."""
-    cli = Cli(tmp_path_factory.mktemp("full"))
-    images = write_images(cli.folder / "images", 48)
-    dataset = ("dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1")
-    cli.train(*FULL, *dataset, "name=full")
-    cli.train(*FULL, *dataset, "name=plain", "evaluation=none")
-    return cli, str(images)
+
+    def train(cli: Cli) -> str:
+        images = write_images(cli.folder / "images", 48)
+        dataset = ("dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1")
+        cli.train(*FULL, *dataset, "name=full")
+        return cli.train(*FULL, *dataset, "name=plain", "evaluation=none")
+
+    cli, _ = once("full", train)
+    return cli, str(cli.folder / "images")
 
 
 def test_what_an_evaluation_leaves(full: tuple[Cli, str]) -> None:
@@ -156,7 +158,7 @@ def test_a_signal_while_scores_are_measured(cli: Cli, write_images: Callable[[Pa
         *("evaluation.num_inference_steps=100", "evaluation.num_samples=32", "evaluation.batch_size=8"),
         "evaluation.every_steps=null",
     )
-    process = cli.start([sys.executable, str(ROOT / "train.py"), *TINY, *slow])
+    process = cli.start_training(*slow)
     features = cli.folder / "cache/ddpm-train/features"  # those of the real images come before the samples
     deadline = time.monotonic() + 120
     while not list(features.glob("*.npy")):
@@ -171,14 +173,17 @@ def test_a_signal_while_scores_are_measured(cli: Cli, write_images: Callable[[Pa
     assert record["step"] == 6 and "kid_efficientnet_lite0_n32" in record and "held_out_loss" in record
 
 
-@pytest.fixture(scope="module")
-def wild(tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    """A run that does not end at its best, copied to a mirror; and one that patience ends."""
-    cli = Cli(tmp_path_factory.mktemp("wild"))
-    cli.train(*WILD, "name=wild", "checkpoint.mirror=mirror")
-    said = cli.train(*WILD, "name=short", "train.patience=2")
+@pytest.fixture
+def wild(once: Once, tmp_path: Path) -> Cli:
+    """A run that does not end at its best, copied to a mirror; and one that patience ends. A copy, to be changed."""
+
+    def train(cli: Cli) -> str:
+        cli.train(*WILD, "name=wild", "checkpoint.mirror=mirror")
+        return cli.train(*WILD, "name=short", "train.patience=2")
+
+    cli, said = once("wild", train)
     assert "early: held_out_loss has not improved for 2 evaluations" in said
-    return cli
+    return Cli(shutil.copytree(cli.folder, tmp_path / "wild"))
 
 
 def test_the_best_checkpoint_is_kept(wild: Cli) -> None:

@@ -2,14 +2,13 @@
 
 import json
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, Cli
-from loopback_hub import Commit, LoopbackHub
+from helpers.cli import Cli
+from helpers.hub.server import Commit, LoopbackHub
 from PIL import Image
 
 FLOWERS = "huggan/flowers-102-categories"
@@ -36,9 +35,10 @@ def train(cli: Cli, hub: LoopbackHub, *overrides: str, token: str | None = None,
     environment = {**hub.environment(cli.folder / "hf", token), **env}
     environment |= {key: cli.environment[key] for key in ("XDG_CACHE_HOME", "OMP_NUM_THREADS", "PYTHONPATH")}
     cli.environment = environment
-    return cli.run([sys.executable, str(ROOT / "train.py"), *TINY, *ONE_STEP, *overrides], expect)
+    return cli.train(*ONE_STEP, *overrides, expect=expect)
 
 
+@pytest.mark.slow
 def test_the_flowers_preset(cli: Cli, hub: LoopbackHub) -> None:
     said = train(cli, hub, "dataset=flowers102")
     assert f"{FLOWERS}: 47 images 8x8x3, 1 held out" in said
@@ -97,6 +97,7 @@ def test_mistakes(cli: Cli, hub: LoopbackHub, overrides: tuple[str, ...], messag
     assert said == f"error: {message}\n"
 
 
+@pytest.mark.slow
 def test_no_network_and_no_cache(cli: Cli, hub: LoopbackHub) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY
-from hub_client import HubCli
+from helpers.cli import TINY
+from helpers.hub.client import HubCli
 from safetensors.torch import load_file
 
 RUN = ("evaluation=none", "lr_scheduler=constant", "ema=none", "train.max_steps=1")

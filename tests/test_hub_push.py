@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from hub_client import TOKEN, outcome, start_push
-from loopback_http import Kind
-from loopback_hub import LoopbackHub
+from helpers.hub.client import TOKEN, HubCli, outcome, start_push
+from helpers.hub.http import Kind
+from helpers.hub.server import LoopbackHub
 
 # Larger than what the Hub takes as a regular file, and than a part of an upload.
 LARGE_BYTES = 11 * 2**20
@@ -73,6 +73,7 @@ FAULTS: dict[str, tuple[str, Kind, int, dict[str, str]]] = {
 }
 
 
+@pytest.mark.slow
 def test_faults_are_outlived(folder: Path, tmp_path: Path) -> None:
     """Each in a process and at a hub of its own, a few side by side: byte for byte, and in exactly one commit."""
     cases = list(FAULTS.items())
@@ -99,6 +100,7 @@ def test_faults_are_outlived(folder: Path, tmp_path: Path) -> None:
             hub.__exit__()
 
 
+@pytest.mark.slow
 def test_stalls_of_half_a_minute_are_waited_out(folder: Path, tmp_path: Path) -> None:
     """With the default patience of a run, at each step of a push, side by side: nothing is sent again."""
     hubs, processes = {}, {}
@@ -117,6 +119,7 @@ def test_stalls_of_half_a_minute_are_waited_out(folder: Path, tmp_path: Path) ->
         hub.__exit__()
 
 
+@pytest.mark.slow
 def test_a_push_that_changes_nothing_is_no_commit_and_what_is_stale_goes(folder: Path, tmp_path: Path) -> None:
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
         first = outcome(start_push(hub, folder, tmp_path / "home"))["commit"]
@@ -143,6 +146,7 @@ FINAL: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+@pytest.mark.slow
 def test_what_does_not_end_is_given_up_and_told(folder: Path, tmp_path: Path) -> None:
     """What another try cannot help at once; the rest after the time given."""
     with socket.socket() as free:
@@ -165,11 +169,10 @@ def test_what_does_not_end_is_given_up_and_told(folder: Path, tmp_path: Path) ->
     assert time.monotonic() - started < 45
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, "lost"])
 def test_a_round_trip_with_xet(folder: Path, tmp_path: Path, kind: Kind | None) -> None:
     """What users get who set nothing: both ways through the client's own library for Xet."""
-    from hub_client import HubCli
-
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
         if kind:
             hub.fault("POST /commit/", kind)
@@ -186,6 +189,7 @@ def test_a_round_trip_with_xet(folder: Path, tmp_path: Path, kind: Kind | None) 
         cli.check_hosts()
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_process_that_started_it(folder: Path, tmp_path: Path) -> None:
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
         stall = hub.fault("PUT", "stall", 1000)

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
-from hub_client import TOKEN, HubCli
+from helpers.cli import ROOT, TINY
+from helpers.hub.client import TOKEN, HubCli
 
 SECTION = (ROOT / "README.md").read_text().split("\n## Share it\n")[1].split("\n## ")[0]
 COMMANDS = [line.split("#")[0].strip() for line in SECTION.split("```bash\n")[1].split("```")[0].splitlines()]
@@ -16,6 +16,7 @@ COMMANDS = [line.split("#")[0].strip() for line in SECTION.split("```bash\n")[1]
 SMALL = {"train.max_steps=2800": "train.max_steps=8", "train.max_steps=4200": "train.max_steps=10"}
 
 
+@pytest.mark.slow
 def test_share_it(hub_cli: HubCli) -> None:
     hub = hub_cli.hub
     hub.user = "owner"

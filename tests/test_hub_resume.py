@@ -1,34 +1,20 @@
 """`resume=hf://…`: on an empty machine a run goes on from its newest whole pushed checkpoint, equal to the bit."""
 
-import json
 import shutil
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from hub_client import Fork, HubCli
-from loopback_http import Kind, flipped
-from loopback_hub import LoopbackHub
-from test_resume import records, wait_for
-
-from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.hub import fetch
-from ddpm_train.hub.fetch import HubStore, Source
-from ddpm_train.runs import checkpoint
-from ddpm_train.runs.stores import fetch_newest
+from helpers.cli import ended
+from helpers.forked import Fork
+from helpers.hub.client import HubCli
+from helpers.hub.http import Kind, flipped
+from helpers.hub.server import LoopbackHub
+from helpers.runs import same_end, wait_for
 
 RUN = ("evaluation=none", "lr_scheduler=constant", "checkpoint.every_steps=2", "model.dropout=0.1")
 PUSH = ("hub.push=true", "hub.repo_id=tester/cats", "hub.strategy=checkpoint")
 RESUME = "resume=hf://tester/cats"
-
-
-def same_end(ours: Path, theirs: Path, step: int) -> None:
-    for file in ("unet.safetensors", "ema.safetensors", "optimizer.safetensors"):
-        name = f"checkpoints/step_{step:08d}/{file}"
-        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), file
-    assert records(ours) == records(theirs)
-    assert [record["step"] for record in records(ours)] == list(range(1, step + 1))
 
 
 def empty_the_disk(cli: HubCli) -> None:
@@ -39,6 +25,7 @@ def empty_the_disk(cli: HubCli) -> None:
 # The command line -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
 def test_on_an_empty_machine(hub_cli: HubCli, strategy: str) -> None:
     """From the Hub as from the disk; the same command, which pushes there, finds its own checkpoints again."""
@@ -55,6 +42,7 @@ def test_on_an_empty_machine(hub_cli: HubCli, strategy: str) -> None:
     assert hub_cli.hub.head("tester/cats", "runs").title == "Step 10"
 
 
+@pytest.mark.slow
 def test_the_newer_of_disk_and_hub(hub_cli: HubCli) -> None:
     """The same command after a preemption, wherever the run was last."""
     hub_cli.train(*RUN, "name=whole", "train.max_steps=10")
@@ -75,16 +63,17 @@ def test_the_newer_of_disk_and_hub(hub_cli: HubCli) -> None:
     assert f"warning: {RESUME}: the Hub cannot be reached" in said and "goes on from step_00000010 on the disk" in said
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_push_and_resumed_elsewhere(hub_cli: HubCli) -> None:
     hub = hub_cli.hub
     hub_cli.train(*RUN, "name=whole", "train.max_steps=8")
     endless = (*RUN, *PUSH, "train.max_steps=100000", "train.log_every_steps=1", "hub.stall_seconds=60")
     hub_cli.train(*RUN, *PUSH, "train.max_steps=4")
     stall = hub.fault("POST /commit/", "stall", 1)
-    process = hub_cli.started(*endless)
+    process = hub_cli.start_training(*endless)
     wait_for(lambda: stall.happened == 1, process)
-    process.kill(signal.SIGKILL)
-    process.wait(-signal.SIGKILL)
+    process.kill()
+    ended(process, -signal.SIGKILL)
     hub.release.set()
     assert hub.head("tester/cats").title == "Step 4"
     empty_the_disk(hub_cli)
@@ -121,34 +110,42 @@ def test_mistakes(hub_cli: HubCli) -> None:
 
 
 @pytest.fixture
-def pushed(hub_cli: HubCli, monkeypatch: pytest.MonkeyPatch) -> HubCli:
-    """A repository with the checkpoints of steps 2 to 6, and this process logged in there."""
+def pushed(hub_cli: HubCli) -> HubCli:
+    """A repository with the checkpoints of steps 2 to 4."""
     hub_cli.train(*RUN, *PUSH, "hub.strategy=all_checkpoints", "train.max_steps=4", "checkpoint.keep_last=null")
-    monkeypatch.setattr(fetch, "_RETRY_SECONDS", 8.0)
-    monkeypatch.setattr(fetch, "ASKING_SECONDS", 1.0)
     return hub_cli
 
 
-def fetching(cli: HubCli, into: str, repo_id: str = "tester/cats", last_record: int = 4, **environment: str) -> Fork:
-    """`fetch_newest` into an empty folder, under way; it says the step, or the mistake, after its warnings."""
+# `fetch_newest` into an empty folder, with less patience; it says the step, or the mistake, after its warnings.
+FETCH = """
+import json, sys
+from pathlib import Path
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.hub import fetch
+from ddpm_train.runs import checkpoint
+from ddpm_train.runs.stores import fetch_newest
+fetch._RETRY_SECONDS, fetch.ASKING_SECONDS = 8.0, 1.0
+repo_id, into = sys.argv[1:]
+try:
+    source = fetch.Source(f"resume=hf://{repo_id}", repo_id, None, required=True)
+    path = fetch_newest(fetch.HubStore(source), Path(into), None, print)
+    assert path is not None
+    checkpoint.verify(path, checkpoint.step_of(path))
+    steps = [json.loads(line)["step"] for line in (path.parent.parent / "metrics.jsonl").open()]
+    assert steps[-1] == 4
+    print(path.name)
+except Mistakes as mistakes:
+    print(*mistakes.lines)
+"""
 
-    def fetch_it() -> None:
-        source = Source(f"resume=hf://{repo_id}", repo_id, None, required=True)
-        try:
-            path = fetch_newest(HubStore(source), Path(into), None, print)
-            assert path is not None
-            checkpoint.verify(path, checkpoint.step_of(path))
-            steps = [json.loads(line)["step"] for line in (path.parent.parent / "metrics.jsonl").open()]
-            assert steps[-1] == last_record
-            print(path.name)
-        except Mistakes as mistakes:
-            print(*mistakes.lines)
 
-    return cli.fork(fetch_it, HF_HUB_DOWNLOAD_TIMEOUT="2", **environment)
+def fetching(cli: HubCli, into: str, repo_id: str = "tester/cats", **environment: str) -> Fork:
+    """That, under way."""
+    return cli.fork("-c", FETCH, repo_id, into, HF_HUB_DOWNLOAD_TIMEOUT="2", **environment)
 
 
 def fetched(cli: HubCli, into: str, repo_id: str = "tester/cats") -> str:
-    return fetching(cli, into, repo_id).wait(0)
+    return ended(fetching(cli, into, repo_id), 0)
 
 
 GET_FAULTS: dict[str, tuple[str, Kind, int]] = {
@@ -176,7 +173,7 @@ def test_faults_are_outlived(pushed: HubCli) -> None:
         hubs[name].fault(wanted, kind, times, **{"Retry-After": "1"})
         forks[name] = fetching(pushed, f"{name}/checkpoints", HF_ENDPOINT=hubs[name].url)
     for name, fork in forks.items():
-        said = fork.wait(0)
+        said = ended(fork, 0)
         assert said.splitlines() == ["step_00000004"], (name, said)
         assert [fault.happened for fault in hubs[name].faults] == [GET_FAULTS[name][2]], name
         assert not list((pushed.folder / name / "checkpoints").glob(".*"))

@@ -3,18 +3,16 @@
 import getpass
 import json
 import re
-import signal
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Cli
-from hub_client import HubCli, hash_of_images
-from loopback_hub import LoopbackHub
-from test_resume import records, steps_written, wait_for
+from helpers.cli import Cli, ended
+from helpers.hub.client import HubCli, hash_of_images
+from helpers.hub.server import LoopbackHub
+from helpers.runs import REQUEUE, records, steps_written, wait_for
 
 from ddpm_train.runs import checkpoint
 
@@ -188,24 +186,24 @@ def test_the_newest_wins(hub_cli: HubCli) -> None:
     """While one push is in flight training goes on; of what came meanwhile only the newest is pushed."""
     hub = hub_cli.hub
     stall = hub.fault("POST /commit/", "stall", 1)
-    process = hub_cli.started(
+    process = hub_cli.start_training(
         *(*PUSH, *QUICK, "train.max_steps=60", "checkpoint.keep_last=1", "train.log_every_steps=1"),
         "hub.stall_seconds=50",
     )
     wait_for(lambda: stall.happened == 1, process)
     wait_for(lambda: (hub_cli.output() / "pipeline/training.json").exists(), process)
     hub.release.set()
-    assert "(step 60, commit" in process.wait(0)
+    assert "(step 60, commit" in ended(process, 0)
     # The first, whose files were pruned long ago, came through whole.
     assert titles(hub) == ["Step 60", "Step 3", "Add files"]
     assert not list(hub_cli.output().glob(".push*"))
 
 
 def test_a_signal_waits_a_little_for_the_push(hub_cli: HubCli) -> None:
-    process = hub_cli.started(*PUSH, *QUICK, "train.max_steps=100000", "train.log_every_steps=1")
+    process = hub_cli.start_training(*PUSH, *QUICK, "train.max_steps=100000", "train.log_every_steps=1")
     wait_for(lambda: steps_written(hub_cli.output()) > 10, process)
-    process.kill(signal.SIGTERM)
-    assert "stopped (SIGTERM)" in process.wait(75)
+    process.terminate()
+    assert "stopped (SIGTERM)" in ended(process, REQUEUE)
     last = checkpoint.published(hub_cli.output() / "checkpoints")[-1]
     assert titles(hub_cli.hub)[0] == f"Step {checkpoint.step_of(last)}"
 
@@ -305,17 +303,17 @@ def test_a_token_does_not_belong_in_a_command(cli: Cli) -> None:
         "a token does not belong in a command or a config, which are saved and pushed; log in with `hf auth login`, "
         "or set HF_TOKEN"
     )
-    command = [sys.executable, str(ROOT / "train.py")]
-    said = cli.run([*command, f"hub.token={token}", f"name={token}", "--hub_token", token], expect=2)
+    command = ("-m", "ddpm_train.cli.train")
+    said = cli.python(*command, f"hub.token={token}", f"name={token}", "--hub_token", token, expect=2)
     assert token not in said and "aB3" not in said
     assert said.splitlines()[:3] == [
         f"error: hub.token: {remedy}",
         f"error: name: {remedy}",
         f"error: hf_…: {remedy}",
     ]
-    assert cli.run([*command, "+hub.token=secret"], expect=2) == f"error: +hub.token: {remedy}\n"
+    assert cli.python(*command, "+hub.token=secret", expect=2) == f"error: +hub.token: {remedy}\n"
     (cli.folder / "mine/experiment").mkdir(parents=True)
     (cli.folder / "mine/experiment/x.yaml").write_text(f"# @package _global_\nhub: {{token: {token}}}\n")
-    said = cli.run([*command, "--config-dir", "mine", "experiment=x"], expect=2)
+    said = cli.python(*command, "--config-dir", "mine", "experiment=x", expect=2)
     assert token not in said and f"error: hub.token: {remedy}" in said
     assert not (cli.folder / "outputs").exists()

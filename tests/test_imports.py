@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.cli import ROOT
 
 PACKAGE = ROOT / "ddpm_train"
 # From the top: a room imports from the rooms above it. Within a room no circle.
@@ -61,9 +61,15 @@ CHEAP = [
         for room in ("config", "report", "cli")
         for path in sorted((PACKAGE / room).glob("**/*.py"))
     ),
-    *(f"data/{name}.py" for name in ("sources", "hf_datasets")),
+    *(f"data/{name}.py" for name in ("paths", "sources", "hf_datasets")),
     *(f"hub/{name}.py" for name in ("access", "preflight", "push")),
-    *("models/pretrained.py", "models/source.py", "evaluation/image_folder.py", "system/launch.py"),
+    *(
+        "models/pretrained.py",
+        "models/source.py",
+        "evaluation/image_folder.py",
+        "system/launch.py",
+        "training/preflight.py",
+    ),
     *(f"runs/{name}.py" for name in ("folder", "best", "environment", "identity", "lock", "state")),
 ]
 
@@ -72,3 +78,10 @@ CHEAP = [
 def test_what_a_mistake_needs_is_cheap(name: str) -> None:
     top_level = imported(ast.parse((PACKAGE / name).read_text()).body)
     assert not SLOW & {name.split(".")[0] for name in top_level}
+
+
+def test_no_test_file_imports_from_another() -> None:
+    """What they share stands in helpers/."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        found = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+        assert not [name for name in found if name == "conftest" or name.startswith("test_")], path

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, TINY, Cli
+from helpers.cli import ROOT, TINY, Cli
 
 LAUNCH = ROOT / "launch"
 BIN = Path(sys.executable).parent
@@ -97,6 +97,7 @@ class Slurm:
         return len(jobs)
 
 
+@pytest.mark.slow
 def test_slurm_requeues_after_its_warning_and_the_run_goes_on(cli: Cli) -> None:
     """Two nodes with a process each. Slurm signals the tasks, and neither the batch script nor srun."""
     train = f'#!/bin/sh\nexec {sys.executable} {ROOT / "train.py"} "$@"\n'
@@ -198,6 +199,7 @@ def test_accelerate_configs() -> None:
     assert (second.rdzv_backend, second.rdzv_endpoint) == ("static", "10.0.0.1:29500")
 
 
+@pytest.mark.slow
 def test_the_cpu_config_runs(cli: Cli) -> None:
     """With two processes: see test_training.py."""
     launch = [str(BIN / "accelerate"), "launch", "--config_file", str(LAUNCH / "accelerate/cpu.yaml")]
@@ -229,7 +231,7 @@ def test_torchrun_and_the_program_understand_the_command(cli: Cli, name: str) ->
     program, *words = torchrun_commands()[name]
     arguments = get_args_parser().parse_args(words)
     assert program == "torchrun" and arguments.module and arguments.training_script == "ddpm_train.cli.train"
-    shown = cli.run([sys.executable, str(ROOT / "train.py"), "--cfg", "job", *arguments.training_script_args])
+    shown = cli.python("-m", arguments.training_script, "--cfg", "job", *arguments.training_script_args)
     config = yaml.safe_load(shown)
     assert config["resume"] == "auto" and config["name"] == "flowers102_64"
     assert config["checkpoint"]["every_minutes"] == 10

@@ -3,19 +3,19 @@
 import itertools
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
-from conftest import ROOT, TINY, Cli
-from faulty_proxy import Fault, FaultyProxy
+from helpers.checkpoints import holds, save_step
+from helpers.cli import ROOT, TINY, Cli, Once
+from helpers.faulty_proxy import Fault, FaultyProxy
+from helpers.forked import Fork
+from helpers.runs import REQUEUE, same_end, steps_written, wait_for
 from moto.server import ThreadedMotoServer
-from test_checkpoint import holds, save_step
-from test_resume import REQUEUE, records, start_training, steps_written, wait_for
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.runs import checkpoint, mirror
@@ -59,30 +59,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "runs")
 
 
-class Tidy(Cli):
-    """Leaves no process behind, also where a test fails."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, command: Sequence[str], **environment: str) -> "subprocess.Popen[str]":
-        process = super().start(command, **environment)
-        self.started.append(process)
-        return process
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Iterator[Cli]:
-    """As conftest's; takes over the endpoint if it stands behind `proxy` or `url` in a test's arguments."""
-    cli = Tidy(tmp_path)
-    yield cli
-    for process in cli.started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
 def store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     files, root = fsspec.core.url_to_fs(url)
     files.invalidate_cache()
@@ -110,14 +86,6 @@ def flip_a_byte(url: str) -> None:
     files.pipe_file(path, bytes(content))
 
 
-def same_end(ours: Path, theirs: Path, step: int) -> None:
-    for file in ("unet.safetensors", "ema.safetensors", "optimizer.safetensors"):
-        name = f"checkpoints/step_{step:08d}/{file}"
-        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), file
-    assert records(ours) == records(theirs)
-    assert [record["step"] for record in records(ours)] == list(range(1, step + 1))
-
-
 # The command line -----------------------------------------------------------------------------------------------------
 
 SAVES = ("evaluation=none", "lr_scheduler=constant", "checkpoint.every_steps=2", "model.dropout=0.1")
@@ -125,9 +93,8 @@ RETAINED = (*SAVES, "checkpoint.keep_last=1", "checkpoint.keep_every_steps=4")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cli = Cli(tmp_path_factory.mktemp("undisturbed"))
-    cli.train(*RETAINED, "train.max_steps=10")
+def undisturbed(once: Once) -> Path:
+    cli, _ = once("undisturbed_retained", lambda cli: cli.train(*RETAINED, "train.max_steps=10"))
     return cli.output()
 
 
@@ -203,11 +170,12 @@ main()
 """
 
 
-def start_hasty(cli: Cli, *overrides: str) -> "subprocess.Popen[str]":
+def start_hasty(cli: Cli, *overrides: str) -> Fork:
     (cli.folder / "hasty.py").write_text(HASTY)
-    return cli.start([sys.executable, "hasty.py", *TINY, *overrides])
+    return cli.fork("hasty.py", *TINY, *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", ["busy", "refused"])
 def test_a_mirror_that_never_answers_does_not_stop_a_run(
     proxy: FaultyProxy, bucket: str, cli: Cli, failure: str
@@ -223,6 +191,7 @@ def test_a_mirror_that_never_answers_does_not_stop_a_run(
     assert f"ERROR: step_00000006 was NOT copied to {bucket}/default: " in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_killed_during_an_upload(proxy: FaultyProxy, bucket: str, cli: Cli) -> None:
     """Training goes on while the upload stands still; what a kill leaves of it is not used, and is cleaned up."""
 
@@ -233,7 +202,7 @@ def test_killed_during_an_upload(proxy: FaultyProxy, bucket: str, cli: Cli) -> N
 
     proxy.fault = fault
     mirrored = (*SAVES, f"checkpoint.mirror={bucket}", "train.log_every_steps=1")
-    process = start_training(cli, *mirrored, "train.max_steps=100000")
+    process = cli.start_training(*mirrored, "train.max_steps=100000")
     wait_for(lambda: proxy.faults("stall") > 0, process)
     at = steps_written(cli.output())
     wait_for(lambda: steps_written(cli.output()) > at + 50, process)
@@ -254,7 +223,7 @@ ENDLESS = (*SAVES, "train.max_steps=100000", "train.log_every_steps=1")
 
 
 def test_a_signal_waits_for_the_mirror(cli: Cli) -> None:
-    process = start_training(cli, *ENDLESS, "checkpoint.mirror=backup")
+    process = cli.start_training(*ENDLESS, "checkpoint.mirror=backup")
     wait_for(lambda: steps_written(cli.output()) >= 10, process)
     asked = time.monotonic()
     process.send_signal(signal.SIGTERM)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Cli
+from helpers.cli import ROOT, Cli
 
 from ddpm_train.config.metrics import EXTRACTORS
 
@@ -20,7 +20,7 @@ def options(group: str) -> str:
 
 def mistakes(cli: Cli, *arguments: str, **environment: str) -> list[str]:
     """What `python train.py ARGUMENTS` finds wrong; it must find something, say nothing else and leave nothing."""
-    process = cli.start([sys.executable, str(ROOT / "train.py"), *arguments], **environment)
+    process = cli.fork("-m", "ddpm_train.cli.train", *arguments, **environment)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, ""), out + err
     lines = err.splitlines()
@@ -401,14 +401,13 @@ def test_more_processes_than_gpus(cli: Cli, command: str) -> None:
     """Accelerate would give two processes one GPU, which NCCL refuses after a while, in a traceback."""
     program, *overrides = command.split()
     torchrun = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
-    python = [sys.executable, "-c", ONE_GPU.format(program=program), *overrides]
-    said = cli.run(python, expect=2, **torchrun)
+    said = cli.python("-c", ONE_GPU.format(program=program), *overrides, expect=2, **torchrun)
     assert said == "error: 2 processes: this machine has 1 GPU; start one process for each\n"
 
 
 def test_only_the_first_process_speaks(cli: Cli) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), "train.max_steps=-1"]
-    assert cli.run(command, expect=2, WORLD_SIZE="2", RANK="1") == ""
+    command = ("-m", "ddpm_train.cli.train", "train.max_steps=-1")
+    assert cli.python(*command, expect=2, WORLD_SIZE="2", RANK="1") == ""
 
 
 @pytest.mark.parametrize(

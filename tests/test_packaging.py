@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Cli
+from helpers.cli import ROOT, Cli
 
 IMAGES = ROOT / "ddpm_train/data/fashion_tiny"
 PAGE = ROOT / "ddpm_train/report"

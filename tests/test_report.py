@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import Cli
+from helpers.cli import Cli, Once
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ddpm_train import report
@@ -101,16 +101,18 @@ def marked(drawing: str) -> list[tuple[str, float, float]]:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, write_images: Callable[[Path, int], Path]) -> tuple[Cli, str]:
+def told(once: Once, write_images: Callable[[Path, int], Path]) -> tuple[Cli, str]:
     """A run that evaluates four times, and what it printed."""
-    cli = Cli(tmp_path_factory.mktemp("told"))
-    write_images(cli.folder / "garments", 60)
-    said = cli.train(
-        *("dataset=imagefolder", "dataset.path=garments", "dataset.channels=1", "dataset.validation_fraction=0.25"),
-        *("evaluation=full", "evaluation.every_steps=2", "evaluation.num_samples=10"),
-        *("train.max_steps=8", "checkpoint.every_steps=4", "optimizer.lr=3e-3"),
-    )
-    return cli, said
+
+    def train(cli: Cli) -> str:
+        write_images(cli.folder / "garments", 60)
+        return cli.train(
+            *("dataset=imagefolder", "dataset.path=garments", "dataset.channels=1", "dataset.validation_fraction=0.25"),
+            *("evaluation=full", "evaluation.every_steps=2", "evaluation.num_samples=10"),
+            *("train.max_steps=8", "checkpoint.every_steps=4", "optimizer.lr=3e-3"),
+        )
+
+    return once("told", train)
 
 
 @pytest.fixture
@@ -120,14 +122,18 @@ def run(told: tuple[Cli, str], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scored(told: tuple[Cli, str]) -> tuple[Path, str]:
+def scored(once: Once, told: tuple[Cli, str]) -> tuple[Path, str]:
     """Another copy, after ddpm-evaluate; and what that printed."""
-    cli, _ = told
-    shutil.copytree(cli.output(), cli.folder / "scored")
-    said = cli.evaluate(
-        *("pipeline=scored", "num_images=20", "num_inference_steps=3", "batch_size=20", "bound_timesteps=4"),
-        *("metrics=[kid,fid,copy_rate,bits_per_dim,held_out_loss]", "cost.samplers=[ddim]", "cost.steps=[2,3]"),
-    )
+
+    def evaluate(cli: Cli) -> str:
+        shutil.copytree(told[0].folder, cli.folder, dirs_exist_ok=True)
+        cli.output().rename(cli.folder / "scored")
+        return cli.evaluate(
+            *("pipeline=scored", "num_images=20", "num_inference_steps=3", "batch_size=20", "bound_timesteps=4"),
+            *("metrics=[kid,fid,copy_rate,bits_per_dim,held_out_loss]", "cost.samplers=[ddim]", "cost.steps=[2,3]"),
+        )
+
+    cli, said = once("scored", evaluate)
     return cli.folder / "scored", said
 
 

@@ -14,31 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY, Cli, launch_command
-from safetensors.torch import load_file
+from helpers.cli import ROOT, TINY, Cli, Once, launch_command
+from helpers.runs import (
+    REQUEUE,
+    records,
+    relative_difference,
+    same_checkpoint,
+    same_run,
+    steps_written,
+    wait_for,
+    weights,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-REQUEUE = 75
-# What a record holds of time and machine, and not of the run's mathematics.
-TIMES = ("images_per_second", "evaluation_seconds", "checkpoint_stall_seconds")
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
-
-
-def same_run(ours: Path, theirs: Path, step: int) -> None:
-    """Weights, average, optimizer, everything logged, and the pictures: equal to the bit."""
-    name = f"checkpoints/step_{step:08d}"
-    for file in ("unet.safetensors", "ema.safetensors", "optimizer.safetensors"):
-        assert (ours / name / file).read_bytes() == (theirs / name / file).read_bytes(), file
-    assert records(ours) == records(theirs)
-    for picture in (theirs / "samples").iterdir():
-        assert (ours / "samples" / picture.name).read_bytes() == picture.read_bytes()
-    weights = "pipeline/unet/diffusion_pytorch_model.safetensors"
-    assert (ours / weights).read_bytes() == (theirs / weights).read_bytes()
-
 
 HARD = (
     "model.dropout=0.1",
@@ -51,6 +38,7 @@ HARD = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("train.mixed_precision=bf16",), ("dataset.cache=none",)])
 def test_n_and_n_steps_are_2n(cli: Cli, write_images: Callable[[Path, int], Path], extra: tuple[str, ...]) -> None:
     """Mid-epoch, with accumulation, dropout, crops, flips, evaluations between; save, load, save, load."""
@@ -67,64 +55,46 @@ def test_n_and_n_steps_are_2n(cli: Cli, write_images: Callable[[Path, int], Path
         {k: v for k, v in r.items() if k not in extras} for r in records(whole)
     ]
     assert records(parts)[7] == records(whole)[7] and "held_out_loss" in records(whole)[7]
-    for file in ("unet.safetensors", "ema.safetensors", "optimizer.safetensors"):
-        name = f"checkpoints/step_00000010/{file}"
-        assert (parts / name).read_bytes() == (whole / name).read_bytes()
-
-
-def start_training(cli: Cli, *overrides: str) -> "subprocess.Popen[str]":
-    return cli.start([sys.executable, str(ROOT / "train.py"), *TINY, *overrides])
-
-
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def steps_written(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    same_checkpoint(parts, whole, 10)
 
 
 LONG = (
-    *("train.max_steps=400", "checkpoint.every_steps=20", "evaluation.every_steps=100", "train.log_every_steps=10"),
+    *("train.max_steps=200", "checkpoint.every_steps=20", "evaluation.every_steps=50", "train.log_every_steps=10"),
     *("model.dropout=0.1", "dataset.random_flip=true", "train.micro_batch_size=8"),
 )
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cli = Cli(tmp_path_factory.mktemp("undisturbed"))
-    cli.train(*LONG)
+def undisturbed(once: Once) -> Path:
+    cli, _ = once("undisturbed", lambda cli: cli.train(*LONG))
     return cli.output()
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments(cli: Cli, undisturbed: Path) -> None:
     """Five kills, each at a seeded number of steps further on; metrics and TensorBoard hold each step once."""
     moments = random.Random(0)
     for _ in range(5):
-        process = start_training(cli, *LONG)
-        goal = min(390, steps_written(cli.output()) + moments.randrange(1, 100))
+        process = cli.start_training(*LONG)
+        goal = min(190, steps_written(cli.output()) + moments.randrange(1, 50))
         wait_for(lambda goal=goal: steps_written(cli.output()) >= goal, process)  # type: ignore[misc]
         time.sleep(moments.random() * 0.05)
         process.kill()
         process.communicate()
     cli.train(*LONG)
-    same_run(cli.output(), undisturbed, 400)
-    assert [record["step"] for record in records(cli.output())] == list(range(1, 401))
+    same_run(cli.output(), undisturbed, 200)
+    assert [record["step"] for record in records(cli.output())] == list(range(1, 201))
     events = EventAccumulator(str(cli.output() / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 401))
-    assert [event.step for event in events.Images("samples")] == [100, 200, 300, 400]
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 201))
+    assert [event.step for event in events.Images("samples")] == [50, 100, 150, 200]
     assert not list((cli.output() / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_asks_to_be_requeued(cli: Cli, undisturbed: Path, number: signal.Signals) -> None:
-    process = start_training(cli, *LONG)
+    process = cli.start_training(*LONG)
     wait_for(lambda: steps_written(cli.output()) >= 30, process)
     asked = time.monotonic()
     process.send_signal(number)
@@ -135,17 +105,18 @@ def test_a_signal_saves_and_asks_to_be_requeued(cli: Cli, undisturbed: Path, num
     assert steps_written(cli.output()) == int(saved.removeprefix("step_"))
     said = cli.train(*LONG)
     assert f"resumes at step {int(saved.removeprefix('step_'))}" in said
-    same_run(cli.output(), undisturbed, 400)
+    same_run(cli.output(), undisturbed, 200)
 
 
+@pytest.mark.slow
 def test_a_signal_during_an_evaluation(cli: Cli) -> None:
     """The picture that was under way is made again by the resumed run, and the record is as if nothing had been."""
-    slow = ("evaluation.num_inference_steps=400", "evaluation.num_images=8", "evaluation.batch_size=2")
+    slow = ("evaluation.num_inference_steps=200", "evaluation.num_images=8", "evaluation.batch_size=2")
     slow = (*slow, "checkpoint.every_steps=6")
-    process = start_training(cli, *slow)
+    process = cli.start_training(*slow)
     # The record of the last step is read back before the evaluation and written after it.
     wait_for(lambda: (cli.output() / "samples").exists() or steps_written(cli.output()) >= 4, process)
-    time.sleep(1.0)
+    time.sleep(0.5)
     asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
@@ -165,7 +136,7 @@ def catches_sigterm(pid: int) -> bool:
 @pytest.mark.parametrize("moment", [0.0, 1.0, 2.0])
 def test_a_signal_before_the_first_step(cli: Cli, moment: float) -> None:
     """During the imports or the preparation: nothing to save, nothing to say but that the same command continues."""
-    process = start_training(cli, *LONG)
+    process = cli.start([sys.executable, str(ROOT / "train.py"), *TINY, *LONG])
     wait_for(lambda: catches_sigterm(process.pid), process)  # Python itself takes a while to start
     time.sleep(moment)
     process.send_signal(signal.SIGTERM)
@@ -174,7 +145,7 @@ def test_a_signal_before_the_first_step(cli: Cli, moment: float) -> None:
 
 
 def test_a_second_ctrl_c_leaves_at_once(cli: Cli) -> None:
-    process = start_training(cli, *LONG, "train.max_steps=100000", "evaluation=none")
+    process = cli.start_training(*LONG, "train.max_steps=100000", "evaluation=none")
     wait_for(lambda: steps_written(cli.output()) >= 10, process)
     process.send_signal(signal.SIGSTOP)  # both arrive before the first is acted on
     process.send_signal(signal.SIGINT)
@@ -228,9 +199,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(cli: Cli) -> None:
     said = cli.train(*saves)
     assert "warning: checkpoint step_00000006 is set aside as step_00000006.bad: optimizer.safetensors has" in said
     assert "resumes at step 3" in said
-    same_run_weights = [load_file(cli.output(n) / "checkpoints/step_00000006/unet.safetensors") for n in
-                        ("default", "undisturbed")]  # fmt: skip
-    assert all((same_run_weights[0][key] == same_run_weights[1][key]).all() for key in same_run_weights[0])
+    same_checkpoint(cli.output(), cli.output("undisturbed"), 6)
 
 
 def test_a_changed_config_is_another_run(cli: Cli) -> None:
@@ -277,7 +246,7 @@ def test_saves_by_the_clock_and_keeps_what_it_is_told(cli: Cli) -> None:
 
 
 def test_one_run_at_a_time(cli: Cli) -> None:
-    process = start_training(cli, "train.max_steps=100000", "evaluation=none", "checkpoint.every_steps=50")
+    process = cli.start_training("train.max_steps=100000", "evaluation=none", "checkpoint.every_steps=50")
     wait_for(lambda: steps_written(cli.output()) >= 50, process)
     said = cli.train("train.max_steps=100000", "evaluation=none", expect=2)
     assert f"error: output_dir=outputs/default: process {process.pid} on " in said and "is training this run" in said
@@ -297,7 +266,7 @@ def test_a_full_disk_does_not_end_the_run(cli: Cli) -> None:
         filler = disk / "filler"
         saves = ("checkpoint.every_steps=20", "checkpoint.max_failures=100", "checkpoint.keep_last=1")
         run = disk / "run"
-        process = start_training(cli, *saves, "train.max_steps=100000", "evaluation=none", f"output_dir={run}")
+        process = cli.start_training(*saves, "train.max_steps=100000", "evaluation=none", f"output_dir={run}")
         wait_for(lambda: (run / "checkpoints/step_00000040").exists(), process)
         with filler.open("wb", buffering=0) as file:
             while True:
@@ -329,22 +298,16 @@ def test_too_many_failing_saves_stop_the_run(cli: Cli) -> None:
     assert "error: checkpoint.max_failures=2: that many saves in a row failed" in said
 
 
+@pytest.mark.slow
 def test_sigkill_of_one_of_two_processes(cli: Cli) -> None:
     """The other one ends within seconds; one process, then two again, go on from there."""
-    import psutil
-
     long = ("train.max_steps=3000", "checkpoint.every_steps=20", "evaluation=none", "lr_scheduler=constant")
-    process = cli.start([*launch_command(2), *TINY, *long])
-    wait_for(lambda: steps_written(cli.output()) >= 40, process)
-    parent = psutil.Process(process.pid)
-    ranks = [child for child in parent.children(recursive=True) if child.environ().get("LOCAL_RANK")]
-    victim = next(child for child in ranks if child.environ()["LOCAL_RANK"] == "1")
-    family = parent.children(recursive=True)
+    survivor, victim = cli.start_training_together(*long, num_processes=2)
+    wait_for(lambda: steps_written(cli.output()) >= 40, survivor, victim)
     victim.kill()
     asked = time.monotonic()
-    process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert process.returncode != 0 and not alive and time.monotonic() - asked < 20
+    survivor.communicate(timeout=60)
+    assert survivor.returncode != 0 and time.monotonic() - asked < 20
     at = steps_written(cli.output())
     said = cli.train(*long, f"train.max_steps={at + 5}")
     assert "resumes at step" in said
@@ -370,17 +333,19 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_samples(cli: Cli) -> None:
     """1 -> 2 -> 1 processes: every step consumes the same images, noise and timesteps; the weights agree."""
     (cli.folder / "consumed.py").write_text(CONSUMED)
     options = ("dataset.crop=random", "dataset.random_flip=true", "evaluation=none", "lr_scheduler=constant")
 
     def run(name: str, max_steps: int, num_processes: int, *extra: str) -> None:
-        command = [sys.executable, "consumed.py"]
-        if num_processes > 1:
-            command = [*launch_command(num_processes)[:-1], "consumed.py"]
-        overrides = (*TINY, *options, f"name={name}", f"train.max_steps={max_steps}", *extra)
-        cli.run([*command, *overrides], CONSUMED=str(cli.folder / f"{name}-"))
+        command = ("consumed.py", *TINY, *options, f"name={name}", f"train.max_steps={max_steps}", *extra)
+        where = {"CONSUMED": str(cli.folder / f"{name}-")}
+        if num_processes == 1:
+            cli.python(*command, **where)
+        else:
+            cli.python_together(*command, count=num_processes, **where)
 
     def consumed(name: str) -> list[Any]:
         return sorted(json.loads(line) for file in cli.folder.glob(f"{name}-*") for line in file.open())
@@ -391,10 +356,7 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(cli: Cli) -> 
     run("changing", 9, 1)
     assert consumed("one") == consumed("changing")
     assert [position for position, _ in consumed("one")] == list(range(9 * 16))
-    one, changing = (load_file(cli.output(name) / "checkpoints/step_00000009/unet.safetensors") for name in
-                     ("one", "changing"))  # fmt: skip
-    difference = sum(float((one[key] - changing[key]).square().sum()) for key in one) ** 0.5
-    assert difference <= 1e-5 * sum(float(one[key].square().sum()) for key in one) ** 0.5
+    assert relative_difference(*(weights(cli.output(name), step=9) for name in ("one", "changing"))) <= 1e-5
 
 
 def test_a_batch_that_does_not_divide_says_which_counts_would(cli: Cli) -> None:
@@ -419,6 +381,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_an_error_on_one_process_ends_all_of_them(cli: Cli) -> None:
     """With that error, within seconds, and with what was saved before it."""
     (cli.folder / "failing.py").write_text(FAILING)
@@ -442,6 +405,7 @@ for beat in range(600):
 """
 
 
+@pytest.mark.slow
 def test_a_run_on_another_host(cli: Cli) -> None:
     """Refused while its heartbeat goes on; taken over when it has stopped. The heartbeat is all that hosts share."""
     cli.output().mkdir(parents=True)
@@ -461,22 +425,16 @@ def test_a_run_on_another_host(cli: Cli) -> None:
     assert time.monotonic() - asked > 15
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both(cli: Cli) -> None:
     """They agree on the step, save it once, and the same command goes on from there."""
-    import psutil
-
     long = ("train.max_steps=100000", "evaluation=none", "lr_scheduler=constant", "train.log_every_steps=1")
-    process = cli.start([*launch_command(2), *TINY, *long])
-    wait_for(lambda: steps_written(cli.output()) >= 10, process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    # The process's own helpers inherit its environment.
-    (one,) = [
-        child
-        for child in family
-        if child.environ().get("LOCAL_RANK") == "1" and "LOCAL_RANK" not in child.parent().environ()
-    ]
-    one.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    first, second = cli.start_training_together(*long, num_processes=2)
+    wait_for(lambda: steps_written(cli.output()) >= 10, first, second)
+    second.send_signal(signal.SIGTERM)
+    out, _ = first.communicate(timeout=60)
+    second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (REQUEUE, REQUEUE)
     assert "stopped (another process was asked to); the same command continues" in out
     at = steps_written(cli.output())
     assert (cli.output() / f"checkpoints/step_{at:08d}/manifest.json").exists()

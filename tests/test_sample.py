@@ -13,25 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import LEAN, Cli, launch_command
 from diffusers import DDIMScheduler, DDPMPipeline, UNet2DConditionModel, UNet2DModel
-from loopback_hub import LoopbackHub
+from helpers.cli import LEAN, Cli
+from helpers.hub.server import LoopbackHub
 from PIL import Image
 
-from ddpm_train.config.samplers import NEEDS
-from ddpm_train.sampling.loop import SAMPLERS, image_seed
+from ddpm_train.config.samplers import SAMPLERS
+from ddpm_train.sampling.loop import image_seed
 
 FAST = ("num_inference_steps=5", "mixed_precision=no")
 # For 64 images of 64 x 128 the UNet needs more than 200 MB, for 8 less.
 IN_LITTLE_MEMORY = """
 import resource, psutil, torch
-from ddpm_train.cli import sample, sampling
+from ddpm_train.cli import sample
 torch.nn.Conv2d(1, 8, 3)(torch.zeros(1, 1, 64, 128))
 limit = psutil.Process().memory_info().vms + 200 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 sample.main()
 """
-PROGRAM = (sys.executable, "-m", "ddpm_train.cli.sample")
+PROGRAM = ("-m", "ddpm_train.cli.sample")
 
 
 def pixels(folder: Path, count: int) -> np.ndarray:
@@ -129,9 +129,10 @@ def test_a_folder_of_old_diffusers(cli: Cli, foreign: Path) -> None:
     assert np.array_equal(pixels(cli.folder / "of_ddim", 2), pixels(cli.folder / "of_unet", 2))
 
 
+@pytest.mark.slow
 def test_every_sampler_by_name(cli: Cli, trained: Path) -> None:
     """A sweep over all of them, at enough steps for each on the run's cosine schedule; and one with arguments."""
-    names = [name for name in SAMPLERS if name not in NEEDS]
+    names = [name for name in SAMPLERS if SAMPLERS[name].package is None]
     sweep = ("--multirun", f"sampler={','.join(names)}", "num_images=2", "num_inference_steps=50")
     cli.sample(*sweep, f"pipeline={trained}", "mixed_precision=no")
     made = {name: pixels(cli.folder / f"samples/{name}_50_seed_0", 2) for name in names}
@@ -195,10 +196,11 @@ def test_output_of_another_making_is_refused(cli: Cli, trained: Path) -> None:
     assert said == "error: output=mine: holds files that are not ddpm-sample's; give another output\n"
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_kill_leave_the_same_images(cli: Cli, trained: Path) -> None:
     command = (f"pipeline={trained}", "num_images=16", "batch_size=1", "num_inference_steps=30", "mixed_precision=no")
     cli.sample(*command, "output=whole")
-    process = cli.start([*PROGRAM, *command, "output=parts"])
+    process = cli.fork(*PROGRAM, *command, "output=parts")
     images = cli.folder / "parts/images"
     deadline = time.monotonic() + 60
     while len(list(images.glob("0*.png")) if images.exists() else []) < 3:
@@ -209,7 +211,7 @@ def test_two_processes_and_a_kill_leave_the_same_images(cli: Cli, trained: Path)
     made = {path: path.stat().st_mtime_ns for path in images.glob("0*.png")}
     assert 3 <= len(made) < 16
     # Two processes make what is missing; what is there is left alone.
-    said = cli.run([*launch_command(2, "-m", "ddpm_train.cli.sample"), *command, "output=parts"])
+    said = cli.python_together(*PROGRAM, *command, "output=parts", count=2)
     assert "2 processes" in said and f"found      {len(made)} of 16 images" in said
     assert {path: path.stat().st_mtime_ns for path in made} == made
     assert (np.abs(pixels(cli.folder / "parts", 16).astype(int) - pixels(cli.folder / "whole", 16)) <= 1).all()
@@ -279,10 +281,10 @@ def test_a_batch_that_does_not_fit_is_halved(cli: Cli, trained: Path) -> None:
         "resolution=[64,128]",
         "mixed_precision=no",
     )
-    program = [sys.executable, "-c", IN_LITTLE_MEMORY, *command]
-    said = cli.run([*program, "batch_size=64", "output=fixed"], expect=2, **LEAN)
+    program = ("-c", IN_LITTLE_MEMORY, *command)
+    said = cli.python(*program, "batch_size=64", "output=fixed", expect=2, **LEAN)
     assert said.endswith("error: batch_size=64: does not fit in the memory of cpu; use less, or auto\n")
-    assert "made 64 images" in cli.run([*program, "output=halved"], **LEAN)
+    assert "made 64 images" in cli.python(*program, "output=halved", **LEAN)
 
 
 def test_the_trainer_takes_a_samplers_arguments(cli: Cli) -> None:
@@ -293,13 +295,13 @@ def test_the_trainer_takes_a_samplers_arguments(cli: Cli) -> None:
     assert np.array_equal(*(np.asarray(Image.open(path)) for path in grids))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiling_makes_the_same(cli: Cli, trained: Path) -> None:
     # The last batch of one image is filled up to two.
     command = (f"pipeline={trained}", "num_images=3", "batch_size=2", "num_inference_steps=2", "mixed_precision=no")
     cli.sample(*command, "output=eager")
-    program = [sys.executable, "-m", "ddpm_train.cli.sample", *command]
-    assert "fp32 + compiled on cpu" in cli.run([*program, "compile=true", "output=compiled"])
+    assert "fp32 + compiled on cpu" in cli.sample(*command, "compile=true", "output=compiled")
     eager, compiled = (pixels(cli.folder / name, 3).astype(int) for name in ("eager", "compiled"))
     assert np.abs(eager - compiled).max() <= 1
 
@@ -328,24 +330,25 @@ def hub(tmp_path: Path, foreign: Path) -> Callable[[], LoopbackHub]:
     return lambda: LoopbackHub(tmp_path / "hub")
 
 
+@pytest.mark.slow
 def test_a_hub_repository(cli: Cli, hub: Callable[[], LoopbackHub], foreign: Path) -> None:
     with hub() as server:
         environment = {**cli.environment, **server.environment(cli.folder / "hf")}
         cli.environment = environment | {"PYTHONPATH": cli.environment["PYTHONPATH"]}
-        command = [*PROGRAM, "num_images=3", "sampler=ddpm", *FAST]
-        cli.run([*command, "pipeline=someone/cats", "output=cats"])
+        command = ("num_images=3", "sampler=ddpm", *FAST)
+        cli.sample(*command, "pipeline=someone/cats", "output=cats")
         assert np.array_equal(pixels(cli.folder / "cats", 3), their_images(foreign, 3, 5))
-        said = cli.run([*command, "pipeline=someone/stable"], expect=2)
+        said = cli.sample(*command, "pipeline=someone/stable", expect=2)
         assert said == (
             "error: pipeline=someone/stable: a StableDiffusionPipeline; ddpm-sample is for unconditional pixel models "
             "(UNet2DModel); use diffusers' StableDiffusionPipeline\n"
         )
         assert not any("stable" in request.path and "safetensors" in request.path for request in server.requests)
-        said = cli.run([*command, "pipeline=someone/absent"], expect=2)
+        said = cli.sample(*command, "pipeline=someone/absent", expect=2)
         assert said.startswith("error: pipeline=someone/absent: no such model on the Hub without a token")
     # No network: what is in the cache serves, what is not is one line.
-    assert "found      3 of 3" in cli.run([*command, "pipeline=someone/cats", "output=cats"])
-    said = cli.run([*command, "pipeline=someone/dogs"], expect=2)
+    assert "found      3 of 3" in cli.sample(*command, "pipeline=someone/cats", "output=cats")
+    said = cli.sample(*command, "pipeline=someone/dogs", expect=2)
     assert said.startswith("error: pipeline=someone/dogs: no such folder; the Hub cannot be reached (")
     assert said.endswith("check the network, HF_ENDPOINT and HF_HUB_OFFLINE\n") and said.count("\n") == 1
 
@@ -405,7 +408,7 @@ def test_what_the_command_line_shows(cli: Cli) -> None:
         "pipeline=outputs/cat sampler=ddim sampler.etaa=0.5 sampler.beta_end=1 num_image=3 strength=2 "
         "output=/proc/x trajectory=true interpolate=true from_image=nowhere.png weights=emma"
     )
-    said = cli.run([sys.executable, "-X", "importtime", *PROGRAM[1:], *command.split()], expect=2)
+    said = cli.run([sys.executable, "-X", "importtime", *PROGRAM, *command.split()], expect=2)
     told = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
     assert told == [
         "num_image=3: no such key; did you mean 'num_images'?",
@@ -423,7 +426,7 @@ def test_what_the_command_line_shows(cli: Cli) -> None:
 
 
 def test_help_lists_every_sampler(cli: Cli) -> None:
-    text = cli.run([*PROGRAM, "--help"])
+    text = cli.python(*PROGRAM, "--help")
     listed = text.split("Keys people use")[0].splitlines()
     for name in SAMPLERS:
         assert any(line.startswith(f"  {name} ") and len(line.split(name, 1)[1].strip()) > 20 for line in listed), name

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -12,11 +13,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ddpm_train.config.parts import Sampler
-from ddpm_train.config.samplers import CLASSES, NEEDS, argument_mistakes, arguments
+from ddpm_train.config.samplers import SAMPLERS, arguments
 from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.inpainting import inpaint, visits
 from ddpm_train.sampling.loop import (
-    SAMPLERS,
     build_sampler,
     image_generators,
     image_seed,
@@ -34,8 +34,8 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "
 
 
 def skip_without_package(name: str) -> None:
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name])
+    if package := SAMPLERS[name].package:
+        pytest.importorskip(package)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def sample(
 def test_same_bits_as_the_pipeline(unet: UNet2DModel, name: str, steps: int, given: dict[str, Any]) -> None:
     ours = sample(unet, DDPMScheduler(), name, range(4), 7, steps, **given)
     generators = [torch.Generator().manual_seed(image_seed(7, index)) for index in range(4)]
-    pipeline = {"ddpm": DDPMPipeline, "ddim": DDIMPipeline}[name](unet, SAMPLERS[name].from_config({}))
+    pipeline = {"ddpm": DDPMPipeline, "ddim": DDIMPipeline}[name](unet, SAMPLERS[name].load().from_config({}))
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(batch_size=4, generator=generators, num_inference_steps=steps, **given).images
     assert np.array_equal(ours.permute(0, 2, 3, 1).numpy(), np.stack([np.asarray(image) for image in theirs]))
@@ -78,7 +78,7 @@ def test_same_bits_as_the_pipeline(unet: UNet2DModel, name: str, steps: int, giv
 @torch.no_grad()
 def documented_loop(unet: UNet2DModel, name: str, config: Mapping[str, Any], steps: int, **given: Any) -> Tensor:
     """The loop of the diffusers documentation, with diffusers' class of that name."""
-    scheduler = SAMPLERS[name](**config)
+    scheduler = SAMPLERS[name].load()(**config)
     generators = image_generators(5, range(3))
     image = randn_tensor((3, 3, 8, 12), generator=generators)
     scheduler.set_timesteps(steps)
@@ -155,7 +155,7 @@ def test_seeds_do_not_overlap() -> None:
 
 
 def test_who_draws_noise() -> None:
-    drawing = {name for name in SAMPLERS if name not in NEEDS and is_stochastic(name, {})}
+    drawing = {name for name in SAMPLERS if SAMPLERS[name].package is None and is_stochastic(name, {})}
     assert drawing == {"ddpm", "sa_solver", "euler_ancestral", "kdpm2_ancestral"}
 
 
@@ -166,7 +166,7 @@ def why(
     return refusal(name, scheduler, steps, arguments={}, learned_variance=learned, strength=strength)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in NEEDS])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if SAMPLERS[name].package is None])
 def test_who_can_sample_what(name: str) -> None:
     assert why(name) is None and why(name, 50, **COSINE) is None
     no_x_0 = {"pndm", "euler_ancestral", "kdpm2", "kdpm2_ancestral"}
@@ -248,12 +248,12 @@ def test_arguments_are_those_of_diffusers() -> None:
     """What is read from the source is what the classes say when they are imported."""
     import inspect
 
-    for name, (_, class_name) in CLASSES.items():
-        if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+    for name, sampler in SAMPLERS.items():
+        if sampler.package and importlib.util.find_spec(sampler.package) is None:
             continue
-        signature = inspect.signature(SAMPLERS[name].__init__).parameters
-        assert SAMPLERS[name].__name__ == class_name
+        signature = inspect.signature(sampler.load().__init__).parameters
+        assert sampler.load() is getattr(diffusers, sampler.class_name)
         assert set(arguments(name)[0]) == set(signature) - {"self", "noise_sampler_seed"}
     assert arguments("ddim")[1] == ("eta", "use_clipped_model_output")
-    (line,) = argument_mistakes(Sampler("ddim", {"etaa": 1}))
+    (line,) = Sampler("ddim", {"etaa": 1}).mistakes()
     assert line == "sampler.etaa=1: no argument of DDIMScheduler; did you mean 'eta'?"

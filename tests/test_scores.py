@@ -1,7 +1,6 @@
 """Scores are right: on real images and their corruptions, and as torch-fidelity's own command line has them."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Cli
+from helpers.cli import Cli
 from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 from scipy.cluster.vq import kmeans2
@@ -22,7 +21,7 @@ from ddpm_train.config.metrics import (
     METRICS,
     Metric,
     extractor_mistakes,
-    label,
+    metric_label,
     names_of_features_alone,
 )
 from ddpm_train.config.mistakes import Mistakes
@@ -190,7 +189,7 @@ def test_a_metric_from_outside_is_one_row(
     assert 0 < score.value < 1 and found.numbers == {kid.name: kid.value, score.name: score.value}
     assert not score.lower_is_better and score.depends_on == kid.depends_on
     assert list(found.pictures) == ["spread"] and list(found.details) == ["spread_of_each"]
-    assert "spread" in names_of_features_alone() and label("spread") == "Spread"
+    assert "spread" in names_of_features_alone() and metric_label(score.name) == "Spread"
     keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
     assert list(extractor_mistakes(["spread"], "clip-rn50", None, keys=keys)) == []
 
@@ -221,6 +220,7 @@ def test_the_nearest_images_are_found_exactly() -> None:
     torch.testing.assert_close(distances.double(), exact.sort(dim=1).values[:, :4], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["fid", "kid"])
 def test_intervals_cover_what_other_images_would_have_given(metric: str) -> None:
     """Of 100 pairs of sets from two known distributions: how many intervals hold the mean score."""
@@ -312,6 +312,7 @@ def test_grey_and_transparent_images_become_rgb() -> None:
     assert to_rgb(rgba[:, :3, None, None])[..., 0, 0].tolist() == [[200, 100, 0]] * 3
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_command_line_of_torch_fidelity(cli: Cli, garments: list[Image.Image]) -> None:
     count = 20
     for name, images in (("real", garments[:count]), ("noised", garments[count : 2 * count])):
@@ -322,7 +323,7 @@ def test_scores_are_those_of_the_command_line_of_torch_fidelity(cli: Cli, garmen
     batch = ["--batch-size", str(BATCH_IMAGES)]  # others round otherwise, by some 1e-6
     metrics = [*batch, "--isc", "--fid", "--kid", "--prc", "--kid-subset-size", str(count // 2)]
     inputs = ["--input1", "noised", "--input2", "real", "--feature-extractor", "efficientnet_lite0"]
-    said = cli.run([sys.executable, "-c", FIDELITY, *metrics, *inputs, "--cpu", "--json", "--silent", "--save-cpu-ram"])
+    said = cli.python("-c", FIDELITY, *metrics, *inputs, "--cpu", "--json", "--silent", "--save-cpu-ram")
     theirs = json.loads(said[said.index("{") :])
     cli.evaluate(
         *("pipeline=noised", "metrics=[fid,kid,precision,recall,isc]", "output=scores"),
@@ -352,6 +353,7 @@ class BlankInception(FeatureExtractorInceptionV3):
         pass
 
 
+@pytest.mark.slow
 def test_inception_is_torch_fidelitys(tmp_path: Path, garments: list[Image.Image]) -> None:
     torch.manual_seed(0)
     torch.save({}, tmp_path / "none.pth")

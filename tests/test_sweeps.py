@@ -3,19 +3,17 @@
 import csv
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import psutil
 import pytest
 import yaml
-from conftest import TINY, Cli
 from filelock import FileLock
+from helpers.cli import Cli, Once
+from helpers.runs import wait_for
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
@@ -48,22 +46,29 @@ def result(job: Path) -> dict[str, object]:
     return read
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
-    """A sweep over three experiments: one is finished, one diverged, one could not begin. And what it said."""
-    cli = Cli(tmp_path_factory.mktemp("swept"))
-    for name, config in EXPERIMENTS.items():
-        path = cli.folder / "mine/experiment" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("# @package _global_\n" + yaml.safe_dump(config))
-    said = cli.train(*sweep_of("good,diverges,cannot_begin"), "hydra.launcher.max_parallel=2", expect=1)
-    return cli, said
+@pytest.fixture
+def swept(once: Once, tmp_path: Path) -> tuple[Cli, str]:
+    """A sweep over three experiments: one is finished, one diverged, one could not begin. And what it said.
+
+    A copy, to be changed.
+    """
+
+    def sweep(cli: Cli) -> str:
+        for name, config in EXPERIMENTS.items():
+            path = cli.folder / "mine/experiment" / f"{name}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("# @package _global_\n" + yaml.safe_dump(config))
+        return cli.train(*sweep_of("good,diverges,cannot_begin"), "hydra.launcher.max_parallel=2", expect=1)
+
+    cli, said = once("swept", sweep)
+    return Cli(shutil.copytree(cli.folder, tmp_path / "swept")), said
 
 
 def sweep_of(experiments: str) -> tuple[str, ...]:
     return ("--multirun", "--config-dir", "mine", f"experiment={experiments}", "name=trial", *QUICK)
 
 
+@pytest.mark.slow
 def test_a_failed_or_diverged_job_does_not_end_the_sweep(swept: tuple[Cli, str]) -> None:
     cli, said = swept
     sweep = cli.folder / "sweeps/trial"
@@ -112,6 +117,7 @@ def test_tensorboard_shows_the_jobs_with_their_objective(swept: tuple[Cli, str])
     assert shown["diverges"].sessions[0].status == api_pb2.STATUS_FAILURE
 
 
+@pytest.mark.slow
 def test_the_same_command_skips_what_has_ended_and_adds_what_is_new(swept: tuple[Cli, str]) -> None:
     cli, _ = swept
     sweep = cli.folder / "sweeps/trial"
@@ -142,20 +148,13 @@ def test_a_folder_that_holds_another_run_is_told_before_anything_starts(swept: t
     assert sorted(cli.folder.rglob("*")) == before
 
 
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     """Its jobs differ in precision, which one process could not change."""
-    command = [sys.executable, "-m", "ddpm_train.cli.train", *TINY, "train.max_steps=150", "tracker=none"]
+    command = ["train.max_steps=150", "tracker=none"]
     command += ["--multirun", "train.mixed_precision=no,bf16", "evaluation.every_steps=null"]
     first, second = (cli.folder / f"sweeps/default/train.mixed_precision={choice}" for choice in ("no", "bf16"))
-    process = cli.start(command)
+    process = cli.start_training(*command)
     wait_for((first / "metrics.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
@@ -165,7 +164,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     assert len(saved) == 1 and 0 < saved[0] < 150
     assert [line["status"] for line in table(cli.folder / "sweeps/default").values()] == ["stopped", "waiting"]
 
-    said = cli.train(*command[3 + len(TINY) :])
+    said = cli.train(*command)
     assert f"resumes at step {saved[0]}" in (first / "job.log").read_text()
     assert "bf16 on cpu" in (second / "job.log").read_text() and "fp32 on cpu" in (first / "job.log").read_text()
     assert [result(job)["step"] for job in (first, second)] == [150, 150]
@@ -176,6 +175,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_job_of_several_processes(cli: Cli) -> None:
     """`accelerate launch` ends with code 1 whatever the run's own was; the sweep knows better."""
     launch = ("hydra/launcher=accelerate", "hydra.launcher.num_processes=2")
@@ -198,13 +198,14 @@ def test_each_place_has_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(shares(None, 1)) == 1
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
     """With this seed, of two learning rates the second is the lower one, and the run learns less."""
     command = ["--multirun", "hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-9,1e-3))"]
     command += [f"hydra.sweeper.{key}" for key in ("num_trials=2", "num_startup_trials=1", "seed=3")]
     command += ["tracker=none", "train.max_steps=300", "evaluation.every_steps=20"]
     sweep = cli.folder / "sweeps/default"
-    process = cli.start([sys.executable, "-m", "ddpm_train.cli.train", *TINY, *command])
+    process = cli.start_training(*command)
     wait_for(lambda: any(sweep.glob("*/metrics.jsonl")), process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
@@ -222,10 +223,11 @@ def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
     assert (bad / "checkpoints").is_dir() and not (bad / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_requeued_job_goes_on(cli: Cli) -> None:
     """submitit warns its process and, as Slurm does, all that it has started; then starts the job again."""
     command = ["--multirun", "hydra/launcher=submitit_local", "seed=choice(3)", "train.max_steps=150", "tracker=none"]
-    process = cli.start([sys.executable, "-m", "ddpm_train.cli.train", *TINY, *command])
+    process = cli.start_training(*command)
     job = cli.folder / "sweeps/default/seed=3"
     wait_for((job / "metrics.jsonl").exists, process)
     family = psutil.Process(process.pid).children(recursive=True)

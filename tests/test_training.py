@@ -11,30 +11,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, Cli
+from helpers.cli import ROOT, TINY, Cli, Once
+from helpers.runs import relative_difference, weights
 from PIL import Image
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 GRID = "samples/step_00000006.png"
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
+def one(once: Once) -> tuple[Cli, str]:
     """A finished run of six steps, and what it printed."""
-    cli = Cli(tmp_path_factory.mktemp("one"))
-    return cli, cli.train("evaluation.every_steps=3", "checkpoint.every_steps=3")
+    return once("one", lambda cli: cli.train("evaluation.every_steps=3", "checkpoint.every_steps=3"))
 
 
-def weights(run: Path, name: str = "unet", step: int = 6) -> dict[str, torch.Tensor]:
-    return load_file(run / f"checkpoints/step_{step:08d}/{name}.safetensors")
-
-
-def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    difference = torch.cat([(a[key] - b[key]).flatten() for key in a]).norm()
-    return float(difference / torch.cat([value.flatten() for value in a.values()]).norm())
-
-
+@pytest.mark.fast
 def test_says_what_will_run_and_what_is_next(one: tuple[Cli, str]) -> None:
     cli, said = one
     assert "fashion_tiny: 2,000 images 8x8x1, 500 held out" in said
@@ -46,6 +37,7 @@ def test_says_what_will_run_and_what_is_next(one: tuple[Cli, str]) -> None:
     assert again == "default: finished at step 6; nothing to do (outputs/default)\n"
 
 
+@pytest.mark.fast
 def test_run_folder(one: tuple[Cli, str]) -> None:
     cli, _ = one
     run = cli.output()
@@ -63,6 +55,7 @@ def test_run_folder(one: tuple[Cli, str]) -> None:
     assert 0.3 < records[-1]["held_out_loss"] < records[2]["held_out_loss"] < 1.3
 
 
+@pytest.mark.fast
 def test_tensorboard_shows_the_same_numbers(one: tuple[Cli, str]) -> None:
     cli, _ = one
     events = EventAccumulator(str(cli.output() / "tensorboard"))
@@ -78,31 +71,34 @@ def test_tensorboard_shows_the_same_numbers(one: tuple[Cli, str]) -> None:
     assert any("train.batch_size: 16" in file.read_text() for path in hparams for file in path.glob("hparams.yml"))
 
 
-@pytest.mark.parametrize("overrides", [(), ("ema=none", "train.mixed_precision=bf16", "model.dropout=0.1")])
-def test_plain_diffusers_loads_the_pipeline_and_repeats_the_grid(cli: Cli, overrides: tuple[str, ...]) -> None:
+@pytest.mark.slow
+def test_plain_diffusers_loads_the_pipeline_and_repeats_the_grid(cli: Cli) -> None:
     """The README's lines, in a process that never imports this project."""
-    cli.train(*overrides)
+    cli.train("name=average")
+    cli.train("name=raw", "ema=none", "train.mixed_precision=bf16", "model.dropout=0.1")
     program = """
 import sys, numpy, torch
 from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
-pipeline = DDPMPipeline.from_pretrained("outputs/default/pipeline")
-pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-generators = [torch.Generator().manual_seed(2654435761 * 0 + i) for i in range(4)]
-images = pipeline(batch_size=4, generator=generators, num_inference_steps=2).images
-numpy.save("images.npy", numpy.stack([numpy.asarray(image) for image in images]))
+for name in ("average", "raw"):
+    pipeline = DDPMPipeline.from_pretrained(f"outputs/{name}/pipeline")
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    generators = [torch.Generator().manual_seed(2654435761 * 0 + i) for i in range(4)]
+    images = pipeline(batch_size=4, generator=generators, num_inference_steps=2).images
+    numpy.save(f"{name}.npy", numpy.stack([numpy.asarray(image) for image in images]))
 assert "ddpm_train" not in sys.modules
 """
     cli.run([sys.executable, "-c", program], PYTHONPATH="")
-    images = np.load(cli.folder / "images.npy")
-    with Image.open(cli.output() / GRID) as grid:
-        pixels = np.asarray(grid)
-    tiles = [pixels[2 + 66 * row : 66 * row + 66, 2 + 66 * col : 66 * col + 66] for row in (0, 1) for col in (0, 1)]
-    assert np.array_equal(np.stack(tiles)[:, ::8, ::8], images)
+    for name in ("average", "raw"):
+        images = np.load(cli.folder / f"{name}.npy")
+        with Image.open(cli.output(name) / GRID) as grid:
+            pixels = np.asarray(grid)
+        tiles = [pixels[2 + 66 * row : 66 * row + 66, 2 + 66 * col : 66 * col + 66] for row in (0, 1) for col in (0, 1)]
+        assert np.array_equal(np.stack(tiles)[:, ::8, ::8], images)
 
 
-def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_processes_and_accumulation_change_nothing(cli: Cli) -> None:
     """The same batches with the same noise: 1 process, 2 processes, 2 x accumulation, over 20 steps in fp32."""
-    cli = Cli(tmp_path)
     long = ("train.max_steps=20", "model.dropout=0", "dataset.random_flip=true", "dataset.crop=random")
     cli.train(*long, "name=one")
     cli.train(*long, "name=accumulated", "train.micro_batch_size=4")
@@ -124,6 +120,7 @@ def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
 FLAGS = ("--cpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -138,9 +135,9 @@ def test_every_way_to_launch_cpu_processes(cli: Cli, launcher: tuple[str, ...]) 
     assert "16 = 8 x 2 processes x 1 accumulated" in said and "done: step 6" in said
 
 
-def test_evaluation_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_evaluation_is_the_same_on_any_number_of_processes(cli: Cli) -> None:
     """From equal weights (one checkpoint) the grid and the held-out loss are equal to the bit."""
-    cli = Cli(tmp_path)
     cli.train("evaluation=none", "evaluation.num_images=4")
     start = str(cli.output() / "checkpoints/step_00000006")
     shared = (
@@ -158,9 +155,8 @@ def test_evaluation_is_the_same_on_any_number_of_processes(tmp_path: Path) -> No
     assert cli.metrics("one")[-1]["held_out_loss"] == cli.metrics("two")[-1]["held_out_loss"]
 
 
-def test_parity_with_the_tutorial_loop(tmp_path: Path) -> None:
+def test_parity_with_the_tutorial_loop(cli: Cli) -> None:
     """The tutorial's loop around the same images and noise gets the same losses, weights and average."""
-    cli = Cli(tmp_path)
     cli.train("lr_scheduler=constant", "train.max_steps=8", "evaluation=none")
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
@@ -247,6 +243,7 @@ def test_options_train(cli: Cli, overrides: tuple[str, ...]) -> None:
     assert (cli.output() / "tensorboard").exists() == ("tracker=none" not in overrides)
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_one_live_bar(cli: Cli) -> None:
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))

@@ -1,108 +1,26 @@
 """`ddpm-evaluate`: how good a model is, or a folder of images."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app
-from ddpm_train.cli.sample import precision_mistakes
-from ddpm_train.config.checks import parse
-from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
-from ddpm_train.config.metrics import extractor_mistakes, names_needing
-from ddpm_train.config.metrics import package_mistakes as extra_mistakes
-from ddpm_train.config.mistakes import Mistakes, as_written
-from ddpm_train.config.parts import Dataset
-from ddpm_train.config.samplers import package_mistakes
-from ddpm_train.config.train import Config
-from ddpm_train.data.sources import path_mistakes as dataset_mistakes
-from ddpm_train.evaluation.image_folder import image_folder
-from ddpm_train.models.source import path_mistakes
-from ddpm_train.runs import folder
-from ddpm_train.runs.folder import run_of
+from ddpm_train.cli.command import Command
+from ddpm_train.config.evaluate import EvaluateConfig
+from ddpm_train.evaluation.preflight import PROGRAM
 from ddpm_train.system import launch
 
 
 def main() -> None:
-    app.run(
-        app.Program(
-            config_name="evaluate",
-            schema=EVALUATION,
-            groups=("sampler", "dataset"),
-            output_key="output",
-            naming="output='evaluation/{}'",
-            preflight=preflight,
-            job=job,
-        )
-    )
-
-
-def preflight(config: EvaluateConfig) -> Iterator[str]:
-    """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
-    yield from app.output_mistakes("output", str(output_of(config)))
-    if config.mixed_precision == "bf16":
-        yield from precision_mistakes()
-    yield from path_mistakes(config.pipeline)
-    yield from extra_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
-    yield from extractor_mistakes(
-        config.all_metrics,
-        config.extractor.name,
-        config.extractor.weights,
-        keys=("metrics", "extractor.name", "extractor.weights"),
-    )
-    if image_folder(config.pipeline) is not None:
-        yield from _model_mistakes(config)
-    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
-    for name in config.cost.samplers:
-        yield from package_mistakes(name, f"cost.samplers={as_written(config.cost.samplers)}")
-    try:
-        dataset = dataset_of(config)
-    except Mistakes as mistakes:
-        yield from mistakes.lines
-    else:
-        yield from dataset_mistakes(dataset)
+    app.main(Command("ddpm-evaluate", PROGRAM, "output", "output='evaluation/{}'", job))
 
 
 def job(config: EvaluateConfig, values: dict[str, Any]) -> None:
     launch.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
     from ddpm_train.evaluation.evaluate import evaluate
+    from ddpm_train.system.shutdown import ends_by_exit_code
 
-    run = run_of(config.pipeline)
-    evaluate(config, dataset=dataset_of(config), output=output_of(config), run=_config_of(run) if run else None)
-
-
-def dataset_of(config: EvaluateConfig) -> Dataset:
-    """The dataset to compare with: the run's own unless the command names one.
-
-    Raises:
-        Mistakes: there is none.
-    """
-    if config.dataset is not None:
-        return config.dataset
-    run = run_of(config.pipeline)
-    if run is None:
-        raise Mistakes("dataset=null: compare with which images? give dataset=cifar10, dataset=imagefolder, …")
-    return _config_of(run).dataset
-
-
-def _config_of(run: Path) -> Config:
-    return parse(folder.read_config(run / folder.CONFIG))
-
-
-def output_of(config: EvaluateConfig) -> Path:
-    if config.output is not None:
-        return Path(config.output)
-    run = run_of(config.pipeline)
-    return Path("evaluation", config.pipeline.strip("/").replace("/", "_")) if run is None else run / folder.EVALUATION
-
-
-def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
-    """What a folder of images cannot answer."""
-    place = f"{config.pipeline} is a folder of images"
-    if wanted := names_needing("model", config.metrics):
-        yield f"metrics={as_written(config.metrics)}: {' and '.join(wanted)} need a model, and {place}; leave them out"
-    if config.measures_cost:
-        yield f"cost.samplers={as_written(config.cost.samplers)}: needs a model to sample, and {place}; leave it out"
+    with ends_by_exit_code(again="the same command begins anew; the features of real images are kept") as stop:
+        evaluate(config, stop)
 
 
 if __name__ == "__main__":

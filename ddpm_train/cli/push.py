@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from ddpm_train.cli import app
+from ddpm_train.cli.command import Command
 from ddpm_train.config.parts import Hub
+from ddpm_train.config.program import Program
 from ddpm_train.config.push import PUSHING, PushConfig
 from ddpm_train.hub.preflight import is_offline, name_mistakes, push_mistakes
 from ddpm_train.runs import checkpoint
@@ -18,17 +20,7 @@ from ddpm_train.system import exit_codes
 
 
 def main() -> None:
-    app.run(
-        app.Program(
-            config_name="push",
-            schema=PUSHING,
-            groups=(),
-            output_key="run",
-            naming="'run={}'",
-            preflight=preflight,
-            job=job,
-        )
-    )
+    app.main(Command("ddpm-push", Program("push", PUSHING, preflight), "run", "'run={}'", job))
 
 
 def preflight(config: PushConfig) -> Iterator[str]:

@@ -1,61 +1,26 @@
-"""`ddpm-sample`: images, and looks at how they come about, from a trained model."""
+"""`ddpm-sample`: images, and pictures of how they come about, from a trained model."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app
-from ddpm_train.config.mistakes import as_written
-from ddpm_train.config.sample import SAMPLING, SampleConfig
-from ddpm_train.config.samplers import package_mistakes
-from ddpm_train.models.source import path_mistakes
+from ddpm_train.cli.command import Command
+from ddpm_train.config.sample import SampleConfig
+from ddpm_train.sampling.preflight import PROGRAM
 from ddpm_train.system import launch
-from ddpm_train.system.launch import launch_mistakes
 
 
 def main() -> None:
-    app.run(
-        app.Program(
-            config_name="sample",
-            schema=SAMPLING,
-            groups=("sampler",),
-            output_key="output",
-            naming="output='samples/{}'",
-            preflight=preflight,
-            job=job,
-        )
-    )
-
-
-def preflight(config: SampleConfig) -> Iterator[str]:
-    """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
-    yield from app.output_mistakes("output", config.output)
-    yield from launch_mistakes()
-    for key in ("from_image", "inpaint"):
-        path = getattr(config, key)
-        if path is not None and not Path(path).expanduser().is_file():
-            yield f"{key}={path}: no such file"
-    if config.mixed_precision == "bf16":
-        yield from precision_mistakes()
-    yield from path_mistakes(config.pipeline)
-    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
-    for name in config.compare.samplers:
-        yield from package_mistakes(name, f"compare.samplers={as_written(config.compare.samplers)}")
+    app.main(Command("ddpm-sample", PROGRAM, "output", "output='samples/{}'", job))
 
 
 def job(config: SampleConfig, values: dict[str, Any]) -> None:
     launch.spread()
     # torch and diffusers take seconds to import; a typo must not wait for them.
     from ddpm_train.sampling.sample import sample_images
+    from ddpm_train.system.shutdown import ends_by_exit_code
 
-    sample_images(config)
-
-
-def precision_mistakes() -> Iterator[str]:
-    import torch
-
-    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield f"mixed_precision=bf16: {torch.cuda.get_device_name()} has none; use no or auto"
+    with ends_by_exit_code(again="the same command makes what is missing"):
+        sample_images(config)
 
 
 if __name__ == "__main__":

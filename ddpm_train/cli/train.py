@@ -1,55 +1,19 @@
 """`ddpm-train`, and `train.py` in a checkout: trains the run that the config describes."""
 
-import importlib.util
-import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli import app
-from ddpm_train.cli.sweeps import plan
-from ddpm_train.config.checks import TRAINING
-from ddpm_train.config.metrics import extractor_mistakes
+from ddpm_train.cli.command import Command, Sweeps
 from ddpm_train.config.objective import criterion
-from ddpm_train.config.samplers import package_mistakes
-from ddpm_train.config.train import Config, Evaluation
-from ddpm_train.data.sources import path_mistakes
-from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
-from ddpm_train.models.pretrained import resolve
-from ddpm_train.runs.folder import CHECKPOINTS
+from ddpm_train.config.train import Config
 from ddpm_train.system import launch
-from ddpm_train.system.launch import launch_mistakes
+from ddpm_train.training.preflight import PROGRAM, preflight
 
 
 def main() -> None:
-    app.run(
-        app.Program(
-            config_name="config",
-            schema=TRAINING,
-            groups=None,
-            output_key="output_dir",
-            naming="name='{}'",
-            preflight=preflight,
-            job=job,
-            resolve=resolve,
-            sweeps=plan.Sweepable("ddpm_train.cli.train", preflight, criterion, resolve),
-        )
-    )
-
-
-def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]:
-    """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
-    yield from path_mistakes(config.dataset)
-    yield from app.output_mistakes("output_dir", config.output_dir)
-    yield from launch_mistakes()
-    yield from _batch_mistakes(config, num_processes or launch.num_processes())
-    yield from _resume_mistakes(config)
-    yield from _precision_mistakes(config.train.mixed_precision)
-    yield from _extras_mistakes(config)
-    yield from _mirror_mistakes(config.checkpoint.mirror)
-    yield from _evaluation_mistakes(config.evaluation)
-    yield from _push_mistakes(config)
+    sweeps = Sweeps("ddpm_train.cli.train", preflight, criterion)
+    app.main(Command("ddpm-train", PROGRAM, "output_dir", "name='{}'", job, sweeps))
 
 
 def job(config: Config, values: dict[str, Any]) -> None:
@@ -60,95 +24,6 @@ def job(config: Config, values: dict[str, Any]) -> None:
 
     with ends_by_exit_code(again="the same command continues") as stop:
         train_run(config, values, arguments=sys.argv[1:], stop=stop)
-
-
-def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
-    batch_size, micro = config.train.batch_size, config.train.micro_batch_size
-    if batch_size % num_processes:
-        counts = [count for count in range(1, batch_size + 1) if batch_size % count == 0 and count <= 64]
-        yield (
-            f"train.batch_size={batch_size}: not divisible by {num_processes} processes; "
-            f"use {_join(counts)} processes or a multiple of {num_processes}"
-        )
-    elif isinstance(micro, int) and batch_size % micro == 0 and (batch_size // micro) % num_processes:
-        yield (
-            f"train.micro_batch_size={micro}: {batch_size // micro} micro-batches do not divide over "
-            f"{num_processes} processes; use a divisor of {batch_size // num_processes}"
-        )
-
-
-def _precision_mistakes(mixed_precision: str) -> Iterator[str]:
-    """Whether this machine can do a precision that the config forces."""
-    if mixed_precision not in ("bf16", "fp16"):
-        return
-    import torch
-
-    cuda = torch.cuda.is_available()
-    if mixed_precision == "fp16" and not cuda:
-        yield "train.mixed_precision=fp16: needs a CUDA GPU, and there is none; use bf16, no or auto"
-    if mixed_precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield f"train.mixed_precision=bf16: {torch.cuda.get_device_name()} has none; use fp16, no or auto"
-
-
-def _extras_mistakes(config: Config) -> Iterator[str]:
-    """Choices that need a package which is not installed."""
-    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
-    wanted = {
-        ("tracker=wandb", "wandb", "wandb"): config.tracker.wandb is not None,
-        ("tracker=trackio", "trackio", "trackio"): config.tracker.trackio is not None,
-        ("optimizer=adamw_8bit", "bitsandbytes", "8bit"): config.optimizer.name == "adamw_8bit",
-    }
-    for (choice, package, extra), chosen in wanted.items():
-        if chosen and importlib.util.find_spec(package) is None:
-            yield f"{choice}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
-
-
-def _mirror_mistakes(url: str | None) -> Iterator[str]:
-    if url:
-        import fsspec
-
-        try:
-            fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
-            yield f"checkpoint.mirror={url}: {error}{remedy}"
-
-
-def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[str]:
-    """What `evaluation` needs that is not here."""
-    if evaluation.name == "none":
-        return
-    keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
-    choice = evaluation.extractor
-    yield from extractor_mistakes(evaluation.metrics, choice.name, choice.weights, keys=keys)
-
-
-def _resume_mistakes(config: Config) -> Iterator[str]:
-    if config.resume.startswith(SCHEME):
-        if parse_uri(config.resume) is None:
-            yield f"resume={config.resume}: not of the form {SCHEME}owner/name or {SCHEME}owner/name@revision"
-    elif config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
-        yield f"resume={config.resume}: no such checkpoint; give auto, never, a checkpoint's folder or hf://owner/name"
-
-
-def _push_mistakes(config: Config) -> Iterator[str]:
-    """What would keep the run from being pushed. One process asks the Hub, and only for a run that begins.
-
-    A run that goes on is not ended by a Hub that is down, nor by a token that has expired meanwhile.
-    """
-    if not config.hub.push:
-        return
-    wrong_name = list(name_mistakes("hub.repo_id", config.hub.repo_id))
-    yield from wrong_name
-    begun = any((Path(config.output_dir) / CHECKPOINTS).glob("step_*"))
-    if os.environ.get("RANK", "0") == "0" and not begun and not is_offline():
-        repo_id = None if wrong_name else config.hub.repo_id
-        otherwise = ", or HF_HUB_OFFLINE=1 to train without pushing"
-        yield from push_mistakes("hub.push=true", "hub.repo_id", repo_id, config.hub.private, otherwise=otherwise)
-
-
-def _join(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import as_written, resolution_text
 from ddpm_train.config.objective import objective_mistakes
 from ddpm_train.config.parts import Section
-from ddpm_train.config.samplers import argument_mistakes
 from ddpm_train.config.schema import Schema
 from ddpm_train.config.train import Config
 
@@ -55,7 +54,6 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
             f"evaluation.num_samples={config.evaluation.num_samples}: too few for evaluation.metrics; "
             f"use at least {FEWEST_IMAGES}"
         )
-    yield from argument_mistakes(config.sampler)
     yield from objective_mistakes(config)
 
 

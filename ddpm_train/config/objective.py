@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.metrics import METRICS, names_of_features_alone, score_name
 from ddpm_train.config.mistakes import as_written, did_you_mean
-from ddpm_train.config.parts import Dataset
 from ddpm_train.config.train import Config, Evaluation, Train
 
 _HOLD_OUT = "hold images out with dataset.validation_fraction=0.02"

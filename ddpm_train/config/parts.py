@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, ConfigDict
 
 from ddpm_train.config.metrics import ExtractorName
+from ddpm_train.config.samplers import SAMPLERS, argument_mistakes
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries the configs inside the package; a checkout has them beside it.
@@ -28,23 +29,20 @@ class Section:
         yield from ()
 
 
-def _no_bool(value: object) -> object:
+def no_bool(value: object) -> object:
     if isinstance(value, bool):  # which Python, and so pydantic, takes for 0 or 1
         raise ValueError("must be a number")
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Real = Annotated[float, BeforeValidator(_no_bool)]
+Whole = Annotated[int, BeforeValidator(no_bool)]
+Real = Annotated[float, BeforeValidator(no_bool)]
 Positive = Annotated[Whole, Gt(0)]
 NonNegative = Annotated[Whole, Ge(0)]
 Byte = Annotated[Whole, Ge(0), Le(255)]
 
 
-SamplerName = Literal[
-    "ddpm", "ddim", "pndm", "dpm_solver", "dpm_solver_singlestep", "dpm_solver_sde", "unipc", "deis", "sa_solver",
-    "euler", "euler_ancestral", "heun", "kdpm2", "kdpm2_ancestral", "lms",
-]  # fmt: skip
+SamplerName = Annotated[str, SAMPLERS]
 
 
 def _height_and_width(value: object) -> object:
@@ -76,31 +74,6 @@ def _given(value: object) -> object:
 Resolution = Annotated[tuple[Positive, Positive], BeforeValidator(_height_and_width)]
 AutoBool = Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)]
 Required = BeforeValidator(_given)  # `???` in a config: the user has to say
-
-
-@dataclass(frozen=True)
-class Dataset(Section):
-    """Where the images come from and how they become uint8 arrays [channels, height, width]."""
-
-    source: Annotated[Literal["embedded", "folder", "hub"], Required]
-    path: Annotated[str, Required]
-    config_name: str | None  # the Hub dataset's configuration
-    split: str
-    revision: str | None
-    image_column: str | None  # None: the one column of images
-    validation_split: str | None  # None: hold out `validation_fraction` of the images
-    validation_fraction: Annotated[Real, Ge(0), Lt(1)]
-    resolution: Resolution
-    channels: Annotated[Literal[1, 3, 4], BeforeValidator(_no_bool)]
-    background: tuple[Byte, Byte, Byte]  # what stands behind transparent pixels when channels < 4
-    crop: Literal["center", "random"]
-    random_flip: bool
-    cache: Literal["disk", "none"]
-    device_cache: AutoBool  # all prepared images in the GPU's memory; auto: where they fit
-    cache_dir: str | None  # None: $XDG_CACHE_HOME/ddpm-train
-    num_workers: NonNegative | None  # None: one for each core
-    max_broken_fraction: Annotated[Real, Ge(0), Le(1)]
-    max_pixels: Positive  # a larger image is not decoded (decompression bombs)
 
 
 @dataclass(frozen=True)
@@ -139,6 +112,9 @@ class Sampler(Section):
 
     name: SamplerName
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    def mistakes(self) -> Iterator[str]:
+        yield from argument_mistakes(self.name, self.arguments)
 
 
 def _arguments_apart(value: object) -> object:

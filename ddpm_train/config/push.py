@@ -21,6 +21,7 @@ class PushConfig(Section):
     strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] | None
     retry_minutes: Annotated[Real, Gt(0)]
     stall_seconds: Annotated[Real, Gt(0)]
+    extensions: tuple[str, ...] = ()  # modules to import, which the run's config names
 
 
 def _no_mistakes(config: PushConfig) -> Iterator[str]:

@@ -17,6 +17,8 @@ class Registry(Mapping[str, T], Generic[T]):
         noun: what an entry is, for messages, such as "noise schedule".
     """
 
+    additions = 0  # to all registries so far: a schema that was built before one does not admit it
+
     def __init__(self, noun: str, entries: Mapping[str, T] | None = None) -> None:
         self.noun = noun
         self._entries: dict[str, T] = dict(entries or {})
@@ -30,6 +32,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if self._entries.get(name, entry) is not entry:
             raise ValueError(f"there is a {self.noun} named {name} already; choose another name")
         self._entries[name] = entry
+        Registry.additions += 1
         return entry
 
     def register(self, name: str) -> Callable[[T], T]:

@@ -9,7 +9,6 @@ from pydantic import BeforeValidator
 
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.parts import Positive, Real, Required, Resolution, SamplerChoice, SamplerName, Section, Whole
-from ddpm_train.config.samplers import argument_mistakes
 from ddpm_train.config.schema import Schema
 
 # Between two of its steps it must stand at x_t = alpha x_0 + sigma noise, with no memory of the steps before.
@@ -60,6 +59,7 @@ class SampleConfig(Section):
     inpaint: str | None  # a mask for from_image: white is painted anew
     inpaint_jump_steps: Positive  # how far RePaint goes back, in steps of the sampler
     inpaint_repeats: Positive  # how often it passes each stretch of them
+    extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own
 
     @property
     def visualization(self) -> str | None:
@@ -75,7 +75,7 @@ class SampleConfig(Section):
 
 def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
     """What single keys cannot show: a line for each combination that cannot work."""
-    yield from argument_mistakes(config.sampler)
+    yield from config.sampler.mistakes()
     if bool(config.compare.samplers) != bool(config.compare.steps):
         missing = "steps=[10,20,50]" if config.compare.samplers else "samplers=[ddim,dpm_solver]"
         yield f"compare={as_written(_compare_values(config))}: needs both lists; add compare.{missing}"

@@ -7,33 +7,88 @@ ones, and the "parallel" DDPM and DDIM, which compute what DDPM and DDIM do.
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ddpm_train.config.mistakes import as_written, did_you_mean
-from ddpm_train.config.parts import Sampler
+from ddpm_train.config.registry import Registry, resolve
 
-# name -> diffusers' module and class
-CLASSES = {
-    "ddpm": ("scheduling_ddpm", "DDPMScheduler"),
-    "ddim": ("scheduling_ddim", "DDIMScheduler"),
-    "pndm": ("scheduling_pndm", "PNDMScheduler"),
-    "dpm_solver": ("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler"),
-    "dpm_solver_singlestep": ("scheduling_dpmsolver_singlestep", "DPMSolverSinglestepScheduler"),
-    "dpm_solver_sde": ("scheduling_dpmsolver_sde", "DPMSolverSDEScheduler"),
-    "unipc": ("scheduling_unipc_multistep", "UniPCMultistepScheduler"),
-    "deis": ("scheduling_deis_multistep", "DEISMultistepScheduler"),
-    "sa_solver": ("scheduling_sasolver", "SASolverScheduler"),
-    "euler": ("scheduling_euler_discrete", "EulerDiscreteScheduler"),
-    "euler_ancestral": ("scheduling_euler_ancestral_discrete", "EulerAncestralDiscreteScheduler"),
-    "heun": ("scheduling_heun_discrete", "HeunDiscreteScheduler"),
-    "kdpm2": ("scheduling_k_dpm_2_discrete", "KDPM2DiscreteScheduler"),
-    "kdpm2_ancestral": ("scheduling_k_dpm_2_ancestral_discrete", "KDPM2AncestralDiscreteScheduler"),
-    "lms": ("scheduling_lms_discrete", "LMSDiscreteScheduler"),
-}
-# Packages that diffusers asks for besides itself.
-NEEDS = {"lms": "scipy", "dpm_solver_sde": "torchsde"}
+
+@dataclass(frozen=True)
+class SamplerClass:
+    """A class that samples as diffusers' schedulers do.
+
+    Attributes:
+        target: "package.module:name", so that it is imported only to sample; or the class itself.
+        meaning: one line for `ddpm-sample --help`.
+        package: what the class asks for besides diffusers; None: nothing.
+    """
+
+    target: str | type
+    meaning: str
+    package: str | None = None
+
+    @property
+    def class_name(self) -> str:
+        return self.target.rpartition(":")[2] if isinstance(self.target, str) else self.target.__name__
+
+    def load(self) -> Any:
+        """The class, imported only now."""
+        return resolve(self.target)
+
+
+def _diffusers(target: str, meaning: str, package: str | None = None) -> SamplerClass:
+    return SamplerClass(f"diffusers.schedulers.scheduling_{target}Scheduler", meaning, package)
+
+
+SAMPLERS: Registry[SamplerClass] = Registry(
+    "sampler",
+    {
+        "ddpm": _diffusers("ddpm:DDPM", "Ho et al. 2020: draws noise at each step; wants hundreds of steps"),
+        "ddim": _diffusers("ddim:DDIM", "Song et al. 2021: the same model without noise; sampler.eta=1 puts it back"),
+        "pndm": _diffusers("pndm:PNDM", "Liu et al. 2022: linear multistep on DDIM; 5 steps or more"),
+        "dpm_solver": _diffusers(
+            "dpmsolver_multistep:DPMSolverMultistep",
+            "DPM-Solver++(2M), Lu et al. 2022: good from 10 to 25 steps (the default)",
+        ),
+        "dpm_solver_singlestep": _diffusers(
+            "dpmsolver_singlestep:DPMSolverSinglestep", "the same solver without memory of earlier steps"
+        ),
+        "dpm_solver_sde": _diffusers(
+            "dpmsolver_sde:DPMSolverSDE", "DPM-Solver++ (SDE) of k-diffusion: draws noise; needs torchsde", "torchsde"
+        ),
+        "unipc": _diffusers(
+            "unipc_multistep:UniPCMultistep", "Zhao et al. 2023: predictor and corrector; good from 5 to 15 steps"
+        ),
+        "deis": _diffusers("deis_multistep:DEISMultistep", "Zhang & Chen 2023: exponential integrator, multistep"),
+        "sa_solver": _diffusers(
+            "sasolver:SASolver", "Xue et al. 2023: stochastic Adams, predictor and corrector; draws noise"
+        ),
+        "euler": _diffusers(
+            "euler_discrete:EulerDiscrete", "Karras et al. 2022, algorithm 2; sampler.s_churn adds noise"
+        ),
+        "euler_ancestral": _diffusers(
+            "euler_ancestral_discrete:EulerAncestralDiscrete",
+            "Euler that draws noise at each step, as in k-diffusion",
+        ),
+        "heun": _diffusers(
+            "heun_discrete:HeunDiscrete",
+            "Karras et al. 2022, algorithm 1: second order, calls the model twice a step",
+        ),
+        "kdpm2": _diffusers(
+            "k_dpm_2_discrete:KDPM2Discrete",
+            "DPM-Solver-2 as in k-diffusion: second order, calls the model twice a step",
+        ),
+        "kdpm2_ancestral": _diffusers(
+            "k_dpm_2_ancestral_discrete:KDPM2AncestralDiscrete", "the same, drawing noise at each step"
+        ),
+        "lms": _diffusers("lms_discrete:LMSDiscrete", "linear multistep of k-diffusion; needs scipy", "scipy"),
+    },
+)
 # The model was trained with these; a sampler takes them over.
 OF_THE_MODEL = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
@@ -45,34 +100,46 @@ _OF_THE_LOOP = ("self", "model_output", "timestep", "sample", "generator", "vari
 
 @cache
 def arguments(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the constructor and what `step` of a sampler's class take, in the installed diffusers."""
-    module, class_name = CLASSES[name]
-    package = importlib.util.find_spec("diffusers")
-    assert package is not None and package.origin is not None
-    source = (Path(package.origin).parent / "schedulers" / f"{module}.py").read_text()
-    (definition,) = (
-        node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == class_name
-    )
-    methods = {node.name: node for node in definition.body if isinstance(node, ast.FunctionDef)}
-    constructor, step = ([argument.arg for argument in methods[name].args.args] for name in ("__init__", "step"))
+    """What the constructor and what `step` of a sampler's class take, as it is installed."""
+    target = SAMPLERS[name].target
+    if isinstance(target, str):
+        constructor, step = _arguments_in_source(target)
+    else:
+        methods = (getattr(target, name) for name in ("__init__", "step"))
+        constructor, step = (list(inspect.signature(method).parameters) for method in methods)
     kept = (argument for argument in constructor if argument not in ("self", "noise_sampler_seed"))
     return tuple(kept), tuple(argument for argument in step if argument not in _OF_THE_LOOP)
 
 
-def argument_mistakes(sampler: Sampler) -> Iterator[str]:
-    """A line for each argument that the sampler does not take."""
-    constructor, step = arguments(sampler.name)
+def _arguments_in_source(target: str) -> list[list[str]]:
+    """The arguments of `__init__` and `step`, without importing what takes seconds."""
+    module, _, class_name = target.partition(":")
+    package, *parts = module.split(".")
+    found = importlib.util.find_spec(package)
+    assert found is not None and found.origin is not None
+    source = Path(found.origin).parent.joinpath(*parts).with_suffix(".py").read_text()
+    (definition,) = (
+        node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == class_name
+    )
+    methods = {node.name: node for node in definition.body if isinstance(node, ast.FunctionDef)}
+    return [[argument.arg for argument in methods[name].args.args] for name in ("__init__", "step")]
+
+
+def argument_mistakes(name: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each argument that the sampler of that name does not take."""
+    constructor, step = arguments(name)
     free = [key for key in (*constructor, *step) if key not in OF_THE_MODEL]
-    for key, value in sampler.arguments.items():
+    for key, value in given.items():
         if key in OF_THE_MODEL:
             yield f"sampler.{key}={as_written(value)}: decided by the model, which was trained with it; leave it out"
         elif key not in free:
             remedy = did_you_mean(key, free) or f" it takes {', '.join(sorted(free))}"
-            yield f"sampler.{key}={as_written(value)}: no argument of {CLASSES[sampler.name][1]};{remedy}"
+            yield f"sampler.{key}={as_written(value)}: no argument of {SAMPLERS[name].class_name};{remedy}"
 
 
 def package_mistakes(name: str, given: str) -> Iterator[str]:
     """A line if the sampler needs a package that is not installed; `given` is what the user wrote."""
-    package = NEEDS.get(name)
+    package = SAMPLERS[name].package
     if package and importlib.util.find_spec(package) is None:
-        yield f"{given}: {name} needs {package}, which is not installed; pip install 'ddpm-train[samplers]'"
+        what = "'ddpm-train[samplers]'" if package in ("scipy", "torchsde") else package
+        yield f"{given}: {name} needs {package}, which is not installed; pip install {what}"

@@ -5,14 +5,15 @@ Importing it is cheap: no torch, diffusers or datasets.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from itertools import chain
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from ddpm_train.config.extensions import KEY, unnamed_mistakes
 from ddpm_train.config.mistakes import Mistakes, as_written, did_you_mean
-from ddpm_train.config.registry import Group
-from ddpm_train.config.train import Config
+from ddpm_train.config.registry import Registry
 
 C = TypeVar("C")
 
@@ -21,13 +22,14 @@ class Schema(Generic[C]):
     """What a program's config must be.
 
     Args:
-        config_type: a pydantic dataclass.
+        config_type: a dataclass of sections.
         cross_field_mistakes: yields a line for each combination of keys that cannot work.
     """
 
     def __init__(self, config_type: type[C], cross_field_mistakes: Callable[[C], Iterator[str]]) -> None:
-        self._adapter: TypeAdapter[C] = TypeAdapter(config_type)
+        self._config_type = config_type
         self._cross_field_mistakes = cross_field_mistakes
+        self._adapter: tuple[int, TypeAdapter[C]] | None = None
 
     def parse(self, values: Mapping[str, Any]) -> C:
         """Check a composed config (plain dicts and lists) and return it typed.
@@ -35,38 +37,56 @@ class Schema(Generic[C]):
         Raises:
             Mistakes: every wrong type, range, name and combination in it, a line each.
         """
-        if lines := self.inspect(values, {}):
+        config, lines = self.check(values)
+        if config is None or lines:
             raise Mistakes(*lines)
-        return self._adapter.validate_python(values)
+        return config
 
-    def inspect(
+    def check(
         self,
         values: Mapping[str, Any],
-        defaults: Mapping[str, Any],
+        defaults: Callable[[], Mapping[str, Any]] = dict,
         preflight: Callable[[C], Iterator[str]] = lambda config: iter(()),
-    ) -> list[str]:
-        """Find all mistakes in a composed config, a line each.
+    ) -> tuple[C | None, list[str]]:
+        """Find all mistakes in a composed config.
 
         Args:
             values: the config.
-            defaults: takes the place of what is wrong, so that one mistake does not hide the next.
+            defaults: gives what takes the place of what is wrong, so that one mistake does not hide the next.
             preflight: yields further mistakes of a config whose keys are right one by one.
+
+        Returns:
+            The config, typed, and no lines; or a line for each mistake.
         """
+        unnamed = list(unnamed_mistakes(values))
+        if unnamed and KEY in {key.name for key in fields(self._config_type)}:  # type: ignore[arg-type]
+            return None, unnamed
         lines: list[str] = []
         wrong: set[str] = set()
         try:
-            config = self._adapter.validate_python(values)
+            config = self._validate(values)
         except ValidationError as error:
-            wrong = {".".join(map(str, _location(detail)[:2])) for detail in error.errors()}
-            known = [key for key in dotted(defaults) if key not in wrong]  # a file of the user may bring wrong keys
-            lines = list(dict.fromkeys(_explain(detail, known) for detail in error.errors() if not _is_echo(detail)))
+            if unnamed:
+                return None, unnamed  # nobody knows which choices that code would add
+            replacements = defaults()
+            wrong = {".".join(map(str, _location(detail, values)[:2])) for detail in error.errors()}
+            known = [key for key in dotted(replacements) if key not in wrong]  # a user's file may bring wrong keys
+            details = [detail for detail in error.errors() if not _is_echo(detail)]
+            lines = list(dict.fromkeys(_explain(detail, values, known) for detail in details))
             try:
-                config = self._adapter.validate_python(_repaired(values, defaults, error))
+                config = self._validate(_repaired(values, replacements, error))
             except ValidationError:
-                return lines
+                return None, lines
         further = chain(self._cross_field_mistakes(config), preflight(config))
         # What involves a repaired key says something of the default, not of what the user wrote.
-        return lines + [line for line in further if not any(_mentions(line, key) for key in wrong)]
+        lines += [line for line in further if not any(_mentions(line, key) for key in wrong)]
+        return None if lines else config, lines
+
+    def _validate(self, values: Mapping[str, Any]) -> C:
+        """The schema is built when it is first needed, and again when an extension has added a choice."""
+        if self._adapter is None or self._adapter[0] != Registry.additions:
+            self._adapter = Registry.additions, TypeAdapter(self._config_type)
+        return self._adapter[1].validate_python(values)
 
 
 _STAND_IN = "embedded"  # for what the defaults leave to the user: right as a source and as a path
@@ -76,7 +96,7 @@ def _repaired(values: Mapping[str, Any], defaults: Mapping[str, Any], error: Val
     """A copy of `values` with the two-part keys that `error` names taken from `defaults`."""
     repaired = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for detail in error.errors():
-        section, *rest = _location(detail)
+        section, *rest = _location(detail, values)
         if section not in defaults:
             repaired.pop(section, None)
         elif not rest or not isinstance(repaired.get(section), dict):
@@ -87,14 +107,6 @@ def _repaired(values: Mapping[str, Any], defaults: Mapping[str, Any], error: Val
         else:
             repaired[section].pop(rest[0], None)
     return repaired
-
-
-# Sections whose keys depend on the group's choice; pydantic puts the choice into the location of their errors.
-_TAGGED = {
-    name
-    for name, hint in get_type_hints(Config, include_extras=True).items()
-    if any(isinstance(mark, Group) for mark in getattr(hint, "__metadata__", ()))
-}
 
 
 def _mentions(line: str, key: str) -> bool:
@@ -118,9 +130,12 @@ def dotted_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple
             yield f"{prefix}{key}", value
 
 
-def _location(detail: Any) -> list[Any]:
+def _location(detail: Any, values: Mapping[str, Any]) -> list[Any]:
+    """The key that an error is about, in parts. Of a group pydantic tells the choice besides, which is no key."""
     section, *rest = detail["loc"]
-    return [section, *(rest[1:] if section in _TAGGED else rest)]
+    given = values.get(section)
+    is_choice = bool(rest) and isinstance(given, Mapping) and given.get("name") == rest[0]
+    return [section, *(rest[1:] if is_choice else rest)]
 
 
 def _is_echo(detail: Any) -> bool:
@@ -128,9 +143,9 @@ def _is_echo(detail: Any) -> bool:
     return detail["type"] == "too_short" and len(detail["input"]) > 0
 
 
-def _explain(detail: Any, known_keys: list[str]) -> str:
+def _explain(detail: Any, values: Mapping[str, Any], known_keys: list[str]) -> str:
     """One validation error of pydantic as "key=value: what is wrong"."""
-    key = ".".join(map(str, _location(detail)))
+    key = ".".join(map(str, _location(detail, values)))
     kind, context = detail["type"], detail.get("ctx", {})
     given = f"{key}={as_written(detail['input'])}"
     if kind == "unexpected_keyword_argument":

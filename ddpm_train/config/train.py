@@ -1,6 +1,6 @@
 """The whole user surface, typed. The values stand in `conf/`; here is what each key may hold.
 
-Hydra composes, `validation.parse` checks once and returns these frozen dataclasses; beyond it there is no `DictConfig`.
+Hydra composes, `schema.py` checks once and returns these frozen dataclasses; beyond it there is no `DictConfig`.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.losses import LOSSES, Loss
 from ddpm_train.config.metrics import FeatureMetricName
 from ddpm_train.config.model import Model
@@ -16,7 +17,6 @@ from ddpm_train.config.noise import NoiseScheduler
 from ddpm_train.config.optimizers import AVERAGES, EMA, LR_SCHEDULERS, OPTIMIZERS, LRScheduler, Optimizer
 from ddpm_train.config.parts import (
     AutoBool,
-    Dataset,
     ExtractorChoice,
     Hub,
     Positive,

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -152,8 +154,10 @@ def _open(folder: Path) -> Prepared | None:
 
 
 @contextmanager
-def signals_left_to_parent() -> Iterator[None]:
-    """Processes started in here never see the signals that ask a run to stop.
+def starting_workers() -> Iterator[None]:
+    """Processes started in here do not run the program's main file, and never see the signals that ask a run to stop.
+
+    A script that calls `ddpm_train.train` without an `if __name__ == "__main__":` would train once more in each worker.
 
     A terminal or a scheduler sends those to all processes; the parent ends its helpers in its own time. The mask is
     inherited, so there is no moment at which a new process could be hit. The parent's own handlers run afterwards
@@ -162,11 +166,15 @@ def signals_left_to_parent() -> Iterator[None]:
     resource_tracker.ensure_running()  # multiprocessing's own helper; starting it would undo the mask
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     arrived: list[int] = []
-    handlers = {each: signal.signal(each, lambda number, _: arrived.append(number)) for each in numbers}
+    listening = threading.current_thread() is threading.main_thread()  # Python listens to signals nowhere else
+    handlers = {each: signal.signal(each, lambda number, _: arrived.append(number)) for each in numbers if listening}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = main
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for each, handler in handlers.items():
             signal.signal(each, handler)
@@ -257,7 +265,7 @@ def _workers(
 
 
 def _submit(pool: ProcessPoolExecutor, indices: range) -> "Future[list[np.ndarray | str]]":
-    with signals_left_to_parent():  # submitting starts workers
+    with starting_workers():  # submitting starts workers
         return pool.submit(_decode_chunk, indices)
 
 

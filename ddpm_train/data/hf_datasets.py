@@ -10,7 +10,7 @@ from ddpm_train.hub.access import find_commit
 from ddpm_train.system.failures import first_line, one_line
 
 if TYPE_CHECKING:
-    from ddpm_train.config.parts import Dataset
+    from ddpm_train.config.dataset import Dataset
 
 
 def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None]:

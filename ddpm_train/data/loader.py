@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.parts import Dataset
-from ddpm_train.data.cache import Prepared, prepare, signals_left_to_parent
+from ddpm_train.data.cache import Prepared, prepare, starting_workers
 from ddpm_train.data.decode import Decoder
 from ddpm_train.data.device_cache import DeviceImages
 from ddpm_train.data.images import Images
@@ -189,7 +189,7 @@ def _loaded(
         prefetch_factor=4 if num_workers else None,
         pin_memory=device.type == "cuda",
     )
-    with signals_left_to_parent():
+    with starting_workers():
         loading = iter(loader)
     try:
         for loaded in loading:

@@ -2,22 +2,23 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes, did_you_mean
+from ddpm_train.config.registry import resolve
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.hf_datasets import load_dataset
+from ddpm_train.data.paths import IMAGE_SUFFIXES, image_files
 from ddpm_train.hub.access import find_licence
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
-    from ddpm_train.config.parts import Dataset
+    from ddpm_train.config.dataset import Dataset
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EMBEDDED = {"fashion_tiny": 28}  # name -> side of a tile, in pixels
 
 
@@ -50,6 +51,12 @@ class EmbeddedSource:
 
     commit = None
 
+    @classmethod
+    def open(cls, config: "Dataset", split: str) -> Self:
+        if config.path not in EMBEDDED:
+            raise Mistakes(f"dataset.path={config.path}: not embedded;{did_you_mean(config.path, EMBEDDED)}")
+        return cls(config.path, split)
+
     def __init__(self, name: str, split: str) -> None:
         self._path = Path(__file__).parent / name / f"{split}.png"
         self._side = EMBEDDED[name]
@@ -79,6 +86,10 @@ class FolderSource:
     """Image files below a folder, at any depth, in the order of their paths."""
 
     commit = None
+
+    @classmethod
+    def open(cls, config: "Dataset", split: str) -> Self:
+        return cls(Path(config.path).expanduser())
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -111,27 +122,13 @@ class FolderSource:
         return decoder(path)
 
 
-def image_files(root: Path) -> Iterator[str]:
-    """Paths relative to `root`. Links are followed, but no folder is entered twice: they may lead in circles."""
-
-    def refuse(error: OSError) -> None:
-        raise Mistakes(f"dataset.path={root}: {error.filename}: {error.strerror}; make it readable or remove it")
-
-    seen = set()
-    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
-        subfolders.sort()
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for file in files:
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
-                yield os.path.relpath(os.path.join(folder, file), root)
-
-
 class HubSource:
     """A `datasets.Dataset` with a column of encoded images; decoding stays with us (orientation, broken files)."""
+
+    @classmethod
+    def open(cls, config: "Dataset", split: str) -> Self:
+        dataset, commit = load_dataset(config, split)
+        return cls(dataset, _image_column(dataset, config.image_column), commit)
 
     def __init__(self, dataset: Any, column: str, commit: str | None) -> None:
         from datasets import Image as ImageFeature
@@ -165,14 +162,15 @@ def open_source(config: "Dataset", split: str) -> Source:
     Raises:
         Mistakes: it does not exist, cannot be reached, or holds no images.
     """
-    if config.source == "embedded":
-        if config.path not in EMBEDDED:
-            raise Mistakes(f"dataset.path={config.path}: not embedded;{did_you_mean(config.path, EMBEDDED)}")
-        return EmbeddedSource(config.path, split)
-    if config.source == "folder":
-        return FolderSource(Path(config.path).expanduser())
-    dataset, commit = load_dataset(config, split)
-    return HubSource(dataset, _image_column(dataset, config.image_column), commit)
+    from ddpm_train.config.dataset import DATASET_SOURCES  # not above: see there
+
+    source: Source = resolve(DATASET_SOURCES[config.source])(config, split)
+    if type(source).__module__ == "__main__":
+        raise Mistakes(
+            f"dataset.source={config.source}: {type(source).__name__} is defined in the program's main file, which "
+            "worker processes do not run; put it into a module of its own"
+        )
+    return source
 
 
 def dataset_licence(config: "Dataset") -> str | None:
@@ -180,28 +178,6 @@ def dataset_licence(config: "Dataset") -> str | None:
     if config.source == "embedded":
         return "MIT"
     return find_licence(config.path, config.revision) if config.source == "hub" else None
-
-
-def path_mistakes(config: "Dataset") -> list[str]:
-    """Mistakes in `dataset.path` that a look at the disk shows, without loading anything."""
-    path = Path(config.path).expanduser()
-    if config.validation_split is not None and (
-        config.source == "folder" or path.suffix == ".parquet" or (path / "state.json").exists()
-    ):
-        # The same images would be trained on and held out.
-        return [
-            f"dataset.validation_split={config.validation_split}: {config.path} has no splits; "
-            "use dataset.validation_fraction"
-        ]
-    if config.source == "folder":
-        if not path.exists():
-            return [f"dataset.path={config.path}: no such folder"]
-        if not path.is_dir():
-            return [f"dataset.path={config.path}: not a folder; give the folder that holds the images"]
-    looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") > 1
-    if config.source == "hub" and looks_local and not path.exists():
-        return [f"dataset.path={config.path}: no such file or folder"]
-    return []
 
 
 def _image_column(dataset: Any, override: str | None) -> str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EvaluateConfig
 from ddpm_train.config.metrics import FEWEST_IMAGES, METRICS, names_needing
 from ddpm_train.config.mistakes import as_written, resolution_text
-from ddpm_train.config.parts import Dataset, Sampler
+from ddpm_train.config.parts import Sampler
 from ddpm_train.config.registry import resolve
 from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data

@@ -2,21 +2,22 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EvaluateConfig
-from ddpm_train.config.losses import MSE
+from ddpm_train.config.losses import LOSSES, MSE, Loss
 from ddpm_train.config.metrics import names_needing
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.parts import Dataset, Sampler
-from ddpm_train.config.train import Config
+from ddpm_train.config.parts import Sampler
 from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.diffusion.objective import Objective
@@ -26,38 +27,36 @@ from ddpm_train.evaluation.features import Extractor, open_extractor
 from ddpm_train.evaluation.image_folder import image_folder, open_images
 from ddpm_train.evaluation.image_sets import FolderImages, ImageSet, SampledImages
 from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images, measure_model
+from ddpm_train.evaluation.preflight import dataset_of, output_of
 from ddpm_train.evaluation.real_images import RealImages, at_most
-from ddpm_train.evaluation.scores import DependsOn, add_results, lines, refuse_other_reference
+from ddpm_train.evaluation.scores import DependsOn, Score, add_results, lines, refuse_other_reference
 from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.report import try_to_write_report
 from ddpm_train.runs.environment import versions
-from ddpm_train.runs.folder import SCORES
+from ddpm_train.runs.folder import SCORES, read_part, run_of
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute, open_engine
 from ddpm_train.sampling.recipe import Recipe, compared
 from ddpm_train.system.compute import device_name, keep_memory, out_of_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, ends_by_exit_code
+from ddpm_train.system.shutdown import PATIENCE
+from ddpm_train.system.signals import StopRequest
 
 _LOSS_BINS = 10
 
 
-def evaluate(config: EvaluateConfig, *, dataset: Dataset, output: Path, run: Config | None) -> None:
-    """Measure what the config asks for.
-
-    Args:
-        dataset: the real images.
-        output: where `scores.json` and the pictures go.
-        run: the config of the run that the model is of, whose training loss `held_out_loss` is; None: the plain one.
+def evaluate(config: EvaluateConfig, stop: StopRequest) -> list[Score]:
+    """Measure what the config asks for, and add it to `scores.json`.
 
     Raises:
         Mistakes: the model, the images or the extractor cannot be had, or they do not go together.
+        Stopped: asked to stop.
     """
-    again = "the same command begins anew; the features of real images are kept"
-    with ends_by_exit_code(again=again) as stop, torch.inference_mode():
-        keep_memory()
+    dataset = dataset_of(config)
+    keep_memory()
+    with torch.inference_mode():
         accelerator = Accelerator(
             cpu=os.environ.get("ACCELERATE_USE_CPU") == "True",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
@@ -69,20 +68,29 @@ def evaluate(config: EvaluateConfig, *, dataset: Dataset, output: Path, run: Con
         model = None if folder is not None else _load(config)
         if mistakes := list(evaluation_mistakes(config, dataset, data, model, images)):
             raise Mistakes(*mistakes)
-        evaluation = _Evaluation(config, dataset, data, model, images, output, run, workers)
+        evaluation = _Evaluation(config, dataset, data, model, images, workers)
         try:
-            evaluation.carry_out()
+            scores = evaluation.carry_out()
         except Exception as error:
             if accelerator.num_processes > 1 or not out_of_memory(error):
                 raise
             reason = (str(error).splitlines() or ["the host has none left"])[0]
             raise Mistakes(f"batch_size={config.batch_size}: out of memory ({reason}); use less") from None
         accelerator.wait_for_everyone()
+    return scores
 
 
 def _load(config: EvaluateConfig) -> Model:
     on_main(lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights) and None)
     return load_model(config.pipeline, revision=config.revision, weights=config.weights)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What of a run's config says by which loss it was trained."""
+
+    loss: Annotated[Loss, LOSSES]
+    seed: int
 
 
 class _Evaluation:
@@ -95,15 +103,12 @@ class _Evaluation:
         data: Data,
         model: Model | None,
         images: Images | None,
-        output: Path,
-        run: Config | None,
         workers: Workers,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.model = model
-        self.output = output
-        self.run = run
+        self.output = output_of(config)
         self.workers = workers
         held_out = data.validation
         self.training = RealImages(data.train, dataset, workers)
@@ -115,14 +120,15 @@ class _Evaluation:
         else:
             self.images = self._sampled(config.sampler, config.num_inference_steps)
 
-    def carry_out(self) -> None:
-        """Measure, keep and tell."""
+    def carry_out(self) -> list[Score]:
+        """Measure, keep and show; returns what was measured."""
         found = collect(self._results())
         report = on_main(lambda: self._keep(found))
         self.workers.console.say(*lines(found.scores))
         paths = {"scores": self.output / SCORES, "report": report}
         paths |= {name: self._picture(name) for name in found.pictures}
         self.workers.console.table({name: str(path) for name, path in paths.items() if path})
+        return found.scores
 
     def _results(self) -> Iterator[Result]:
         config = self.config
@@ -170,7 +176,12 @@ class _Evaluation:
         assert self.model is not None and self.held_out is not None  # the checks see to it
         config, device, noise_scheduler = self.config, self.workers.device, self.model.noise_scheduler
         noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
-        loss, seed = (MSE("mse"), config.seed) if self.run is None else (self.run.loss, self.run.seed)
+        # The loss of a model is that of its run, or the plain one.
+        loss: Loss = MSE("mse")
+        seed, run = config.seed, run_of(config.pipeline)
+        if run is not None and "held_out_loss" in config.metrics:
+            trained = read_part(run, _Trained)
+            loss, seed = trained.loss, trained.seed
         return ModelInputs(
             unet=nn.Module.to(self.model.unet, device=device),  # not ModelMixin's `to`, which warns
             noise_scheduler=noise_scheduler,

@@ -12,12 +12,13 @@ from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes, resolution_text
 from ddpm_train.data.decode import FORMATS
-from ddpm_train.data.sources import describe, image_files
+from ddpm_train.data.paths import image_files
+from ddpm_train.data.sources import describe
 from ddpm_train.runs.checkpoint import MANIFEST
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG
 
 if TYPE_CHECKING:
-    from ddpm_train.config.parts import Dataset
+    from ddpm_train.config.dataset import Dataset
     from ddpm_train.data.images import Images
 
 _OF_A_MODEL = ("model_index.json", "config.json", CONFIG, MANIFEST, CHECKPOINTS, "unet")

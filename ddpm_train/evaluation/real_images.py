@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_train.config.parts import Dataset
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.data.images import Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.evaluation.image_sets import extract

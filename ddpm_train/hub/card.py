@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_train.config.metrics import label
+from ddpm_train.config.metrics import METRICS, metric_label
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.state import ResumedState
 
@@ -150,7 +150,7 @@ def _scores(facts: Facts) -> list[Mapping[str, Any]]:
     depends_on = {"step": known[-1]["step"], "weights": facts.weights}
     return [
         {"name": "held_out_loss", "metric": "held_out_loss", "value": known[-1]["held_out_loss"]}
-        | {"lower_is_better": True, "depends_on": depends_on}
+        | {"lower_is_better": METRICS["held_out_loss"].lower_is_better, "depends_on": depends_on}
     ]
 
 
@@ -164,7 +164,7 @@ def _score_section(facts: Facts) -> list[str]:
         elif score.get("standard_deviation") is not None:
             value += f" ± {score['standard_deviation']:.2g}"
         arrow = "↓" if score.get("lower_is_better") else "↑"
-        rows.append(f"| {label(score['metric'])} {arrow} | {value} | {_depends_text(score)} |")
+        rows.append(f"| {metric_label(score['metric'])} {arrow} | {value} | {_depends_text(score)} |")
     if not rows:
         return []
     return ["## Scores", "\n".join(["| Metric | Value | Measured with |", "|---|---|---|", *rows])]

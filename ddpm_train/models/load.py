@@ -16,7 +16,7 @@ from diffusers.utils import logging
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Judging
-from ddpm_train.config.samplers import CLASSES
+from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.hub.access import find_commit
 from ddpm_train.models.source import path_mistakes, read_json
 from ddpm_train.models.unet import build_unet, read_description
@@ -28,7 +28,7 @@ from ddpm_train.system.failures import first_line
 
 _INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 # What a noise schedule like DDPM's is saved as. "Parallel" is the same schedule in other clothes.
-_SCHEDULES = {*(name for _, name in CLASSES.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
+_SCHEDULES = {*(entry.class_name for entry in SAMPLERS.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, DDPMPipeline, DDPMScheduler, UNet2DModel
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.model import Model
 from ddpm_train.config.noise import NoiseScheduler
-from ddpm_train.config.parts import Dataset, Resolution
+from ddpm_train.config.parts import Resolution
 from ddpm_train.runs.folder import read_part
 from ddpm_train.seeding import Purpose, derived_seed
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ddpm_train.config.metrics import metric_label
 from ddpm_train.report import commands
 from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import main_score, small_learning_rate, trend
 from ddpm_train.report.formatting import count, duration
-from ddpm_train.report.names import name_of
 from ddpm_train.runs.checkpoint import step_name
 from ddpm_train.runs.folder import BEST, CHECKPOINTS
 
@@ -66,7 +66,7 @@ def _of_the_best(evidence: Evidence) -> Iterator[Advice]:
     best, checkpoints = evidence.result.get("best_step"), evidence.path / CHECKPOINTS
     if evidence.finished and best not in (None, evidence.step) and (checkpoints / step_name(best)).is_dir():
         yield Advice(
-            f"{name_of(evidence.result['objective'])} was best at step {count(best)}, whose checkpoint is kept:",
+            f"{metric_label(evidence.result['objective'])} was best at step {count(best)}, whose checkpoint is kept:",
             commands.sample(evidence, of=checkpoints / BEST),
         )
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from ddpm_train.config.metrics import metric_label
 from ddpm_train.report.evidence import Evidence, Floats, Score, Series
 from ddpm_train.report.formatting import count, duration, measured, number, tick
-from ddpm_train.report.names import name_of
 from ddpm_train.report.plots import COLOURS, CURVES, Chart, mark_points, new_axes, styled
 
 BUCKETS = 300
@@ -116,7 +116,7 @@ def _score_over_steps(points: list[tuple[int, Score]]) -> Chart:
     scores = [score for _, score in points]
     values = [score.value for score in scores]
     low, high = np.transpose([score.interval or [score.value, score.value] for score in scores])
-    last, name = scores[-1], name_of(scores[-1].metric)
+    last, name = scores[-1], metric_label(scores[-1].metric)
     best = int(np.argmin(values) if last.lower_is_better else np.argmax(values))
     axes = new_axes("step", name, log_y=last.lower_is_better and low.min() > 0)
     label = f"value, with its {100 * last.confidence:.0f} % interval" if last.interval else None
@@ -151,7 +151,7 @@ def quality_against_cost(cost: dict[str, Any]) -> Chart:
     Args:
         cost: as `scores.json` has it: the name of the `metric`, and `rows` of one score each.
     """
-    rows, name = sorted(cost["rows"], key=lambda row: row["seconds_per_image"]), name_of(cost["metric"])
+    rows, name = sorted(cost["rows"], key=lambda row: row["seconds_per_image"]), metric_label(cost["metric"])
     ends = [row.get("interval") or [row["value"], row["value"]] for row in rows]
     axes = new_axes("seconds for an image", name, log_x=True, log_y=np.min(ends) > 0)
     for place, sampler in enumerate(dict.fromkeys(row["sampler"] for row in cost["rows"])):

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddpm_train.config.metrics import names_of_features_alone
+from ddpm_train.config.metrics import metric_label, names_of_features_alone
 from ddpm_train.report.evidence import Evidence, Score, Series
 from ddpm_train.report.formatting import count, digits, measured, number
-from ddpm_train.report.names import name_of
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01
@@ -83,7 +82,7 @@ def how_good(evidence: Evidence) -> Finding:
     details = []
     if score is not None:
         value, ends = digits(score.value, score.interval)
-        answer = f"{name_of(score.metric)} {value}{_after(score.step)}"
+        answer = f"{metric_label(score.metric)} {value}{_after(score.step)}"
         better = "Lower is better, 0 is perfect" if score.lower_is_better else "Higher is better"
         interval = f"; {100 * score.confidence:.0f} % interval {ends}" if ends else ""
         over = f", over {count(score.num_images)} samples" if score.num_images else ""

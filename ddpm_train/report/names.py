@@ -12,11 +12,6 @@ _EXTRACTORS = {
 }
 
 
-def name_of(score: str) -> str:
-    """What a metric is called, also in the name of a score: "KID" of `kid_efficientnet_lite0_n2048`."""
-    return next((metric.label for name, metric in METRICS.items() if score.startswith(name)), score)
-
-
 def meaning(score: Score) -> str:
     return METRICS[score.metric].meaning if score.metric in METRICS else ""
 

@@ -8,13 +8,14 @@ import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ddpm_train.config.metrics import metric_label
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.report import charts, commands
 from ddpm_train.report.advice import advice
 from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import RULES, findings
 from ddpm_train.report.formatting import count, digits, duration, measured, number
-from ddpm_train.report.names import circumstances, extractor_name, meaning, name_of, weights_name
+from ddpm_train.report.names import circumstances, extractor_name, meaning, weights_name
 from ddpm_train.report.pictures import FRAME_SIDE, MAX_FRAMES, PICTURE_SIDE, Picture, inline
 from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, styled
 
@@ -28,7 +29,7 @@ def render(evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (count, digits, duration, measured, number, circumstances, extractor_name, meaning, name_of):
+    for function in (count, digits, duration, measured, number, circumstances, extractor_name, meaning, metric_label):
         templates.filters[function.__name__] = function
     unreadable = list(evidence.unreadable)
     frames = list(_frames(evidence, unreadable))

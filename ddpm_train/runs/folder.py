@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from ddpm_train.config.extensions import unnamed_mistakes
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.schema import Schema
 from ddpm_train.system.files import write_atomic
 
@@ -68,7 +70,13 @@ def read_part(run: Path, part: type[P]) -> P:
         Mistakes: it is not as `part` wants it.
         OSError, yaml.YAMLError: it cannot be read.
     """
-    return Schema(part, lambda _: iter(())).parse(read_config(run / CONFIG))
+    values = read_config(run / CONFIG)
+    try:
+        return Schema(part, lambda _: iter(())).parse(values)
+    except Mistakes:
+        if lines := list(unnamed_mistakes(values)):
+            raise Mistakes(*lines) from None  # the reason why it is not understood
+        raise
 
 
 def read_records(run: Path, until: int | None = None, *, with_key: str = "") -> Iterator[dict[str, Any]]:

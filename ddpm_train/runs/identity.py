@@ -10,7 +10,7 @@ from ddpm_train.config.schema import dotted_values
 
 # Everything else decides what the run computes. Of the dataset its content counts (by hash), not where it lies.
 MAY_CHANGE = (
-    *("name", "output_dir", "resume", "allow_change", "objective"),
+    *("name", "output_dir", "resume", "allow_change", "objective", "extensions"),
     *("train.max_steps", "train.epochs", "train.patience", "train.micro_batch_size", "train.gradient_checkpointing"),
     *("train.log_every_steps", "train.mixed_precision", "train.channels_last", "train.attention", "train.compile"),
     *("dataset.source", "dataset.path", "dataset.config_name", "dataset.revision", "dataset.image_column"),

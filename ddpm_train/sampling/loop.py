@@ -4,14 +4,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
 from ddpm_train.config import samplers
-
-SAMPLERS: dict[str, Any] = {name: getattr(diffusers, class_name) for name, (_, class_name) in samplers.CLASSES.items()}
 
 # Takes a step's number, timestep, model input (x_t, variance-preserving) and prediction.
 Observer = Callable[[int, Tensor, Tensor, Tensor], None]
@@ -36,7 +33,7 @@ def build_sampler(name: str, noise_scheduler: Any, arguments: Mapping[str, Any] 
     # Heun's linear schedule would end at 0.012 where DDPM's ends at 0.02.
     own = {key: noise_scheduler.config[key] for key in samplers.OF_THE_MODEL if key in constructor}
     given = {key: value for key, value in (arguments or {}).items() if key in constructor}
-    return SAMPLERS[name].from_config(noise_scheduler.config, **own, **given)
+    return samplers.SAMPLERS[name].load().from_config(noise_scheduler.config, **own, **given)
 
 
 def step_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

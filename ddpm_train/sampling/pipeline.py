@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from ddpm_train.config.extensions import import_modules
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.sample import SAMPLING, SampleConfig
 from ddpm_train.models.load import Model, load_model
@@ -31,16 +32,19 @@ def load(
     mixed_precision: Literal["auto", "no", "bf16"] = "auto",
     compile: bool = False,
     device: str | torch.device | None = None,
+    extensions: Sequence[str] = (),
 ) -> "Pipeline":
     """Load a run, a checkpoint, a folder that diffusers saved, or a Hub repository.
 
     Args:
         mixed_precision: auto is measured when first there is enough to do; no is diffusers' result to the bit.
         device: by default the GPU if there is one.
+        extensions: modules that the run's config names, to be imported.
 
     Raises:
         Mistakes: there is no such model, or it is no unconditional one.
     """
+    import_modules(extensions)
     model = load_model(str(pipeline), revision=revision, weights=weights)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Pipeline(model, chosen, mixed_precision, compile)
@@ -111,6 +115,7 @@ class Pipeline:
         return pictures.comparison_table(results), results
 
     def _understand(self, num_images: int, keys: Mapping[str, Any]) -> tuple[SampleConfig, Recipe]:
+        import_modules(keys.get("extensions", ()))
         given = {key: value for key, value in keys.items() if isinstance(value, Image.Image)}
         values = {**_defaults(), "pipeline": self.model.label, "num_images": num_images, **keys}
         values |= dict.fromkeys(given, "<image>")

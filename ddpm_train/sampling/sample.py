@@ -24,7 +24,7 @@ from ddpm_train.system.compute import Compute, device_name, keep_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE, ends_by_exit_code
+from ddpm_train.system.shutdown import PATIENCE
 
 _GRID_IMAGES = 64
 
@@ -35,8 +35,8 @@ def sample_images(config: SampleConfig) -> None:
     Raises:
         Mistakes: the model cannot be had, or cannot do this, or the output is another model's.
     """
-    with ends_by_exit_code(again="the same command makes what is missing"), torch.inference_mode():
-        keep_memory()
+    keep_memory()
+    with torch.inference_mode():
         state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True", timeout=PATIENCE)
         on_main(lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights) and None)
         model = load_model(config.pipeline, revision=config.revision, weights=config.weights)

@@ -10,8 +10,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ddpm_train.config import samplers
+from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.diffusion.noise import estimate_x_0
-from ddpm_train.sampling.loop import SAMPLERS, build_sampler, denoise, noised, step_arguments
+from ddpm_train.sampling.loop import build_sampler, denoise, noised, step_arguments
 
 # Where a sampler may end beside x_0: some stop at the first timestep and leave its noise (0.01 to 0.03).
 _TOLERANCE = 0.1

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,3 +63,20 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def output_mistakes(key: str, folder: str) -> Iterator[str]:
+    """A line if the folder cannot be made or written in."""
+    remedy = "choose another name or output_dir" if key == "output_dir" else f"choose another {key}"
+    existing = Path(folder)
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        yield f"{key}={folder}: not a folder; {remedy}"
+        return
+    try:
+        # Tried, not asked: permissions alone do not tell of read-only disks, nor of what root may not do.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        yield f"{key}={folder}: cannot write in {existing} ({error.strerror}); choose another {key}"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.parts import Dataset, Hub
+from ddpm_train.config.parts import Hub
 from ddpm_train.data.sources import dataset_licence
 from ddpm_train.hub.access import reason
 from ddpm_train.hub.background import Outcome, PushThread

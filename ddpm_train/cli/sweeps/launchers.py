@@ -10,8 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher as HydraLauncher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm_train.cli.sweeps.devices import accelerate_launch, shares
 from ddpm_train.cli.sweeps.jobs import Job
@@ -108,7 +112,20 @@ class FromHydra:
         return [each.return_value if each.status == JobStatus.COMPLETED else float("nan") for each in returned]
 
 
-OURS = {"processes": Processes, "accelerate": Accelerate}
+_OURS = {"processes": Processes, "accelerate": Accelerate}
+
+
+def choose(sweep: Sweep, master: DictConfig) -> Launcher:
+    """The launcher that the sweep's config names."""
+    choice = master.hydra.runtime.choices["hydra/launcher"]
+    if choice in _OURS:
+        arguments: dict[str, Any] = OmegaConf.to_container(master.hydra.launcher)  # type: ignore[assignment]
+        return _OURS[choice](sweep, **arguments)
+    # Hydra's launchers call them, and there is no public way to say that there are none: a config's would be code.
+    from hydra._internal.callbacks import Callbacks
+
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    return FromHydra(Plugins.instance().instantiate_launcher(context, sweep, master))
 
 
 def register() -> None:

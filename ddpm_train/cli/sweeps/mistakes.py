@@ -2,14 +2,16 @@
 
 import importlib.util
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep, Override
 
+from ddpm_train.cli.command import Command
 from ddpm_train.cli.sweeps.devices import visible_gpus
+from ddpm_train.config.compose import options
 from ddpm_train.config.mistakes import did_you_mean
+from ddpm_train.config.overrides import is_hydra
 
 # Jobs that differ in these could not be compared.
 _SAME_FOR_ALL = ("objective", "allow_change")
@@ -21,19 +23,13 @@ _EXTRAS = {
 }
 
 
-def is_hydra(override: Override) -> bool:
-    return str(override.key_or_group).startswith(("hydra.", "hydra/"))
-
-
 def plugin_mistakes(overrides: list[Override]) -> Iterator[str]:
-    loader = GlobalHydra.instance().config_loader()
     for override in overrides:
         group, choice = override.key_or_group, str(override.value())
         if group not in ("hydra/launcher", "hydra/sweeper") or override.is_sweep_override():
             continue
         extras = [name for name in _EXTRAS if name.startswith(group)]
-        options = sorted({f"{group}={name}" for name in loader.get_group_options(group)} | {*extras})
-        known = [option.partition("=")[2] for option in options if option != f"{group}=basic"]
+        known = sorted({*options(group), *(name.partition("=")[2] for name in extras)} - {"basic"})
         package, extra = _EXTRAS.get(f"{group}={choice}", ("hydra", ""))
         if choice not in known:
             yield f"{group}={choice}: no such {group[6:]};{did_you_mean(choice, known)} (one of {', '.join(known)})"
@@ -90,6 +86,22 @@ def launcher_mistakes(launcher: Mapping[str, Any]) -> Iterator[str]:
             yield f"hydra.launcher.main_process_port={port}: one port for several jobs at a time; leave it out"
         elif _is_taken(port):
             yield f"hydra.launcher.main_process_port={port}: taken by another process; leave it out for a free one"
+
+
+def same_folder_mistakes(
+    command: Command[Any], jobs: Sequence[Sequence[str]], configs: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """A line for each folder of several runs, of which each would go on where the one before it stopped."""
+    key = command.output_key
+    folders = [config.get(key) for config in configs if config]
+    for folder in {folder: None for folder in folders if folder is not None and folders.count(folder) > 1}:
+        swept = [texts[0].split("=")[0].lstrip("+") for texts in zip(*jobs, strict=True) if len(set(texts)) > 1]
+        values = (f"hydra:runtime.choices.{name}" if isinstance(configs[0].get(name), dict) else name for name in swept)
+        name = "_".join(["run", *(f"${{{value}}}" for value in values)])
+        yield (
+            f"{key}={folder}: the same for {folders.count(folder)} runs of the sweep; "
+            f"name them apart, such as {command.naming.format(name)}"
+        )
 
 
 def _is_taken(port: int) -> bool:

@@ -20,8 +20,6 @@ from ddpm_train.system import exit_codes
 
 LOG = "job.log"
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-# Names the file that a job's main process leaves its exit code in: `accelerate launch` puts its own 1 in its place.
-EXIT_CODE_FILE = "DDPM_TRAIN_EXIT_CODE_FILE"
 
 
 class JobProcesses:
@@ -47,7 +45,7 @@ class JobProcesses:
             log.flush()
             process = subprocess.Popen(
                 command,
-                env={**os.environ, **environment, EXIT_CODE_FILE: str(exit_code_file)},
+                env={**os.environ, **environment, exit_codes.FILE_VARIABLE: str(exit_code_file)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

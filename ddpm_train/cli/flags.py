@@ -1,0 +1,120 @@
+"""Reads a command line: Hydra's flags, which all programs share, and overrides."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ddpm_train
+from ddpm_train.cli.command import Command
+from ddpm_train.config.mistakes import Mistakes, did_you_mean
+from ddpm_train.config.overrides import token_mistakes
+from ddpm_train.config.parts import CONF
+from ddpm_train.system import launch
+
+_FLAGS: dict[str, dict[str, Any]] = {
+    "--help -h": {"action": "store_true"},
+    "--cfg -c": {"choices": ["job", "hydra", "all"]},
+    "--resolve": {"action": "store_true"},
+    "--package -p": {},
+    "--info -i": {"choices": ["defaults", "searchpath"]},
+    "--shell-completion -sc": {"action": "store_true"},
+    "--multirun -m": {"action": "store_true"},
+    "--config-path -cp": {},
+    "--config-name -cn": {},
+    "--config-dir -cd": {},
+}
+_KNOWN = [flag for flags in _FLAGS for flag in flags.split()] + ["--version"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A command line.
+
+    Attributes:
+        cfg, resolve, package: the part of the composed config to show instead of running.
+        info: what to show of how it is composed.
+        config_path: the folder of the config that `config_name` names.
+        config_dir: a folder with further choices.
+    """
+
+    overrides: list[str]
+    help: bool
+    cfg: str | None
+    resolve: bool
+    package: str | None
+    info: str | None
+    shell_completion: bool
+    multirun: bool
+    config_path: Path
+    config_name: str
+    config_dir: Path | None
+
+    def flags(self, config_name: str) -> list[str]:
+        """The flags that say where the configs are, as far as they are not those of a program with that config."""
+        given = {
+            "--config-path": self.config_path if self.config_path != CONF else None,
+            "--config-name": self.config_name if self.config_name != config_name else None,
+            "--config-dir": self.config_dir,
+        }
+        return [f"{flag}={value}" for flag, value in given.items() if value is not None]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Mistakes(message)
+
+
+def read(texts: Sequence[str], command: Command[Any]) -> Arguments:
+    """Read a command line.
+
+    Raises:
+        Mistakes: a line for each that the flags have.
+    """
+    parser = _Parser(add_help=False)
+    for flags, options in _FLAGS.items():
+        parser.add_argument(*flags.split(), **options)
+    parser.add_argument("--version", action="version", version=f"{command.name} {ddpm_train.__version__}")
+    parser.add_argument("overrides", nargs="*")
+    given, unknown = parser.parse_known_args(texts)
+    # argparse takes no overrides after a flag that stands between them.
+    given.overrides += [text for text in unknown if not text.startswith("-")]
+    given.config_path = Path(given.config_path or CONF).resolve()
+    given.config_name = (given.config_name or command.program.config_name).removesuffix(".yaml")
+    given.config_dir = Path(given.config_dir) if given.config_dir else None
+    arguments = Arguments(**vars(given))
+    if lines := [*token_mistakes(texts), *_flag_mistakes(arguments, unknown, command)]:
+        raise Mistakes(*dict.fromkeys(lines))
+    return arguments
+
+
+def _flag_mistakes(arguments: Arguments, unknown: Sequence[str], command: Command[Any]) -> Iterator[str]:
+    for flag in (text for text in unknown if text.startswith("-")):
+        if flag.startswith("--experimental-rerun"):
+            yield "--experimental-rerun: not for these runs; use --config-path RUN --config-name config"
+        else:
+            yield f"{flag}: no such flag;{did_you_mean(flag.split('=')[0], _KNOWN) or ' see --help'}"
+    if arguments.cfg is None and (arguments.resolve or arguments.package):
+        yield f"{'--resolve' if arguments.resolve else '--package'}: says how to show a config; add --cfg job"
+    yield from _place_mistakes(arguments)
+    for flag in ("cfg", "info"):
+        if arguments.multirun and getattr(arguments, flag):
+            yield f"--{flag}: not of a whole sweep; leave out --multirun"
+    if arguments.multirun and (count := launch.num_processes()) > 1:
+        remedy = f" with hydra/launcher=accelerate hydra.launcher.num_processes={count}" if command.sweeps else ""
+        yield f"--multirun: each of {count} processes would sweep; start it without a launcher{remedy}"
+
+
+def _place_mistakes(arguments: Arguments) -> Iterator[str]:
+    """A line for each folder or config that is not there."""
+    given = {"--config-path": arguments.config_path, "--config-dir": arguments.config_dir}
+    folders = {flag: folder for flag, folder in given.items() if folder is not None}
+    if missing := {flag: folder for flag, folder in folders.items() if not folder.is_dir()}:
+        yield from (f"{flag}={folder}: no such folder" for flag, folder in missing.items())
+        return
+    names = [path.stem for folder in folders.values() for path in folder.glob("*.yaml")]
+    if arguments.config_name not in names:
+        places = " or ".join(map(str, folders.values()))
+        remedy = did_you_mean(arguments.config_name, names)
+        yield f"--config-name={arguments.config_name}: no such file in {places};{remedy}".rstrip(";")

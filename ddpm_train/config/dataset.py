@@ -1,0 +1,50 @@
+"""Where images come from."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge, Le, Lt
+from pydantic import BeforeValidator
+
+from ddpm_train.config.parts import AutoBool, Byte, NonNegative, Positive, Real, Required, Resolution, Section, no_bool
+from ddpm_train.config.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ddpm_train.data.sources import Source
+
+# What opens one split of a configured dataset; a text names it, since it is not for a config to import.
+DATASET_SOURCES: "Registry[str | Callable[[Dataset, str], Source]]" = Registry(
+    "source of images",
+    {
+        "embedded": "ddpm_train.data.sources:EmbeddedSource.open",
+        "folder": "ddpm_train.data.sources:FolderSource.open",
+        "hub": "ddpm_train.data.sources:HubSource.open",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Dataset(Section):
+    """Where the images come from and how they become uint8 arrays [channels, height, width]."""
+
+    source: Annotated[str, DATASET_SOURCES, Required]
+    path: Annotated[str, Required]
+    config_name: str | None  # the Hub dataset's configuration
+    split: str
+    revision: str | None
+    image_column: str | None  # None: the one column of images
+    validation_split: str | None  # None: hold out `validation_fraction` of the images
+    validation_fraction: Annotated[Real, Ge(0), Lt(1)]
+    resolution: Resolution
+    channels: Annotated[Literal[1, 3, 4], BeforeValidator(no_bool)]
+    background: tuple[Byte, Byte, Byte]  # what stands behind transparent pixels when channels < 4
+    crop: Literal["center", "random"]
+    random_flip: bool
+    cache: Literal["disk", "none"]
+    device_cache: AutoBool  # all prepared images in the GPU's memory; auto: where they fit
+    cache_dir: str | None  # None: $XDG_CACHE_HOME/ddpm-train
+    num_workers: NonNegative | None  # None: one for each core
+    max_broken_fraction: Annotated[Real, Ge(0), Le(1)]
+    max_pixels: Positive  # a larger image is not decoded (decompression bombs)

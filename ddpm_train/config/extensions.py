@@ -1,0 +1,61 @@
+"""Code that a command names is imported, before anything is composed. A config that names code runs none."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from ddpm_train.config.mistakes import Mistakes, as_written
+
+KEY = "extensions"
+
+
+def import_extensions(overrides: Sequence[Override], config_dir: Path | None) -> None:
+    """Import the modules that the overrides themselves name.
+
+    Args:
+        config_dir: a folder of configs of the user's own; modules may lie there as in the current folder.
+
+    Raises:
+        Mistakes: a module cannot be imported; a line for each.
+    """
+    for override in overrides:
+        if override.key_or_group == KEY and isinstance(names := override.value(), list):
+            import_modules(names, config_dir)
+
+
+def import_modules(names: Sequence[str], config_dir: Path | None = None) -> None:
+    """The same for names."""
+    if names:
+        # At the end: a folder named as an installed package is must not take its place.
+        sys.path += [path for path in map(str, (Path.cwd(), config_dir or Path.cwd())) if path not in sys.path]
+    lines = []
+    for name in map(str, names):
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            lines.append(f"{KEY}={as_written(names)}: {_reason(name, error)}")
+    if lines:
+        raise Mistakes(*lines)
+
+
+def unnamed_mistakes(values: Mapping[str, Any]) -> Iterator[str]:
+    """A line if a config names code that nobody has had imported."""
+    names = values.get(KEY) or ()
+    if isinstance(names, list | tuple) and (unnamed := [name for name in names if name not in sys.modules]):
+        yield (
+            f"{KEY}={as_written(unnamed)}: this config names code, which runs only if the command names it too; "
+            f"if you trust it, add '{KEY}={as_written(names)}'"
+        )
+
+
+def _reason(name: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+        return f"there is no module {error.name}; put it into this folder or that of --config-dir, or install it"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    told = str(error).splitlines()[0] if str(error) else "no reason given"
+    return f"{name} fails in {place.filename}, line {place.lineno} ({type(error).__name__}: {told}); correct it"

@@ -1,0 +1,126 @@
+"""Overrides, `key=value` in Hydra's grammar: reading them, and writing Python's keywords as such."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from ddpm_train.config import extensions
+from ddpm_train.config.mistakes import Mistakes, as_written, holds_token
+from ddpm_train.config.parts import CONF
+
+# Sections that may hold keys which no file names: the schema knows them.
+OPEN_SECTIONS = ("sampler",)
+
+
+@cache
+def parse(text: str) -> Override:
+    return OverridesParser.create().parse_override(text)
+
+
+def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """The overrides, and a line for each text that is none.
+
+    Raises:
+        Mistakes: a text holds a token, which no message may repeat.
+    """
+    if lines := list(token_mistakes(texts)):
+        raise Mistakes(*lines)
+    parsed, lines = [], []
+    for text in texts:
+        try:
+            parsed.append(parse(text))
+        except HydraException:
+            lines.append(f"{text}: not of the form key=value (quote values with special characters)")
+    return parsed, lines
+
+
+def token_mistakes(texts: Iterable[str]) -> Iterator[str]:
+    """A line for each text "key=value" that holds a token or asks for one; the token is not repeated."""
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if holds_token(text) or (equals and value not in ("", "None") and key.endswith(("token", "api_key"))):
+            shown = key if equals and not holds_token(key) else "hf_…"
+            yield (
+                f"{shown}: a token does not belong in a command or a config, which are saved and pushed; "
+                "log in with `hf auth login`, or set HF_TOKEN"
+            )
+
+
+def is_hydra(override: Override) -> bool:
+    """Whether it is for Hydra itself, and not for the program."""
+    return str(override.key_or_group).startswith(("hydra.", "hydra/"))
+
+
+def is_open(key: str) -> bool:
+    """Whether a config takes the key although none of its files names it."""
+    return key == extensions.KEY or key.rpartition(".")[0] in OPEN_SECTIONS
+
+
+def opened(text: str) -> str:
+    """The override as Hydra takes it for such a key."""
+    return f"++{text}" if is_open(text.split("=")[0]) else text
+
+
+def choice_mistakes(overrides: Iterable[Override], *, multirun: bool) -> Iterator[str]:
+    """A line for each override with several values that cannot be tried one after the other."""
+    for override in filter(Override.is_sweep_override, overrides):
+        if not override.is_discrete_sweep():
+            key = override.key_or_group
+            yield f"{override.input_line}: a sweep needs choices; write {key}=A,B or range(A,B)"
+        elif not multirun:
+            yield f"{override.input_line}: several values; add --multirun to try each, or quote it if it is one text"
+
+
+def discrete(override: Override) -> list[str]:
+    """One override for each value of a discrete choice, none for an interval."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        return []
+    return [f"{override.get_key_element()}={choice}" for choice in override.sweep_string_iterator()]
+
+
+def as_overrides(keys: Mapping[str, Any]) -> list[str]:
+    """Python's keywords as overrides.
+
+    A nested mapping holds keys of a section: `train={"max_steps": 10}`. The choice of a group is a text,
+    `dataset="imagefolder"`, or stands as "name" beside the keys to change: `sampler={"name": "ddim", "eta": 0.5}`.
+    Texts mean what they say, but for `${…}`, which refers to another key as in any config.
+    """
+    return [text for key, value in keys.items() for text in _override(key, value)]
+
+
+def _override(key: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, Mapping) or not value:
+        yield f"{key}={_literal(value)}"
+        return
+    sign, keys = "", dict(value)
+    if key == "tracker":  # several at once, each with arguments that no config names
+        sign = "++"
+        keys = {name: arguments for name, arguments in keys.items() if arguments is not None}
+        yield f"{key}={_literal(list(keys))}"
+    elif "name" in keys and (key == "sampler" or (CONF / key).is_dir()):
+        yield f"{key}={_literal(keys.pop('name'))}"
+    for part, item in keys.items():
+        yield from (f"{sign}{text}" for text in _override(f"{key}.{part}", item))
+
+
+# What Hydra's grammar takes for a text without quotes. They would hide it in messages.
+_PLAIN = re.compile(r"(?!(true|false|null|inf|nan)$)[a-z_][\w./-]*", re.ASCII | re.IGNORECASE)
+
+
+def _literal(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if value is None or isinstance(value, bool | int | float):
+        return as_written(value)
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_literal(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_literal, value))}]"
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes()

@@ -1,0 +1,54 @@
+"""What a look at the disk shows of a dataset. Imports neither torch nor numpy, for which a mistake must not wait."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddpm_train.config.mistakes import Mistakes
+
+if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
+    from ddpm_train.config.dataset import Dataset
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def image_files(root: Path) -> Iterator[str]:
+    """Paths relative to `root`. Links are followed, but no folder is entered twice: they may lead in circles."""
+
+    def refuse(error: OSError) -> None:
+        raise Mistakes(f"dataset.path={root}: {error.filename}: {error.strerror}; make it readable or remove it")
+
+    seen = set()
+    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
+        subfolders.sort()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for file in files:
+            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
+                yield os.path.relpath(os.path.join(folder, file), root)
+
+
+def path_mistakes(config: "Dataset") -> list[str]:
+    """Mistakes in `dataset.path` that a look at the disk shows, without loading anything."""
+    path = Path(config.path).expanduser()
+    if config.validation_split is not None and (
+        config.source == "folder" or path.suffix == ".parquet" or (path / "state.json").exists()
+    ):
+        # The same images would be trained on and held out.
+        return [
+            f"dataset.validation_split={config.validation_split}: {config.path} has no splits; "
+            "use dataset.validation_fraction"
+        ]
+    if config.source == "folder":
+        if not path.exists():
+            return [f"dataset.path={config.path}: no such folder"]
+        if not path.is_dir():
+            return [f"dataset.path={config.path}: not a folder; give the folder that holds the images"]
+    looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") > 1
+    if config.source == "hub" and looks_local and not path.exists():
+        return [f"dataset.path={config.path}: no such file or folder"]
+    return []

@@ -1,0 +1,86 @@
+"""What is wrong with an evaluation on this machine, before anything slow starts. Imports no torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_train.config.dataset import Dataset
+from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
+from ddpm_train.config.metrics import extractor_mistakes, names_needing
+from ddpm_train.config.metrics import package_mistakes as extra_mistakes
+from ddpm_train.config.mistakes import Mistakes, as_written
+from ddpm_train.config.program import Program
+from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.data.paths import path_mistakes as dataset_mistakes
+from ddpm_train.evaluation.image_folder import image_folder
+from ddpm_train.models.source import path_mistakes
+from ddpm_train.runs.folder import EVALUATION as FOLDER
+from ddpm_train.runs.folder import read_part, run_of
+from ddpm_train.sampling.preflight import precision_mistakes
+from ddpm_train.system.files import output_mistakes
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What of a run's config says which images it was trained with."""
+
+    dataset: Dataset
+
+
+def preflight(config: EvaluateConfig) -> Iterator[str]:
+    """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
+    yield from output_mistakes("output", str(output_of(config)))
+    if config.mixed_precision == "bf16":
+        yield from precision_mistakes()
+    yield from path_mistakes(config.pipeline)
+    yield from extra_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
+    yield from extractor_mistakes(
+        config.all_metrics,
+        config.extractor.name,
+        config.extractor.weights,
+        keys=("metrics", "extractor.name", "extractor.weights"),
+    )
+    if image_folder(config.pipeline) is not None:
+        yield from _model_mistakes(config)
+    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
+    for name in config.cost.samplers:
+        yield from package_mistakes(name, f"cost.samplers={as_written(config.cost.samplers)}")
+    try:
+        dataset = dataset_of(config)
+    except Mistakes as mistakes:
+        yield from mistakes.lines
+    else:
+        yield from dataset_mistakes(dataset)
+
+
+def dataset_of(config: EvaluateConfig) -> Dataset:
+    """The dataset to compare with: the run's own unless the command names one.
+
+    Raises:
+        Mistakes: there is none.
+    """
+    if config.dataset is not None:
+        return config.dataset
+    run = run_of(config.pipeline)
+    if run is None:
+        raise Mistakes("dataset=null: compare with which images? give dataset=cifar10, dataset=imagefolder, …")
+    return read_part(run, _Trained).dataset
+
+
+def output_of(config: EvaluateConfig) -> Path:
+    if config.output is not None:
+        return Path(config.output)
+    run = run_of(config.pipeline)
+    return Path("evaluation", config.pipeline.strip("/").replace("/", "_")) if run is None else run / FOLDER
+
+
+def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
+    """What a folder of images cannot answer."""
+    place = f"{config.pipeline} is a folder of images"
+    if wanted := names_needing("model", config.metrics):
+        yield f"metrics={as_written(config.metrics)}: {' and '.join(wanted)} need a model, and {place}; leave them out"
+    if config.measures_cost:
+        yield f"cost.samplers={as_written(config.cost.samplers)}: needs a model to sample, and {place}; leave it out"
+
+
+PROGRAM = Program("evaluate", EVALUATION, preflight)

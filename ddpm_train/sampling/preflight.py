@@ -1,0 +1,38 @@
+"""What is wrong with sampling on this machine, before anything slow starts. Imports no torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.program import Program
+from ddpm_train.config.sample import SAMPLING, SampleConfig
+from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.models.source import path_mistakes
+from ddpm_train.system.files import output_mistakes
+from ddpm_train.system.launch import launch_mistakes
+
+
+def preflight(config: SampleConfig) -> Iterator[str]:
+    """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
+    yield from output_mistakes("output", config.output)
+    yield from launch_mistakes()
+    for key in ("from_image", "inpaint"):
+        path = getattr(config, key)
+        if path is not None and not Path(path).expanduser().is_file():
+            yield f"{key}={path}: no such file"
+    if config.mixed_precision == "bf16":
+        yield from precision_mistakes()
+    yield from path_mistakes(config.pipeline)
+    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
+    for name in config.compare.samplers:
+        yield from package_mistakes(name, f"compare.samplers={as_written(config.compare.samplers)}")
+
+
+def precision_mistakes() -> Iterator[str]:
+    import torch
+
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield f"mixed_precision=bf16: {torch.cuda.get_device_name()} has none; use no or auto"
+
+
+PROGRAM = Program("sample", SAMPLING, preflight)

@@ -1,0 +1,166 @@
+"""A process that has paid for the imports and forks into programs: what `python ARGUMENTS` does, seconds sooner.
+
+`python -m helpers.fork_server FD` reads requests from that socket, one message each: a JSON object and the file
+descriptors of a status pipe, stdin, stdout and stderr. It writes to the status pipe a line with the number of the new
+process and, when that has ended, a line with its exit code. When the socket is closed, everything ends.
+"""
+
+import array
+import atexit
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+import traceback
+import types
+from pathlib import Path
+from typing import NoReturn
+
+PRELOADED = (
+    *("ddpm_train.cli.train", "ddpm_train.cli.sample", "ddpm_train.cli.evaluate", "ddpm_train.cli.push"),
+    *("ddpm_train.training.train", "ddpm_train.sampling.sample", "ddpm_train.evaluation.evaluate"),
+    *("ddpm_train.hub.push", "diffusers.DDPMPipeline", "diffusers.UNet2DModel", "matplotlib.pyplot"),
+    *("torch.utils.tensorboard", "tensorboard.plugins.hparams.api_pb2", "torch_fidelity"),
+    *("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_submitit_launcher.submitit_launcher"),
+)
+# These have read their settings from the environment of this process.
+READ_THE_ENVIRONMENT = ("huggingface_hub.constants", "datasets.config")
+
+
+def serve(channel: socket.socket) -> None:
+    """Fork for each request, and report the ends, until the other end of the channel is closed."""
+    waiting = selectors.DefaultSelector()
+    waiting.register(channel, selectors.EVENT_READ)
+    children: dict[int, tuple[int, int]] = {}  # a descriptor of the process: its number, and its status pipe
+    while True:
+        for key, _ in waiting.select():
+            if key.fd != channel.fileno():
+                waiting.unregister(key.fd)
+                pid, status = children.pop(key.fd)
+                report(status, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                os.close(status)
+                os.close(key.fd)
+                continue
+            message, ancillary, _, _ = channel.recvmsg(2**20, socket.CMSG_SPACE(4 * array.array("i").itemsize))
+            if not message:
+                for pid, _ in children.values():
+                    os.kill(pid, signal.SIGKILL)
+                return
+            descriptors = array.array("i")
+            descriptors.frombytes(ancillary[0][2])
+            status, *streams = descriptors
+            pid = os.fork()
+            if pid == 0:
+                channel.close()
+                become(json.loads(message), streams)
+            report(status, pid)
+            for stream in streams:
+                os.close(stream)
+            process = os.pidfd_open(pid)
+            children[process] = (pid, status)
+            waiting.register(process, selectors.EVENT_READ)
+
+
+def report(pipe: int, number: int) -> None:
+    """Write a line, unless nobody reads it any more."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(pipe, f"{number}\n".encode())
+
+
+def become(request: dict[str, object], streams: list[int]) -> NoReturn:
+    """Be a Python process with those arguments, folder, environment and streams, and end as one."""
+    code: object = 1
+    try:
+        if request["session"]:
+            os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.chdir(str(request["folder"]))
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        os.closerange(3, max(streams) + 1000)
+        sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", encoding="utf-8", closefd=False)
+        sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        settle(request["environment"])  # type: ignore[arg-type]
+        run_python(*request["python"])  # type: ignore[misc]
+        code = 0
+    except SystemExit as left:
+        code = 0 if left.code is None else left.code
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+    except KeyboardInterrupt:
+        code = -signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+    try:
+        threading._shutdown()  # waits for threads, as every Python process does at its end
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        if code == -signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        os._exit(code & 255 if isinstance(code, int) else 1)
+
+
+def settle(environment: dict[str, str]) -> None:
+    """Live in that environment, also where this process has read another one while it was importing."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for name in READ_THE_ENVIRONMENT:
+        if name in sys.modules:
+            importlib.reload(sys.modules[name])
+    for name, parameter in (("MALLOC_MMAP_THRESHOLD_", -3), ("MALLOC_ARENA_MAX", -8)):
+        if name in environment:  # what glibc does with these at the start of a process; numbers from malloc.h
+            ctypes.CDLL(None).mallopt(parameter, int(environment[name]))
+    if "STRAYS" in environment:  # see there
+        runpy.run_path(str(Path(__file__).parent / "only_loopback/sitecustomize.py"))
+
+
+def run_python(first: str, *arguments: str) -> None:
+    """`python FIRST ARGUMENTS`, where `first` is -m, -c or a file."""
+    if first == "-m":
+        sys.path.insert(0, os.getcwd())
+        module, *sys.argv[1:] = arguments
+        sys.modules.pop(module, None)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.path.insert(0, "")
+        code, *words = arguments
+        sys.argv = ["-c", *words]
+        sys.modules["__main__"] = program = types.ModuleType("__main__")
+        exec(code, program.__dict__)
+    else:
+        sys.path.insert(0, str(Path(first).resolve().parent))
+        sys.argv = [first, *arguments]
+        runpy.run_path(first, run_name="__main__")
+
+
+def preload() -> None:
+    for name in PRELOADED:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:  # a class that its package imports when it is asked for
+            package, _, attribute = name.rpartition(".")
+            getattr(importlib.import_module(package), attribute)
+    from PIL import Image
+
+    Image.init()
+    assert threading.active_count() == 1, "a fork has only the thread that forks"
+    gc.collect()
+    gc.freeze()  # what is here stays, and collecting need not touch it
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    preload()
+    serve(channel)

@@ -1,0 +1,137 @@
+"""Code that the command line names is imported; a config that names code runs none."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.cli import ROOT, Cli
+
+TRAIN = [sys.executable, str(ROOT / "train.py")]
+SAMPLE = [sys.executable, "-m", "ddpm_train.cli.sample"]
+# Says that it was imported, and adds a choice to each of two groups.
+MODULE = """
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ddpm_train.config.losses import LOSSES, Loss
+from ddpm_train.config.samplers import SAMPLERS, SamplerClass
+
+Path("imported").touch()
+
+
+@LOSSES.choice
+@dataclass(frozen=True)
+class Huber(Loss):
+    name: Literal["huber"]
+    delta: float
+
+
+SAMPLERS.add("mine", SamplerClass("diffusers.schedulers.scheduling_ddim:DDIMScheduler", "DDIM by another name"))
+"""
+
+
+@pytest.fixture
+def mine(cli: Cli) -> Cli:
+    """A folder of one's own, with a module and a choice that needs it."""
+    write(cli.folder / "mine/my_choices.py", MODULE)
+    write(cli.folder / "mine/loss/huber.yaml", "name: huber\ndelta: 0.5\n")
+    return cli
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def refused(cli: Cli, *command: str) -> list[str]:
+    """The lines of a command that is wrong; it may have left nothing."""
+    lines = cli.run(command, expect=2).splitlines()
+    assert not (cli.folder / "imported").exists() and not (cli.folder / "outputs").exists()
+    return [line.removeprefix("error: ") for line in lines]
+
+
+@pytest.mark.parametrize("extensions", ["extensions=[my_choices]", "+extensions=[my_choices]"])
+def test_what_the_command_line_names_is_imported(mine: Cli, extensions: str) -> None:
+    command = [*TRAIN, "--config-dir", "mine", extensions, "loss=huber", "sampler=mine", "sampler.eta=0.5"]
+    values = yaml.safe_load(mine.run([*command, "--cfg", "job"]))
+    assert (values["loss"], values["extensions"]) == ({"name": "huber", "delta": 0.5}, ["my_choices"])
+    assert values["sampler"] == {"name": "mine", "eta": 0.5} and (mine.folder / "imported").exists()
+    wrong = mine.run([*command, "loss.delta=abc", "loss.gamma=5", "sampler.etaa=1"], expect=2)
+    assert wrong.splitlines() == [
+        "error: loss.gamma=5: no such key; did you mean 'loss.name'?",
+        "error: loss.delta=abc: must be a number",
+        "error: sampler.etaa=1: no argument of DDIMScheduler; did you mean 'eta'?",
+    ]
+
+
+def test_the_current_folder_is_searched_too(cli: Cli) -> None:
+    write(cli.folder / "my_choices.py", MODULE)
+    text = cli.run([*SAMPLE, "extensions=[my_choices]", "--help"])
+    assert "  mine                   DDIM by another name" in text
+
+
+def test_what_nobody_names_is_unknown(mine: Cli) -> None:
+    assert refused(mine, *TRAIN, "--config-dir", "mine", "loss=huber") == ["loss.name=huber: not one of mse, min_snr"]
+    (line,) = refused(mine, *TRAIN, "--config-dir", "mine", "sampler=mine")
+    assert line.startswith("sampler=mine: no such config;")
+
+
+def test_a_config_that_names_code_runs_none(mine: Cli) -> None:
+    """Neither an experiment nor the saved config of a run."""
+    needed = (
+        "extensions=[my_choices]: this config names code, which runs only if the command names it too; "
+        "if you trust it, add 'extensions=[my_choices]'"
+    )
+    evil = {"extensions": ["my_choices"], "loss": {"name": "huber", "delta": 0.5}}
+    write(mine.folder / "mine/experiment/evil.yaml", "# @package _global_\n" + yaml.safe_dump(evil))
+    assert refused(mine, *TRAIN, "--config-dir", "mine", "experiment=evil") == [needed]
+    sweep = ("--multirun", "--config-dir", "mine", "experiment=evil", "seed=1,2")
+    assert refused(mine, *TRAIN, *sweep) == [needed]
+
+    composed = yaml.safe_load(mine.run([*TRAIN, "--cfg", "job"]))
+    write(mine.folder / "run/config.yaml", yaml.safe_dump({**composed, **evil}))
+    write(mine.folder / "run/my_choices.py", MODULE)
+    assert refused(mine, *TRAIN, "--config-path", "run") == [needed]
+    # Named, it is trusted; it is found in this folder or in that of --config-dir, but not in the run's.
+    run = [*TRAIN, "--config-path", "run", "extensions=[my_choices]"]
+    assert refused(mine, *run) == [
+        "extensions=[my_choices]: there is no module my_choices; put it into this folder or that of --config-dir, "
+        "or install it"
+    ]
+    wrong = mine.run([*run, "--config-dir", "mine", "train.max_steps=-1"], expect=2)
+    assert wrong == "error: train.max_steps=-1: must be greater than 0\n"
+
+
+def test_what_hydra_would_call_is_not_called(cli: Cli) -> None:
+    composed = yaml.safe_load(cli.run([*TRAIN, "--cfg", "job"]))
+    touch = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": ["called"]}}
+    write(cli.folder / "run/config.yaml", yaml.safe_dump({**composed, "hydra": {"callbacks": {"evil": touch}}}))
+    cli.train("--config-path", "run", "train.max_steps=1", "evaluation.batch_size=4")
+    assert len(cli.metrics()) > 0 and not (cli.folder / "called").exists()
+
+
+def test_a_config_from_before_extensions_takes_them(mine: Cli) -> None:
+    composed = yaml.safe_load(mine.run([*TRAIN, "--cfg", "job"]))
+    del composed["extensions"]
+    write(mine.folder / "run/config.yaml", yaml.safe_dump(composed))
+    shown = mine.run(
+        [*TRAIN, "--config-path", "run", "--config-dir", "mine", "--cfg", "job", "extensions=[my_choices]"]
+    )
+    assert yaml.safe_load(shown)["extensions"] == ["my_choices"]
+
+
+def test_what_cannot_be_imported_is_told_in_one_line(cli: Cli) -> None:
+    write(cli.folder / "broken.py", "import math\n\n1 / 0\n")
+    write(cli.folder / "needy.py", "import nowhere_to_be_found\n")
+    broken, needy = (cli.folder.resolve() / name for name in ("broken.py", "needy.py"))
+    assert refused(cli, *TRAIN, "extensions=[nowhere,broken,needy]", "model=unet_x") == [
+        "extensions=[nowhere,broken,needy]: there is no module nowhere; put it into this folder or that of "
+        "--config-dir, or install it",
+        f"extensions=[nowhere,broken,needy]: broken fails in {broken}, line 3 (ZeroDivisionError: division by zero); "
+        "correct it",
+        f"extensions=[nowhere,broken,needy]: needy fails in {needy}, line 1 (ModuleNotFoundError: No module named "
+        "'nowhere_to_be_found'); correct it",
+    ]
+    assert refused(cli, *TRAIN, "extensions=broken") == ["extensions=broken: must be a list"]
