@@ -143,5 +143,5 @@ class PushThread:
             outcome = json.loads(said[-1])
             return Outcome(self._step, outcome.get("commit"), outcome.get("error", ""))
         except (ValueError, IndexError):
-            reason = said[-1] if said else f"it took longer than {self._push_seconds:.0f} s"
-            return Outcome(self._step, None, f"the pushing process ended: {reason}")
+            limit_passed = f"it was not done in {self._push_seconds:.0f} s"
+            return Outcome(self._step, None, f"the pushing process ended: {said[-1]}" if said else limit_passed)
