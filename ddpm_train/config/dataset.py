@@ -1,7 +1,8 @@
 """Where images come from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Lt
 from pydantic import BeforeValidator
@@ -9,13 +10,8 @@ from pydantic import BeforeValidator
 from ddpm_train.config.parts import AutoBool, Byte, NonNegative, Positive, Real, Required, Resolution, Section, no_bool
 from ddpm_train.config.registry import Registry
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ddpm_train.data.sources import Source
-
-# What opens one split of a configured dataset; a text names it, since it is not for a config to import.
-DATASET_SOURCES: "Registry[str | Callable[[Dataset, str], Source]]" = Registry(
+# What opens a split of a configured dataset: a function of both that returns a `data.sources.Source`, or its name.
+DATASET_SOURCES: "Registry[str | Callable[[Dataset, str], Any]]" = Registry(
     "source of images",
     {
         "embedded": "ddpm_train.data.sources:EmbeddedSource.open",
