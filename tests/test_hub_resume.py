@@ -145,7 +145,9 @@ def fetching(cli: HubCli, into: str, repo_id: str = "tester/cats", **environment
 
 
 def fetched(cli: HubCli, into: str, repo_id: str = "tester/cats") -> str:
-    said, _ = fetching(cli, into, repo_id).communicate()
+    process = fetching(cli, into, repo_id)
+    said, complaints = process.communicate()
+    assert process.returncode == 0, complaints
     return said
 
 
