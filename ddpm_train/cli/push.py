@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from ddpm_train.cli import app
-from ddpm_train.cli.command import Command
 from ddpm_train.config.parts import Hub
 from ddpm_train.config.program import Program
 from ddpm_train.config.push import PUSHING, PushConfig
@@ -20,7 +19,7 @@ from ddpm_train.system import exit_codes
 
 
 def main() -> None:
-    app.main(Command("ddpm-push", Program("push", PUSHING, preflight), "run", "'run={}'", job))
+    app.main(Program("ddpm-push", "push", "run", "'run={}'", PUSHING, preflight), job)
 
 
 def preflight(config: PushConfig) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """What single keys of a training run cannot show: combinations that cannot work."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import as_written, resolution_text
@@ -9,15 +8,6 @@ from ddpm_train.config.objective import objective_mistakes
 from ddpm_train.config.parts import Section
 from ddpm_train.config.schema import Schema
 from ddpm_train.config.train import Config
-
-
-def parse(values: Mapping[str, Any]) -> Config:
-    """Check a composed config of a run (plain dicts and lists) and return it typed.
-
-    Raises:
-        Mistakes: every wrong type, range, name and combination in it, a line each.
-    """
-    return TRAINING.parse(values)
 
 
 def cross_field_mistakes(config: Config) -> Iterator[str]:

@@ -83,4 +83,4 @@ def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
         yield f"cost.samplers={as_written(config.cost.samplers)}: needs a model to sample, and {place}; leave it out"
 
 
-PROGRAM = Program("evaluate", EVALUATION, preflight)
+PROGRAM = Program("ddpm-evaluate", "evaluate", "output", "output='evaluation/{}'", EVALUATION, preflight)

@@ -35,4 +35,4 @@ def precision_mistakes() -> Iterator[str]:
         yield f"mixed_precision=bf16: {torch.cuda.get_device_name()} has none; use no or auto"
 
 
-PROGRAM = Program("sample", SAMPLING, preflight)
+PROGRAM = Program("ddpm-sample", "sample", "output", "output='samples/{}'", SAMPLING, preflight)
