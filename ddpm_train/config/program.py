@@ -35,7 +35,7 @@ class Program(Generic[C]):
     naming: str
     schema: Schema[C]
     preflight: Callable[[C], Iterator[str]]
-    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = lambda values, _: (
+    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = lambda values, overrides: (
         values,
         [],
     )

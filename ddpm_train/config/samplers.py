@@ -137,9 +137,14 @@ def argument_mistakes(name: str, given: Mapping[str, Any]) -> Iterator[str]:
             yield f"sampler.{key}={as_written(value)}: no argument of {SAMPLERS[name].class_name};{remedy}"
 
 
-def package_mistakes(name: str, given: str) -> Iterator[str]:
-    """A line if the sampler needs a package that is not installed; `given` is what the user wrote."""
-    package = SAMPLERS[name].package
-    if package and importlib.util.find_spec(package) is None:
-        what = "'ddpm-train[samplers]'" if package in ("scipy", "torchsde") else package
-        yield f"{given}: {name} needs {package}, which is not installed; pip install {what}"
+def sampler_package_mistakes(*names: str, given: str = "") -> Iterator[str]:
+    """A line for each of these samplers that needs a package that is not installed.
+
+    Args:
+        given: what the user wrote, if not "sampler=NAME".
+    """
+    for name in names:
+        package = SAMPLERS[name].package
+        if package and importlib.util.find_spec(package) is None:
+            what = "'ddpm-train[samplers]'" if package in ("scipy", "torchsde") else package
+            yield f"{given or f'sampler={name}'}: {name} needs {package}, which is not installed; pip install {what}"

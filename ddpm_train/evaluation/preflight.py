@@ -6,11 +6,10 @@ from pathlib import Path
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
-from ddpm_train.config.metrics import extractor_mistakes, names_needing
-from ddpm_train.config.metrics import package_mistakes as extra_mistakes
+from ddpm_train.config.metrics import extractor_mistakes, names_needing, package_mistakes
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.program import Program
-from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.data.paths import path_mistakes as dataset_mistakes
 from ddpm_train.evaluation.image_folder import image_folder
 from ddpm_train.models.source import path_mistakes
@@ -33,18 +32,14 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
     if config.mixed_precision == "bf16":
         yield from precision_mistakes()
     yield from path_mistakes(config.pipeline)
-    yield from extra_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
-    yield from extractor_mistakes(
-        config.all_metrics,
-        config.extractor.name,
-        config.extractor.weights,
-        keys=("metrics", "extractor.name", "extractor.weights"),
-    )
+    yield from package_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
+    keys = ("metrics", "extractor.name", "extractor.weights")
+    yield from extractor_mistakes(config.all_metrics, config.extractor.name, config.extractor.weights, keys=keys)
     if image_folder(config.pipeline) is not None:
         yield from _model_mistakes(config)
-    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
-    for name in config.cost.samplers:
-        yield from package_mistakes(name, f"cost.samplers={as_written(config.cost.samplers)}")
+    yield from sampler_package_mistakes(config.sampler.name)
+    samplers = config.cost.samplers
+    yield from sampler_package_mistakes(*samplers, given=f"cost.samplers={as_written(samplers)}")
     try:
         dataset = dataset_of(config)
     except Mistakes as mistakes:

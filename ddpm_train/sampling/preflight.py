@@ -6,7 +6,7 @@ from pathlib import Path
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.program import Program
 from ddpm_train.config.sample import SAMPLING, SampleConfig
-from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.system.files import output_mistakes
 from ddpm_train.system.launch import launch_mistakes
@@ -23,9 +23,9 @@ def preflight(config: SampleConfig) -> Iterator[str]:
     if config.mixed_precision == "bf16":
         yield from precision_mistakes()
     yield from path_mistakes(config.pipeline)
-    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
-    for name in config.compare.samplers:
-        yield from package_mistakes(name, f"compare.samplers={as_written(config.compare.samplers)}")
+    yield from sampler_package_mistakes(config.sampler.name)
+    samplers = config.compare.samplers
+    yield from sampler_package_mistakes(*samplers, given=f"compare.samplers={as_written(samplers)}")
 
 
 def precision_mistakes() -> Iterator[str]:

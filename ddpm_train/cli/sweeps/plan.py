@@ -75,7 +75,9 @@ class _Settings:
 
 def _read_settings(config_name: str, overrides: list[Override]) -> tuple[_Settings, list[str]]:
     """How the sweep is done, and a line for each mistake in that."""
-    texts = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+    single = [override for override in overrides if not (is_hydra(override) and override.is_sweep_override())]
+    # As the first job: which keys there are may depend on a choice that varies.
+    texts = [options[0] for override in single if (options := _examples(override))]
     try:
         master, values = hydra_compose(config_name, ["hydra.job.num=0", *map(opened, texts)])
     except NOT_COMPOSED:
