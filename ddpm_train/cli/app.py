@@ -30,7 +30,21 @@ def main(
         signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
     try:
         try:
-            _run(program, job, sweep, flags.read(sys.argv[1:], program, sweeps_itself=sweep is not None))
+            arguments = flags.read(sys.argv[1:], program, sweeps_itself=sweep is not None)
+            if arguments.help or arguments.cfg:
+                show.show(program, arguments)
+            elif arguments.multirun and sweep:
+                sweep(arguments)
+            else:
+                for config, values in compose_configs(
+                    program,
+                    arguments.overrides,
+                    name=arguments.config_name,
+                    path=arguments.config_path,
+                    config_dir=arguments.config_dir,
+                    multirun=arguments.multirun,
+                ):
+                    job(config, values)
         except Mistakes as mistakes:
             tell(mistakes)
     except SystemExit as left:
@@ -49,25 +63,3 @@ def tell(mistakes: Mistakes) -> NoReturn:
 
 def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _run(
-    program: Program[C],
-    job: Callable[[C, dict[str, Any]], None],
-    sweep: Callable[[Arguments], None] | None,
-    arguments: Arguments,
-) -> None:
-    if arguments.help or arguments.cfg:
-        show.show(program, arguments)
-    elif arguments.multirun and sweep:
-        sweep(arguments)
-    else:
-        for config, values in compose_configs(
-            program,
-            arguments.overrides,
-            name=arguments.config_name,
-            path=arguments.config_path,
-            config_dir=arguments.config_dir,
-            multirun=arguments.multirun,
-        ):
-            job(config, values)

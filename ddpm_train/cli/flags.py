@@ -16,8 +16,6 @@ from ddpm_train.system import launch
 _FLAGS: dict[str, dict[str, Any]] = {
     "--help -h": {"action": "store_true"},
     "--cfg -c": {"choices": ["job"]},
-    "--resolve": {"action": "store_true"},
-    "--package -p": {},
     "--multirun -m": {"action": "store_true"},
     "--config-path -cp": {},
     "--config-name -cn": {},
@@ -31,7 +29,7 @@ class Arguments:
     """A command line.
 
     Attributes:
-        cfg, resolve, package: the part of the composed config to show instead of running.
+        cfg: "job" to show the composed config instead of running.
         config_path: the folder of the config that `config_name` names.
         config_dir: a folder with further choices.
     """
@@ -39,8 +37,6 @@ class Arguments:
     overrides: list[str]
     help: bool
     cfg: str | None
-    resolve: bool
-    package: str | None
     multirun: bool
     config_path: Path
     config_name: str
@@ -93,8 +89,6 @@ def _flag_mistakes(arguments: Arguments, unknown: Sequence[str], sweeps_itself: 
             yield "--experimental-rerun: not for these runs; use --config-path RUN --config-name config"
         else:
             yield f"{flag}: no such flag;{did_you_mean(flag.split('=')[0], _KNOWN) or ' see --help'}"
-    if arguments.cfg is None and (arguments.resolve or arguments.package):
-        yield f"{'--resolve' if arguments.resolve else '--package'}: says how to show a config; add --cfg job"
     yield from _place_mistakes(arguments)
     if arguments.multirun and arguments.cfg:
         yield "--cfg: not of a whole sweep; leave out --multirun"

@@ -63,12 +63,4 @@ def _config(arguments: Arguments, overrides: Sequence[Override], lines: list[str
     lines += token_mistakes(f"{key}={value}" for key, value in dotted_values(composition.values))
     if lines or composition.composed is None:
         raise Mistakes(*dict.fromkeys(lines))
-    shown = OmegaConf.masked_copy(composition.composed, list(composition.values))
-    if arguments.resolve:
-        OmegaConf.resolve(shown)
-    if arguments.package in (None, "_global_"):
-        return OmegaConf.to_yaml(shown)
-    part = OmegaConf.select(shown, arguments.package)
-    if part is None:
-        raise Mistakes(f"--package={arguments.package}: no such section; see --cfg job")
-    return f"# @package {arguments.package}\n{OmegaConf.to_yaml(part) if OmegaConf.is_config(part) else part}"
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(composition.composed, list(composition.values)))

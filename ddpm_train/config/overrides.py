@@ -13,9 +13,6 @@ from ddpm_train.config import extensions
 from ddpm_train.config.mistakes import Mistakes, as_written, holds_token
 from ddpm_train.config.parts import CONF
 
-# Sections that may hold keys which no file names: the schema knows them.
-OPEN_SECTIONS = ("sampler",)
-
 
 @cache
 def parse(text: str) -> Override:
@@ -57,8 +54,8 @@ def is_hydra(override: Override) -> bool:
 
 
 def is_open(key: str) -> bool:
-    """Whether a config takes the key although none of its files names it."""
-    return key == extensions.KEY or key.rpartition(".")[0] in OPEN_SECTIONS
+    """Whether a config takes the key although none of its files names it: the schema knows those of a sampler."""
+    return key == extensions.KEY or key.rpartition(".")[0] == "sampler"
 
 
 def opened(text: str) -> str:
