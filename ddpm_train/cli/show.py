@@ -12,10 +12,9 @@ from omegaconf import OmegaConf
 
 from ddpm_train.cli.flags import Arguments
 from ddpm_train.config.compose import compose_job, open_configs, options
-from ddpm_train.config.extensions import import_extensions
 from ddpm_train.config.metrics import METRICS
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.overrides import choice_mistakes, parse_overrides, token_mistakes
+from ddpm_train.config.overrides import choice_mistakes, read_overrides, token_mistakes
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.program import Program
 from ddpm_train.config.samplers import SAMPLERS
@@ -28,8 +27,7 @@ def show(program: Program[Any], arguments: Arguments) -> None:
     Raises:
         Mistakes: there is no such config.
     """
-    parsed, lines = parse_overrides(arguments.overrides)
-    import_extensions(parsed, arguments.config_dir)
+    parsed, lines = read_overrides(arguments.overrides, arguments.config_dir)
     with open_configs(arguments.config_path, arguments.config_dir):
         if arguments.help:
             print(_help(program.name))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,11 +20,14 @@ def parse(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
 
 
-def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
-    """The overrides, and a line for each text that is none.
+def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tuple[list[Override], list[str]]:
+    """The overrides, and a line for each text that is none. Imports the extensions that they name.
+
+    Args:
+        config_dir: a folder of configs of the user's own; extensions may lie there as in the current folder.
 
     Raises:
-        Mistakes: a text holds a token, which no message may repeat.
+        Mistakes: a text holds a token, which no message may repeat; or an extension cannot be imported.
     """
     if lines := list(token_mistakes(texts)):
         raise Mistakes(*lines)
@@ -33,6 +37,9 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
             parsed.append(parse(text))
         except HydraException:
             lines.append(f"{text}: not of the form key=value (quote values with special characters)")
+    for override in parsed:
+        if override.key_or_group == extensions.KEY and isinstance(names := override.value(), list):
+            extensions.import_modules(names, config_dir)
     return parsed, lines
 
 

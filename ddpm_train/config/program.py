@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ddpm_train.config.compose import compose_job, open_configs
-from ddpm_train.config.extensions import import_extensions
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.overrides import choice_mistakes, discrete, parse_overrides, token_mistakes
+from ddpm_train.config.overrides import choice_mistakes, discrete, read_overrides, token_mistakes
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.schema import Schema, dotted_values
 
@@ -60,8 +59,7 @@ def compose_configs(
     Raises:
         Mistakes: a line for each.
     """
-    parsed, lines = parse_overrides(overrides)
-    import_extensions(parsed, config_dir)
+    parsed, lines = read_overrides(overrides, config_dir)
     lines += choice_mistakes(parsed, multirun=multirun)
     kept = [override for override in parsed if multirun or not override.is_sweep_override()]
     jobs = list(itertools.product(*map(discrete, kept)))

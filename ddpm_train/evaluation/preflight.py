@@ -29,8 +29,7 @@ class _Trained:
 def preflight(config: EvaluateConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
     yield from output_mistakes("output", str(output_of(config)))
-    if config.mixed_precision == "bf16":
-        yield from precision_mistakes()
+    yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
     yield from path_mistakes(config.pipeline)
     yield from package_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
     keys = ("metrics", "extractor.name", "extractor.weights")

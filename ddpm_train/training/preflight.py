@@ -13,19 +13,19 @@ from ddpm_train.config.train import Config, Evaluation
 from ddpm_train.data.paths import path_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
 from ddpm_train.models.pretrained import resolve
+from ddpm_train.sampling.preflight import precision_mistakes
 from ddpm_train.system import launch
 from ddpm_train.system.files import output_mistakes
-from ddpm_train.system.launch import launch_mistakes
 
 
 def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]:
     """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
     yield from path_mistakes(config.dataset)
     yield from output_mistakes("output_dir", config.output_dir)
-    yield from launch_mistakes()
+    yield from launch.launch_mistakes()
     yield from _batch_mistakes(config, num_processes or launch.num_processes())
     yield from _resume_mistakes(config)
-    yield from _precision_mistakes(config.train.mixed_precision)
+    yield from precision_mistakes("train.mixed_precision", config.train.mixed_precision, otherwise="fp16, no or auto")
     yield from _extras_mistakes(config)
     yield from _mirror_mistakes(config.checkpoint.mirror)
     yield from _evaluation_mistakes(config.evaluation)
@@ -45,19 +45,6 @@ def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
             f"train.micro_batch_size={micro}: {batch_size // micro} micro-batches do not divide over "
             f"{num_processes} processes; use a divisor of {batch_size // num_processes}"
         )
-
-
-def _precision_mistakes(mixed_precision: str) -> Iterator[str]:
-    """Whether this machine can do a precision that the config forces."""
-    if mixed_precision not in ("bf16", "fp16"):
-        return
-    import torch
-
-    cuda = torch.cuda.is_available()
-    if mixed_precision == "fp16" and not cuda:
-        yield "train.mixed_precision=fp16: needs a CUDA GPU, and there is none; use bf16, no or auto"
-    if mixed_precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield f"train.mixed_precision=bf16: {torch.cuda.get_device_name()} has none; use fp16, no or auto"
 
 
 def _extras_mistakes(config: Config) -> Iterator[str]:

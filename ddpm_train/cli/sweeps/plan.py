@@ -15,10 +15,9 @@ from ddpm_train.cli.sweeps.jobs import Job, chosen, conflict, folder_name
 from ddpm_train.cli.sweeps.mistakes import launcher_mistakes, plugin_mistakes, sweeper_mistakes, variation_mistakes
 from ddpm_train.cli.sweeps.sweep import Sweep
 from ddpm_train.config.compose import NOT_COMPOSED, blame, compose_job, hydra_compose, open_configs
-from ddpm_train.config.extensions import import_extensions
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
-from ddpm_train.config.overrides import discrete, is_hydra, opened, parse, parse_overrides
+from ddpm_train.config.overrides import discrete, is_hydra, opened, parse, read_overrides
 from ddpm_train.config.program import check_jobs
 from ddpm_train.training.preflight import PROGRAM, preflight
 
@@ -33,8 +32,7 @@ def sweep(arguments: Arguments) -> None:
         Mistakes: a line for each, in the sweep or in any of its jobs.
     """
     launchers.register()
-    overrides, lines = parse_overrides(_with_defaults(arguments.overrides))
-    import_extensions(overrides, arguments.config_dir)
+    overrides, lines = read_overrides(_with_defaults(arguments.overrides), arguments.config_dir)
     with open_configs(arguments.config_path, arguments.config_dir):
         settings, further = _read_settings(arguments.config_name, overrides)
         lines += list(plugin_mistakes(overrides)) or further
