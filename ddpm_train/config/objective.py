@@ -34,12 +34,10 @@ def measured(config: Config | Judging) -> dict[str, Criterion]:
     evaluation, dataset = config.evaluation, config.dataset
     if evaluation.name == "none":
         return {}
-    names: dict[str, str] = {}
-    if dataset.validation_split is not None or dataset.validation_fraction > 0:
-        names["held_out_loss"] = "held_out_loss"
-    for metric in evaluation.metrics:
-        names[metric] = score_name(metric, evaluation.extractor.name, evaluation.num_samples)
-    return {metric: Criterion(name, METRICS[metric].lower_is_better) for metric, name in names.items()}
+    holds_out = dataset.validation_split is not None or dataset.validation_fraction > 0
+    names = [*(["held_out_loss"] if holds_out else []), *evaluation.metrics]
+    extractor, num_samples = evaluation.extractor.name, evaluation.num_samples
+    return {name: Criterion(score_name(name, extractor, num_samples), METRICS[name].lower_is_better) for name in names}
 
 
 def criterion(config: Config | Judging) -> Criterion | None:

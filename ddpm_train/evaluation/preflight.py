@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
-from ddpm_train.config.metrics import extractor_mistakes, names_needing, package_mistakes
+from ddpm_train.config.metrics import names_needing, package_mistakes
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.program import Program
 from ddpm_train.config.samplers import sampler_package_mistakes
@@ -32,8 +32,7 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
     yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
     yield from path_mistakes(config.pipeline)
     yield from package_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
-    keys = ("metrics", "extractor.name", "extractor.weights")
-    yield from extractor_mistakes(config.all_metrics, config.extractor.name, config.extractor.weights, keys=keys)
+    yield from config.extractor.mistakes_with(config.all_metrics)
     if image_folder(config.pipeline) is not None:
         yield from _model_mistakes(config)
     yield from sampler_package_mistakes(config.sampler.name)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ddpm_train.config.checks import TRAINING
-from ddpm_train.config.metrics import extractor_mistakes
 from ddpm_train.config.mistakes import not_installed, one_of
 from ddpm_train.config.program import Program
 from ddpm_train.config.samplers import sampler_package_mistakes
@@ -72,9 +71,7 @@ def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[str]:
     """What `evaluation` needs that is not here."""
     if evaluation.name == "none":
         return
-    keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
-    choice = evaluation.extractor
-    yield from extractor_mistakes(evaluation.metrics, choice.name, choice.weights, keys=keys)
+    yield from evaluation.extractor.mistakes_with(evaluation.metrics, "evaluation.")
     if evaluation.timestep_bins is not None:
         yield from not_installed(f"evaluation.timestep_bins={evaluation.timestep_bins}", "matplotlib", "evaluate")
 

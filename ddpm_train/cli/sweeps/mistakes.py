@@ -1,6 +1,5 @@
 """What is wrong with a sweep as a whole: its launcher and sweeper, what it varies, what the machine cannot give it."""
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 
 from ddpm_train.cli.sweeps.devices import visible_gpus
 from ddpm_train.config.compose import options
-from ddpm_train.config.mistakes import did_you_mean
+from ddpm_train.config.mistakes import did_you_mean, not_installed
 from ddpm_train.config.overrides import is_hydra
 from ddpm_train.system.launch import port_error
 
@@ -32,8 +31,8 @@ def plugin_mistakes(overrides: list[Override]) -> Iterator[str]:
         package, extra = _EXTRAS.get(f"{group}={choice}", ("hydra", ""))
         if choice not in known:
             yield f"{group}={choice}: no such {group[6:]};{did_you_mean(choice, known)} (one of {', '.join(known)})"
-        elif importlib.util.find_spec(package) is None:
-            yield f"{group}={choice}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
+        else:
+            yield from not_installed(f"{group}={choice}", package, extra)
 
 
 def variation_mistakes(given: list[Override], own: list[Override], optimised: bool) -> Iterator[str]:
