@@ -25,7 +25,7 @@ def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -
     if not rows:
         return
     sign = -1 if criterion and not criterion.lower_is_better else 1
-    rows.sort(key=lambda row: math.inf if math.isnan(row.objective) else sign * row.objective)
+    rows.sort(key=lambda row: (math.isnan(row.objective), sign * row.objective))
     folder.mkdir(parents=True, exist_ok=True)
     name = criterion.name if criterion else "objective"
     header, cells = _cells(rows)

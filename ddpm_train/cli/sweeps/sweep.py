@@ -14,6 +14,7 @@ from ddpm_train.cli.sweeps.jobs import Job, Record, end_of, objective_of, read_r
 from ddpm_train.cli.sweeps.processes import JOBS, LOG, complaint, signals_reach_the_jobs, signals_wait_for_the_jobs
 from ddpm_train.cli.sweeps.summary import summarize
 from ddpm_train.config.objective import Criterion
+from ddpm_train.report.formatting import duration
 from ddpm_train.runs.lock import is_held
 from ddpm_train.system import exit_codes
 
@@ -97,9 +98,3 @@ class Sweep:
             sys.exit(exit_codes.REQUEUE)
         if "failed" in statuses:
             sys.exit(1)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
