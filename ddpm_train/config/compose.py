@@ -47,7 +47,7 @@ class Composition:
 
 @contextmanager
 def open_configs(path: Path = CONF, config_dir: Path | None = None) -> Iterator[None]:
-    """Let Hydra find configs in these folders. Whoever uses Hydra besides us finds it afterwards as it was."""
+    """Let Hydra find configs in these folders. Afterwards it is as it was, for whoever else uses it."""
     Plugins.instance().register(_ConfigDir)  # which also brings the choices of Hydra's plugins
     hydra, config, store = GlobalHydra.instance(), HydraConfig.instance(), ConfigStore.instance()
     base = VersionBase.instance()
@@ -78,7 +78,7 @@ def _registered() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 class _ConfigDir(SearchPathPlugin):
-    """Where Hydra looks besides, while configs are open."""
+    """A further folder in which Hydra looks for configs while they are open."""
 
     path: ClassVar[Path | None] = None
 

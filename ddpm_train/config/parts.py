@@ -40,8 +40,6 @@ Real = Annotated[float, BeforeValidator(no_bool)]
 Positive = Annotated[Whole, Gt(0)]
 NonNegative = Annotated[Whole, Ge(0)]
 Byte = Annotated[Whole, Ge(0), Le(255)]
-
-
 SamplerName = Annotated[str, SAMPLERS]
 
 
@@ -73,6 +71,7 @@ def _given(value: object) -> object:
 
 Resolution = Annotated[tuple[Positive, Positive], BeforeValidator(_height_and_width)]
 AutoBool = Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)]
+AutoCount = Annotated[int | Literal["auto"] | None, BeforeValidator(_auto_or_count)]
 Required = BeforeValidator(_given)  # `???` in a config: the user has to say
 
 
@@ -104,6 +103,9 @@ class ExtractorChoice(Section):
 
 def _name_alone(value: object) -> object:
     return {"name": value, "weights": None} if isinstance(value, str) else value
+
+
+Extractor = Annotated[ExtractorChoice, BeforeValidator(_name_alone)]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ Seed = Annotated[Whole, Ge(0), Lt(2**63)]
 
 @dataclass(frozen=True)
 class Compare(Section):
-    """Which samplers and step counts to lay side by side; empty: no comparison."""
+    """Which samplers and step counts to compare with each other; empty: no comparison."""
 
     samplers: tuple[SamplerName, ...]
     steps: tuple[Positive, ...]

@@ -21,7 +21,7 @@ from ddpm_train.system.files import output_mistakes
 
 @dataclass(frozen=True)
 class _Trained:
-    """What of a run's config says which images it was trained with."""
+    """The part of a run's config that says which images it was trained with."""
 
     dataset: Dataset
 

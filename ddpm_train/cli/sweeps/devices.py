@@ -1,4 +1,4 @@
-"""Which devices and threads each of the jobs that run side by side has for itself. Imports no torch."""
+"""The devices and threads of each job, where several run at a time. Imports no torch."""
 
 import itertools
 import os

@@ -87,17 +87,15 @@ def end_of(job: Job) -> Status | None:
     return record.status if record.status in ("finished", "diverged") else None
 
 
-def conflict(job: Job) -> str | None:
-    """The line that refuses the job if its folder holds another run than it would make."""
-    saved = _saved_config(job.folder)
-    if saved is None:
-        return None
+def conflicts(job: Job) -> Sequence[str]:
+    """What refuses the job if its folder holds another run than it would make."""
+    saved = _saved_config(job.folder) or job.values
     there, now = (identity(values, dataset_content="", mixed_precision="") for values in (saved, job.values))
     try:
         accept(there, now, allowed=tuple(job.values["allow_change"]), where=str(job.folder))
     except Mistakes as mistakes:
-        return "\n".join(mistakes.lines)
-    return None
+        return mistakes.lines
+    return ()
 
 
 def _saved_config(folder: Path) -> dict[str, Any] | None:

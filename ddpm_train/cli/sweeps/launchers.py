@@ -6,7 +6,7 @@ Ours are chosen as Hydra's are, with `hydra/launcher=`, and configured by `hydra
 import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -19,22 +19,15 @@ from ddpm_train.cli.sweeps.devices import accelerate_launch, shares
 from ddpm_train.cli.sweeps.jobs import Job
 from ddpm_train.cli.sweeps.sweep import Sweep
 
-# jobs at a time; null: one for each `num_processes` GPUs, on a CPU one. Each has its own share of the devices.
-_PROCESSES: dict[str, Any] = {"max_parallel": None}
+# What `Processes` takes.
 _LAUNCHERS: dict[str, dict[str, Any]] = {
-    "processes": _PROCESSES,
-    "accelerate": {
-        **_PROCESSES,
-        "num_processes": 1,  # of each job
-        "main_process_port": None,  # null: a free one for each job
-        "arguments": [],  # further ones of `accelerate launch`
-    },
+    "processes": {"max_parallel": None},
+    "accelerate": {"max_parallel": None, "num_processes": 1, "main_process_port": None, "arguments": []},
 }
-_GRID: dict[str, Any] = {"params": {}}  # choices by key, for a config that describes a sweep
 _SWEEPERS: dict[str, dict[str, Any]] = {
-    "grid": _GRID,
+    "grid": {"params": {}},  # choices by key, for a config that describes a sweep
     "optuna": {
-        **_GRID,
+        "params": {},
         "num_trials": 20,  # in all; more of them go on where fewer ended
         "num_startup_trials": 5,  # at random, before the search learns from them
         "seed": 0,
@@ -43,21 +36,16 @@ _SWEEPERS: dict[str, dict[str, Any]] = {
 }
 
 
-class Launcher(Protocol):
-    @property
-    def places(self) -> int:
-        """How many jobs run at a time."""
-
-    def launch(self, jobs: Sequence[Job]) -> None:
-        """Run jobs to their ends, or until asked to stop."""
-
-
 class Processes:
     """Each job is a process of this machine, with its own share of the devices.
 
     Args:
+        max_parallel: how many jobs run at a time; None: one for each `num_processes` GPUs, on a CPU one.
         num_processes: of a job that is an `accelerate launch` of so many; None: it is a process alone.
         main_process_port, arguments: of `accelerate launch`.
+
+    Attributes:
+        places: how many jobs run at a time.
     """
 
     def __init__(
@@ -79,6 +67,7 @@ class Processes:
         self.places = self._free.qsize()
 
     def launch(self, jobs: Sequence[Job]) -> None:
+        """Run jobs to their ends, or until asked to stop."""
         with ThreadPoolExecutor(self.places) as threads:
             list(threads.map(self._run, jobs))
 
@@ -103,6 +92,9 @@ class FromHydra:
     def launch(self, jobs: Sequence[Job]) -> None:
         print(f"handed {len(jobs)} jobs to {type(self._launcher).__name__}", flush=True)
         self._launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+
+
+Launcher = Processes | FromHydra
 
 
 def choose(sweep: Sweep, master: DictConfig) -> Launcher:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_train.cli.flags import Arguments
 from ddpm_train.cli.sweeps import launchers
-from ddpm_train.cli.sweeps.jobs import Job, chosen, conflict, folder_name
+from ddpm_train.cli.sweeps.jobs import Job, chosen, conflicts, folder_name
 from ddpm_train.cli.sweeps.mistakes import launcher_mistakes, plugin_mistakes, sweeper_mistakes, variation_mistakes
 from ddpm_train.cli.sweeps.sweep import Sweep
 from ddpm_train.config.compose import NOT_COMPOSED, blame, compose_job, hydra_compose, open_configs
@@ -164,7 +164,7 @@ def _plan(arguments: Arguments, layout: _Layout, lines: list[str]) -> Sweep:
     if lines := [*lines, *wrong, *further]:
         raise Mistakes(*dict.fromkeys(lines))
     jobs = [replace(job, values=values) for job, (_, values) in zip(jobs, checked, strict=True)]
-    lines = [line for job in jobs if (line := conflict(job))]
+    lines = [line for job in jobs for line in conflicts(job)]
     config, _ = checked[0]
     assert config is not None, "there are no mistakes"
     compared_by = criterion(config)
