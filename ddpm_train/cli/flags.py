@@ -17,9 +17,9 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--help -h": {"action": "store_true"},
     "--cfg -c": {"choices": ["job"]},
     "--multirun -m": {"action": "store_true"},
-    "--config-path -cp": {},
+    "--config-path -cp": {"type": Path, "default": CONF},
     "--config-name -cn": {},
-    "--config-dir -cd": {},
+    "--config-dir -cd": {"type": Path},
 }
 _KNOWN = [flag for flags in _FLAGS for flag in flags.split()] + ["--version"]
 
@@ -44,12 +44,8 @@ class Arguments:
 
     def flags(self, config_name: str) -> list[str]:
         """The flags that say where the configs are, as far as they are not those of a program with that config."""
-        given = {
-            "--config-path": self.config_path if self.config_path != CONF else None,
-            "--config-name": self.config_name if self.config_name != config_name else None,
-            "--config-dir": self.config_dir,
-        }
-        return [f"{flag}={value}" for flag, value in given.items() if value is not None]
+        given = {"--config-path": self.config_path, "--config-name": self.config_name, "--config-dir": self.config_dir}
+        return [f"{flag}={value}" for flag, value in given.items() if value not in (CONF, config_name, None)]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,9 +70,8 @@ def read(texts: Sequence[str], program: Program[Any], *, sweeps_itself: bool) ->
     given, unknown = parser.parse_known_args(texts)
     # argparse takes no overrides after a flag that stands between them.
     given.overrides += [text for text in unknown if not text.startswith("-")]
-    given.config_path = Path(given.config_path or CONF).resolve()
+    given.config_path = given.config_path.resolve()
     given.config_name = (given.config_name or program.config_name).removesuffix(".yaml")
-    given.config_dir = Path(given.config_dir) if given.config_dir else None
     arguments = Arguments(**vars(given))
     if lines := [*token_mistakes(texts), *_flag_mistakes(arguments, unknown, sweeps_itself)]:
         raise Mistakes(*dict.fromkeys(lines))
