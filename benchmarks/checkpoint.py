@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from report import tell
 
-from ddpm_train.config.checks import parse
+from ddpm_train.config.checks import TRAINING
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import build_unet, num_parameters
@@ -33,7 +33,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def tutorial_config() -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", ["model=unet_128", "dataset.resolution=64"])
-    return parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+    return TRAINING.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
 
 
 def full_state() -> TrainState:

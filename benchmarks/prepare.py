@@ -37,7 +37,7 @@ def open_images(folder: Path, cache_dir: Path, num_workers: int | None) -> Any:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from ddpm_train.config.checks import parse
+    from ddpm_train.config.checks import TRAINING
     from ddpm_train.config.parts import CONF
     from ddpm_train.data.loader import open_data
 
@@ -47,7 +47,7 @@ def open_images(folder: Path, cache_dir: Path, num_workers: int | None) -> Any:
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides)
-    config = parse(OmegaConf.to_container(composed, resolve=True)).dataset  # type: ignore[arg-type]
+    config = TRAINING.parse(OmegaConf.to_container(composed, resolve=True)).dataset  # type: ignore[arg-type]
     started = time.monotonic()
     data = open_data(config, progress=False)
     return data.train, time.monotonic() - started

@@ -130,13 +130,13 @@ def build_model(overrides: list[str]) -> Any:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from ddpm_train.config.checks import parse
+    from ddpm_train.config.checks import TRAINING
     from ddpm_train.config.parts import CONF
     from ddpm_train.models.unet import build_unet
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides)
-    config = parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+    config = TRAINING.parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
     return build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed)
 
 

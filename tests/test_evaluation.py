@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddpm_train.config.checks import parse
+from ddpm_train.config.checks import TRAINING
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Criterion
 from ddpm_train.data.loader import open_data
@@ -114,7 +114,7 @@ def test_the_held_out_loss_is_the_mean_over_images(full: tuple[Cli, str], monkey
     cli, _ = full
     monkeypatch.setenv("XDG_CACHE_HOME", cli.environment["XDG_CACHE_HOME"])
     values = yaml.safe_load((cli.output("full") / "config.yaml").read_text())
-    config = parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+    config = TRAINING.parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
     images = open_data(config.dataset, progress=False).validation
     assert images is not None
     noise_scheduler = config.noise_scheduler.build()
@@ -299,7 +299,7 @@ def test_the_records_alone_say_it(full: tuple[Cli, str], tmp_path: Path) -> None
     cli, _ = full
     run = cli.output("full")
     values: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text()) | {"objective": "kid"}
-    config = parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+    config = TRAINING.parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
     found = read_selection(run, config)
     assert found.criterion == Criterion(KID, lower_is_better=True)
     assert found.values == {step: cli.metrics("full")[step - 1][KID] for step in (3, 6)}

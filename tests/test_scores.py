@@ -20,11 +20,11 @@ from ddpm_train.config.metrics import (
     EXTRACTORS,
     METRICS,
     Metric,
-    extractor_mistakes,
     metric_label,
     names_of_features_alone,
 )
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.parts import ExtractorChoice
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.copying import QUANTILE, measure_copying, nearest
 from ddpm_train.evaluation.cost import Cost, CostRow
@@ -190,8 +190,7 @@ def test_a_metric_from_outside_is_one_row(
     assert not score.lower_is_better and score.depends_on == kid.depends_on
     assert list(found.pictures) == ["spread"] and list(found.details) == ["spread_of_each"]
     assert "spread" in names_of_features_alone() and metric_label(score.name) == "Spread"
-    keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
-    assert list(extractor_mistakes(["spread"], "clip-rn50", None, keys=keys)) == []
+    assert list(ExtractorChoice("clip-rn50", None).mistakes_with(["spread"], "evaluation.")) == []
 
 
 def test_the_rate_of_copies_is_that_of_the_duplicates(features: dict[str, Tensor]) -> None:

@@ -72,7 +72,7 @@ def read_part(run: Path, part: type[P]) -> P:
     """
     values = read_config(run / CONFIG)
     try:
-        return Schema(part, lambda _: iter(())).parse(values)
+        return Schema(part).parse(values)
     except Mistakes:
         if lines := list(unnamed_mistakes(values)):
             raise Mistakes(*lines) from None  # the reason why it is not understood

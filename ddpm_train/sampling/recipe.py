@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm_train.config.mistakes import Mistakes, as_written, resolution_text
 from ddpm_train.config.parts import Sampler
 from ddpm_train.config.sample import SampleConfig
-from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.data.decode import MODES, BrokenImage, Decoder
 from ddpm_train.models.load import Model
 from ddpm_train.sampling.sampler_check import refusal, samplers_that_can
@@ -93,7 +93,7 @@ def sampler_mistakes(
 ) -> Iterator[str]:
     """A line if this sampler cannot sample this model in so many steps; with a strength: from a noised picture."""
     steps, name = num_inference_steps, sampler.name
-    if absent := list(package_mistakes(name, f"sampler={name}")):
+    if absent := list(sampler_package_mistakes(name)):
         yield from absent
         return
     trained = model.noise_scheduler.config.num_train_timesteps

@@ -80,15 +80,20 @@ def _device_mistakes(local_processes: int) -> Iterator[str]:
 
 
 def _port_mistakes(port: str) -> Iterator[str]:
-    if not port.isdigit():
-        return
+    if port.isdigit() and (reason := port_error(int(port))):
+        yield (
+            f"MASTER_PORT={port}: {reason}; choose another port "
+            "(accelerate launch --main_process_port 0 takes any that is free)"
+        )
+
+
+def port_error(port: int) -> str | None:
+    """Why no process can listen at a port; None: it can."""
     with socket.socket() as probe:
         # As torch listens: a port whose last connection has just ended is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", int(port)))
+            probe.bind(("", port))
         except OSError as error:
-            yield (
-                f"MASTER_PORT={port}: {os.strerror(error.errno or 0).lower()}; choose another port "
-                "(accelerate launch --main_process_port 0 takes any that is free)"
-            )
+            return os.strerror(error.errno or 0).lower()
+    return None
