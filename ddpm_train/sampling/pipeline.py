@@ -127,14 +127,8 @@ class Pipeline:
 
     def _ready(self, config: SampleConfig, recipe: Recipe) -> Engine:
         if self._engine is None:
-            compute = choose_compute(
-                self.model,
-                self._device,
-                recipe,
-                mixed_precision=self._mixed_precision,
-                num_images=config.num_images,
-                batch_size=config.batch_size,
-            )
+            limits = (config.num_images, config.batch_size)
+            compute = choose_compute(self.model, self._device, recipe, self._mixed_precision, *limits)
             self._engine = open_engine(self.model, self._device, replace(compute, compile=self._compile))
         return self._engine
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,13 @@ from torch import Tensor
 from ddpm_train.config.mistakes import Mistakes, as_written, resolution_text
 from ddpm_train.config.parts import Sampler
 from ddpm_train.config.sample import SampleConfig
-from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.config.samplers import SAMPLERS, package_mistakes
 from ddpm_train.data.decode import MODES, BrokenImage, Decoder
 from ddpm_train.models.load import Model
-from ddpm_train.sampling.sampler_check import refusal, samplers_that_can
+from ddpm_train.sampling.inpainting import Inpainting
+from ddpm_train.sampling.sampler_check import refusal
 
 _MAX_PIXELS = 10**9
-
-
-@dataclass(frozen=True)
-class Inpainting:
-    """A mask, float32 [1, 1, H, W], 1 where to paint, and how often RePaint goes back."""
-
-    mask: Tensor
-    jump_steps: int
-    repeats: int
 
 
 @dataclass(frozen=True)
@@ -92,44 +85,34 @@ def sampler_mistakes(
     model: Model, sampler: Sampler, num_inference_steps: int, strength: float | None = None
 ) -> Iterator[str]:
     """A line if this sampler cannot sample this model in so many steps; with a strength: from a noised picture."""
-    steps, name = num_inference_steps, sampler.name
+    steps, name, given = num_inference_steps, sampler.name, sampler.arguments
     if absent := list(package_mistakes(name, f"sampler={name}")):
         yield from absent
         return
-    trained = model.noise_scheduler.config.num_train_timesteps
+    config = model.noise_scheduler.config
+    trained = config.num_train_timesteps
     if steps > trained:
         yield f"num_inference_steps={steps}: more than the model's {trained} training timesteps; use at most {trained}"
         return
     if strength is not None and int(steps * strength) < 1:
         yield f"strength={strength}: less than one of {steps} steps; use at least {1 / steps:.3g}"
         return
-    learned = model.learned_variance
-
-    def refused(arguments: Mapping[str, Any], num_inference_steps: int = steps) -> str | None:
-        return refusal(
-            name,
-            model.noise_scheduler,
-            num_inference_steps,
-            arguments=arguments,
-            learned_variance=learned,
-            strength=strength,
-        )
-
-    reason = refused(sampler.arguments)
+    refused = partial(
+        refusal, noise_scheduler=model.noise_scheduler, learned_variance=model.learned_variance, strength=strength
+    )
+    reason = refused(name, num_inference_steps=steps, arguments=given)
     if reason is None:
         return
-    given = f"sampler={name}"
-    if sampler.arguments and refused({}) is None:
-        written = " ".join(f"sampler.{key}={as_written(value)}" for key, value in sampler.arguments.items())
+    if given and refused(name, num_inference_steps=steps, arguments={}) is None:
+        written = " ".join(f"sampler.{key}={as_written(value)}" for key, value in given.items())
         yield f"{written}: {reason}; leave it out or change it"
         return
-    config = model.noise_scheduler.config
-    enough = [count for count in (2 * steps, 4 * steps, 8 * steps) if count <= trained]
-    enough = [count for count in enough if refused(sampler.arguments, count) is None]
+    more_steps = (count for count in (2 * steps, 4 * steps, 8 * steps) if count <= trained)
+    enough = [count for count in more_steps if refused(name, num_inference_steps=count, arguments=given) is None]
     more = f"use num_inference_steps={enough[0]}, or " if enough else ""
-    able = samplers_that_can(model.noise_scheduler, steps, learned_variance=learned, strength=strength)
+    able = [other for other in SAMPLERS if refused(other, num_inference_steps=steps, arguments={}) is None]
     yield (
-        f"{given}: cannot sample this model (prediction_type={config.prediction_type}, "
+        f"sampler={name}: cannot sample this model (prediction_type={config.prediction_type}, "
         f"beta_schedule={config.beta_schedule}) in {steps} steps: {reason}; {more}use one of {', '.join(able)}"
     )
 

@@ -60,14 +60,8 @@ def _claim(config: SampleConfig, model: Model, recipe: Recipe, folder: ImageFold
     if config.mixed_precision == "auto" and "precision" in recorded:
         compute = Compute.named(recorded["precision"])  # a measurement may turn out otherwise the next time
     else:
-        compute = choose_compute(
-            model,
-            device,
-            recipe,
-            mixed_precision=config.mixed_precision,
-            num_images=config.num_images,
-            batch_size=config.batch_size,
-        )
+        limits = (config.num_images, config.batch_size)
+        compute = choose_compute(model, device, recipe, config.mixed_precision, *limits)
     what = config.visualization or "images"
     identity = {"what": what, "model": model.digest, **recipe.identity(), "precision": str(compute)}
     if what == "compare":  # which has samplers and steps of its own

@@ -139,8 +139,7 @@ def _reference(engine: Engine, recipe: Recipe, most_steps: int) -> Recipe:
     steps = min(max(_REFERENCE_STEPS, 2 * most_steps), engine.noise_scheduler.config.num_train_timesteps)
 
     def can(name: str) -> bool:
-        learned = engine.learned_variance
-        return refusal(name, engine.noise_scheduler, steps, arguments={}, learned_variance=learned) is None
+        return refusal(name, engine.noise_scheduler, steps, {}, learned_variance=engine.learned_variance) is None
 
     name = next(filter(can, _REFERENCE_SAMPLERS), _REFERENCE_SAMPLERS[-1])
     return replace(recipe, sampler=Sampler(name), num_inference_steps=steps)
