@@ -1,7 +1,7 @@
 """What image i is made of, besides the model: (seed, i) and this."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,10 +82,19 @@ def resolution_mistakes(model: Model, wanted: tuple[int, int] | None) -> Iterato
 
 
 def sampler_mistakes(
-    model: Model, sampler: Sampler, num_inference_steps: int, strength: float | None = None
+    model: Model, chosen: Iterable[tuple[Sampler, int]], strength: float | None = None
 ) -> Iterator[str]:
-    """A line if this sampler cannot sample this model in so many steps; with a strength: from a noised picture."""
-    steps, name, given = num_inference_steps, sampler.name, sampler.arguments
+    """A line for each sampler and number of steps that cannot sample this model.
+
+    Args:
+        strength: begin with a picture noised so much, and not with noise.
+    """
+    lines = (line for sampler, steps in chosen for line in _mistakes_of(sampler, steps, model, strength))
+    yield from dict.fromkeys(lines)
+
+
+def _mistakes_of(sampler: Sampler, steps: int, model: Model, strength: float | None) -> Iterator[str]:
+    name, given = sampler.name, sampler.arguments
     if absent := list(package_mistakes(name, f"sampler={name}")):
         yield from absent
         return
@@ -126,8 +135,8 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
     Raises:
         Mistakes: all that the model cannot do.
     """
-    if lines := list(resolution_mistakes(model, config.resolution)):
-        raise Mistakes(*lines, *_sampler_mistakes(config, model))
+    if lines := [*resolution_mistakes(model, config.resolution), *_sampler_mistakes(config, model)]:
+        raise Mistakes(*lines)
     resolution = config.resolution or model.sample_size
     assert resolution is not None  # resolution_mistakes sees to it
 
@@ -146,7 +155,7 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
         if not bool(mask.any()):
             raise Mistakes(f"inpaint={config.inpaint}: nothing in this mask is white, which is what is painted anew")
         inpainting = Inpainting(mask.float(), config.inpaint_jump_steps, config.inpaint_repeats)
-    recipe = Recipe(
+    return Recipe(
         seed=config.seed,
         sampler=config.sampler,
         num_inference_steps=config.num_inference_steps,
@@ -156,21 +165,16 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
         strength=config.strength,
         inpainting=inpainting,
     )
-    if lines := list(_sampler_mistakes(config, model)):
-        raise Mistakes(*lines)
-    return recipe
 
 
 def _sampler_mistakes(config: SampleConfig, model: Model) -> Iterator[str]:
     """Those of the samplers and step counts that the config chooses, one or several."""
-    begins_with_picture = config.from_image is not None and config.inpaint is None
-    strength = config.strength if begins_with_picture else None
+    strength = config.strength if config.from_image is not None and config.inpaint is None else None
     chosen = [(config.sampler, config.num_inference_steps)]
     if config.visualization == "compare":
         samplers = (compared(config.sampler, name) for name in config.compare.samplers)
         chosen = [(sampler, steps) for sampler in samplers for steps in config.compare.steps]
-    lines = (line for sampler, steps in chosen for line in sampler_mistakes(model, sampler, steps, strength))
-    yield from dict.fromkeys(lines)
+    return sampler_mistakes(model, chosen, strength)
 
 
 def compared(chosen: Sampler, name: str) -> Sampler:

@@ -49,8 +49,7 @@ def sample_images(config: SampleConfig) -> None:
         if config.visualization is None:
             sampling.make_images()
         elif state.is_main_process:
-            show = {"trajectory": sampling.trajectory, "interpolate": sampling.interpolate, "compare": sampling.compare}
-            show[config.visualization]()
+            getattr(sampling, config.visualization)()
         state.wait_for_everyone()
 
 
@@ -132,7 +131,7 @@ class _Sampling:
         first = [torch.from_numpy(folder.load(index).copy()) for index in range(min(count, _GRID_IMAGES))]
         grid = folder.path / "grid.png"
         pictures.save(pictures.image_grid(torch.stack(first).permute(0, 3, 1, 2)), grid)
-        rows = {"images": f"{folder.path / 'images'}", "grid": str(grid)}
+        rows = {"images": str(folder.path / "images"), "grid": str(grid)}
         if self.config.format == "npz":
             rows["npz"] = str(folder.write_npz(count))
         elif self.config.format == "parquet":
@@ -146,10 +145,8 @@ class _Sampling:
 
     def interpolate(self) -> None:
         observe = self._count_steps(self.config.num_images)
-        walks = [
-            visualizations.interpolation(self.engine, self.recipe, self.config, index, observe)
-            for index in range(self.config.num_images)
-        ]
+        made = (self.engine, self.recipe, self.config)
+        walks = [visualizations.interpolation(*made, i, observe) for i in range(self.config.num_images)]
         frames = pictures.interpolation_frames(walks)
         self._write_animation("interpolation", pictures.rows(walks), [*frames, *frames[-2:0:-1]])
 
