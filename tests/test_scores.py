@@ -259,7 +259,7 @@ def test_a_resample_in_which_each_image_is_drawn_once_is_the_score(monkeypatch: 
     """The weighted forms are the scores themselves; chunks change nothing."""
     generator = torch.Generator().manual_seed(2)
     x, y = torch.randn(40, 5, generator=generator), torch.randn(30, 5, generator=generator) * 2
-    monkeypatch.setattr(bootstrap, "weights", lambda rng, count: torch.ones(count, 3))
+    monkeypatch.setattr(bootstrap, "weights", lambda rng, count: torch.ones(count, 3).double())
     monkeypatch.setattr(bootstrap, "RESAMPLES", 3)
     monkeypatch.setattr(bootstrap, "_CHUNK", 7)
     rng = np.random.default_rng(0)
@@ -273,7 +273,7 @@ def test_the_influence_of_an_image_on_fid_is_its_derivative(monkeypatch: pytest.
     x, y = torch.randn(10_000, 3, generator=generator), torch.randn(500, 3, generator=generator) * 1.5 + 0.2
     for number in (0, 1, 2):
         once_more = torch.cat((x, x[number : number + 1]))
-        rows = {len(x): torch.ones(len(x), 1), len(y): torch.ones(len(y), 1)}
+        rows = {len(x): torch.ones(len(x), 1).double(), len(y): torch.ones(len(y), 1).double()}
         rows[len(x)][number] = 2
         with monkeypatch.context() as patched:
             patched.setattr(bootstrap, "weights", lambda rng, count, rows=rows: rows[count])

@@ -39,14 +39,9 @@ def fid(inputs: ImageInputs) -> Iterator[Result]:
 def kid(inputs: ImageInputs) -> Iterator[Result]:
     generated, real = inputs.generated, inputs.reference
     fewer = min(len(generated), len(real))
-    found = kid_features_to_metric(
-        generated,
-        real,
-        kid_subsets=_KID_SUBSETS,
-        kid_subset_size=_KID_SUBSET_SIZE if fewer >= _KID_SUBSET_SIZE else fewer // 2,
-        rng_seed=_SEED,
-        verbose=False,
-    )
+    size = _KID_SUBSET_SIZE if fewer >= _KID_SUBSET_SIZE else fewer // 2
+    settings = {"kid_subsets": _KID_SUBSETS, "kid_subset_size": size, "rng_seed": _SEED}
+    found = kid_features_to_metric(generated, real, **settings, verbose=False)
     value = found[KEY_METRIC_KID_MEAN]
     interval = bootstrap.around(value, bootstrap.kid(generated, real, _rng()))
     yield "kid", Measured(value, found[KEY_METRIC_KID_STD], interval)
@@ -72,15 +67,9 @@ def inception_score(inputs: ImageInputs) -> Iterator[Result]:
 
 
 def _precision_and_recall(inputs: ImageInputs) -> dict[str, float]:
-    found: dict[str, float] = prc_features_to_metric(
-        inputs.generated,
-        inputs.reference,
-        prc_batch_size=_PRC_BATCH,
-        # All distances at once would take gigabytes.
-        save_cpu_ram=max(len(inputs.generated), len(inputs.reference)) > _PRC_BATCH,
-        verbose=False,
-    )
-    return found
+    generated, real = inputs.generated, inputs.reference
+    in_parts = max(len(generated), len(real)) > _PRC_BATCH  # all distances at once would take gigabytes
+    return prc_features_to_metric(generated, real, prc_batch_size=_PRC_BATCH, save_cpu_ram=in_parts, verbose=False)
 
 
 def _share(value: float, count: int) -> Measured:

@@ -28,7 +28,7 @@ from ddpm_train.evaluation.image_folder import image_folder, open_images
 from ddpm_train.evaluation.image_sets import FolderImages, ImageSet, SampledImages
 from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images, measure_model
 from ddpm_train.evaluation.preflight import dataset_of, output_of
-from ddpm_train.evaluation.real_images import RealImages, at_most
+from ddpm_train.evaluation.real_images import RealImages
 from ddpm_train.evaluation.scores import DependsOn, Score, add_results, lines, refuse_other_reference
 from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import Model, load_model
@@ -167,7 +167,7 @@ class _Evaluation:
                 yield score.name, score
         cost = Cost(scores[0].name, scores[0].lower_is_better, tuple(rows))
         say(*cost.table())
-        yield "cost", cost.to_json("cost.png")
+        yield "cost", cost.to_json()
         if self.workers.accelerator.is_main_process:  # which alone keeps pictures
             yield "cost", cost.picture()
 
@@ -197,13 +197,9 @@ class _Evaluation:
 
     def _reference(self) -> RealImages:
         """The images to compare with."""
-        count, real = self.config.num_reference_images, self.training
-        if self.config.reference == "held_out":
-            assert self.held_out is not None  # the checks see to it
-            real = self.held_out
-        if count is None or count >= len(real.images):
-            return real
-        return RealImages(at_most(real.images, count), self.dataset, self.workers, held_out=real is self.held_out)
+        real = self.held_out if self.config.reference == "held_out" else self.training
+        assert real is not None  # the checks see to it
+        return real.at_most(self.config.num_reference_images)
 
     def _refuse_other_references(self) -> None:
         sees_training = names_needing("training_images")
@@ -217,16 +213,8 @@ class _Evaluation:
         assert self.model is not None  # a folder of images makes none
         config, model, device = self.config, self.model, self.workers.device
         recipe = self._recipe(config.sampler, config.num_inference_steps)
-        compute = on_main(
-            lambda: choose_compute(
-                model,
-                device,
-                recipe,
-                mixed_precision=config.mixed_precision,
-                num_images=config.num_images,
-                batch_size=config.batch_size,
-            )
-        )
+        limits = (config.num_images, config.batch_size)
+        compute = on_main(lambda: choose_compute(model, device, recipe, config.mixed_precision, *limits))
         return open_engine(model, device, replace(compute, compile=config.compile))
 
     def _recipe(self, sampler: Sampler, num_inference_steps: int) -> Recipe:
@@ -246,14 +234,12 @@ class _Evaluation:
         )
 
     def _announce(self) -> None:
-        config, images, accelerator = self.config, self.images, self.workers.accelerator
-        rows = {"images": f"{len(images):,} of {config.pipeline}"}
+        config, count, accelerator = self.config, f"{len(self.images):,}", self.workers.accelerator
+        rows = {"images": f"{count} of {config.pipeline}"}
         if self.model is not None:
             recipe = self._recipe(config.sampler, config.num_inference_steps)
-            rows = {"model": self.model.label}
-            rows["images"] = (
-                f"{len(images):,}: {recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
-            )
+            made = f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
+            rows = {"model": self.model.label, "images": f"{count}: {made}"}
         processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
         rows["against"] = f"{self.dataset.path}, {self.reference.split}"
         rows["features"] = config.extractor.name

@@ -11,7 +11,7 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP, build_model
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
@@ -19,7 +19,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation.image_sets import BATCH_IMAGES
-from ddpm_train.evaluation.weights import dinov2_network, is_published, read_weights, weights_file
+from ddpm_train.evaluation.weights import dinov2_network, published_sha256, read_weights, weights_file
 from ddpm_train.system.files import sha256_file
 from ddpm_train.system.ranks import on_main
 
@@ -36,9 +36,8 @@ class Extractor:
     def __init__(self, name: str, network: FeatureExtractorBase, classify: nn.Linear | None, weights: Path) -> None:
         self.name = name
         self.weights_hash = sha256_file(weights)
-        self.warning = (
-            None if is_published(name, self.weights_hash) else f"{weights} are not {name}'s published weights"
-        )
+        published = self.weights_hash.startswith(published_sha256(name))
+        self.warning = None if published else f"{weights} are not {name}'s published weights"
         self._network = network.requires_grad_(False).eval()
         self._classify = classify
         self.dimension = self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device=self.device)).shape[1]
@@ -54,16 +53,12 @@ class Extractor:
             batches = to_rgb(images.to(self.device)).split(BATCH_IMAGES)
             return torch.cat([self._network(batch)[0] for batch in batches])
 
-    def no_features(self) -> Tensor:
-        """Of no images, [0, dimension] on the CPU."""
-        return torch.zeros(0, self.dimension)
-
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
         """float32 [N, dimension] -> [N, classes], as the Inception score takes them; only from a classifier."""
         assert self._classify is not None, "the checks see to it"
         layer = self._classify.cpu()
-        # Inception's logits have no bias there (torch-fidelity's `logits_unbiased`, as in the original).
+        # Inception's logits leave out the bias (torch-fidelity's `logits_unbiased`, as in the original).
         return functional.linear(features, layer.weight, layer.bias if self.name == "efficientnet_lite0" else None)
 
 
@@ -101,23 +96,22 @@ class EfficientNetLite0(FeatureExtractorBase):
 
 
 class _CLIP(FeatureExtractorCLIP):
-    """torch-fidelity's, from tensors instead of a TorchScript archive."""
+    """torch-fidelity's, from a model instead of a TorchScript archive."""
 
-    def __init__(self, name: str, weights: dict[str, Tensor]) -> None:
+    def __init__(self, name: str, model: nn.Module) -> None:
         FeatureExtractorBase.__init__(self, name, ["clip"])
         self.feature_extractor_internal_dtype = torch.float32
-        self.model = build_model(dict(weights), torch.float32)
-        self.resolution = self.model.visual.input_resolution
+        self.model = model
+        self.resolution = model.visual.input_resolution
 
 
 class _DINOv2(FeatureExtractorDinoV2):
-    """torch-fidelity's, which takes no weights file."""
+    """torch-fidelity's, from a model instead of torch.hub."""
 
-    def __init__(self, name: str, weights: dict[str, Tensor], key: str) -> None:
+    def __init__(self, name: str, model: nn.Module) -> None:
         FeatureExtractorBase.__init__(self, name, ["dinov2"])
         self.feature_extractor_internal_dtype = torch.float32
-        self.model = dinov2_network(name, key)
-        self.model.load_state_dict(weights)
+        self.model = model
 
 
 def open_extractor(name: str, weights: str | None, device: torch.device, *, key: str = "extractor") -> Extractor:
@@ -154,9 +148,11 @@ def _build(name: str, weights: dict[str, Tensor], key: str) -> FeatureExtractorB
     if name == "efficientnet_lite0":
         return EfficientNetLite0(name, ["1280"], weights)
     if name.startswith("clip"):
-        return _CLIP(name, weights)
+        return _CLIP(name, build_model(dict(weights), torch.float32))
     if name.startswith("dinov2"):
-        return _DINOv2(name, weights, key)
+        network = dinov2_network(name, key)
+        network.load_state_dict(weights)
+        return _DINOv2(name, network)
     # torch-fidelity unpickles the file that it is given in full: it gets one of our own making.
     with tempfile.TemporaryDirectory() as folder:
         copy = os.path.join(folder, "weights.pth")
@@ -172,16 +168,8 @@ def _speed_up(network: EfficientNet) -> None:
         for convolution_name, norm_name in names.items():
             if not hasattr(module, convolution_name):
                 continue  # the first block does not expand
-            convolution, norm = getattr(module, convolution_name), getattr(module, norm_name)
-            convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                convolution.weight,
-                convolution.bias,
-                norm.running_mean,
-                norm.running_var,
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
+            convolution = fuse_conv_bn_eval(getattr(module, convolution_name), getattr(module, norm_name))
+            setattr(module, convolution_name, convolution)
             setattr(module, norm_name, nn.Identity())
             left, right, top, bottom = getattr(convolution.static_padding, "padding", (0, 0, 0, 0))
             if left == right == top == bottom:

@@ -132,7 +132,7 @@ ImageSet = SampledImages | FolderImages  # what is scored
 
 
 def extract(extractor: "Extractor", images: Images, workers: Workers, unit: str) -> Tensor:
-    """Features of all images, float32 [N, D] on the CPU; all processes do this together. Unit: see `Workers.fill`."""
+    """Of all images, float32 [N, D] on the CPU. All processes do this together; the console counts them as `unit`."""
 
     def compute(items: range, poll: Callable[[], None]) -> Tensor:
         poll()
