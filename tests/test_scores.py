@@ -41,11 +41,22 @@ SET_SIZE = 72
 FIDELITY = """
 import torch
 from torch_fidelity import fidelity, registry
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from ddpm_train.evaluation.features import EfficientNetLite0
 from ddpm_train.evaluation.weights import read_weights, weights_file
-class Offline(EfficientNetLite0):
+class Offline(FeatureExtractorBase):
     def __init__(self, name, features_list, **kwargs):
-        super().__init__(name, features_list, read_weights(name, weights_file(name, None, ""), ""))
+        super().__init__(name, features_list)
+        self.lite0 = EfficientNetLite0(read_weights(name, weights_file(name, None, ""), ""))
+    def forward(self, images):
+        (features,) = self.lite0(images)
+        return tuple(self.lite0.network._fc(features) if name == "logits" else features for name in self.features_list)
+    @staticmethod
+    def get_provided_features_list():
+        return ("1280", "logits")
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return "logits" if metric == "isc" else "1280"
 registry.register_feature_extractor("efficientnet_lite0", Offline)
 fidelity.main()
 """

@@ -29,7 +29,12 @@ from ddpm_train.evaluation.scores import CONFIDENCE
 RESAMPLES = 500
 # Kernel matrices grow with the square of the images: 2 x 5,000 take seconds.
 MOST_IMAGES = 5_000
+SEED = 2020  # torch-fidelity's
 _CHUNK = 2048
+
+
+def new_rng() -> np.random.Generator:
+    return np.random.default_rng(SEED)
 
 
 def weights(rng: np.random.Generator, count: int) -> Tensor:
@@ -66,7 +71,7 @@ def kid(generated: Tensor, real: Tensor, rng: np.random.Generator) -> np.ndarray
     """
     x, y = (_some(features, rng) for features in (generated, real))
     u, v = weights(rng, len(x)), weights(rng, len(y))
-    # The mean over pairs of different images of a set: the sum of w_i w_j over i != j stands below.
+    # A mean is divided by the sum of the weights of its pairs; within a set those are w_i w_j for i != j.
     within = [_kernel_sum(z, z, w, w) / (len(z) ** 2 - (w**2).sum(dim=0)) for z, w in ((x, u), (y, v))]
     between = _kernel_sum(x, y, u, v) / (len(x) * len(y))
     return (within[0] + within[1] - 2 * between).numpy()
@@ -89,14 +94,12 @@ def fid(generated: Tensor, real: Tensor, rng: np.random.Generator) -> np.ndarray
     there, back = root @ inverse_middle_root @ root, inverse_root @ middle_root @ inverse_root
     resampled = torch.zeros(RESAMPLES, dtype=torch.float64)
     for features, transport, sign in ((x, there, 1), (y, back, -1)):
-        mean = features.mean(dim=0)
-        # The influence of each image, float64 [N], up to a constant.
-        influence = torch.cat(
-            [
-                2 * c @ (sign * difference) + c.square().sum(dim=1) - ((c @ transport) * c).sum(dim=1)
-                for c in (features - mean).split(_CHUNK)
-            ]
-        )
+        mean, parts = features.mean(dim=0), []
+        for rows in features.split(_CHUNK):
+            centred = rows - mean
+            transported = ((centred @ transport) * centred).sum(dim=1)
+            parts.append(2 * centred @ (sign * difference) + centred.square().sum(dim=1) - transported)
+        influence = torch.cat(parts)  # of each image, up to a constant, float64 [N]
         resampled += weights(rng, len(features)).T @ (influence - influence.mean()) / len(features)
     return resampled.numpy()
 

@@ -14,7 +14,6 @@ from ddpm_train.sampling import pictures
 
 # Nearer to a training image than all but this share of the held-out images are counts as a copy.
 QUANTILE = 0.01
-_SEED = 2020
 _CHUNK = 2048
 _NUM_SHOWN, _NUM_NEIGHBOURS = 16, 5
 # A fast distance that rounds finds candidates; an exact one finds the nearest among them.
@@ -52,17 +51,9 @@ def copy_rate(inputs: ImageInputs) -> Iterator[Result]:
     samples = inputs.images.load(found.closest.tolist())
     neighbours = [inputs.training_images.load(numbers.tolist()) for numbers in found.neighbours]
     yield "copy_rate", Measured(found.copy_rate, interval=found.interval, warning=found.warning)
-    yield (
-        "copying",
-        {
-            "copy_rate": found.copy_rate,
-            "interval": list(found.interval),
-            "held_out_rate": found.held_out_rate,
-            "extractor": inputs.extractor.name,
-            "num_images": len(found.distances),
-            "picture": "nearest.png",
-        },
-    )
+    rates = {"copy_rate": found.copy_rate, "interval": list(found.interval), "held_out_rate": found.held_out_rate}
+    made_of = {"extractor": inputs.extractor.name, "num_images": len(found.distances), "picture": "nearest.png"}
+    yield "copying", rates | made_of
     # A row for each sample: the sample, a gap, its nearest training images from the nearest on.
     gap = torch.full_like(samples[:1], 255)
     rows = [torch.cat((sample[None], gap, own)) for sample, own in zip(samples, neighbours, strict=True)]
@@ -75,7 +66,7 @@ def measure_copying(generated: Tensor, training: Tensor, held_out: Tensor) -> Co
     Args:
         generated, training, held_out: features, float32 [N, D], [M, D] and [H, D] on the CPU.
     """
-    rng = np.random.default_rng(_SEED)
+    rng = bootstrap.new_rng()
     to_training, neighbours = nearest(generated, training, min(_NUM_NEIGHBOURS, len(training)))
     of_samples = to_training[:, 0].numpy()
     of_held_out = nearest(held_out, training, 1)[0][:, 0].numpy()

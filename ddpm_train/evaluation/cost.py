@@ -48,7 +48,7 @@ class Cost:
         return {
             "metric": self.metric,
             "rows": [asdict(row) for row in self.rows],
-            "fewest_within_5_percent": {key: getattr(fewest, key) for key in ("sampler", "num_inference_steps")},
+            "fewest_within_5_percent": {"sampler": fewest.sampler, "num_inference_steps": fewest.num_inference_steps},
             "picture": "cost.png",
         }
 

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from efficientnet_lite_pytorch import EfficientNet
@@ -33,7 +32,7 @@ class Extractor:
         warning: why its numbers compare with nobody else's; None: it has the published weights.
     """
 
-    def __init__(self, name: str, network: FeatureExtractorBase, classify: nn.Linear | None, weights: Path) -> None:
+    def __init__(self, name: str, network: nn.Module, classify: nn.Linear | None, weights: Path) -> None:
         self.name = name
         self.weights_hash = sha256_file(weights)
         published = self.weights_hash.startswith(published_sha256(name))
@@ -62,7 +61,7 @@ class Extractor:
         return functional.linear(features, layer.weight, layer.bias if self.name == "efficientnet_lite0" else None)
 
 
-class EfficientNetLite0(FeatureExtractorBase):
+class EfficientNetLite0(nn.Module):
     """The pooled features of EfficientNet-Lite0 (Tan & Le 2019, trained on ImageNet), 1280 of them.
 
     Images are resized to 224 x 224 (bilinear, antialiased) and scaled to (x - 127) / 128.
@@ -71,28 +70,19 @@ class EfficientNetLite0(FeatureExtractorBase):
         weights: the state dict of `efficientnet_lite_pytorch`.
     """
 
-    def __init__(self, name: str, features_list: list[str], weights: dict[str, Tensor], **kwargs: Any) -> None:
-        super().__init__(name, features_list)
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
         self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(weights)
         _speed_up(self.network.eval())
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 [N, 3, H, W] -> float32 [N, 1280], or [N, 1000] for logits."""
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """uint8 [N, 3, H, W] -> float32 [N, 1280]."""
         x = functional.interpolate(
             images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True
         )
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
-        features = self.network.extract_features(x).mean(dim=(2, 3))
-        return tuple(self.network._fc(features) if name == "logits" else features for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("1280", "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "1280"
+        return (self.network.extract_features(x).mean(dim=(2, 3)),)
 
 
 class _CLIP(FeatureExtractorCLIP):
@@ -144,9 +134,9 @@ def to_rgb(images: Tensor) -> Tensor:
     return images
 
 
-def _build(name: str, weights: dict[str, Tensor], key: str) -> FeatureExtractorBase:
+def _build(name: str, weights: dict[str, Tensor], key: str) -> nn.Module:
     if name == "efficientnet_lite0":
-        return EfficientNetLite0(name, ["1280"], weights)
+        return EfficientNetLite0(weights)
     if name.startswith("clip"):
         return _CLIP(name, build_model(dict(weights), torch.float32))
     if name.startswith("dinov2"):

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,13 +14,11 @@ from ddpm_train.evaluation.scores import Measured
 from ddpm_train.models.load import Model
 from ddpm_train.seeding import Purpose
 
-_SEED = 2020  # of the resampling
-
 
 def held_out_loss(inputs: ModelInputs) -> Iterator[Result]:
     """The row of `METRICS`: the mean with its interval, and where in the schedule the loss is."""
     losses, timesteps = held_out_losses(inputs)
-    interval = bootstrap.mean(losses.double().cpu(), np.random.default_rng(_SEED))
+    interval = bootstrap.mean(losses.double().cpu(), bootstrap.new_rng())
     yield "held_out_loss", Measured(float(losses.double().mean()), interval=interval, seed=inputs.objective.seed)
     yield from over_timesteps(losses, timesteps, inputs)
 

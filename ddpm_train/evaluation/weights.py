@@ -77,11 +77,16 @@ def read_weights(name: str, path: Path, key: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         if _is_torchscript(path):
-            return _read_torchscript(name, path, key)
+            if name not in CLIP or sha256_file(path) != CLIP[name]["hash"]:
+                raise Mistakes(
+                    f"{key}.weights={path}: a TorchScript archive, which holds programs, and not the published one of "
+                    f"{name}; give a state dict or safetensors"
+                )
+            return torch.jit.load(str(path), map_location="cpu").state_dict()
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Mistakes:
         raise
-    except Exception as error:  # the readers answer damaged files with any
+    except Exception as error:  # the readers raise errors of any kind for damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise Mistakes(
             f"{key}.weights={path}: cannot be read as tensors alone ({reason}); give a state dict or safetensors"
@@ -123,12 +128,3 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _read_torchscript(name: str, path: Path, key: str) -> dict[str, Tensor]:
-    if name not in CLIP or sha256_file(path) != CLIP[name]["hash"]:
-        raise Mistakes(
-            f"{key}.weights={path}: a TorchScript archive, which holds programs, and not the published one of {name}; "
-            "give a state dict or safetensors"
-        )
-    return torch.jit.load(str(path), map_location="cpu").state_dict()
