@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -93,30 +93,28 @@ class _Trained:
     seed: int
 
 
+@dataclass
 class _Evaluation:
-    """One call of the program, once everything is open and fits. Every process does all of it together."""
+    """One call of the program, once all is open and checked. Every process does all of it together."""
 
-    def __init__(
-        self,
-        config: EvaluateConfig,
-        dataset: Dataset,
-        data: Data,
-        model: Model | None,
-        images: Images | None,
-        workers: Workers,
-    ) -> None:
-        self.config = config
-        self.dataset = dataset
-        self.model = model
+    config: EvaluateConfig
+    dataset: Dataset
+    data: InitVar[Data]
+    model: Model | None
+    folder_images: InitVar[Images | None]
+    workers: Workers
+
+    def __post_init__(self, data: Data, folder_images: Images | None) -> None:
+        config, rest = self.config, (self.dataset, self.workers)
         self.output = output_of(config)
-        self.workers = workers
-        held_out = data.validation
-        self.training = RealImages(data.train, dataset, workers)
-        self.held_out = None if held_out is None else RealImages(held_out, dataset, workers, held_out=True)
-        self.reference = self._reference()
+        self.training = RealImages(data.train, *rest)
+        self.held_out = None if data.validation is None else RealImages(data.validation, *rest, held_out=True)
+        reference = self.held_out if config.reference == "held_out" else self.training
+        assert reference is not None  # the checks see to it
+        self.reference = reference.at_most(config.num_reference_images)
         self.images: ImageSet
-        if images is not None:
-            self.images = FolderImages(images, config.pipeline, workers)
+        if folder_images is not None:
+            self.images = FolderImages(folder_images, config.pipeline, self.workers)
         else:
             self.images = self._sampled(config.sampler, config.num_inference_steps)
 
@@ -194,12 +192,6 @@ class _Evaluation:
             bound_timesteps=config.bound_timesteps,
             workers=self.workers,
         )
-
-    def _reference(self) -> RealImages:
-        """The images to compare with."""
-        real = self.held_out if self.config.reference == "held_out" else self.training
-        assert real is not None  # the checks see to it
-        return real.at_most(self.config.num_reference_images)
 
     def _refuse_other_references(self) -> None:
         sees_training = names_needing("training_images")

@@ -51,14 +51,14 @@ class Workers:
             Stopped: all processes, when one of them was asked to stop.
         """
         count, num_processes, polls_left = len(results), self.accelerator.num_processes, 0
+        console = Console(enabled=False) if unit is None else self.console
 
         def poll() -> None:
             nonlocal polls_left
             polls_left -= 1
             self.stop.check()
 
-        if unit is not None:
-            self.console.start(0, count, unit)
+        console.start(0, count, unit or "item")
         for turn in range(0, count, batch_size * num_processes):
             polls_left = polls_per_batch
             start = turn + self.accelerator.process_index * batch_size
@@ -66,9 +66,7 @@ class Workers:
                 results[items.start : items.stop] = compute(items, poll)
             while polls_left > 0:
                 poll()
-            if unit is not None:
-                self.console.update(min(turn + batch_size * num_processes, count))
-        if unit is not None:
-            self.console.finish()
+            console.update(min(turn + batch_size * num_processes, count))
+        console.finish()
         # Each row was filled by one process and is zero on the others.
         return self.accelerator.reduce(results, "sum")

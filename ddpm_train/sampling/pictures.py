@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ddpm_train.sampling.output import to_picture
-from ddpm_train.sampling.visualizations import Compared, Frame
+from ddpm_train.sampling.visualizations import Compared
 from ddpm_train.system.files import write_atomic
 
 _GAP = 2
@@ -27,10 +27,9 @@ def rows(images: Sequence[Tensor]) -> Image.Image:
     return image_grid(torch.cat(list(images)), columns=len(images[0]))
 
 
-def strip(frames: Sequence[Frame]) -> Image.Image:
-    """For each image two rows, x_t and the estimate of x_0, from noise on the left to the result on the right."""
-    kinds = [torch.stack([frame.x_t for frame in frames]), torch.stack([frame.x_0 for frame in frames])]
-    return rows([kind[:, image] for image in range(kinds[0].shape[1]) for kind in kinds])
+def strip(frames: Tensor) -> Image.Image:
+    """For each image of a trajectory two rows, x_t and the estimate of x_0, from noise on the left to the result."""
+    return rows([frames[:, kind, image] for image in range(frames.shape[2]) for kind in (0, 1)])
 
 
 def animate(frames: Sequence[Image.Image], path: Path) -> None:
@@ -45,10 +44,9 @@ def animate(frames: Sequence[Image.Image], path: Path) -> None:
     write_atomic(path, file.getvalue())
 
 
-def trajectory_frames(frames: Sequence[Frame]) -> list[Image.Image]:
-    """x_t on the left, the estimate of x_0 on the right."""
-    pairs = ([np.asarray(image_grid(images)) for images in (frame.x_t, frame.x_0)] for frame in frames)
-    return [Image.fromarray(np.hstack(pair)) for pair in pairs]
+def trajectory_frames(frames: Tensor) -> list[Image.Image]:
+    """x_t on the left, the estimate of x_0 on the right; see `visualizations.trajectory`."""
+    return [Image.fromarray(np.hstack([np.asarray(image_grid(images)) for images in both])) for both in frames]
 
 
 def interpolation_frames(walks: Sequence[Tensor]) -> list[Image.Image]:

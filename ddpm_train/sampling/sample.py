@@ -44,7 +44,7 @@ def sample_images(config: SampleConfig) -> None:
         folder = ImageFolder(Path(config.output))
         compute = on_main(lambda: _claim(config, model, recipe, folder, state.device))
         engine = open_engine(model, state.device, replace(compute, compile=config.compile))
-        sampling = _Sampling(config, recipe, engine, folder, state, Console(state.is_main_process))
+        sampling = _Sampling(engine, recipe, config, folder, state, Console(state.is_main_process))
         sampling.announce(model)
         if config.visualization is None:
             sampling.make_images()
@@ -73,9 +73,9 @@ def _claim(config: SampleConfig, model: Model, recipe: Recipe, folder: ImageFold
 class _Sampling:
     """One call of the program, once everything is open and fits together."""
 
-    config: SampleConfig
-    recipe: Recipe
     engine: Engine
+    recipe: Recipe
+    config: SampleConfig
     folder: ImageFolder
     state: PartialState
     console: Console
