@@ -53,8 +53,8 @@ def ends(drawn: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def share(hits: int, count: int, rng: np.random.Generator) -> tuple[float, float]:
-    """The interval of a share of images."""
+def share(hits: int | np.ndarray, count: int, rng: np.random.Generator) -> tuple[float, float]:
+    """The interval of a share of images; `hits` may differ between resamples, int64 [RESAMPLES]."""
     return ends(rng.beta(hits + 0.5, count - hits + 0.5, size=RESAMPLES))
 
 

@@ -77,7 +77,7 @@ def measure_copying(generated: Tensor, training: Tensor, held_out: Tensor) -> Co
     warning = f"{len(held_out)} held-out images do not show how near 1 in {1 / QUANTILE:.0f} comes; hold out more"
     return Copying(
         copy_rate=float((of_samples < threshold).mean()),
-        interval=bootstrap.ends(rng.beta(hits + 0.5, len(of_samples) - hits + 0.5)),
+        interval=bootstrap.share(hits, len(of_samples), rng),
         held_out_rate=float((of_held_out < threshold).mean()),
         warning=warning if len(held_out) * QUANTILE < 1 else None,
         closest=closest,

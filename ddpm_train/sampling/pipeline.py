@@ -114,7 +114,10 @@ class Pipeline:
     def _open(self, num_images: int, keys: Mapping[str, Any]) -> tuple[Engine, Recipe, SampleConfig]:
         import_modules(keys.get("extensions", ()))
         given = {key: value for key, value in keys.items() if isinstance(value, Image.Image)}
-        values = {**_defaults(), "pipeline": self.model.label, "num_images": num_images, **keys}
+        values: dict[str, Any] = yaml.safe_load((CONF / "sample.yaml").read_text())  # those of `ddpm-sample`
+        del values["hydra"]
+        values |= values.pop("defaults")[0]  # the sampler
+        values |= {"pipeline": self.model.label, "num_images": num_images, **keys}
         values |= dict.fromkeys(given, "<image>")
         values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
         if isinstance(values["sampler"], str):
@@ -126,10 +129,3 @@ class Pipeline:
             compute = choose_compute(self.model, self._device, recipe, self._mixed_precision, *limits)
             self._engine = open_engine(self.model, self._device, replace(compute, compile=self._compile))
         return self._engine, recipe, config
-
-
-def _defaults() -> dict[str, Any]:
-    """The values of `conf/sample.yaml`, as `ddpm-sample` has them."""
-    values: dict[str, Any] = yaml.safe_load((CONF / "sample.yaml").read_text())
-    chosen = {"sampler": values["defaults"][0]["sampler"]}
-    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")} | chosen

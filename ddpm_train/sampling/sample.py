@@ -86,15 +86,11 @@ class _Sampling:
         height, width = recipe.resolution
         channels = model.unet.config.in_channels
         processes = f", {state.num_processes} processes" if state.num_processes > 1 else ""
-        rows = {
-            "model": f"{model.label}: {parameters:.2f}M parameters, {height}x{width}x{channels}",
-            "sampler": f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}",
-            "compute": f"{self.engine.compute} on {device_name(state.device)}{processes}",
-            "output": config.output,
-        }
-        if config.visualization == "compare":
-            del rows["sampler"]
-        self.console.table(rows)
+        rows = {"model": f"{model.label}: {parameters:.2f}M parameters, {height}x{width}x{channels}"}
+        if config.visualization != "compare":
+            rows["sampler"] = f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
+        rows["compute"] = f"{self.engine.compute} on {device_name(state.device)}{processes}"
+        self.console.table(rows | {"output": config.output})
 
     def make_images(self) -> None:
         """This process's share of the missing images; then, on the main process, what is made of all of them."""

@@ -127,10 +127,8 @@ def comparison(engine: Engine, recipe: Recipe, config: SampleConfig) -> tuple[li
 
 def _reference(engine: Engine, recipe: Recipe, most_steps: int) -> Recipe:
     """The first deterministic sampler that can, at many steps."""
-    steps = min(max(_REFERENCE_STEPS, 2 * most_steps), engine.noise_scheduler.config.num_train_timesteps)
-
-    def can(name: str) -> bool:
-        return refusal(name, engine.noise_scheduler, steps, {}, learned_variance=engine.learned_variance) is None
-
-    name = next(filter(can, _REFERENCE_SAMPLERS), _REFERENCE_SAMPLERS[-1])
+    schedule, learned = engine.noise_scheduler, engine.learned_variance
+    steps = min(max(_REFERENCE_STEPS, 2 * most_steps), schedule.config.num_train_timesteps)
+    able = (name for name in _REFERENCE_SAMPLERS if not refusal(name, schedule, steps, {}, learned_variance=learned))
+    name = next(able, _REFERENCE_SAMPLERS[-1])
     return replace(recipe, sampler=Sampler(name), num_inference_steps=steps)
