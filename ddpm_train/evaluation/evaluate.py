@@ -154,16 +154,15 @@ class _Evaluation:
         config, engine, say = self.config, self._engine, self.workers.console.say
         warm_up = torch.zeros(config.batch_size, engine.unet.config.in_channels, *self.dataset.resolution)
         engine.call(warm_up.to(engine.device))
-        rows, scores = [], []
+        rows = []
         for name in config.cost.samplers:
             for steps in config.cost.steps:
                 say(f"  {name}, {steps} steps")
                 images = self._sampled(compared(config.sampler, name), steps)
                 (score,) = collect(self._compare([config.cost.metric], images, extractor)).scores
                 rows.append(CostRow(name, steps, score.value, score.interval, images.seconds_per_image))
-                scores.append(score)
                 yield score.name, score
-        cost = Cost(scores[0].name, scores[0].lower_is_better, tuple(rows))
+        cost = Cost(score.name, score.lower_is_better, tuple(rows))
         say(*cost.table())
         yield "cost", cost.to_json()
         if self.workers.accelerator.is_main_process:  # which alone keeps pictures

@@ -50,11 +50,12 @@ class Recipe:
             "resolution": list(self.resolution),
         }
         if self.picture is not None:
-            values |= {"from_image": _hash(self.picture)}
-            values |= {} if self.inpainting else {"strength": self.strength}
+            values["from_image"] = _hash(self.picture)
         if self.inpainting is not None:
             values |= {"inpaint": _hash(self.inpainting.mask), "inpaint_jump_steps": self.inpainting.jump_steps}
-            values |= {"inpaint_repeats": self.inpainting.repeats}
+            values["inpaint_repeats"] = self.inpainting.repeats
+        elif self.picture is not None:
+            values["strength"] = self.strength
         return values
 
     @property
