@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from efficientnet_lite_pytorch import EfficientNet
@@ -85,25 +86,6 @@ class EfficientNetLite0(nn.Module):
         return (self.network.extract_features(x).mean(dim=(2, 3)),)
 
 
-class _CLIP(FeatureExtractorCLIP):
-    """torch-fidelity's, from a model instead of a TorchScript archive."""
-
-    def __init__(self, name: str, model: nn.Module) -> None:
-        FeatureExtractorBase.__init__(self, name, ["clip"])
-        self.feature_extractor_internal_dtype = torch.float32
-        self.model = model
-        self.resolution = model.visual.input_resolution
-
-
-class _DINOv2(FeatureExtractorDinoV2):
-    """torch-fidelity's, from a model instead of torch.hub."""
-
-    def __init__(self, name: str, model: nn.Module) -> None:
-        FeatureExtractorBase.__init__(self, name, ["dinov2"])
-        self.feature_extractor_internal_dtype = torch.float32
-        self.model = model
-
-
 def open_extractor(name: str, weights: str | None, device: torch.device, *, key: str = "extractor") -> Extractor:
     """An extractor by its name in `EXTRACTORS`. All processes do this together.
 
@@ -138,16 +120,26 @@ def _build(name: str, weights: dict[str, Tensor], key: str) -> nn.Module:
     if name == "efficientnet_lite0":
         return EfficientNetLite0(weights)
     if name.startswith("clip"):
-        return _CLIP(name, build_model(dict(weights), torch.float32))
+        clip = build_model(dict(weights), torch.float32)
+        return _around(clip, FeatureExtractorCLIP, name, "clip", resolution=clip.visual.input_resolution)
     if name.startswith("dinov2"):
-        network = dinov2_network(name, key)
-        network.load_state_dict(weights)
-        return _DINOv2(name, network)
+        dinov2 = dinov2_network(name, key)
+        dinov2.load_state_dict(weights)
+        return _around(dinov2, FeatureExtractorDinoV2, name, "dinov2")
     # torch-fidelity unpickles the file that it is given in full: it gets one of our own making.
     with tempfile.TemporaryDirectory() as folder:
         copy = os.path.join(folder, "weights.pth")
         torch.save(weights, copy)
         return FeatureExtractorInceptionV3(name, ["2048"], feature_extractor_weights_path=copy)
+
+
+def _around(model: nn.Module, kind: Any, name: str, feature: str, **attributes: Any) -> nn.Module:
+    """torch-fidelity's extractor class `kind` around a model, without its constructor, which would fetch another."""
+    extractor = kind.__new__(kind)
+    FeatureExtractorBase.__init__(extractor, name, [feature])
+    vars(extractor).update(attributes, feature_extractor_internal_dtype=torch.float32)
+    extractor.model = model
+    return extractor
 
 
 def _speed_up(network: EfficientNet) -> None:

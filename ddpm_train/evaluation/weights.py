@@ -22,7 +22,6 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.system.files import sha256_file
 
 _DINOV2_CODE = "facebookresearch/dinov2"
-_EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _PATIENCE_SECONDS = 10.0
 
 
@@ -57,7 +56,7 @@ def weights_file(name: str, weights: str | None, key: str) -> Path:
 def published_sha256(name: str) -> str:
     """The beginning of the published file's SHA-256; empty where it is not known (DINOv2)."""
     if name == "efficientnet_lite0":
-        return _EFFICIENTNET_SHA256
+        return "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
     if name == "inception-v3-compat":
         return URL_INCEPTION_V3.rsplit("-", 1)[-1].removesuffix(".pth")
     return CLIP[name]["hash"] if name in CLIP else ""

@@ -20,8 +20,6 @@ from ddpm_train.models.load import Model
 from ddpm_train.sampling.inpainting import Inpainting
 from ddpm_train.sampling.sampler_check import refusal
 
-_MAX_PIXELS = 10**9
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -142,7 +140,7 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
     assert resolution is not None  # resolution_mistakes sees to it
 
     def decoded(key: str, channels: int) -> Tensor:
-        decoder = Decoder(resolution, channels, (255, 255, 255), "center", _MAX_PIXELS)
+        decoder = Decoder(resolution, channels, (255, 255, 255), "center", max_pixels=10**9)
         path, image = getattr(config, key), (pictures or {}).get(key)
         try:
             array = decoder(Path(path).expanduser()) if image is None else decoder.from_image(image)
