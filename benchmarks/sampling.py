@@ -59,14 +59,8 @@ def main() -> None:
 
     recipe = Recipe(SEED, Sampler("ddpm"), arguments.steps, (arguments.resolution, arguments.resolution))
     model = Model("benchmark", unet, scheduler, "", None, None)
-    compute = choose_compute(
-        model,
-        torch.device(device),
-        recipe,
-        mixed_precision=arguments.mixed_precision,
-        num_images=arguments.images,
-        batch_size=arguments.images,
-    )
+    limits = (arguments.images, arguments.images)
+    compute = choose_compute(model, torch.device(device), recipe, arguments.mixed_precision, *limits)
     engine = open_engine(model, torch.device(device), compute)
 
     def ours() -> Tensor:

@@ -95,9 +95,9 @@ class Evaluation:
                 timestep_bins=config.evaluation.timestep_bins,
                 workers=self._workers,
             )
-            losses = held_out_losses(inputs)
-            yield "held_out_loss", losses.mean()
-            yield from over_timesteps(losses, inputs)
+            losses, timesteps = held_out_losses(inputs)
+            yield "held_out_loss", float(losses.double().mean())
+            yield from over_timesteps(losses, timesteps, inputs)
         if self._extractor is not None:
             training = RealImages(data.train, config.dataset, self._workers)
             yield from measure_images(
