@@ -7,11 +7,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ddpm_train.hub.push import Push, Target
-from ddpm_train.hub.share import OWNED, Shared
+from ddpm_train.hub.push import Push
+from ddpm_train.hub.share import Shared
 from ddpm_train.runs import checkpoint
 
 _IMPORTED_FROM = str(Path(__file__).resolve().parents[2])
@@ -32,14 +32,12 @@ class PushThread:
     What fails is said, and the next checkpoint brings it.
 
     Args:
-        push_seconds: no single push may take longer.
+        shared: the run; no single push of it may take longer than its `hub.finish_minutes`.
         warn: shows a line to a person.
     """
 
-    def __init__(self, shared: Shared, target: Target, push_seconds: float, warn: Callable[[str], None]) -> None:
+    def __init__(self, shared: Shared, warn: Callable[[str], None]) -> None:
         self._shared = shared
-        self._target = target
-        self._push_seconds = push_seconds
         self._warn = warn
         self._condition = threading.Condition()
         self._waiting: Path | None = None
@@ -92,17 +90,15 @@ class PushThread:
                 self._condition.notify_all()
             if outcome.problem and not self._finishing:
                 self._warn(
-                    f"warning: step {outcome.step:,} was not pushed to {self._target.repo_id}: {outcome.problem}; "
-                    "the next save brings it"
+                    f"warning: step {outcome.step:,} was not pushed to {self._shared.hub.repo_id}: "
+                    f"{outcome.problem}; the next save brings it"
                 )
 
     def _push(self, path: Path) -> Outcome:
         folder = self._shared.run / ".push"
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            self._shared.stage(path, folder)
-            push = Push(self._target, str(folder), f"Step {self._step:,}", OWNED, checkpoint.MANIFEST)
-            return self._in_a_process(push)
+            return self._in_a_process(self._shared.stage(path, folder))
         except FileNotFoundError:
             if path.exists():
                 raise
@@ -111,6 +107,7 @@ class PushThread:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _in_a_process(self, push: Push) -> Outcome:
+        seconds = 60 * self._shared.hub.finish_minutes
         with self._condition:
             if self._over:
                 return Outcome(self._step, None, "the run ended")
@@ -129,9 +126,9 @@ class PushThread:
                 start_new_session=True,
             )
         assert process.stdin is not None and process.stdout is not None
-        limit = threading.Timer(self._push_seconds, process.kill)
+        limit = threading.Timer(seconds, process.kill)
         limit.start()
-        process.stdin.write(push.to_json() + "\n")
+        process.stdin.write(json.dumps(asdict(push)) + "\n")
         process.stdin.flush()
         said = process.stdout.read().splitlines()
         limit.cancel()
@@ -143,5 +140,5 @@ class PushThread:
             outcome = json.loads(said[-1])
             return Outcome(self._step, outcome.get("commit"), outcome.get("error", ""))
         except (ValueError, IndexError):
-            limit_passed = f"it was not done in {self._push_seconds:.0f} s"
-            return Outcome(self._step, None, f"the pushing process ended: {said[-1]}" if said else limit_passed)
+            problem = f"the pushing process ended: {said[-1]}" if said else f"it was not done in {seconds:.0f} s"
+            return Outcome(self._step, None, problem)

@@ -86,7 +86,7 @@ class Evaluation:
             held_out = RealImages(data.validation, config.dataset, self._workers, held_out=True)
             inputs = ModelInputs(
                 unet=unet,
-                noise_scheduler=run.noise_scheduler,
+                noise_scheduler=run.objective.noise_scheduler,
                 title=f"step {run.state.step:,}",
                 objective=run.objective,
                 held_out=held_out,
@@ -113,7 +113,7 @@ class Evaluation:
         run, config = self._run, self._run.config
         weights = "unet" if run.state.ema_unet is None else "ema"
         return SampledImages(
-            Engine(unet, run.noise_scheduler),
+            Engine(unet, run.objective.noise_scheduler),
             Recipe(config.seed, config.sampler, config.evaluation.num_inference_steps, config.dataset.resolution),
             num_images,
             config.evaluation.batch_size,

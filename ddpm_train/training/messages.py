@@ -1,11 +1,13 @@
 """What a run says at its start and at its end."""
 
+from pathlib import Path
+
 from ddpm_train._version import __version__
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import num_parameters
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
-from ddpm_train.runs.folder import BEST, PIPELINE, REPORT, SAMPLES, TENSORBOARD
+from ddpm_train.runs.folder import BEST, CHECKPOINTS, PIPELINE, REPORT, SAMPLES, TENSORBOARD
 from ddpm_train.system.compute import device_name
 from ddpm_train.system.console import counted
 from ddpm_train.training.auto import Choice
@@ -91,11 +93,10 @@ def _best(run: Run) -> dict[str, str]:
     return {"best": f"step {best:,} ({value})   ddpm-sample pipeline={run.checkpoints / BEST}"}
 
 
-def non_finite_remedy(run: Run) -> str:
+def non_finite_remedy(config: Config) -> str:
     """From which checkpoint, and with what change, to go on."""
-    lr = run.config.optimizer.lr / 3
-    change = f"optimizer.lr={lr:.1e}"
-    last = checkpoint.published(run.checkpoints)
+    change = f"optimizer.lr={config.optimizer.lr / 3:.1e}"
+    last = checkpoint.published(Path(config.output_dir) / CHECKPOINTS)
     if not last:
         return f"Start again with a lower learning rate: the same command with {change}"
     return (

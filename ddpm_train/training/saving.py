@@ -18,6 +18,8 @@ from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
 from ddpm_train.training.start import run_mirror
 
+_REMEDY = "Make room or choose another output_dir; the same command continues"
+
 
 class SavingFailed(CannotGoOn):
     """`checkpoint.max_failures` saves in a row have failed, or the last of the run."""
@@ -78,7 +80,7 @@ class Saver:
         if self._failures >= self._max_failures:
             raise SavingFailed(
                 f"checkpoint.max_failures={self._max_failures}: that many saves in a row failed, the last "
-                f"with: {self._error}"
+                f"with: {self._error}. {_REMEDY}"
             )
         if refused is not None:
             self._fail(step, refused)
@@ -95,7 +97,7 @@ class Saver:
             SavingFailed: it did.
         """
         if self._failures:
-            raise SavingFailed(f"the last checkpoint could not be saved: {self._error}")
+            raise SavingFailed(f"the last checkpoint could not be saved: {self._error}. {_REMEDY}")
 
     def close(self) -> None:
         """Wait for the save in flight."""
@@ -105,19 +107,12 @@ class Saver:
 
     def _take_snapshot(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Copy to host memory that is kept from save to save: fresh pages would cost more than the copy."""
-        if {name: list(named) for name, named in tensors.items()} != {
-            name: list(named) for name, named in self._snapshot.items()
-        }:
-            self._snapshot = {
-                name: {
-                    key: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                    for key, tensor in named.items()
-                }
-                for name, named in tensors.items()
-            }
         for name, named in tensors.items():
+            kept = self._snapshot.setdefault(name, {})  # the optimizer's state comes with the first step
             for key, tensor in named.items():
-                self._snapshot[name][key].copy_(tensor, non_blocking=True)
+                if key not in kept:
+                    kept[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                kept[key].copy_(tensor, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import Config
-from ddpm_train.hub.fetch import HubStore, Source
+from ddpm_train.hub.fetch import HubStore
 from ddpm_train.hub.preflight import SCHEME, is_offline, parse_uri
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
@@ -47,8 +47,8 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
         local, path = path, fetch_newest(mirror, directory, path, warn)
         if path is not None and path != local and config.checkpoint.keep_best:
             _fetch_best(mirror, config, path, warn)
-    if (source := _hub_source(config)) is not None:
-        path = fetch_newest(HubStore(source), directory, path, warn)
+    if (repository := _repository(config)) is not None:
+        path = fetch_newest(repository, directory, path, warn)
     if path is None and config.resume != "auto" and not config.resume.startswith(SCHEME):
         path = Path(config.resume)
         try:
@@ -69,16 +69,17 @@ def run_mirror(config: Config) -> Mirror | None:
     return Mirror(f"{url.rstrip('/')}/{config.name}") if url else None
 
 
-def _hub_source(config: Config) -> Source | None:
+def _repository(config: Config) -> HubStore | None:
     """The repository on the Hub to look for checkpoints in: the one named, or the run's own."""
     pushes = config.hub.push and config.hub.strategy in ("checkpoint", "all_checkpoints")
     if (named := parse_uri(config.resume)) is not None:
         repo_id, revision = named
         # Where the run itself pushes checkpoints to there are none before its first.
         own = pushes and (config.hub.repo_id, config.hub.revision or "main") == (repo_id, revision or "main")
-        return Source(f"resume={config.resume}", repo_id, revision, required=not own)
+        return HubStore(f"resume={config.resume}", repo_id, revision, required=not own)
     if pushes and not is_offline():
-        return Source(f"hub.repo_id={config.hub.repo_id}", str(config.hub.repo_id), config.hub.revision, required=False)
+        repo_id = str(config.hub.repo_id)
+        return HubStore(f"hub.repo_id={repo_id}", repo_id, config.hub.revision, required=False)
     return None
 
 

@@ -14,8 +14,7 @@ from diffusers import DDPMPipeline
 
 from ddpm_train.config.train import Config
 from ddpm_train.report import try_to_write_report
-from ddpm_train.runs.best import read_selection
-from ddpm_train.runs.folder import CONFIG, ORIGIN, PIPELINE, RECORDS, RESULT, config_yaml, pipeline_step, write_result
+from ddpm_train.runs.folder import CONFIG, ORIGIN, PIPELINE, RECORDS, RESULT, config_yaml, read_origin
 from ddpm_train.runs.lock import RunLock
 from ddpm_train.runs.mirror import FINISH_SECONDS, STOP_SECONDS
 from ddpm_train.system.compute import out_of_memory
@@ -31,7 +30,7 @@ from ddpm_train.training.push import finish_push, push_finished
 from ddpm_train.training.records import NonFinite, Records
 from ddpm_train.training.resume import record_environment, restore
 from ddpm_train.training.run import Run, build_run
-from ddpm_train.training.saving import Saving, SavingFailed
+from ddpm_train.training.saving import Saving
 from ddpm_train.training.start import Start, find_start
 from ddpm_train.training.trackers import RunTrackers
 
@@ -69,14 +68,12 @@ def train_run(
         NonFinite, SavingFailed, OutOfMemory: the text says how to go on.
     """
     lock = RunLock(Path(config.output_dir))
-    run: Run | None = None
     try:
         console = Console(PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True").is_main_process)
         start = on_main(lambda: _acquire_and_find(lock, config, console))
         run = build_run(config, values, resumed=start.state, stop=stop, console=console)
         changes = restore(run, start)
-        run.selection = on_main(lambda: read_selection(run.output_dir, config, run.state.step))
-        if run.is_finished and pipeline_step(run.output_dir) == run.state.step:
+        if run.is_finished and read_origin(run.output_dir / PIPELINE).get("step") == run.state.step:
             on_main(lambda: _save_result(run))
             messages.say_finished(run)
             push_finished(run, start.path)
@@ -86,10 +83,7 @@ def train_run(
             messages.announce(run, start.path is not None, changes)
             _train_and_finish(run, extractor, on_record)
     except NonFinite as error:
-        assert run is not None
-        raise NonFinite(f"{error}; nothing of it was saved. {messages.non_finite_remedy(run)}") from None
-    except SavingFailed as error:
-        raise SavingFailed(f"{error}. Make room or choose another output_dir; the same command continues") from None
+        raise NonFinite(f"{error}; nothing of it was saved. {messages.non_finite_remedy(config)}") from None
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -155,8 +149,7 @@ def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listen
 
 def _save_result(run: Run) -> None:
     """What the run has come to, for programs that compare runs; its pipeline is on the disk."""
-    selection = run.selection
-    value = selection.value
+    selection, value = run.selection, run.selection.value
     result = {
         "objective": selection.criterion.name if selection.criterion else None,
         "value": value if value is not None and math.isfinite(value) else None,
@@ -164,12 +157,12 @@ def _save_result(run: Run) -> None:
         "step": run.state.step,
         "stopped_early": run.state.step < run.max_steps,
     }
-    write_result(run.output_dir, result)
+    write_atomic(run.output_dir / RESULT, json.dumps(result).encode())
 
 
 def _save_pipeline(run: Run) -> None:
     """A plain DDPMPipeline of the sampling weights, which diffusers loads without this project."""
     with replace_folder(run.output_dir / PIPELINE) as staging:
-        DDPMPipeline(unet=run.state.sampling_unet, scheduler=run.noise_scheduler).save_pretrained(staging)
+        DDPMPipeline(unet=run.state.sampling_unet, scheduler=run.objective.noise_scheduler).save_pretrained(staging)
         origin = {"step": run.state.step, "weights": "unet" if run.state.ema_unet is None else "ema"}
         (staging / ORIGIN).write_text(json.dumps(origin))
