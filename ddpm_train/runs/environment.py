@@ -38,13 +38,6 @@ def environment(arguments: Sequence[str], compute: Mapping[str, Any]) -> dict[st
     }
 
 
-def followed_by(earlier: list[dict[str, Any]], now: dict[str, Any], step: int) -> list[dict[str, Any]]:
-    """What has computed a run so far, and what computes it from `step` on, if that is something else."""
-    if earlier and {**earlier[-1], **now} == earlier[-1]:
-        return earlier
-    return [*earlier, {"from_step": step, **now}]
-
-
 def versions() -> dict[str, str]:
     """Python's, this project's, and those of the packages that can change a run's numbers."""
     found = {"python": platform.python_version(), "ddpm-train": __version__}
@@ -52,7 +45,7 @@ def versions() -> dict[str, str]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            continue  # brought by other means than a package manager
+            pass  # brought by other means than a package manager
     return found
 
 

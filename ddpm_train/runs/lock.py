@@ -1,5 +1,6 @@
 """One process group trains a run at a time."""
 
+import itertools
 import json
 import os
 import socket
@@ -66,14 +67,12 @@ class RunLock:
         raise Mistakes(f"output_dir={self._folder}: {who} is training this run; wait for it, or give another name=…")
 
     def _beat(self) -> None:
-        beat = 0
-        while True:
+        for beat in itertools.count():
             try:
                 holder = {"host": socket.gethostname(), "pid": os.getpid(), "beat": beat}
                 write_atomic(self._heartbeat, json.dumps(holder).encode())
             except OSError:
                 pass  # a full disk must not end the run; the file lock still holds
-            beat += 1
             if self._released.wait(BEAT_SECONDS):
                 return
 

@@ -28,7 +28,7 @@ STOP_SECONDS = 15.0
 
 
 class Mirror:
-    """The checkpoints and records of one run at a URL, laid out as on the disk: URL/step_00001000/…
+    """The checkpoints and records of one run at a URL, laid out as on the disk: URL/step_00001000/… A `Store`.
 
     The manifest goes up last and is removed first, so that a folder without one is no checkpoint.
     """
@@ -60,7 +60,7 @@ class Mirror:
         """Copy a checkpoint, and before it the run's records, which reach at least as far.
 
         Raises:
-            Exception: the file system's own, RETRY_SECONDS after the first of a row.
+            Exception: the file system's own, after RETRY_SECONDS of tries.
         """
         if records.exists():
             self._put(records, f"{self._root}/{RECORDS}")
@@ -69,7 +69,7 @@ class Mirror:
             self._put(file, f"{self._root}/{path.name}/{file.name}")
 
     def prune(self, newest: int, retention: checkpoint.Retention) -> None:
-        """Let go of what retention lets go, and of what an interrupted upload left.
+        """Remove what retention lets go, and what an interrupted upload left.
 
         Whole checkpoints beyond `newest` neither count nor go: the run has passed over them, or has not come as far
         again.
@@ -79,8 +79,6 @@ class Mirror:
         torn = [step for step, whole in steps.items() if not whole]
         for step in torn + retention.to_prune(until_now):
             self._remove(checkpoint.step_name(step))
-
-    # What follows is a `Store`.
 
     def candidates(self, newer_than: int, directory: Path) -> Candidates:
         for step, whole in sorted(self.steps().items(), reverse=True):
@@ -113,7 +111,7 @@ class Mirror:
     def check_fresh_start(self, damaged: bool) -> None:
         if damaged:
             raise Mistakes(f"{self.key}: no checkpoint there can be used; give another name=…")
-        # Tried, not asked: a missing bucket must not show first when there is something to lose.
+        # Written now: a missing bucket must not show first when there is something to lose.
         self._make_folder(self._root)
         self._try(self._fs.pipe_file, f"{self._root}/{RECORDS}", b"")
 
@@ -155,7 +153,7 @@ def _is_final(error: Exception) -> bool:
 class MirrorThread:
     """Uploads in the background, one at a time, the newest first. Never raises into training.
 
-    What fails waits for the next submission; what is pruned on the disk meanwhile waits no longer.
+    What fails is tried again with the next submission, unless the disk has pruned it meanwhile.
     """
 
     def __init__(self, mirror: Mirror, retention: checkpoint.Retention, warn: Callable[[str], None]) -> None:
@@ -164,8 +162,7 @@ class MirrorThread:
         self._warn = warn
         self._condition = threading.Condition()
         self._waiting: list[Path] = []
-        self._due = False  # submitted since the thread last looked
-        self._busy = False
+        self._due = self._busy = False  # due: something was submitted since the thread last looked
         self._newest = 0
         threading.Thread(target=self._run, name="mirror", daemon=True).start()
 
@@ -176,7 +173,7 @@ class MirrorThread:
             self._due = True
             self._condition.notify_all()
 
-    def finish(self, seconds: float = FINISH_SECONDS) -> None:
+    def finish(self, seconds: float) -> None:
         """Wait until all that was submitted is copied or has failed, or that many seconds have passed."""
         with self._condition:
             if not self._condition.wait_for(lambda: not self._due and not self._busy, seconds):

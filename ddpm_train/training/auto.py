@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,14 +48,14 @@ class Trial:
     objective: Objective
     device: torch.device
 
-    def of(self, compute: Compute) -> Callable[[int], None]:
-        """The trial of a number of images; twice, since the first one also chooses kernels and their workspace."""
+    def largest_fitting(self, compute: Compute, sizes: list[int]) -> int:
+        """The first of `sizes` (largest first) that fits, see `largest_fitting`."""
 
-        def trial(num_images: int) -> None:
+        def twice(num_images: int) -> None:  # the first one also chooses kernels and their workspace
             self(compute, num_images)
             self(compute, num_images)
 
-        return trial
+        return largest_fitting(sizes, twice)
 
     def __call__(self, compute: Compute, num_images: int) -> None:
         compute.apply(self.unet)
@@ -82,11 +81,7 @@ class Choice:
 
 
 def choose_compute(config: Config, trial: Trial, *, max_steps: int, resumed: ResumedState | None) -> Choice:
-    """How this run computes its steps; the same on all processes.
-
-    Args:
-        resumed: the checkpoint to go on from, if there is one.
-    """
+    """How this run computes its steps, the same on all processes; a resumed run goes on as before."""
     train = _settled(config.train, resumed, trial.device)
     return on_main(lambda: _choose(replace(config, train=train), trial, max_steps))
 
@@ -110,12 +105,8 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
         return Choice(choose_for_training(train, device, unused, steps_left=0), 0, {})
     at_most = min(_micro_batch_size(config), _TRIAL_IMAGES)
     circumstances = [device_name(device), torch.backends.cpu.get_cpu_capability(), torch.__version__]
-    network = [
-        unet_arguments(config.model),
-        config.dataset.resolution,
-        config.dataset.channels,
-        train.gradient_checkpointing,
-    ]
+    dataset = config.dataset
+    network = [unet_arguments(config.model), dataset.resolution, dataset.channels, train.gradient_checkpointing]
     key = json.dumps([circumstances, network, at_most])
     path = default_cache_dir() / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -133,7 +124,7 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
 def _trial_images(trial: Trial, at_most: int) -> int:
     plain = Compute("no", channels_last=False, attention="fused", compile=False)
     if trial.device.type == "cuda":
-        return largest_fitting([at_most // 2**halvings for halvings in range(at_most.bit_length())], trial.of(plain))
+        return trial.largest_fitting(plain, [at_most // 2**halvings for halvings in range(at_most.bit_length())])
     trial(plain, 1)
     started = time.perf_counter()
     trial(plain, 1)
@@ -164,7 +155,7 @@ def plan_batch(config: Config, trial: Trial, compute: Compute, *, resumed: Resum
         num_bytes += int(_SPARE_SHARE * torch.cuda.mem_get_info(device)[1])
     try:
         reserved = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        fitting = largest_fitting(sizes, trial.of(compute))
+        fitting = trial.largest_fitting(compute, sizes)
         del reserved
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

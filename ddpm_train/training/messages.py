@@ -31,7 +31,7 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
             f"x {plan.accumulation} accumulated",
             "steps": f"{run.max_steps:,} ({epochs:.1f} epochs)",
             "compute": f"{run.choice.compute} on {device_name(accelerator.device)}",
-            **({"measured": _measured(run.choice)} if run.choice.seconds else {}),
+            **_measured(run.choice),
             "output": f"{run.output_dir} ({where})",
         }
     )
@@ -42,35 +42,34 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
             run.console.warn(f"  {line}")
 
 
-def _measured(choice: Choice) -> str:
+def _measured(choice: Choice) -> dict[str, str]:
     times = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in choice.seconds.items())
-    return f"{times} for {counted(choice.num_images, 'image')} forward and backward"
+    return {"measured": f"{times} for {counted(choice.num_images, 'image')} forward and backward"} if times else {}
 
 
 def say_finished(run: Run) -> None:
     """That a run which was given its command again is at its end."""
-    why = "finished" if run.state.step >= run.max_steps else f"stopped early ({_patience(run.selection)})"
-    remedy = "" if run.state.step >= run.max_steps else "; raise train.patience to go on"
-    step, output = run.state.step, run.output_dir
-    run.console.say(f"{run.config.name}: {why} at step {step:,}; nothing to do{remedy} ({output})")
+    early = run.state.step < run.max_steps
+    why = f"stopped early ({_patience(run.selection)})" if early else "finished"
+    remedy = "; raise train.patience to go on" if early else ""
+    run.console.say(f"{run.config.name}: {why} at step {run.state.step:,}; nothing to do{remedy} ({run.output_dir})")
 
 
 def say_what_next(run: Run, seconds: float) -> None:
     """Where the pictures are, and the next commands."""
     output, step = run.output_dir, run.state.step
     pictures = output / SAMPLES / f"{checkpoint.step_name(step)}.png"
-    report, tensorboard = output / REPORT, output / TENSORBOARD
-    early = step < run.max_steps
-    run.console.say(
-        f"done: step {step:,} after {seconds:.0f} s{f', early: {_patience(run.selection)}' if early else ''}"
-    )
-    longer = f"train.patience={2 * (run.selection.patience or 1)}" if early else f"train.max_steps={2 * run.max_steps}"
+    report, tensorboard, pipeline = output / REPORT, output / TENSORBOARD, output / PIPELINE
+    why, longer = "", f"train.max_steps={2 * run.max_steps}"
+    if step < run.max_steps:
+        why, longer = f", early: {_patience(run.selection)}", f"train.patience={2 * (run.selection.patience or 1)}"
+    run.console.say(f"done: step {step:,} after {seconds:.0f} s{why}")
     run.console.table(
         {
             **({"report": str(report)} if report.exists() else {}),
             **({"pictures": str(pictures)} if pictures.exists() else {}),
             **_best(run),
-            "pipeline": f'{output / PIPELINE}   DDPMPipeline.from_pretrained("{output / PIPELINE}")',
+            "pipeline": f'{pipeline}   DDPMPipeline.from_pretrained("{pipeline}")',
             **({"curves": f"tensorboard --logdir {tensorboard}"} if tensorboard.exists() else {}),
             "longer": f"the same command with {longer}",
         }

@@ -108,8 +108,13 @@ class Records:
         """Put values into the next step's record: this step's is on the disk."""
         self._carried |= values
 
-    def write(self) -> None:
-        """Write what was read back, durably. What a full disk does not take is kept and tried again next time."""
+    def flush(self) -> None:
+        """Fetch what was recorded and write it, durably. What a full disk does not take is kept for the next time.
+
+        Raises:
+            NonFinite: on all processes.
+        """
+        self.read_back()
         if not self._accelerator.is_main_process:
             self._records.clear()
             return
@@ -129,15 +134,6 @@ class Records:
         self.unwritten = None
         self._log(self._records)
         self._records.clear()
-
-    def flush(self) -> None:
-        """Fetch and write what was recorded.
-
-        Raises:
-            NonFinite: on all processes.
-        """
-        self.read_back()
-        self.write()
 
     def rest_clock(self) -> None:
         """Leave the time since the last `read_back` (an evaluation, a save) out of images_per_second."""

@@ -53,7 +53,8 @@ def record_environment(run: Run, arguments: Sequence[str]) -> list[dict[str, Any
         "compute": asdict(run.choice.compute),
     }
     now = environment.environment(arguments, compute)
-    environments = environment.followed_by(run.environments, now, run.state.step)
-    text = json.dumps(environments, indent=1, ensure_ascii=False)
-    write_atomic(run.output_dir / ENVIRONMENT, text.encode())
+    environments = run.environments
+    if not environments or environments[-1] != {**environments[-1], **now}:
+        environments = [*environments, {"from_step": run.state.step, **now}]
+    write_atomic(run.output_dir / ENVIRONMENT, json.dumps(environments, indent=1, ensure_ascii=False).encode())
     return environments
