@@ -34,10 +34,8 @@ def _is_final(error: Exception) -> bool:
     """Whether another try cannot help."""
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-    error = _cause(error)
-    return status_of(error) in _FINAL or isinstance(
-        error, FileNotFoundError | ValueError | HFValidationError | OfflineModeIsEnabled | Mistakes
-    )
+    final = FileNotFoundError | ValueError | HFValidationError | OfflineModeIsEnabled | Mistakes
+    return status_of(error := _cause(error)) in _FINAL or isinstance(error, final)
 
 
 def reason(error: Exception) -> str:
@@ -59,7 +57,7 @@ def reason(error: Exception) -> str:
 
 
 def _cause(error: Exception) -> Exception:
-    """What happened: a failed download is raised as one of a value or of a missing file, from what happened."""
+    """What really happened: the client raises a failed download as a ValueError or FileNotFoundError, from that."""
     while isinstance(error, ValueError | FileNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
@@ -117,7 +115,7 @@ def find_licence(dataset: str, revision: str | None) -> str | None:
 
     try:
         card = HfApi().dataset_info(dataset, revision=revision, timeout=ASKING_SECONDS).card_data
-    except Exception:  # not worth a word: the model card then says that it is unknown
+    except Exception:  # the model card then says that it is unknown
         return None
     licence = card.get("license") if card is not None else None
     return ", ".join(licence) if isinstance(licence, list) else licence

@@ -47,8 +47,7 @@ class Push:
         """Push; returns the commit.
 
         The commit names the branch's head as its parent, so that it cannot land twice or over a commit it has not
-        seen. Before it is sent again the head is read again: what is there already is not sent, and if all of it is
-        (the reply was lost), nothing is.
+        seen. Before it is sent again the head is read again: what is there already is not sent again.
 
         Raises:
             Exception: the client's own, after the retries.
@@ -68,7 +67,7 @@ class Push:
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         names = sorted(files, key=lambda name: (name.endswith(MANIFEST), name))
         additions = [CommitOperationAdd(name, str(files[name])) for name in names]
-        # Of several links to one file the content is sent once: once it is there, the others need not bring it.
+        # The content of several links to one file is sent once: when it is there, the others need not bring it.
         once = {files[one.path_in_repo].stat().st_ino: one for one in additions}
         if len(once) < len(additions):
             api.preupload_lfs_files(self.repo_id, list(once.values()), revision=self.revision, free_memory=False)

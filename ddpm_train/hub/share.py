@@ -86,7 +86,7 @@ class Shared:
 
 
 def _share_checkpoint(path: Path, target: Path) -> None:
-    """Link a checkpoint, but for its state: that holds the config, which is shared without paths."""
+    """Link a checkpoint except its state, which holds the config: that is shared without paths."""
     target.mkdir(parents=True)
     for file in path.iterdir():
         if file.name not in (checkpoint.STATE, checkpoint.MANIFEST):
@@ -104,16 +104,13 @@ def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # a disk that has no hard links
+    except OSError:  # a disk that has no hard links, or no such file any more
         shutil.copyfile(source, target)
 
 
 def _scores(folder: Path, step: int) -> list[dict[str, Any]]:
     """The newest evaluation's scores, and those measured by hand of the weights of `step`."""
-    during = _newest(folder, ".json", step)
-    by_hand = folder / SCORES
+    during, by_hand = _newest(folder, ".json", step), folder / SCORES
     scores = json.loads(during.read_text())["scores"] if during else []
     if by_hand.exists():
         measured = json.loads(by_hand.read_text())["scores"]

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,13 @@ def versions() -> dict[str, str]:
     """Python's, this project's, and those of the packages that can change a run's numbers."""
     found = {"python": platform.python_version(), "ddpm-train": __version__}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # brought by other means than a package manager
             found[package] = version(package)
-        except PackageNotFoundError:
-            pass  # brought by other means than a package manager
     return found
 
 
 def commit() -> dict[str, Any] | None:
-    """The git commit of this code, and whether files differ from it: of a checkout, or as pip noted it.
-
-    None if nobody knows.
-    """
+    """The git commit of this code, of a checkout or as pip noted it, and whether files differ from it. None: unknown."""
     checkout = Path(__file__).resolve().parent.parent.parent
 
     def git(*arguments: str) -> str:

@@ -39,8 +39,8 @@ class Evaluation:
     """Evaluates a run's sampling weights at the steps that the config names, once each; on all processes alike.
 
     Args:
-        extractor: what the metrics need, see `open_extractor`.
-        trackers: on the main process.
+        extractor: see `open_extractor`.
+        trackers: on the main process only.
     """
 
     def __init__(self, run: Run, extractor: "Extractor | None", records: Records, trackers: RunTrackers | None) -> None:
@@ -124,8 +124,9 @@ class Evaluation:
     def _keep(self, found: Found, trackers: RunTrackers) -> None:
         """Pictures, as files and in the trackers; and the numbers, with all that they depend on."""
         step, output_dir = self._run.state.step, self._run.output_dir
+        step_name = checkpoint.step_name(step)
         for name, picture in found.pictures.items():
-            place = f"{SAMPLES}/{checkpoint.step_name(step)}" if name == "samples" else f"{EVALUATION}/{name}"
+            place = f"{SAMPLES}/{step_name}" if name == "samples" else f"{EVALUATION}/{name}"
             self._write(output_dir / f"{place}.png", pictures.to_png(picture))
             trackers.add_image(name, picture, step)
         stored = {
@@ -135,8 +136,7 @@ class Evaluation:
             **found.details,
             "scores": [asdict(score) for score in found.scores],
         }
-        path = output_dir / EVALUATION / f"{checkpoint.step_name(step)}.json"
-        self._write(path, json.dumps(stored, indent=1).encode())
+        self._write(output_dir / EVALUATION / f"{step_name}.json", json.dumps(stored, indent=1).encode())
 
     def _write(self, path: Path, data: bytes) -> None:
         """A full disk costs the file, and not the run."""
@@ -148,7 +148,7 @@ class Evaluation:
 
 
 def open_extractor(run: Run) -> "Extractor | None":
-    """What the run's metrics need, None if there are none.
+    """What the run's metrics need; None if there are none.
 
     Raises:
         Mistakes: it cannot be had, or the images are too few.

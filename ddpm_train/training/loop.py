@@ -11,11 +11,11 @@ from accelerate.utils.memory import clear_device_cache
 from ddpm_train.diffusion.objective import to_model_range
 from ddpm_train.seeding import Purpose, derived_seed
 from ddpm_train.system.compute import out_of_memory
-from ddpm_train.training.ema import update_ema
 from ddpm_train.training.evaluation import Evaluation
 from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
 from ddpm_train.training.saving import Saving
+from ddpm_train.training.state import update_ema
 
 
 class MicroBatchTooLarge(Exception):

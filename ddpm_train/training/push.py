@@ -49,7 +49,7 @@ def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
         run.console.say(_pushed(run.config.hub, outcome))
     else:
         run.console.warn(
-            f"ERROR: step {outcome.step:,} was NOT pushed to {run.config.hub.repo_id}, because {outcome.problem}; "
+            f"ERROR: step {outcome.step:,} was NOT pushed to {run.config.hub.repo_id}, because {outcome.error}; "
             f"`{_command(run.output_dir)}` pushes it"
         )
 
@@ -96,7 +96,7 @@ def push_run(run: Path, hub: Hub) -> None:
 def _pushed(hub: Hub, outcome: Outcome) -> str:
     from huggingface_hub import constants
 
-    return f"  pushed     {constants.ENDPOINT}/{hub.repo_id} (step {outcome.step:,}, commit {str(outcome.commit)[:12]})"
+    return f"  pushed     {constants.ENDPOINT}/{hub.repo_id} (step {outcome.step:,}, commit {outcome.commit[:12]})"
 
 
 def _command(run: Path) -> str:
