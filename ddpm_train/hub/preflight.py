@@ -83,15 +83,14 @@ def _repository_mistakes(api: Any, key: str, repo_id: str, private: bool | None)
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    section = key.rpartition(".")[0]
-    prefix = f"{section}." if section else ""
     try:
         info = api.model_info(repo_id, timeout=ASKING_SECONDS)
     except RepositoryNotFoundError:
         return
     if private is not None and info.private != private:
+        wish = f"{key.removesuffix('repo_id')}private={str(private).lower()}"
         is_now = "private" if info.private else "public"
-        yield f"{prefix}private={str(private).lower()}: {repo_id} exists and is {is_now}; change that in its settings"
+        yield f"{wish}: {repo_id} exists and is {is_now}; change that in its settings"
     try:
         # The first thing that an upload asks; it changes nothing.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd("README.md", b"-")])

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from diffusers import UNet2DModel
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.train import Config, Train
+from ddpm_train.config.train import Config
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.models.unet import unet_arguments
 from ddpm_train.runs.state import ResumedState
@@ -81,21 +81,20 @@ class Choice:
 
 
 def choose_compute(config: Config, trial: Trial, *, max_steps: int, resumed: ResumedState | None) -> Choice:
-    """How this run computes its steps, the same on all processes; a resumed run goes on as before."""
-    train = _settled(config.train, resumed, trial.device)
-    return on_main(lambda: _choose(replace(config, train=train), trial, max_steps))
+    """How this run computes its steps; the same on all processes.
 
-
-def _settled(train: Train, resumed: ResumedState | None, device: torch.device) -> Train:
-    """What a launcher or the run itself, earlier, has decided is not `auto` any more."""
+    What the launcher has decided, or the run itself before the checkpoint that it goes on from, is not `auto` any more.
+    """
     recorded = dict(resumed.compute) if resumed is not None else {}
-    if resumed is not None and resumed.device != device_name(device):
+    if resumed is not None and resumed.device != device_name(trial.device):
         # Another device rounds otherwise anyway, but a run does not change its precision.
         recorded = {"mixed_precision": recorded["mixed_precision"]}
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched in ("bf16", "fp16"):
         recorded.setdefault("mixed_precision", launched)
-    return replace(train, **{key: value for key, value in recorded.items() if getattr(train, key) == "auto"})
+    known = {key: value for key, value in recorded.items() if getattr(config.train, key) == "auto"}
+    settled = replace(config, train=replace(config.train, **known))
+    return on_main(lambda: _choose(settled, trial, max_steps))
 
 
 def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:

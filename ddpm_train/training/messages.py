@@ -16,7 +16,7 @@ from ddpm_train.training.run import Run
 
 def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     """What will run, in a few lines."""
-    config, plan, data, accelerator = run.config, run.plan, run.data, run.accelerator
+    config, plan, data = run.config, run.plan, run.data
     height, width = config.dataset.resolution
     held_out = f", {len(data.validation):,} held out" if data.validation else ""
     epochs = run.max_steps * plan.batch_size / len(data.train)
@@ -30,7 +30,7 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
             "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {counted(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
             "steps": f"{run.max_steps:,} ({epochs:.1f} epochs)",
-            "compute": f"{run.choice.compute} on {device_name(accelerator.device)}",
+            "compute": f"{run.choice.compute} on {device_name(run.accelerator.device)}",
             **_measured(run.choice),
             "output": f"{run.output_dir} ({where})",
         }
@@ -83,12 +83,10 @@ def _patience(selection: Selection) -> str:
 
 def _best(run: Run) -> dict[str, str]:
     """The best checkpoint, where it is not simply the last."""
-    selection = run.selection
-    best = selection.best()
-    if best is None or best == run.state.step or not run.config.checkpoint.keep_best:
+    best, criterion = run.selection.best(), run.selection.criterion
+    if best is None or criterion is None or best == run.state.step or not run.config.checkpoint.keep_best:
         return {}
-    assert selection.criterion is not None
-    value = f"{selection.criterion.name} {selection.values[best]:.4g}"
+    value = f"{criterion.name} {run.selection.values[best]:.4g}"
     return {"best": f"step {best:,} ({value})   ddpm-sample pipeline={run.checkpoints / BEST}"}
 
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ddpm_train.runs.folder import read_records
 from ddpm_train.system.exit_codes import NON_FINITE, CannotGoOn
 from ddpm_train.system.files import write_atomic
+from ddpm_train.system.ranks import on_main
+
+Log = Callable[[list[dict[str, Any]]], None]
 
 
 class NonFinite(CannotGoOn):
@@ -29,7 +31,7 @@ class Records:
 
     Args:
         log: called on the main process with the records that have been written.
-        warn: tells a person that they could not be.
+        warn: shows a line to a person.
 
     Attributes:
         last: the newest record that was read back (of the step started from, after a restart).
@@ -37,13 +39,7 @@ class Records:
     """
 
     def __init__(
-        self,
-        path: Path,
-        accelerator: Accelerator,
-        start_step: int,
-        *,
-        log: Callable[[list[dict[str, Any]]], None],
-        warn: Callable[[str], None],
+        self, path: Path, accelerator: Accelerator, start_step: int, log: Log, warn: Callable[[str], None]
     ) -> None:
         self._path = path
         self._accelerator = accelerator
@@ -54,12 +50,8 @@ class Records:
         self._carried: dict[str, float] = {}
         self._clock = time.monotonic()
         self.unwritten: OSError | None = None
-        self.last: dict[str, Any] = {"step": start_step}
-        if accelerator.is_main_process:
-            kept = _records_until(path, start_step)
-            if kept and kept[-1]["step"] == start_step:
-                self.last = kept[-1]
-        (self.last,) = broadcast_object_list([self.last])
+        newest = on_main(lambda: _records_until(path, start_step)[-1:])
+        self.last = newest[0] if newest and newest[0]["step"] == start_step else {"step": start_step}
 
     def record(self, step: int, images_seen: int, learning_rate: float, loss: Tensor, grad_norm: Tensor) -> None:
         """Note a step. `loss` (this process's mean) and `grad_norm` are scalars on the device and stay there."""

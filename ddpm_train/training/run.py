@@ -162,11 +162,7 @@ def build_run(
 
 
 def _check_data(config: Config, data: Data) -> None:
-    """See that there are enough images, and held-out ones where the run is to be judged by them.
-
-    Raises:
-        Mistakes: there are not.
-    """
+    """Raise `Mistakes` if there are too few images, or none held out where the run is to be judged by them."""
     if len(data.train) < config.train.batch_size:
         raise Mistakes(
             f"train.batch_size={config.train.batch_size}: more than the {len(data.train)} training images; "
@@ -181,7 +177,7 @@ def _check_data(config: Config, data: Data) -> None:
 
 
 def _take_weights(unet: UNet2DModel, config: Config, console: Console) -> None:
-    """Start from the weights of `model.pretrained`, and warn where its noise schedule is another than the run's."""
+    """Start from the weights of `model.pretrained`, and warn where it was trained with another noise schedule."""
     source = str(config.model.pretrained)
     try:
         trained = load_model(source)

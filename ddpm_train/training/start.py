@@ -28,9 +28,8 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
     """The checkpoint that `resume` means. On the main process, which holds the run's lock.
 
     A run's own checkpoints come first, also with `resume=PATH`: the same command, given again after a preemption,
-    must go on where the run stopped and not where it began. For the same reason the newer one is taken of those on the
-    disk, in the mirror and in a repository on the Hub, be it `resume=hf://…` or the one that the run itself pushes
-    checkpoints to.
+    must go on where the run stopped and not where it began. For the same reason the newest one is taken of those on the
+    disk, in the mirror and in a repository on the Hub: that of `resume=hf://…`, or the one that the run pushes to.
 
     Raises:
         Mistakes: asked to go on, and nothing usable is there; or asked not to, over a run that would be lost.
@@ -38,9 +37,8 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
     directory = Path(config.output_dir) / CHECKPOINTS
     if config.resume == "never":
         if checkpoint.published(directory):
-            raise Mistakes(
-                f"resume=never: {directory} holds checkpoints; give another name=… or remove {directory.parent}"
-            )
+            remedy = f"give another name=… or remove {directory.parent}"
+            raise Mistakes(f"resume=never: {directory} holds checkpoints; {remedy}")
         return Start()
     path = newest_on_disk(directory, warn)
     if (mirror := run_mirror(config)) is not None:
@@ -50,9 +48,8 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
     if (repository := _repository(config)) is not None:
         path = fetch_newest(repository, directory, path, warn)
     if path is None and config.resume != "auto" and not config.resume.startswith(SCHEME):
-        path = Path(config.resume)
         try:
-            checkpoint.verify(path)
+            path = checkpoint.verify(Path(config.resume))
         except checkpoint.BadCheckpoint as error:
             raise Mistakes(f"resume={config.resume}: not a whole checkpoint: {error}") from None
     if path is None and any(directory.glob("step_*")):  # what was set aside

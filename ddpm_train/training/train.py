@@ -1,7 +1,6 @@
 """Carries out a run: lock, start, train, evaluate, save, end."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from ddpm_train.training.records import NonFinite, Records
 from ddpm_train.training.resume import record_environment, restore
 from ddpm_train.training.run import Run, build_run
 from ddpm_train.training.saving import Saving
-from ddpm_train.training.start import Start, find_start
+from ddpm_train.training.start import find_start
 from ddpm_train.training.trackers import RunTrackers
 
 if TYPE_CHECKING:  # of an extra
@@ -70,7 +69,8 @@ def train_run(
     lock = RunLock(Path(config.output_dir))
     try:
         console = Console(PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True").is_main_process)
-        start = on_main(lambda: _acquire_and_find(lock, config, console))
+        on_main(lock.acquire)
+        start = on_main(lambda: find_start(config, console.warn))
         run = build_run(config, values, resumed=start.state, stop=stop, console=console)
         changes = restore(run, start)
         if run.is_finished and read_origin(run.output_dir / PIPELINE).get("step") == run.state.step:
@@ -95,11 +95,6 @@ def train_run(
         AcceleratorState._reset_state()
 
 
-def _acquire_and_find(lock: RunLock, config: Config, console: Console) -> Start:
-    lock.acquire()
-    return find_start(config, console.warn)
-
-
 def _begin(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """Write what a run's folder says of it until it ends: its config, what computes it, and no result."""
     (run.output_dir / RESULT).unlink(missing_ok=True)
@@ -109,9 +104,8 @@ def _begin(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listener) -> None:
     """Train, and leave the pipeline and a word on what to do next."""
-    config, console = run.config, run.console
-    is_main = run.accelerator.is_main_process
-    trackers = RunTrackers(config, run.values, run.state.step, console.warn) if is_main else None
+    console, is_main = run.console, run.accelerator.is_main_process
+    trackers = RunTrackers(run.config, run.values, run.state.step, console.warn) if is_main else None
 
     def log(records: list[dict[str, Any]]) -> None:
         if trackers is not None:
@@ -120,10 +114,9 @@ def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listen
             on_record(record)
 
     records = Records(run.output_dir / RECORDS, run.accelerator, run.state.step, log=log, warn=console.warn)
-    evaluation = Evaluation(run, extractor, records, trackers)
     saving = Saving(run, records)
     run.stop.connect()
-    trainer = Trainer(run, records, evaluation, saving)
+    trainer = Trainer(run, records, Evaluation(run, extractor, records, trackers), saving)
     started = time.monotonic()
     console.start(run.state.step, run.max_steps)
     finished = False
@@ -144,15 +137,15 @@ def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listen
     on_main(lambda: try_to_write_report(run.output_dir, console.warn))
     messages.say_what_next(run, time.monotonic() - started)
     # Here the main process is alone: no other waits for it.
-    finish_push(run, saving.push, 60 * config.hub.finish_minutes)
+    finish_push(run, saving.push, 60 * run.config.hub.finish_minutes)
 
 
 def _save_result(run: Run) -> None:
     """What the run has come to, for programs that compare runs; its pipeline is on the disk."""
-    selection, value = run.selection, run.selection.value
+    selection = run.selection
     result = {
         "objective": selection.criterion.name if selection.criterion else None,
-        "value": value if value is not None and math.isfinite(value) else None,
+        "value": selection.value,
         "best_step": selection.best(),
         "step": run.state.step,
         "stopped_early": run.state.step < run.max_steps,
