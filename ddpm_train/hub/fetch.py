@@ -82,9 +82,8 @@ class HubStore:
         if damaged:
             raise Mistakes(f"{self.key}: no checkpoint there can be used; {self.remedy}")
         if self.required:
-            raise Mistakes(
-                f"{self.key}: no checkpoint there; it takes hub.strategy=checkpoint or all_checkpoints to push them"
-            )
+            strategies = "hub.strategy=checkpoint or all_checkpoints"
+            raise Mistakes(f"{self.key}: no checkpoint there; it takes {strategies} to push them")
 
     def _commits(self) -> Iterator[_Commit]:
         """The revision's commit and those before it, newest first."""
@@ -128,8 +127,8 @@ class HubStore:
     def _download(self, commit: _Commit, name: str, scratch: Path, anew: bool = True) -> Path:
         from huggingface_hub import hf_hub_download
 
-        where = {"revision": commit.id, "local_dir": scratch}
-        return Path(_retried(hf_hub_download, self.repo_id, name, **where, force_download=anew))
+        options = {"revision": commit.id, "local_dir": scratch, "force_download": anew}
+        return Path(_retried(hf_hub_download, self.repo_id, name, **options))
 
 
 def _retried(call: Callable[..., Any], *arguments: object, **options: object) -> Any:

@@ -53,7 +53,7 @@ class Shared:
             OSError: a file is gone (pruned meanwhile), or the disk does not take the copy.
         """
         step, hub, repo_id = checkpoint.step_of(path), self.hub, str(self.hub.repo_id)
-        config = public_config(self.values)
+        config = _public_config(self.values)
         weights = "ema" if (path / "ema.safetensors").exists() else "unet"
         for name, text in self.pipeline_files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -124,21 +124,13 @@ def _newest(folder: Path, suffix: str, step: int) -> Path | None:
     return found.get(max((at for at in found if at <= step), default=-1))
 
 
-# Where a run lies, and how it was asked to start, say nothing to others, or say too much.
-_PRIVATE: dict[str, Any] = {
-    "resume": "auto",
-    "allow_change": [],
-    "dataset.cache_dir": None,
-    "dataset.num_workers": None,
-    "checkpoint.mirror": None,
-    "hub.push": False,
-    "hub.repo_id": None,
-    "hub.private": None,
-    "hub.revision": None,
-}
+# Where a run lies, and how it was asked to start, say nothing to others, or say too much. This stands in its place.
+_PRIVATE: dict[str, Any] = {"resume": "auto", "allow_change": [], "hub.push": False}
+_PRIVATE |= dict.fromkeys(("dataset.cache_dir", "dataset.num_workers", "checkpoint.mirror"))
+_PRIVATE |= dict.fromkeys(("hub.repo_id", "hub.private", "hub.revision"))
 
 
-def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
+def _public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """A run's config without what only its machine or its owner knows; it runs again elsewhere."""
     public: dict[str, Any] = {}
     for key, value in values.items():

@@ -64,8 +64,8 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"
     staging = directory / f".{path.name}.staging"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
+    files: dict[str, dict[str, Any]] = {}
     try:
-        files: dict[str, dict[str, Any]] = {}
         for name, named_tensors in tensors.items():
             # The metadata is what other libraries, diffusers among them, expect of weights.
             data = safetensors.torch.save(dict(named_tensors), metadata={"format": "pt"})

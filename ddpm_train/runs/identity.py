@@ -53,16 +53,10 @@ def accept(
     refused = [key for key in changed if key not in harmless and key not in accepted]
     if refused:
         rows = [(key, str(there.get(key)), str(now.get(key))) for key in refused]
-        raise Mistakes(
-            "\n".join(
-                [
-                    f"this config would make another run than the one in {where}:",
-                    *in_columns(("key", "there", "now"), *rows),
-                    "give it another name=…, or accept the change, which the run then records, with "
-                    f"'allow_change=[{','.join(refused)}]'",
-                ]
-            )
-        )
+        title = f"this config would make another run than the one in {where}:"
+        change = f"'allow_change=[{','.join(refused)}]'"
+        remedy = f"give it another name=…, or accept the change, which the run then records, with {change}"
+        raise Mistakes("\n".join([title, *in_columns(("key", "there", "now"), *rows), remedy]))
     # A key that is not there was left out when the checkpoint was shared, or is newer than it.
     known = [key for key in harmless if key in there and key not in _UNMENTIONED]
     return [f"{key}: {there[key]} -> {now.get(key)}" for key in known], accepted

@@ -78,7 +78,7 @@ def is_held(output_dir: Path) -> bool:
     if not (output_dir / LOCK).exists():
         return False
     try:
-        with FileLock(output_dir / LOCK, blocking=False):
+        with FileLock(output_dir / LOCK).acquire(blocking=False):
             return False
     except Timeout:
         return True

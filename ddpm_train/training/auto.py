@@ -41,7 +41,7 @@ _STATE_COPIES = 3
 
 @dataclass
 class Trial:
-    """Forward and backward passes of the network that will train; nothing of them stays."""
+    """Forward and backward passes of the network that will train; they leave nothing behind."""
 
     config: Config
     unet: UNet2DModel

@@ -100,26 +100,19 @@ class Evaluation:
             yield from over_timesteps(losses, inputs)
         if self._extractor is not None:
             training = RealImages(data.train, config.dataset, self._workers)
+            metrics, samples = config.evaluation.metrics, self._sampled(unet, config.evaluation.num_samples)
             yield from measure_images(
-                config.evaluation.metrics,
-                self._sampled(unet, config.evaluation.num_samples),
-                self._extractor,
-                reference=training,
-                training=training,
-                held_out=held_out,
+                metrics, samples, self._extractor, reference=training, training=training, held_out=held_out
             )
 
     def _sampled(self, unet: UNet2DModel, num_images: int) -> SampledImages:
         run, config = self._run, self._run.config
+        engine = Engine(unet, run.objective.noise_scheduler)
+        steps = config.evaluation.num_inference_steps
+        recipe = Recipe(config.seed, config.sampler, steps, config.dataset.resolution)
         weights = "unet" if run.state.ema_unet is None else "ema"
-        return SampledImages(
-            Engine(unet, run.objective.noise_scheduler),
-            Recipe(config.seed, config.sampler, config.evaluation.num_inference_steps, config.dataset.resolution),
-            num_images,
-            config.evaluation.batch_size,
-            self._workers,
-            DependsOn(step=run.state.step, weights=weights, versions=versions()),
-        )
+        depends_on = DependsOn(step=run.state.step, weights=weights, versions=versions())
+        return SampledImages(engine, recipe, num_images, config.evaluation.batch_size, self._workers, depends_on)
 
     def _keep(self, found: Found, trackers: RunTrackers) -> None:
         """Pictures, as files and in the trackers; and the numbers, with all that they depend on."""

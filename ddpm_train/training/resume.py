@@ -34,17 +34,11 @@ def restore(run: Run, start: Start) -> list[str]:
     scaler = run.accelerator.scaler
     if scaler is not None and start.state.grad_scaler:
         scaler.load_state_dict(start.state.grad_scaler)
-    return harmless + [
-        f"{change['key']}: {change['from']} -> {change['to']} (accepted, recorded)" for change in recorded
-    ]
+    return harmless + [f"{key}: {there.get(key)} -> {now.get(key)} (accepted, recorded)" for key in accepted]
 
 
 def record_environment(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """What has computed the run up to here, and what does from now on; written into its folder, and its checkpoints.
-
-    Args:
-        arguments: of `ddpm-train`, which this run is the same as.
-    """
+    """What has computed the run up to here, and what does from now on; written into its folder and its checkpoints."""
     compute = {
         "device": device_name(run.accelerator.device),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -1,4 +1,4 @@
-"""A run's checkpoints, saved beside training: the loop waits for a snapshot only; one thread writes, prunes, copies."""
+"""A run's checkpoints, saved beside training: the loop waits for a snapshot only, and a thread writes it."""
 
 import threading
 import time
@@ -121,9 +121,9 @@ class Saver:
 
 
 class Saving:
-    """The run's checkpoints: when one is due, saved by the main process, with every process knowing how it went.
+    """A run's checkpoints: when one is due, and that it is saved, copied to the mirror and pushed, beside training.
 
-    What is saved is copied to the mirror and pushed to the Hub, beside training.
+    The main process saves; every process knows how it went.
     """
 
     def __init__(self, run: Run, records: Records) -> None:
@@ -153,20 +153,16 @@ class Saving:
         return every or (config.keep_best and run.selection.best() == run.state.step)
 
     def save(self) -> None:
-        """Start the checkpoint of this step, unless there is one.
-
-        Raises:
-            SavingFailed: too many saves in a row have failed.
-        """
+        """Start the checkpoint of this step, unless there is one; raises `SavingFailed` as `Saver.save` does."""
         run = self._run
         if run.state.step == self._saved_step:
             return
         self._last = time.monotonic()
         self._saved_step = run.state.step
-        # A checkpoint whose records are not on the disk would leave a gap in them.
-        unwritten = self._records.unwritten
         state = run.resumed_state().to_json()
-        stall = on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), state, unwritten))
+        # A checkpoint whose records are not on the disk would leave a gap in them.
+        refused = self._records.unwritten
+        stall = on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), state, refused))
         self._records.carry({"checkpoint_stall_seconds": round(stall, 4)})
         self._records.rest_clock()
 
