@@ -103,9 +103,8 @@ def find_commit(
         raise Mistakes(f"{place}: neither a folder nor a repository name of the form owner/name") from None
     except Exception as error:
         if status_of(error) in (401, 403):
-            raise Mistakes(
-                f"{place}: the Hub refuses this HF_TOKEN; check it, or unset it for a public {kind}"
-            ) from None
+            remedy = f"check it, or unset it for a public {kind}"
+            raise Mistakes(f"{place}: the Hub refuses this HF_TOKEN; {remedy}") from None
         return None, reason(error)
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, reason, status_of, with_retries
@@ -69,11 +70,10 @@ def push_mistakes(
     owner, name = repo_id.split("/")
     if owner not in places:
         yield f"{key}={repo_id}: this token is of {' and '.join(places)}; give {key}={me['name']}/{name}"
-    if role != "read" and owner in places:
+    elif role != "read":
+        ask = partial(_repository_mistakes, api, key, repo_id, private)
         try:
-            yield from with_retries(
-                lambda: list(_repository_mistakes(api, key, repo_id, private)), give_up_seconds=_RETRY_SECONDS
-            )
+            yield from with_retries(lambda: list(ask()), give_up_seconds=_RETRY_SECONDS)
         except Exception as error:
             yield f"{key}={repo_id}: {_remedied(error, otherwise)}"
 

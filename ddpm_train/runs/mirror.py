@@ -20,8 +20,7 @@ from ddpm_train.system.files import replace_folder
 
 # A call that fails is tried again until this long after its first failure.
 RETRY_SECONDS = 15.0
-# At the end of a run its uploads may take this long; then it ends without them. The other processes wait meanwhile, and
-# NCCL does so for 600 s.
+# The end of a run waits this long for its uploads. The other processes wait too, and NCCL for no longer than 600 s.
 FINISH_SECONDS = 300.0
 # When the run is asked to stop: Slurm and Kubernetes leave 30 s for this, the save before it and the exit after it.
 STOP_SECONDS = 15.0
@@ -130,7 +129,7 @@ class Mirror:
     def _make_folder(self, folder: str) -> None:
         # Only paths that begin with a slash have folders. Of bucket/key this would make a mistyped bucket.
         if folder.startswith("/"):
-            self._try(partial(self._fs.makedirs, folder, exist_ok=True))
+            self._try(self._fs.makedirs, folder, True)
 
     def _remove(self, name: str) -> None:
         folder = f"{self._root}/{name}"

@@ -19,13 +19,13 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     config, plan, data = run.config, run.plan, run.data
     height, width = config.dataset.resolution
     held_out = f", {len(data.validation):,} held out" if data.validation else ""
+    shape = f"{height}x{width}x{config.dataset.channels}"
     epochs = run.max_steps * plan.batch_size / len(data.train)
     where = f"resumes at step {run.state.step:,}" if resumed else "new run"
     run.console.say(f"ddpm-train {__version__}  {config.name}")
     run.console.table(
         {
-            "dataset": f"{config.dataset.path}: {len(data.train):,} images "
-            f"{height}x{width}x{config.dataset.channels}{held_out}",
+            "dataset": f"{config.dataset.path}: {len(data.train):,} images {shape}{held_out}",
             "model": f"UNet2DModel, {num_parameters(run.state.unet) / 1e6:.2f}M parameters",
             "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {counted(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
@@ -93,13 +93,10 @@ def _best(run: Run) -> dict[str, str]:
 def non_finite_remedy(config: Config) -> str:
     """From which checkpoint, and with what change, to go on."""
     change = f"optimizer.lr={config.optimizer.lr / 3:.1e}"
-    last = checkpoint.published(Path(config.output_dir) / CHECKPOINTS)
-    if not last:
-        return f"Start again with a lower learning rate: the same command with {change}"
-    return (
-        f"To go on from {last[-1].name} with a lower learning rate, give the same command with "
-        f"{change} 'allow_change=[optimizer.lr]'"
-    )
+    if saved := checkpoint.published(Path(config.output_dir) / CHECKPOINTS):
+        keys = f"{change} 'allow_change=[optimizer.lr]'"
+        return f"To go on from {saved[-1].name} with a lower learning rate, give the same command with {keys}"
+    return f"Start again with a lower learning rate: the same command with {change}"
 
 
 def memory_remedy(config: Config) -> str:

@@ -34,7 +34,8 @@ def open_push(run: Run) -> PushThread | None:
     if not (config.hub.push and run.accelerator.is_main_process):
         return None
     if is_offline():
-        run.console.warn(f"warning: HF_HUB_OFFLINE is set, so nothing is pushed; `{_command(run.output_dir)}` does it")
+        by_hand = f"ddpm-push run={run.output_dir}"
+        run.console.warn(f"warning: HF_HUB_OFFLINE is set, so nothing is pushed; `{by_hand}` does it")
         return None
     files = pipeline_files(run.state.sampling_unet, run.objective.noise_scheduler)
     licence = functools.cache(lambda: dataset_licence(config.dataset))
@@ -48,10 +49,8 @@ def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
     if outcome.commit:
         run.console.say(_pushed(run.config.hub, outcome))
     else:
-        run.console.warn(
-            f"ERROR: step {outcome.step:,} was NOT pushed to {run.config.hub.repo_id}, because {outcome.error}; "
-            f"`{_command(run.output_dir)}` pushes it"
-        )
+        missing = f"step {outcome.step:,} was NOT pushed to {run.config.hub.repo_id}"
+        run.console.warn(f"ERROR: {missing}, because {outcome.error}; `ddpm-push run={run.output_dir}` pushes it")
 
 
 def push_finished(run: Run, path: Path | None) -> None:
@@ -66,10 +65,11 @@ def push_run(run: Path, hub: Hub) -> None:
     """Push the newest whole checkpoint of a run that another process may be training.
 
     Args:
-        hub: where to, in the run's place.
+        hub: where to, whatever the run's config says.
 
     Raises:
-        Mistakes: no checkpoint is whole, or the Hub did not take it.
+        Mistakes: no checkpoint is whole.
+        SystemExit: the Hub did not take it; a line has said why.
     """
     problems: list[str] = []
 
@@ -97,7 +97,3 @@ def _pushed(hub: Hub, outcome: Outcome) -> str:
     from huggingface_hub import constants
 
     return f"  pushed     {constants.ENDPOINT}/{hub.repo_id} (step {outcome.step:,}, commit {outcome.commit[:12]})"
-
-
-def _command(run: Path) -> str:
-    return f"ddpm-push run={run}"

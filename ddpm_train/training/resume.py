@@ -1,4 +1,4 @@
-"""Takes over a checkpoint, if it is of the same run; and notes what computes the run from there on."""
+"""Takes over a checkpoint, if it is of the same run; and writes down what the run computes from there on."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ddpm_train.runs import checkpoint, environment
-from ddpm_train.runs.folder import ENVIRONMENT
+from ddpm_train.runs.folder import CONFIG, ENVIRONMENT, RESULT, config_yaml
 from ddpm_train.runs.identity import accept
 from ddpm_train.system.compute import device_name
 from ddpm_train.system.files import write_atomic
@@ -37,8 +37,14 @@ def restore(run: Run, start: Start) -> list[str]:
     return harmless + [f"{key}: {there.get(key)} -> {now.get(key)} (accepted, recorded)" for key in accepted]
 
 
-def record_environment(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """What has computed the run up to here, and what does from now on; written into its folder and its checkpoints."""
+def describe_run(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Write what the run's folder says of it until it ends: its config, what computes it, and no result.
+
+    Returns:
+        What has computed the run up to here and what does from now on, for its checkpoints.
+    """
+    (run.output_dir / RESULT).unlink(missing_ok=True)
+    write_atomic(run.output_dir / CONFIG, config_yaml(run.values))
     compute = {
         "device": device_name(run.accelerator.device),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline
 
 from ddpm_train.config.train import Config
 from ddpm_train.report import try_to_write_report
-from ddpm_train.runs.folder import CONFIG, ORIGIN, PIPELINE, RECORDS, RESULT, config_yaml, read_origin
+from ddpm_train.runs.folder import ORIGIN, PIPELINE, RECORDS, RESULT, read_origin
 from ddpm_train.runs.lock import RunLock
 from ddpm_train.runs.mirror import FINISH_SECONDS, STOP_SECONDS
 from ddpm_train.system.compute import out_of_memory
@@ -27,7 +27,7 @@ from ddpm_train.training.evaluation import Evaluation, open_extractor
 from ddpm_train.training.loop import Trainer
 from ddpm_train.training.push import finish_push, push_finished
 from ddpm_train.training.records import NonFinite, Records
-from ddpm_train.training.resume import record_environment, restore
+from ddpm_train.training.resume import describe_run, restore
 from ddpm_train.training.run import Run, build_run
 from ddpm_train.training.saving import Saving
 from ddpm_train.training.start import find_start
@@ -79,7 +79,7 @@ def train_run(
             push_finished(run, start.path)
         else:
             extractor = open_extractor(run)
-            run.environments = on_main(lambda: _begin(run, arguments))
+            run.environments = on_main(lambda: describe_run(run, arguments))
             messages.announce(run, start.path is not None, changes)
             _train_and_finish(run, extractor, on_record)
     except NonFinite as error:
@@ -93,13 +93,6 @@ def train_run(
         lock.release()
         # Another run of this process may compute in another precision.
         AcceleratorState._reset_state()
-
-
-def _begin(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """Write what a run's folder says of it until it ends: its config, what computes it, and no result."""
-    (run.output_dir / RESULT).unlink(missing_ok=True)
-    write_atomic(run.output_dir / CONFIG, config_yaml(run.values))
-    return record_environment(run, arguments)
 
 
 def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listener) -> None:
