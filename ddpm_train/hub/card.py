@@ -40,12 +40,11 @@ def model_card(
     resolution = config["dataset"]["resolution"]
     height, width = resolution if isinstance(resolution, list | tuple) else (resolution, resolution)
     batch_size = config["train"]["batch_size"]
-    template = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template.filters |= {"count": count, "duration": duration, "metric_label": metric_label}
-    template.filters |= {"value": _value, "measured_with": _measured_with}
-    text = template.get_template("card.md.jinja").render(
+    folder = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    templates.filters |= {"count": count, "duration": duration, "metric_label": metric_label}
+    templates.filters |= {"value": _value, "measured_with": _measured_with}
+    text = templates.get_template("card.md.jinja").render(
         title=repo_id.split("/")[-1],
         repo_id=repo_id,
         config=config,
@@ -53,7 +52,6 @@ def model_card(
         weights=weights,
         height=height,
         width=width,
-        kind={1: "grey", 3: "RGB", 4: "RGBA"}[config["dataset"]["channels"]],
         dataset=_dataset_text(config["dataset"], licence),
         # From the rates in the records: without evaluation, saving and interruptions.
         seconds=sum(batch_size / rate for record in records if (rate := record.get("images_per_second"))),

@@ -37,11 +37,7 @@ class Mirror:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.key = f"checkpoint.mirror={self.url}"
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
-        except (ImportError, ValueError) as error:
-            remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
-            raise Mistakes(f"checkpoint.mirror={url}: {one_line(error)}{remedy}") from None
+        self._fs, self._root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)  # the preflight has tried it
         # botocore tries a request five times, s3fs does that five times, and `_try` that again: minutes.
         if hasattr(self._fs, "config_kwargs"):
             self._fs.config_kwargs.setdefault("retries", {"total_max_attempts": 1})

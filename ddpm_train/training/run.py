@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
-from ddpm_train.config.train import Config
+from ddpm_train.config.train import Config, Train
 from ddpm_train.data.device_cache import fits
 from ddpm_train.data.loader import Batches, Data, micro_batches, num_workers, open_data
 from ddpm_train.diffusion.objective import Objective
@@ -133,10 +133,7 @@ def build_run(
         unet.enable_gradient_checkpointing()
     if config.model.pretrained is not None and resumed is None:
         _take_weights(unet, config, console)
-    max_steps = config.train.max_steps
-    if max_steps is None:
-        assert config.train.epochs is not None  # the checks of the config see to it
-        max_steps = math.ceil(config.train.epochs * len(data.train) / config.train.batch_size)
+    max_steps = config.train.max_steps or _steps_of_epochs(config.train, len(data.train))
     trial = Trial(config, unet, objective, device)
     choice = choose_compute(config, trial, max_steps=max_steps, resumed=resumed)
     choice.compute.apply(unet)
@@ -159,6 +156,11 @@ def build_run(
         objective=objective,
         selection=on_main(lambda: read_selection(output_dir, config, resumed.step if resumed else 0)),
     )
+
+
+def _steps_of_epochs(train: Train, num_images: int) -> int:
+    assert train.epochs is not None  # the checks of the config see to it
+    return math.ceil(train.epochs * num_images / train.batch_size)
 
 
 def _check_data(config: Config, data: Data) -> None:
