@@ -1,7 +1,7 @@
 """Asking the Hugging Face Hub; what can go wrong there, in one line each; how long to wait for it."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.system.failures import one_line, retry
@@ -70,8 +70,7 @@ def status_of(error: Exception) -> int | None:
 
 def _retry_after(error: Exception) -> float:
     """The seconds that the Hub asks to wait for."""
-    headers: Any = getattr(getattr(_cause(error), "response", None), "headers", {})
-    asked = headers.get("Retry-After", "")
+    asked = getattr(getattr(_cause(error), "response", None), "headers", {}).get("Retry-After", "")
     return float(asked) if asked.isdigit() else 0.0
 
 

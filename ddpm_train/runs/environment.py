@@ -31,7 +31,7 @@ def environment(arguments: Sequence[str], compute: Mapping[str, Any]) -> dict[st
     """
     written = [_ABSOLUTE_PATH.sub("…", argument) for argument in arguments]
     return {
-        "command": " ".join(["ddpm-train", *map(shlex.quote, written)]),
+        "command": shlex.join(["ddpm-train", *written]),
         "commit": commit(),
         **compute,
         "platform": f"{platform.system()} {platform.machine()}",

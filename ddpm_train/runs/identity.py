@@ -23,13 +23,12 @@ _UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
 
 def identity(values: Mapping[str, Any], *, dataset_content: str, mixed_precision: str) -> dict[str, Any]:
     """The config as flat keys, with what the machine decided: the dataset's content and the precision."""
-    flat = dict(dotted_values(values))
-    lists = {key: list(value) for key, value in flat.items() if isinstance(value, tuple)}
-    pretrained = flat.get("model.pretrained")
+    flat = {key: list(value) if isinstance(value, tuple) else value for key, value in dotted_values(values)}
+    pretrained: Any = flat.get("model.pretrained")
     if pretrained and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", pretrained):
-        # Of a folder the name: it may lie elsewhere now.
+        # Only the name of a folder: it may lie elsewhere now.
         flat["model.pretrained"] = Path(pretrained).name
-    return {**flat, **lists, "dataset content": dataset_content, "precision": mixed_precision}
+    return {**flat, "dataset content": dataset_content, "precision": mixed_precision}
 
 
 def accept(

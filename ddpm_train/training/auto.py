@@ -8,6 +8,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,15 +49,6 @@ class Trial:
     objective: Objective
     device: torch.device
 
-    def largest_fitting(self, compute: Compute, sizes: list[int]) -> int:
-        """The first of `sizes` (largest first) that fits, see `largest_fitting`."""
-
-        def twice(num_images: int) -> None:  # the first one also chooses kernels and their workspace
-            self(compute, num_images)
-            self(compute, num_images)
-
-        return largest_fitting(sizes, twice)
-
     def __call__(self, compute: Compute, num_images: int) -> None:
         compute.apply(self.unet)
         shape = (num_images, self.config.dataset.channels, *self.config.dataset.resolution)
@@ -69,6 +61,11 @@ class Trial:
             losses.mean().backward()
         finally:
             self.unet.zero_grad()
+
+    def twice(self, compute: Compute, num_images: int) -> None:
+        """To see whether it fits: the first time also chooses kernels and their workspace."""
+        self(compute, num_images)
+        self(compute, num_images)
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,8 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
 def _trial_images(trial: Trial, at_most: int) -> int:
     plain = Compute("no", channels_last=False, attention="fused", compile=False)
     if trial.device.type == "cuda":
-        return trial.largest_fitting(plain, [at_most // 2**halvings for halvings in range(at_most.bit_length())])
+        sizes = [at_most // 2**halvings for halvings in range(at_most.bit_length())]
+        return largest_fitting(sizes, partial(trial.twice, plain))
     trial(plain, 1)
     started = time.perf_counter()
     trial(plain, 1)
@@ -154,7 +152,7 @@ def plan_batch(config: Config, trial: Trial, compute: Compute, *, resumed: Resum
         num_bytes += int(_SPARE_SHARE * torch.cuda.mem_get_info(device)[1])
     try:
         reserved = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        fitting = trial.largest_fitting(compute, sizes)
+        fitting = largest_fitting(sizes, partial(trial.twice, compute))
         del reserved
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

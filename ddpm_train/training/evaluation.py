@@ -141,11 +141,7 @@ class Evaluation:
 
 
 def open_extractor(run: Run) -> "Extractor | None":
-    """What the run's metrics need; None if there are none.
-
-    Raises:
-        Mistakes: it cannot be had, or the images are too few.
-    """
+    """What the run's metrics need, if there are any; raises `Mistakes` if it cannot be had or images are too few."""
     config = run.config.evaluation
     if config.name == "none" or not config.metrics:
         return None

@@ -100,7 +100,7 @@ class Trainer:
         return nullcontext() if last else self.run.accelerator.no_sync(self.model)
 
     def seed_dropout(self, micro_step: int) -> None:
-        """Dropout draws from torch's own generator: seeded by the micro-batch, whichever process has it."""
+        """Seed torch's generator, which dropout draws from, by the micro-batch, whichever process has it."""
         config = self.run.config
         if config.model.dropout:
             position = self.run.plan.start(self.state.step, micro_step)

@@ -91,8 +91,7 @@ class Records:
         if self._records:
             self._records[-1] |= values
         elif self._accelerator.is_main_process:
-            records = [record for record in _records_until(self._path, step) if record["step"] < step]
-            _replace_records(self._path, [*records, self.last | values])
+            _replace_records(self._path, [*_records_until(self._path, step - 1), self.last | values])
             self._log([{"step": step, **values}])
         self.last = self.last | values
 
@@ -134,10 +133,9 @@ class Records:
 
 def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
     """Drop the records after `step`, which the run is about to repeat, and from a damaged line on; return the rest."""
-    if not path.exists():
-        return []
     records = list(read_records(path.parent, step))
-    _replace_records(path, records)
+    if path.exists():
+        _replace_records(path, records)
     return records
 
 

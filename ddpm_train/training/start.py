@@ -82,10 +82,9 @@ def _repository(config: Config) -> HubStore | None:
 
 def _fetch_best(mirror: Mirror, config: Config, newest: Path, warn: Callable[[str], None]) -> None:
     """Bring back the best checkpoint too. The run does not need it to go on."""
-    run, step = newest.parent.parent, checkpoint.step_of(newest)
     try:
-        whole = [each for each, is_whole in mirror.steps().items() if is_whole]
-        best = read_selection(run, config, step).best(whole)
+        whole = [step for step, is_whole in mirror.steps().items() if is_whole]
+        best = read_selection(newest.parent.parent, config, checkpoint.step_of(newest)).best(whole)
         if best is not None and not (newest.parent / checkpoint.step_name(best)).exists():
             mirror.fetch(best, newest.parent)
     except Exception as error:

@@ -96,7 +96,7 @@ def train_run(
 
 
 def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listener) -> None:
-    """Train, and leave the pipeline and a word on what to do next."""
+    """Train, leave the pipeline, the result and the report, and say what to do next."""
     console, is_main = run.console, run.accelerator.is_main_process
     trackers = RunTrackers(run.config, run.values, run.state.step, console.warn) if is_main else None
 
