@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, Any] | None:
-    """The git commit of this code of a checkout or noted by pip, and whether files differ from it; None: unknown."""
+    """The commit of this code's checkout, or the one that pip noted, and whether files differ; None: unknown."""
     checkout = Path(__file__).resolve().parent.parent.parent
 
     def git(*arguments: str) -> str:

@@ -55,8 +55,7 @@ def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
 
 def push_finished(run: Run, path: Path | None) -> None:
     """Push a finished run's checkpoint: the push may have failed, or the run may have been killed during it."""
-    push = open_push(run)
-    if push is not None and path is not None:
+    if path is not None and (push := open_push(run)) is not None:
         push.submit(path)
         finish_push(run, push, 60 * run.config.hub.finish_minutes)
 

@@ -91,7 +91,7 @@ class Records:
         if self._records:
             self._records[-1] |= values
         elif self._accelerator.is_main_process:
-            _replace_records(self._path, [*_records_until(self._path, step - 1), self.last | values])
+            _replace_records(self._path, [*read_records(self._path.parent, step - 1), self.last | values])
             self._log([{"step": step, **values}])
         self.last = self.last | values
 

@@ -1,4 +1,4 @@
-"""Takes over a checkpoint, if it is of the same run; and writes down what the run computes from there on."""
+"""Takes over a checkpoint, if it is of the same run; and writes down what computes the run from there on."""
 
 import json
 from collections.abc import Sequence
