@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import torch
-from ddpm_train.training.saver import Saver
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from report import tell
@@ -25,6 +24,7 @@ from ddpm_train.config.parts import CONF
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import build_unet, num_parameters
 from ddpm_train.runs import checkpoint
+from ddpm_train.training.saving import Saver
 from ddpm_train.training.state import TrainState
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,7 +68,7 @@ def main() -> None:
     state = full_state()
     gigabytes = sum(t.numel() * t.element_size() for named in state.tensors().values() for t in named.values()) / 1e9
     retention = checkpoint.Retention(1, None)
-    saver = Saver(folder / "beside", retention, max_failures=1, published=lambda path: None, warn=print)
+    saver = Saver(folder / "beside", retention, 1, lambda path: None, print)
     matrix = torch.randn(1024, 1024, device=DEVICE)
     blocking, stalls, totals, slowdowns = [], [], [], []
     try:

@@ -287,7 +287,7 @@ def selection(*values: float, patience: int | None = None, lower_is_better: bool
 
 
 def test_the_best_step() -> None:
-    assert selection().best() is None and math.isnan(selection().value or 0)
+    assert selection().best() is None and selection().value is None and selection(math.nan).value is None
     assert selection(3, 1, 2).best() == 2 and selection(3, 1, 2, lower_is_better=False).best() == 1
     assert selection(2, 1, 1).best() == 2  # of equals the first
     assert selection(math.nan, 5, math.inf).best() == 2 and selection(math.nan).best() is None
