@@ -1,7 +1,8 @@
-"""A set of prepared images, by number: from the cache, or from the source when there is no cache."""
+"""A set of prepared images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ class Images:
 
     Attributes:
         rows: int64 [N], each image's place in `prepared`.
-        offsets: int64 [len(prepared) + 1], where each prepared image's pixels start.
     """
 
     source: Source
@@ -27,15 +27,19 @@ class Images:
     prepared: Prepared
     rows: np.ndarray
     cached: bool
-    offsets: np.ndarray = field(init=False, repr=False)
-    _pixels: np.ndarray | None = field(init=False, repr=False, default=None)
-
-    def __post_init__(self) -> None:
-        lengths = self.prepared.sizes.astype(np.int64).prod(axis=1) * self.decoder.channels
-        self.offsets = np.concatenate(([0], np.cumsum(lengths)))
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """int64 [len(prepared) + 1]: where each prepared image's pixels start."""
+        lengths = self.prepared.sizes.astype(np.int64).prod(axis=1) * self.decoder.channels
+        return np.concatenate(([0], np.cumsum(lengths)))
+
+    @cached_property
+    def _pixels(self) -> np.ndarray:  # opened late, so that the object pickles small for workers
+        return self.prepared.pixels()
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -54,7 +58,7 @@ class Images:
         """
         height, width = self.resolution
         if self.cached and self.decoder.crop == "center":
-            grid = self._open_pixels().reshape(-1, self.decoder.channels, height, width)
+            grid = self._pixels.reshape(-1, self.decoder.channels, height, width)
             return torch.from_numpy(grid[self.rows[numbers]])
         batch = np.empty((len(numbers), self.decoder.channels, height, width), dtype=np.uint8)
         for place, number in enumerate(numbers):
@@ -68,15 +72,10 @@ class Images:
     def _image(self, row: int) -> np.ndarray:
         if self.cached:
             height, width = self.prepared.sizes[row]
-            flat = self._open_pixels()[self.offsets[row] : self.offsets[row + 1]]
+            flat = self._pixels[self.offsets[row] : self.offsets[row + 1]]
             return flat.reshape(self.decoder.channels, height, width)
         index = int(self.prepared.usable[row])
         try:
             return self.source.load(index, self.decoder)
         except BrokenImage as error:
             raise Mistakes(f"{self.source.name(index)}: could be read at the start, but not now: {error}") from None
-
-    def _open_pixels(self) -> np.ndarray:
-        if self._pixels is None:  # opened late, so that the object pickles small for workers
-            self._pixels = self.prepared.pixels()
-        return self._pixels
