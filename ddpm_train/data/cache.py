@@ -42,7 +42,7 @@ _FORMAT = 1
 _ALONE_SECONDS = 0.5
 _PACE_SECONDS = 0.05
 # Images go to a worker in chunks: large enough to hide the cost of sending them, small enough to bound the memory and
-# for all workers to finish together. Each has this many chunks ahead, so that it need not wait while the parent decodes.
+# for all workers to finish together. Each has some chunks ahead, so that it need not wait while the parent decodes.
 _CHUNK_IMAGES = 16
 _CHUNK_BYTES = 2**20
 _CHUNKS_AHEAD = 3
@@ -248,7 +248,7 @@ def _workers(
     # Forking a process that runs torch's threads can deadlock; spawned workers import no torch.
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)
-    # Through a file: a long list of names does not fit into a pipe, and this process would wait for each worker's imports.
+    # Through a file: a long list of names does not fit into a pipe, and this process would wait for a worker's imports.
     with tempfile.NamedTemporaryFile(dir=scratch) as work:
         pickle.dump((source, decoder), work)
         work.flush()

@@ -19,7 +19,7 @@ from ddpm_train.config.objective import Judging
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.hub.access import find_commit
 from ddpm_train.models.source import path_mistakes, read_json
-from ddpm_train.models.unet import build_unet, read_description
+from ddpm_train.models.unet import Description, build_unet
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, is_best, read_origin, read_part
@@ -27,7 +27,7 @@ from ddpm_train.runs.state import read_state
 from ddpm_train.system.failures import first_line
 
 _INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-# What a noise schedule like DDPM's is saved as. "Parallel" is the same schedule in other clothes.
+# What a noise schedule like DDPM's is saved as. The "Parallel" ones are the same schedule.
 _SCHEDULES = {*(entry.class_name for entry in SAMPLERS.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
 
 
@@ -101,7 +101,7 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
         raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
     run = path.parent.parent
     _check_config(pipeline, run)
-    description = read_description(run)
+    description = read_part(run, Description)
     tensors = checkpoint.load(path)
     chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
     if chosen not in tensors:
@@ -203,16 +203,11 @@ def _model(
     pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, known: Mapping[str, Any], assumed: str = ""
 ) -> Model:
     """A model of which `step` and `weights` are known, or nothing."""
-    unet = unet.eval().requires_grad_(False)
     which = f"step {known['step']:,}, {'EMA' if known['weights'] == 'ema' else 'raw'} weights" if known else ""
-    return Model(
-        ", ".join(filter(None, (pipeline, which, assumed))),
-        unet,
-        noise_scheduler,
-        _digest(unet, noise_scheduler),
-        known.get("step"),
-        known.get("weights"),
-    )
+    label = ", ".join(filter(None, (pipeline, which, assumed)))
+    digest = _digest(unet, noise_scheduler)
+    unet.eval().requires_grad_(False)
+    return Model(label, unet, noise_scheduler, digest, known.get("step"), known.get("weights"))
 
 
 def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> str:
@@ -243,11 +238,8 @@ def _download(pipeline: str, revision: str | None) -> Path:
     _, problem = find_commit("model", pipeline, revision, key="pipeline", revision_key="revision")
 
     def fetch(commit: str | None, *patterns: str) -> Path:
-        offline = problem is not None
-        found = snapshot_download(
-            pipeline, revision=commit, allow_patterns=["*.json", *patterns], local_files_only=offline
-        )
-        return Path(found)
+        wanted, offline = ["*.json", *patterns], problem is not None
+        return Path(snapshot_download(pipeline, revision=commit, allow_patterns=wanted, local_files_only=offline))
 
     try:
         # Asked for by its name, so that the cache knows what the name means when there is no network.
