@@ -39,23 +39,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Trend:
-    """How the held-out loss moved at the end of the run.
+    """How the held-out loss moved at the end of the run."""
 
-    Attributes:
-        kind: "falling", "level", "rose" or "unknown".
-        since: the step from which it is judged; of "rose", the step of the lowest loss.
-        change: relative, from there to the end; above 0 it rose.
-    """
-
-    kind: str
-    since: int = 0
-    change: float = 0.0
+    kind: str  # "falling", "level", "rose" or "unknown"
+    since: int = 0  # the step from which it is judged; of "rose", the step of the lowest loss
+    change: float = 0.0  # relative, from there to the end; above 0 it rose
 
 
 def findings(evidence: Evidence) -> list[Finding]:
-    if not evidence.is_run:
-        return [how_good(evidence), does_it_copy(evidence)]
-    return [how_good(evidence), did_it_stop(evidence), does_it_copy(evidence)]
+    of_training = [did_it_stop(evidence)] if evidence.is_run else []
+    return [how_good(evidence), *of_training, does_it_copy(evidence)]
 
 
 def trend(series: Series) -> Trend:
@@ -98,8 +91,11 @@ def how_good(evidence: Evidence) -> Finding:
         first = f"; at step {count(loss.steps[0])} it was {number(loss.values[0])}" if len(loss) > 1 else ""
         last = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
         details.append(f"{last}{first}.")
-    for bits in (score for score in evidence.scores if score.metric == "bits_per_dim"):
-        details.append(f"An unseen image takes at most {measured(bits.value, bits.interval)} bits per dimension.")
+    details += [
+        f"An unseen image takes at most {measured(bits.value, bits.interval)} bits per dimension."
+        for bits in evidence.scores
+        if bits.metric == "bits_per_dim"
+    ]
     return Finding("How good is it?", answer, details)
 
 
