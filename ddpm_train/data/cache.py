@@ -51,21 +51,13 @@ _Decoded = tuple[int, np.ndarray | str]  # an image's index, and its pixels or w
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source after every image was decoded once.
-
-    Attributes:
-        folder: where it lies.
-        usable: int64 [N], the source's index of each image that decodes.
-        sizes: int32 [N, 2], height and width after the resize.
-        content: SHA-256 over all pixels in order: the identity of the data, wherever it came from.
-        broken: a line "name: reason" for each image that does not decode.
-    """
+    """A source after every image was decoded once."""
 
     folder: Path
-    usable: np.ndarray
-    sizes: np.ndarray
-    content: str
-    broken: list[str]
+    usable: np.ndarray  # int64 [N]: the source's index of each image that decodes
+    sizes: np.ndarray  # int32 [N, 2]: height and width after the resize
+    content: str  # SHA-256 over all pixels in order: the identity of the data, wherever it came from
+    broken: list[str]  # a line "name: reason" for each image that does not decode
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -221,23 +213,18 @@ def _decode_all(source: Source, decoder: Decoder, num_workers: int, scratch: Pat
     beside them.
     """
     started = time.monotonic()
-    index = 0
-    while index < len(source) and not (num_workers and _worth_workers(index, len(source), started)):
+    for index in range(len(source)):
+        elapsed, left = time.monotonic() - started, len(source) - index
+        if num_workers and elapsed >= _PACE_SECONDS and elapsed * left >= _ALONE_SECONDS * index:
+            break
         yield _decode(source, decoder, index)
-        index += 1
-    if index == len(source):
+    else:
         return
     with _workers(source, decoder, num_workers, scratch) as (pool, ready):
         while index < len(source) and not ready.done():
             yield _decode(source, decoder, index)
             index += 1
         yield from _decode_beside(pool, source, decoder, num_workers, index)
-
-
-def _worth_workers(done: int, total: int, started: float) -> bool:
-    """Whether what is left would take this process long, at the pace so far."""
-    elapsed = time.monotonic() - started
-    return elapsed >= _PACE_SECONDS and elapsed * (total - done) >= _ALONE_SECONDS * done
 
 
 @contextmanager

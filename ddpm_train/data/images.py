@@ -1,4 +1,4 @@
-"""A set of prepared images."""
+"""A set of prepared images, on the host or in the device's own memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared
 from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
 from ddpm_train.data.sources import Source
+
+_CHUNK_BYTES = 2**28  # copied to a device at once
 
 
 @dataclass
@@ -79,3 +81,40 @@ class Images:
             return self.source.load(index, self.decoder)
         except BrokenImage as error:
             raise Mistakes(f"{self.source.name(index)}: could be read at the start, but not now: {error}") from None
+
+
+def fits(images: Images, device: torch.device) -> bool:
+    """Whether `dataset.device_cache=auto` puts the images onto this device: a GPU with room for them."""
+    if device.type != "cuda" or not images.cached:
+        return False
+    free, _ = torch.cuda.mem_get_info(device)  # before training starts; the network needs the rest
+    return images.prepared.pixels().nbytes <= free / 4
+
+
+class DeviceImages:
+    """All images of a set, uint8, on a device, where a batch is one gather. They come from a cache on the disk."""
+
+    def __init__(self, images: Images, device: torch.device) -> None:
+        pixels = images.prepared.pixels()
+        self._pixels = torch.empty(len(pixels), dtype=torch.uint8, device=device)
+        for start in range(0, len(pixels), _CHUNK_BYTES):
+            chunk = torch.tensor(pixels[start : start + _CHUNK_BYTES])
+            self._pixels[start : start + len(chunk)] = chunk.to(device)
+        self._offsets = torch.from_numpy(images.offsets[images.rows]).to(device)
+        self._sizes = torch.from_numpy(images.prepared.sizes[images.rows]).to(device, torch.int64)
+        self._resolution = images.resolution
+        self._channels = torch.arange(images.decoder.channels, device=device)
+        self._rows = torch.arange(images.resolution[0], device=device)
+        self._columns = torch.arange(images.resolution[1], device=device)
+
+    def load(self, numbers: Tensor, crops: Tensor | None = None) -> Tensor:
+        """As `Images.load`, for int64 tensors on the device."""
+        height, width = self._sizes[numbers].unbind(1)
+        vertical, horizontal = (CENTRE, CENTRE) if crops is None else crops.unbind(1)
+        top = crop_origin(vertical, height, self._resolution[0])
+        left = crop_origin(horizontal, width, self._resolution[1])
+        rows = (top[:, None] + self._rows) * width[:, None]
+        columns = left[:, None] + self._columns
+        planes = self._offsets[numbers][:, None] + self._channels * (height * width)[:, None]
+        places = planes[:, :, None, None] + rows[:, None, :, None] + columns[:, None, None, :]
+        return self._pixels[places]

@@ -14,8 +14,7 @@ from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared, prepare, starting_workers
 from ddpm_train.data.decode import Decoder
-from ddpm_train.data.device_cache import DeviceImages
-from ddpm_train.data.images import Images
+from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
 from ddpm_train.seeding import Purpose, bits
