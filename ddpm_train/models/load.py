@@ -33,21 +33,14 @@ _SCHEDULES = {*(entry.class_name for entry in SAMPLERS.values()), "DDPMParallelS
 
 @dataclass(frozen=True)
 class Model:
-    """What samples: the UNet, float32, in eval mode, on the CPU, and the noise schedule that it was trained with.
+    """What samples: the UNet, float32, in eval mode, on the CPU, and the noise schedule that it was trained with."""
 
-    Attributes:
-        label: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
-        noise_scheduler: a DDPMScheduler that also keeps what the stored scheduler's config says besides.
-        digest: a hash of the weights and of both configs: what the images depend on, wherever it was loaded from.
-        step, weights: how long it was trained, and which weights these are, "ema" or "unet"; None: not known.
-    """
-
-    label: str
+    label: str  # which weights these are, such as "outputs/cats, step 1,400, EMA weights"
     unet: UNet2DModel
-    noise_scheduler: DDPMScheduler
-    digest: str
-    step: int | None
-    weights: str | None
+    noise_scheduler: DDPMScheduler  # also keeps the other keys of the stored scheduler's config
+    digest: str  # a hash of the weights and of both configs: what the images depend on, wherever it was loaded from
+    step: int | None  # how long it was trained; None: not known
+    weights: str | None  # "ema" or "unet"; None: not known
 
     @property
     def learned_variance(self) -> bool:
@@ -153,7 +146,7 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Without its warnings of pickled weights and of keys that older versions wrote; what matters is said in a line."""
+    """Without its warnings of pickled weights and of keys that older versions wrote."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
@@ -165,10 +158,9 @@ def _quiet_diffusers() -> Iterator[None]:
 def _refuse_other_models(pipeline: str, folder: Path, part: Path) -> None:
     """Say what this program is for where the folder holds something else; reads no weights."""
     index = read_json(f"pipeline={pipeline}", folder / _INDEX) if (folder / _INDEX).exists() else {}
-    name = index.get("_class_name", "")
-    kind = (index.get("unet") or [None, "UNet2DModel"])[1]
     config = read_json(f"pipeline={pipeline}", part / _CONFIG) if (part / _CONFIG).exists() else {}
-    kind = config.get("_class_name", kind)
+    name = index.get("_class_name", "")
+    kind = config.get("_class_name", (index.get("unet") or [None, "UNet2DModel"])[1])
     use = f"ddpm-sample is for unconditional pixel models (UNet2DModel); use diffusers' {name or 'own pipelines'}"
     if index and ("unet" not in index or "vqvae" in index or "vae" in index):
         raise Mistakes(f"pipeline={pipeline}: a {name}; {use}")
@@ -222,11 +214,7 @@ def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> str:
 
 
 def _download(pipeline: str, revision: str | None) -> Path:
-    """The folder of a Hub repository's model in the cache. The configs come first: they may say that it is no use.
-
-    Raises:
-        Mistakes: there is no such repository or revision, or it cannot be had now.
-    """
+    """The folder of a Hub repository's model in the cache. The configs come first: they may say that it is no use."""
     if lines := list(path_mistakes(pipeline)):
         raise Mistakes(*lines)
     from huggingface_hub import snapshot_download

@@ -1,6 +1,6 @@
 """`model.pretrained=…`: which network that is, before anything slow starts. Imports no torch.
 
-Its config takes the place of the chosen layout. What the command itself says of the network must agree with it.
+Its config replaces the chosen layout. Keys of the network in the command must agree with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ _FREE = ("pretrained", "dropout")
 def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """A composed config with the network of `model.pretrained`, and a line for each mistake about that.
 
-    A run that was begun has its network in its record, so that what it began with is not needed again.
+    A run that was begun has its network in its record, and does not need the source again.
 
     Args:
-        overrides: of the command line, which alone can disagree: a preset that nobody named cannot.
+        overrides: of the command line. Only these can disagree with the source, no default of a preset.
     """
     model = values.get("model")
     source = model.get("pretrained") if isinstance(model, Mapping) else None

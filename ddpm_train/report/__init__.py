@@ -10,9 +10,6 @@ from ddpm_train.system.files import write_atomic
 def write_report(folder: Path) -> Path:
     """Write `report.html` into a run's folder, or into another that an evaluation has filled; returns its path.
 
-    Reads config.yaml, metrics.jsonl, samples/, evaluation/, environment.json, result.json, checkpoints/*/state.json and
-    the headers of pipeline/, each if it is there. The page loads nothing: no network, no script.
-
     Args:
         folder: the run's, or the one in it that its evaluations are in.
 

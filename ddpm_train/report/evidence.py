@@ -35,9 +35,6 @@ class Series:
         return float(self.values[-1])
 
 
-NOTHING = Series(np.empty(0), np.empty(0))
-
-
 @dataclass(frozen=True)
 class Score:
     """One score, as the programs store it."""
@@ -103,7 +100,7 @@ class Evidence:
         return str(self.config.get("name") or self.path.resolve().name)
 
     def series(self, key: str) -> Series:
-        return self.metrics.get(key, NOTHING)
+        return self.metrics.get(key, Series(np.empty(0), np.empty(0)))
 
     @property
     def held_out_loss(self) -> Series:

@@ -15,9 +15,8 @@ from PIL import Image
 from ddpm_train.config.metrics import metric_label
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.report import charts, commands
-from ddpm_train.report.advice import advice
 from ddpm_train.report.evidence import Evidence
-from ddpm_train.report.findings import RULES, findings
+from ddpm_train.report.findings import RULES, advice, findings
 from ddpm_train.report.formatting import (
     circumstances,
     count,

@@ -1,7 +1,7 @@
 """How a device computes a training step: number format, memory layout, attention kernels, compiled or not.
 
-What pays differs from device to device and from network to network, so `auto` is measured, once. The choice stands in
-every checkpoint and is kept on resume: exactness never hangs on a measurement.
+What is fastest depends on the device and the network, so `auto` is measured, once. The choice is kept in every
+checkpoint and on resume, so that a run does not depend on a second measurement.
 """
 
 import ctypes
@@ -30,19 +30,12 @@ COMPILE_FROM_SECONDS = {"cuda": 300.0, "cpu": 3600.0}
 
 @dataclass(frozen=True)
 class Compute:
-    """How a step is computed.
+    """How a step is computed."""
 
-    Attributes:
-        mixed_precision: no (float32), bf16 or fp16: what autocast multiplies in; weights stay float32.
-        channels_last: whether activations and convolution weights lie as [B, H, W, C] in memory.
-        attention: fused (the best of torch's fused kernels) or math (plain matrix products).
-        compile: whether torch.compile has compiled the network.
-    """
-
-    mixed_precision: str
-    channels_last: bool
-    attention: str
-    compile: bool
+    mixed_precision: str  # no (float32), bf16 or fp16: what autocast multiplies in; weights stay float32
+    channels_last: bool  # activations and convolution weights lie as [B, H, W, C] in memory
+    attention: str  # fused (the best of torch's fused kernels) or math (plain matrix products)
+    compile: bool  # by torch.compile
 
     def __str__(self) -> str:
         parts = ["fp32" if self.mixed_precision == "no" else self.mixed_precision]
