@@ -18,16 +18,12 @@ _CHUNK_BYTES = 2**28  # copied to a device at once
 
 @dataclass
 class Images:
-    """A set of images, by number: decoded from the cache, or from the source when there is no cache.
-
-    Attributes:
-        rows: int64 [N], each image's place in `prepared`.
-    """
+    """A set of images, by number: decoded from the cache, or from the source when there is no cache."""
 
     source: Source
     decoder: Decoder
     prepared: Prepared
-    rows: np.ndarray
+    rows: np.ndarray  # int64 [N]: each image's place in `prepared`
     cached: bool
 
     def __len__(self) -> int:

@@ -27,17 +27,13 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Data:
-    """The training images, the held-out ones (possibly none), and what identifies them.
-
-    Attributes:
-        commit: of the repository that they come from, if it is one on the Hub.
-    """
+    """The training images, the held-out ones (possibly none), and what identifies them."""
 
     train: Images
     validation: Images | None
-    content: str
+    content: str  # see `Prepared`, also for `broken`
     broken: list[str]
-    commit: str | None
+    commit: str | None  # of the repository that they come from, if it is one on the Hub
 
 
 def open_data(config: Dataset, *, progress: bool) -> Data:

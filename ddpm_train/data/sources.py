@@ -1,4 +1,4 @@
-"""Where images come from. A source knows how many there are, their names, and the encoded bytes of each."""
+"""Where images come from. A source knows how many there are, how each is called, and how to load it."""
 
 import hashlib
 import os
@@ -176,10 +176,8 @@ def _image_column(dataset: Any, override: str | None) -> str:
     columns = list(dataset.column_names)
     if override is not None:
         if override not in columns:
-            raise Mistakes(
-                f"dataset.image_column={override}: no such column;{did_you_mean(override, columns)} "
-                f"(one of {', '.join(columns)})"
-            )
+            known = f"{did_you_mean(override, columns)} (one of {', '.join(columns)})"
+            raise Mistakes(f"dataset.image_column={override}: no such column;{known}")
         return override
     found = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
     if len(found) != 1:

@@ -78,7 +78,7 @@ def held_out_loss(evidence: Evidence) -> Chart | None:
 
 @styled
 def loss_by_timestep(curves: dict[str, dict[str, Any]]) -> Chart:
-    """How well noise is predicted where there is little of it (t = 0) and where there is nothing else.
+    """How well noise is predicted at each timestep.
 
     Args:
         curves: by what they are called, such as "step 1,400", the newest last: `edges` [N + 1] of the bins of timesteps
@@ -131,7 +131,7 @@ def _score_over_steps(points: list[tuple[int, Score]]) -> Chart:
 
 
 def bound_by_timestep(evidence: Evidence) -> Chart | None:
-    """Which timesteps the bits of the variational bound are spent at."""
+    """At which timesteps the bits of the variational bound are spent."""
     terms = evidence.bound.get("by_timestep")
     if not terms or len(terms["timesteps"]) < 2:
         return None

@@ -14,20 +14,10 @@ from PIL import Image
 
 from ddpm_train.config.metrics import metric_label
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.report import charts, commands
+from ddpm_train.report import charts, commands, formatting
 from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import RULES, advice, findings
-from ddpm_train.report.formatting import (
-    circumstances,
-    count,
-    digits,
-    duration,
-    extractor_name,
-    meaning,
-    measured,
-    number,
-    weights_name,
-)
+from ddpm_train.report.formatting import count, duration, number, weights_name
 from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, styled
 
 _MAX_FRAMES = 20
@@ -50,8 +40,8 @@ def render(evidence: Evidence) -> str:
     templates = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for function in (count, digits, duration, measured, number, circumstances, extractor_name, meaning, metric_label):
-        templates.filters[function.__name__] = function
+    functions = {name: function for name, function in vars(formatting).items() if callable(function)}
+    templates.filters.update(functions, metric_label=metric_label)
     unreadable = list(evidence.unreadable)
     frames = list(_frames(evidence, unreadable))
     nearest = evidence.evaluation / evidence.copying.get("picture", "nearest.png")

@@ -19,9 +19,8 @@ from PIL import Image
 from ddpm_train.report.formatting import tick
 
 # The light colours of the page, by name; an SVG refers to them by name, and so follows the page into dark and print.
-COLOURS = dict(
-    re.findall(r"--([\w-]+): (#\w{6});", (Path(__file__).parent / "style.css").read_text("utf-8").partition("}")[0])
-)
+_STYLE_SHEET = (Path(__file__).parent / "style.css").read_text("utf-8")
+COLOURS = dict(re.findall(r"--([\w-]+): (#\w{6});", _STYLE_SHEET.partition("}")[0]))
 CURVES = [COLOURS[f"curve-{place}"] for place in range(4)]
 WIDTH, HEIGHT = 340, 215  # of a chart, in points: about the pixels that a phone has for it
 MAX_POINTS = 100
