@@ -23,7 +23,7 @@ from report import tell
 from ddpm_train.config.checks import parse
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.train import Config
-from ddpm_train.models.unet import build_unet, num_parameters
+from ddpm_train.models.unet import build_unet
 from ddpm_train.runs import checkpoint
 from ddpm_train.training.state import TrainState
 
@@ -90,7 +90,7 @@ def main() -> None:
         shutil.rmtree(folder)
     ratio = statistics.median(stall / whole for stall, whole in zip(stalls, blocking, strict=True))
     figures = {
-        "parameters": num_parameters(state.unet),
+        "parameters": state.unet.num_parameters(),
         "gigabytes": gigabytes,
         "blocking_seconds": blocking,
         "stall_seconds": stalls,
@@ -101,7 +101,7 @@ def main() -> None:
     tell(
         "checkpoint",
         [
-            ("state", f"{gigabytes:.2f} GB ({num_parameters(state.unet) / 1e6:.1f}M parameters)"),
+            ("state", f"{gigabytes:.2f} GB ({state.unet.num_parameters() / 1e6:.1f}M parameters)"),
             ("blocking save", f"{statistics.median(blocking):.2f} s"),
             ("stall of a save beside training", f"{statistics.median(stalls):.3f} s = {100 * ratio:.1f} % of it"),
             ("until it is published", f"{statistics.median(totals):.2f} s"),

@@ -253,10 +253,8 @@ def limits(work: Work) -> dict[str, Any]:
     """Operations for each image, parameters, and measured operations a second in matrix products."""
     from limits import flops_per_image, peak_flops
 
-    from ddpm_train.models.unet import num_parameters
-
     unet = build_model(work.overrides)
-    parameters = num_parameters(unet)
+    parameters = unet.num_parameters()
     return {
         "parameters": parameters,
         "flops_per_image": flops_per_image(unet, work.resolution),

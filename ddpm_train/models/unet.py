@@ -49,10 +49,6 @@ def unet_arguments(config: Model) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key != "pretrained"}
 
 
-def num_parameters(unet: UNet2DModel) -> int:
-    return sum(parameter.numel() for parameter in unet.parameters())
-
-
 def pipeline_files(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> dict[str, str]:
     """Path -> text of a saved DDPMPipeline's files but for the weights, unet/diffusion_pytorch_model.safetensors."""
     pipeline = DDPMPipeline(unet=unet, scheduler=noise_scheduler)
