@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import torch
-from ddpm_train.training.saver import Saver
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from report import tell
@@ -25,6 +24,7 @@ from ddpm_train.config.parts import CONF
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import build_unet
 from ddpm_train.runs import checkpoint
+from ddpm_train.training.saving import Saver
 from ddpm_train.training.state import TrainState
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
