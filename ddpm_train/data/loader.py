@@ -120,7 +120,7 @@ class Batches(torch.utils.data.Dataset):
             return mistakes
 
     def numbers(self, positions: Tensor) -> np.ndarray:
-        """Which images stand at the positions, int64 [B]."""
+        """Which images are at the positions, int64 [B]."""
         return image_indices(positions.numpy(), len(self.images), self.seed)
 
     def crops(self, positions: Tensor) -> Tensor | None:

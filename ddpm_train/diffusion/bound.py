@@ -112,7 +112,7 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) 
     scale = (-log_variance / 2).exp()
     below = torch.where(x_0 < -0.999, -math.inf, (x_0 - mean - 1 / 255) * scale)
     above = torch.where(x_0 > 0.999, math.inf, (x_0 - mean + 1 / 255) * scale)
-    # Mirrored into the lower tail, where log_ndtr tells one value from the next.
+    # Mirrored into the lower tail, where log_ndtr keeps close values apart.
     mirrored = below + above > 0
     low, high = torch.where(mirrored, -above, below), torch.where(mirrored, -below, above)
     log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)

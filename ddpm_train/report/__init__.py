@@ -1,4 +1,4 @@
-"""`report.html`: one page on how good a model is, from what stands in its folder. Imports no torch."""
+"""`report.html`: one page on how good a model is, from what is in its folder. Imports no torch."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run's folder says. The report tells nothing else, and measures nothing."""
+"""What a run's folder holds, read for the report. Nothing is measured here."""
 
 import io
 import json

@@ -68,7 +68,7 @@ def trend(series: Series) -> Trend:
 
 
 def main_score(evidence: Evidence) -> Score | None:
-    """The one that stands at the top; the scores come newest step first, then most samples first."""
+    """The one at the top of the page; the scores come newest step first, then most samples first."""
     order = ("kid", *(name for name in names_of_features_alone() if name != "kid"))
     images = [score for score in evidence.scores if score.metric in order]
     return min(images, key=lambda score: order.index(score.metric), default=None)

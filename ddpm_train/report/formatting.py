@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ddpm_train.config.metrics import METRICS
 
-if TYPE_CHECKING:  # a sweep tells durations without reading folders
+if TYPE_CHECKING:  # a sweep needs `duration` alone
     from ddpm_train.report.evidence import Score
 
 _EXTRACTORS = {

@@ -1,15 +1,15 @@
-"""What stands on the page; its order and looks are in `page.html.jinja` and `style.css`."""
+"""What is on the page. Its order and its style are in `page.html.jinja` and `style.css`."""
 
 import base64
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from ddpm_train.config.metrics import metric_label
@@ -23,15 +23,6 @@ from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, styled
 _MAX_FRAMES = 20
 _FRAME_SIDE = 560  # the grids of earlier steps; pixels
 _PICTURE_SIDE = 1200  # the last grid, the nearest neighbours
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image as a `data:` URI, with the size that it has on the page, in pixels."""
-
-    uri: str
-    width: int
-    height: int
 
 
 def render(evidence: Evidence) -> str:
@@ -77,7 +68,7 @@ def _subtitle(evidence: Evidence) -> Iterator[str]:
         yield f"{number(evidence.num_parameters / size)} {unit} parameters"
 
 
-def _frames(evidence: Evidence, unreadable: list[str]) -> Iterator[tuple[int, Picture]]:
+def _frames(evidence: Evidence, unreadable: list[str]) -> Iterator[tuple[int, Markup]]:
     """The sample grids over the run, evenly chosen; the last one in full."""
     chosen = [evidence.grids[index] for index in charts.spread(len(evidence.grids), _MAX_FRAMES)]
     for step, path in chosen:
@@ -86,8 +77,11 @@ def _frames(evidence: Evidence, unreadable: list[str]) -> Iterator[tuple[int, Pi
             yield step, picture
 
 
-def _inline(path: Path, max_side: int, unreadable: list[str]) -> Picture | None:
-    """A picture scaled down to at most `max_side`, as WebP; None, and named in `unreadable`, if it is damaged."""
+def _inline(path: Path, max_side: int, unreadable: list[str]) -> Markup | None:
+    """An <img>'s `src` (WebP, at most `max_side` large), `width` and `height`.
+
+    None if there is no such file, or if it is damaged, which is then added to `unreadable`.
+    """
     if not path.is_file():
         return None
     try:
@@ -100,7 +94,7 @@ def _inline(path: Path, max_side: int, unreadable: list[str]) -> Picture | None:
     encoded = io.BytesIO()
     shown.save(encoded, "WEBP", quality=82, method=4)
     data = base64.b64encode(encoded.getvalue()).decode()
-    return Picture(f"data:image/webp;base64,{data}", *shown.size)
+    return Markup(f'src="data:image/webp;base64,{data}" width="{shown.width}" height="{shown.height}"')
 
 
 @styled

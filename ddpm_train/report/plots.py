@@ -55,7 +55,7 @@ styled = style.context(_STYLE, after_reset=True)
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart; `description` is for those who cannot see it, and stands below it for everybody."""
+    """A drawn chart; `description` is the text below it, also for those who cannot see the chart."""
 
     title: str
     description: str
@@ -104,14 +104,14 @@ def new_axes(x_label: str, y_label: str, *, log_x: bool = False, log_y: bool = F
 
 
 def label_axes(axes: Axes, x_label: str, y_label: str) -> None:
-    """Name them; what y is stands above, where it can be read without turning one's head."""
+    """Name them. The name of y is written horizontally, above the axis."""
     axes.set_title(y_label, loc="left")
     axes.set_xlabel(x_label, loc="right")
     axes.grid(axis="y")
 
 
 def mark_points(axes: Axes, x: Iterable[float], y: Iterable[float], labels: list[str], colour: str) -> None:
-    """Dots that say on the page what they are when one points at them, while there are few enough to tell apart."""
+    """Dots with a tooltip each, if there are few enough of them."""
     if len(labels) <= MAX_POINTS:
         for x_value, y_value, label in zip(x, y, labels, strict=True):
             axes.plot(x_value, y_value, "o", color=colour, markeredgecolor=COLOURS["paper"], gid=f"point {label}")

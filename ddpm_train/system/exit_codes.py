@@ -1,4 +1,4 @@
-"""What the end of a run tells a scheduler."""
+"""With which code a program ends, for schedulers."""
 
 MISTAKE = 2  # in the command or the data; nothing was changed
 NON_FINITE = 3  # the loss or gradient is not a number; nothing of it was saved

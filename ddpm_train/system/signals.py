@@ -25,7 +25,7 @@ class StopRequest:
     A context manager, which puts the old handlers back. Outside the main thread Python cannot listen to signals, and
     there is never a request.
 
-    Until `connect` there is nothing to save, and a signal raises `Stopped` where the process stands. From then on
+    Until `connect` there is nothing to save, and a signal raises `Stopped` at once. From then on
     the request waits until all processes ask for it at the same place.
     """
 
