@@ -15,13 +15,9 @@ import time
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from report import tell
+from work import config_of
 
-from ddpm_train.config.checks import parse
-from ddpm_train.config.parts import CONF
-from ddpm_train.config.train import Config
 from ddpm_train.models.unet import build_unet
 from ddpm_train.runs import checkpoint
 from ddpm_train.training.saving import Saver
@@ -30,15 +26,9 @@ from ddpm_train.training.state import TrainState
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def tutorial_config() -> Config:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", ["model=unet_128", "dataset.resolution=64"])
-    return parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
-
-
 def full_state() -> TrainState:
     """Weights, average and optimizer as after a first step: every moment exists."""
-    config = tutorial_config()
+    config = config_of(["model=unet_128", "dataset.resolution=64"])
     unet = build_unet(config.model, config.dataset, config.noise_scheduler).to(DEVICE)
     optimizer = config.optimizer.build(unet.parameters())
     for parameter in unet.parameters():
