@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -183,7 +184,8 @@ def test_a_round_trip_with_xet(folder: Path, tmp_path: Path, kind: Kind | None) 
         assert not any(request.method == "PUT" for request in hub.requests)
         cli = HubCli(tmp_path, hub)
         del cli.environment["HF_HUB_DISABLE_XET"]
-        found = cli.python("from huggingface_hub import snapshot_download\nprint(snapshot_download('tester/x'))")
+        download = "from huggingface_hub import snapshot_download\nprint(snapshot_download('tester/x'))"
+        found = cli.run([sys.executable, "-c", download])
         assert content(Path(found.splitlines()[0])) == content(folder)
         assert any("/v1/reconstructions/" in request.path for request in hub.requests)
         cli.check_hosts()

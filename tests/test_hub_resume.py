@@ -145,7 +145,10 @@ def fetching(cli: HubCli, into: str, repo_id: str = "tester/cats", **environment
 
 
 def fetched(cli: HubCli, into: str, repo_id: str = "tester/cats") -> str:
-    return ended(fetching(cli, into, repo_id), 0)
+    process = fetching(cli, into, repo_id)
+    said, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    return said
 
 
 GET_FAULTS: dict[str, tuple[str, Kind, int]] = {
@@ -173,8 +176,8 @@ def test_faults_are_outlived(pushed: HubCli) -> None:
         hubs[name].fault(wanted, kind, times, **{"Retry-After": "1"})
         forks[name] = fetching(pushed, f"{name}/checkpoints", HF_ENDPOINT=hubs[name].url)
     for name, fork in forks.items():
-        said = ended(fork, 0)
-        assert said.splitlines() == ["step_00000004"], (name, said)
+        said, complaints = fork.communicate()
+        assert said.splitlines() == ["step_00000004"], (name, said, complaints)
         assert [fault.happened for fault in hubs[name].faults] == [GET_FAULTS[name][2]], name
         assert not list((pushed.folder / name / "checkpoints").glob(".*"))
         hubs[name].check_hosts()

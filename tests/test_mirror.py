@@ -164,7 +164,8 @@ def test_damage_is_passed_over(cli: Cli) -> None:
 # The real program with less patience.
 HASTY = """
 from ddpm_train.runs import mirror
-mirror.RETRY_SECONDS = mirror.STOP_SECONDS = 2.0
+from ddpm_train.training import train
+mirror.RETRY_SECONDS = train.STOP_SECONDS = 2.0
 from ddpm_train.cli.train import main
 main()
 """

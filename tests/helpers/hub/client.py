@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 from helpers.cli import ROOT, Cli
@@ -45,7 +46,9 @@ class HubCli(Cli):
     def images(self, repo_id: str, revision: str = "main") -> str:
         """What plain diffusers makes of the repository in a new process: three images, as the hash of their pixels."""
         code = f"from helpers.hub.client import hash_of_images\nprint(hash_of_images({repo_id!r}, {revision!r}))"
-        return self.python("-c", code).splitlines()[0]
+        # Not forked: diffusers has read the Hub's address while it was imported.
+        path = f"{self.environment['PYTHONPATH']}:{TESTS}"
+        return self.run([sys.executable, "-c", code], PYTHONPATH=path).splitlines()[0]
 
     def check_hosts(self) -> None:
         assert not self.strays.exists(), self.strays.read_text()
