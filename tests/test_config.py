@@ -18,7 +18,7 @@ from ddpm_train.config.overrides import as_overrides
 from ddpm_train.config.program import compose_configs
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.train import Config
-from ddpm_train.models.unet import num_parameters, unet_arguments
+from ddpm_train.models.unet import unet_arguments
 from ddpm_train.training.preflight import PROGRAM
 
 CONF = ROOT / "conf"
@@ -86,7 +86,7 @@ def test_parameter_counts(name: str, millions: float | None) -> None:
     config = composed(f"model={name}", f"dataset.resolution={RESOLUTIONS[name]}", "dataset.channels=3")
     with torch.device("meta"):
         unet = UNet2DModel(in_channels=3, out_channels=3, **unet_arguments(config.model))
-    count = num_parameters(unet) / 1e6
+    count = unet.num_parameters() / 1e6
     if millions is None:
         assert 0.7 <= count <= 1.4  # "about 1M"
     else:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from ddpm_train._version import __version__
 from ddpm_train.config.train import Config
-from ddpm_train.models.unet import num_parameters
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
 from ddpm_train.runs.folder import BEST, CHECKPOINTS, PIPELINE, REPORT, SAMPLES, TENSORBOARD
@@ -26,7 +25,7 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     run.console.table(
         {
             "dataset": f"{config.dataset.path}: {len(data.train):,} images {shape}{held_out}",
-            "model": f"UNet2DModel, {num_parameters(run.state.unet) / 1e6:.2f}M parameters",
+            "model": f"UNet2DModel, {run.state.unet.num_parameters() / 1e6:.2f}M parameters",
             "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {counted(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
             "steps": f"{run.max_steps:,} ({epochs:.1f} epochs)",

@@ -14,7 +14,7 @@ from ddpm_train.hub.access import reason
 from ddpm_train.hub.background import Outcome, PushThread
 from ddpm_train.hub.preflight import is_offline
 from ddpm_train.hub.share import Shared
-from ddpm_train.models.unet import build_unet, pipeline_files, read_description
+from ddpm_train.models.unet import Description, build_unet, pipeline_files
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, read_config, read_part
 from ddpm_train.runs.stores import Candidate, newest_good, on_disk
@@ -77,7 +77,7 @@ def push_run(run: Path, hub: Hub) -> None:
 
     if (path := newest_good(on_disk(run / CHECKPOINTS), note)) is None:
         raise Mistakes(*problems)
-    described = read_description(run)
+    described = read_part(run, Description)
     unet = build_unet(described.model, described.dataset, described.noise_scheduler)
     files = pipeline_files(unet, described.noise_scheduler.build())
     dataset = read_part(run, _ItsDataset).dataset

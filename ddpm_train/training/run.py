@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
 from ddpm_train.config.train import Config, Train
-from ddpm_train.data.device_cache import fits
+from ddpm_train.data.images import fits
 from ddpm_train.data.loader import Batches, Data, micro_batches, num_workers, open_data
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.models.load import load_model
