@@ -23,11 +23,9 @@ DECODER = Decoder((8, 8), 1, (255, 255, 255), "center", 10**6)
 
 # Prepares a folder with two workers from the first moment on. Each worker tells its process number on stdout, and
 # whether it has torch; each image adds a byte to a log.
-PROGRAM = """
-import os, multiprocessing, resource, signal, sys
-from pathlib import Path
-from ddpm_train.data import cache
-from ddpm_train.data.decode import Decoder
+# A module of its own: workers do not run the program's main file.
+TELLING = """
+import multiprocessing, os, sys
 from ddpm_train.data.sources import FolderSource
 
 class Telling(FolderSource):
@@ -36,11 +34,18 @@ class Telling(FolderSource):
         if multiprocessing.parent_process() and not self.told:
             self.told = True
             os.write(1, f"worker {os.getpid()} {'torch' in sys.modules}\\n".encode())
-        with open(LOG, "ab") as log:
+        with open(sys.argv[3], "ab") as log:
             log.write(b".")
         return super().load(index, decoder)
+"""
+PROGRAM = """
+import os, multiprocessing, resource, signal, sys
+from pathlib import Path
+from ddpm_train.data import cache
+from ddpm_train.data.decode import Decoder
+from telling import Telling
 
-FOLDER, CACHE, LOG, SIDE = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+FOLDER, CACHE, SIDE = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[4])
 
 class Stopped(Exception):
     pass
@@ -66,6 +71,7 @@ if __name__ == "__main__":
 def start(tmp_path: Path, cli: Cli) -> Callable[..., "subprocess.Popen[str]"]:
     """Starts PROGRAM on a folder, in a process group of its own."""
     (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "telling.py").write_text(TELLING)
 
     def run(folder: Path, cache: str = "prepared", side: int = 8) -> "subprocess.Popen[str]":
         command = [sys.executable, str(tmp_path / "program.py"), str(folder), str(tmp_path / cache), "log", str(side)]

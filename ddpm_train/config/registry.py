@@ -24,12 +24,13 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = dict(entries or {})
 
     def add(self, name: str, entry: T) -> T:
-        """Add an entry under a new name.
+        """Add an entry under a new name. What is defined again, as by a notebook's cell, takes its own place.
 
         Raises:
             ValueError: the name is taken by another entry.
         """
-        if self._entries.get(name, entry) is not entry:
+        known = self._entries.get(name, entry)
+        if known is not entry and _place(known) != _place(entry):
             raise ValueError(f"there is a {self.noun} named {name} already; choose another name")
         self._entries[name] = entry
         Registry.additions += 1
@@ -71,6 +72,11 @@ class Group(Registry[type[T]]):
 
         choices = {name: handler.generate_schema(choice) for name, choice in self.items()}
         return core_schema.tagged_union_schema(choices, discriminator="name")
+
+
+def _place(entry: Any) -> tuple[Any, Any]:
+    """Where a class or a function is defined."""
+    return getattr(entry, "__module__", entry), getattr(entry, "__qualname__", entry)
 
 
 def resolve(entry: Any) -> Any:

@@ -18,8 +18,8 @@ from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.evaluation.image_sets import BATCH_IMAGES
 from ddpm_train.evaluation.weights import dinov2_network, published_sha256, read_weights, weights_file
+from ddpm_train.evaluation.workers import BATCH_IMAGES
 from ddpm_train.system.files import sha256_file
 from ddpm_train.system.ranks import on_main
 

@@ -11,16 +11,13 @@ from torch import Tensor
 from ddpm_train.data.images import Images
 from ddpm_train.evaluation.image_folder import made_by
 from ddpm_train.evaluation.scores import DependsOn
-from ddpm_train.evaluation.workers import Workers
+from ddpm_train.evaluation.workers import BATCH_IMAGES, Workers
 from ddpm_train.runs.environment import versions
 from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.recipe import Recipe
 
 if TYPE_CHECKING:  # of an extra
     from ddpm_train.evaluation.features import Extractor
-
-# An extractor gets images in batches of this size, whatever the other batch sizes are: another size rounds differently.
-BATCH_IMAGES = 32
 
 
 @dataclass

@@ -10,6 +10,9 @@ from torch import Tensor
 from ddpm_train.system.console import Console
 from ddpm_train.system.signals import StopRequest
 
+# An extractor gets images in batches of this size, whatever the other batch sizes are: another size rounds differently.
+BATCH_IMAGES = 32
+
 
 @dataclass(frozen=True)
 class Workers:
