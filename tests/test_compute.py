@@ -174,10 +174,12 @@ def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
 
 @pytest.mark.slow
 def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
+    """With code 2; a process that is still within its memory ends with 1 when the exchange with the other one fails."""
     command = [*WATCHED, "room_at_3=75", *TINY, *LARGE, "train.micro_batch_size=auto"]
     processes = [cli.start(command, **LEAN, **rank) for rank in ranks(2)]
     said = "".join("".join(process.communicate(timeout=300)) for process in processes)
-    assert all(process.returncode for process in processes)
+    codes = {process.returncode for process in processes}
+    assert 2 in codes and codes <= {1, 2}
     assert "error: out of memory: " in said
     assert "Start again with a number for train.micro_batch_size: the same command continues" in said
 
