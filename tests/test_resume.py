@@ -320,15 +320,15 @@ CONSUMED = """
 import hashlib, json, os, sys, torch
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.cli.train import main
-call = Objective.__call__
-def note(self, unet, images, positions):
-    noise, timesteps = self.draw(images.float(), positions)
+draw = Objective.draw
+def note(self, x_0, positions):
+    noise, timesteps = draw(self, x_0, positions)
     with open(os.environ["CONSUMED"] + os.environ.get("RANK", "0"), "a") as file:
-        for parts in zip(positions, images, noise, timesteps):
+        for parts in zip(positions, x_0, noise, timesteps):
             digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
             file.write(json.dumps([int(parts[0]), digest]) + "\\n")
-    return call(self, unet, images, positions)
-Objective.__call__ = note
+    return noise, timesteps
+Objective.draw = note
 main()
 """
 
@@ -371,12 +371,12 @@ FAILING = """
 import os
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.cli.train import main
-call = Objective.__call__
-def fail(self, unet, images, positions):
+draw = Objective.draw
+def fail(self, x_0, positions):
     if os.environ["RANK"] == "1" and positions[0] >= 16 * 4:
         raise RuntimeError("this process has had enough")
-    return call(self, unet, images, positions)
-Objective.__call__ = fail
+    return draw(self, x_0, positions)
+Objective.draw = fail
 main()
 """
 
