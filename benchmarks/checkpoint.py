@@ -15,30 +15,20 @@ import time
 from pathlib import Path
 
 import torch
-from ddpm_train.training.saver import Saver
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from report import tell
+from work import config_of
 
-from ddpm_train.config.checks import parse
-from ddpm_train.config.parts import CONF
-from ddpm_train.config.train import Config
-from ddpm_train.models.unet import build_unet, num_parameters
+from ddpm_train.models.unet import build_unet
 from ddpm_train.runs import checkpoint
+from ddpm_train.training.saving import Saver
 from ddpm_train.training.state import TrainState
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def tutorial_config() -> Config:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", ["model=unet_128", "dataset.resolution=64"])
-    return parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
-
-
 def full_state() -> TrainState:
     """Weights, average and optimizer as after a first step: every moment exists."""
-    config = tutorial_config()
+    config = config_of(["model=unet_128", "dataset.resolution=64"])
     unet = build_unet(config.model, config.dataset, config.noise_scheduler).to(DEVICE)
     optimizer = config.optimizer.build(unet.parameters())
     for parameter in unet.parameters():
@@ -68,7 +58,7 @@ def main() -> None:
     state = full_state()
     gigabytes = sum(t.numel() * t.element_size() for named in state.tensors().values() for t in named.values()) / 1e9
     retention = checkpoint.Retention(1, None)
-    saver = Saver(folder / "beside", retention, max_failures=1, published=lambda path: None, warn=print)
+    saver = Saver(folder / "beside", retention, 1, lambda path: None, print)
     matrix = torch.randn(1024, 1024, device=DEVICE)
     blocking, stalls, totals, slowdowns = [], [], [], []
     try:
@@ -90,7 +80,7 @@ def main() -> None:
         shutil.rmtree(folder)
     ratio = statistics.median(stall / whole for stall, whole in zip(stalls, blocking, strict=True))
     figures = {
-        "parameters": num_parameters(state.unet),
+        "parameters": state.unet.num_parameters(),
         "gigabytes": gigabytes,
         "blocking_seconds": blocking,
         "stall_seconds": stalls,
@@ -101,7 +91,7 @@ def main() -> None:
     tell(
         "checkpoint",
         [
-            ("state", f"{gigabytes:.2f} GB ({num_parameters(state.unet) / 1e6:.1f}M parameters)"),
+            ("state", f"{gigabytes:.2f} GB ({state.unet.num_parameters() / 1e6:.1f}M parameters)"),
             ("blocking save", f"{statistics.median(blocking):.2f} s"),
             ("stall of a save beside training", f"{statistics.median(stalls):.3f} s = {100 * ratio:.1f} % of it"),
             ("until it is published", f"{statistics.median(totals):.2f} s"),

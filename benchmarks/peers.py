@@ -202,10 +202,11 @@ def ours(work: Work) -> dict[str, Any]:
 
     launch.spread()  # while the command line is still this script's
     from ddpm_train.cli import train as program
-    from ddpm_train.training import train
+    from ddpm_train.training import run
+    from ddpm_train.training.loop import Trainer
 
     meter = Meter(work.warmup)
-    micro_batches = train.micro_batches
+    micro_batches = run.micro_batches
 
     def timed(*arguments: Any, **options: Any) -> Iterator[Any]:
         batches = micro_batches(*arguments, **options)
@@ -214,17 +215,17 @@ def ours(work: Work) -> dict[str, Any]:
         finally:
             batches.close()
 
-    train.micro_batches = timed
+    run.micro_batches = timed
     if not work.exchange:
         keep_gradients()
     figures: dict[str, Any] = {}
-    train_run = train.Trainer.train
+    train = Trainer.train
 
     def train_and_measure(self: Any) -> None:
-        train_run(self)
+        train(self)
         figures.update(meter.figures())
 
-    train.Trainer.train = train_and_measure
+    Trainer.train = train_and_measure
     sys.argv = ["train.py", *work.overrides]
     program.main()
     return figures
@@ -253,10 +254,8 @@ def limits(work: Work) -> dict[str, Any]:
     """Operations for each image, parameters, and measured operations a second in matrix products."""
     from limits import flops_per_image, peak_flops
 
-    from ddpm_train.models.unet import num_parameters
-
     unet = build_model(work.overrides)
-    parameters = num_parameters(unet)
+    parameters = unet.num_parameters()
     return {
         "parameters": parameters,
         "flops_per_image": flops_per_image(unet, work.resolution),

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from photographs import write_photographs
 from report import tell
-from work import num_cores
+from work import config_of, num_cores
 
 DISTINCT = 250
 MANY = 10_000
@@ -34,20 +34,13 @@ MAGNITUDES = range(4, 10)
 
 
 def open_images(folder: Path, cache_dir: Path, num_workers: int | None) -> Any:
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from ddpm_train.config.checks import parse
-    from ddpm_train.config.parts import CONF
     from ddpm_train.data.loader import open_data
 
     overrides = [
         *("dataset=imagefolder", f"dataset.path={folder}", "dataset.resolution=64", "dataset.validation_fraction=0"),
         *(f"dataset.cache_dir={cache_dir}", f"dataset.num_workers={'null' if num_workers is None else num_workers}"),
     ]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", overrides)
-    config = parse(OmegaConf.to_container(composed, resolve=True)).dataset  # type: ignore[arg-type]
+    config = config_of(overrides).dataset
     started = time.monotonic()
     data = open_data(config, progress=False)
     return data.train, time.monotonic() - started

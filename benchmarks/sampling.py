@@ -24,7 +24,6 @@ from work import build_model, model_overrides
 
 from ddpm_train.config.parts import Sampler
 from ddpm_train.models.load import Model
-from ddpm_train.models.unet import num_parameters
 from ddpm_train.sampling.engine import choose_compute, open_engine
 from ddpm_train.sampling.loop import image_seed
 from ddpm_train.sampling.recipe import Recipe
@@ -59,14 +58,8 @@ def main() -> None:
 
     recipe = Recipe(SEED, Sampler("ddpm"), arguments.steps, (arguments.resolution, arguments.resolution))
     model = Model("benchmark", unet, scheduler, "", None, None)
-    compute = choose_compute(
-        model,
-        torch.device(device),
-        recipe,
-        mixed_precision=arguments.mixed_precision,
-        num_images=arguments.images,
-        batch_size=arguments.images,
-    )
+    limits = (arguments.images, arguments.images)
+    compute = choose_compute(model, torch.device(device), recipe, arguments.mixed_precision, *limits)
     engine = open_engine(model, torch.device(device), compute)
 
     def ours() -> Tensor:
@@ -78,7 +71,7 @@ def main() -> None:
         return torch.from_numpy((images * 255).round().astype("uint8")).permute(0, 3, 1, 2)
 
     figures: dict[str, Any] = {
-        "case": {**vars(arguments), "parameters": num_parameters(unet), "device": device, "compute": str(compute)},
+        "case": {**vars(arguments), "parameters": unet.num_parameters(), "device": device, "compute": str(compute)},
         "ours_seconds": [],
         "pipeline_seconds": [],
         "unequal_values": 0,

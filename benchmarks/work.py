@@ -125,18 +125,20 @@ def model_overrides(name: str) -> list[str]:
     return list(SMALL) if name == "small" else [f"model={name}"]
 
 
+def config_of(overrides: list[str]) -> Any:
+    """The config of this project's program, typed."""
+    from ddpm_train.config.checks import TRAINING
+    from ddpm_train.config.compose import hydra_compose, open_configs
+
+    with open_configs():
+        return TRAINING.parse(hydra_compose("config", overrides)[1])
+
+
 def build_model(overrides: list[str]) -> Any:
     """The network that this project's program would train."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from ddpm_train.config.checks import parse
-    from ddpm_train.config.parts import CONF
     from ddpm_train.models.unet import build_unet
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", overrides)
-    config = parse(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+    config = config_of(overrides)
     return build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed)
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ddpm_train.diffusion.bound import BoundTerms, discretized_log_likelihood
 from ddpm_train.evaluation.likelihood import stretches, variational_bound
+from ddpm_train.evaluation.measure import ModelInputs
 from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import load_model
 from ddpm_train.system.console import Console
@@ -81,8 +83,10 @@ def workers(accelerator: Accelerator, stop: StopRequest) -> Workers:
 
 
 def bound(unet: Any, schedule: DDPMScheduler, images: Any, **options: Any) -> Any:
+    options = {"seed": 0, "batch_size": 4096, "workers": workers(Accelerator(), StopRequest()), **options}
+    held_out, rest = SimpleNamespace(images=images), {"title": "", "objective": None, "timestep_bins": None}
     return variational_bound(
-        unet, schedule, images, seed=0, **{"batch_size": 4096, **options}, workers=workers(Accelerator(), StopRequest())
+        ModelInputs(unet=unet, noise_scheduler=schedule, held_out=held_out, **rest, **options)  # type: ignore[arg-type]
     )
 
 
@@ -90,7 +94,7 @@ def test_the_optimal_model_of_a_gaussian_reaches_its_entropy() -> None:
     """Also what these very images cost under the true distribution, where some of the randomness cancels."""
     images = Gaussian(1000)
     schedule = DDPMScheduler(prediction_type="v_prediction", variance_type="learned_range", clip_sample=False)
-    found = bound(Optimal(schedule), schedule, images, num_timesteps=100)
+    found = bound(Optimal(schedule), schedule, images, bound_timesteps=100)
     x_0 = images.pixels.float() / 127.5 - 1
     log_variance = torch.tensor(2 * math.log(SPREAD))
     true = -float(discretized_log_likelihood(x_0, torch.tensor(0.0), log_variance).mean()) / math.log(2)
@@ -124,15 +128,15 @@ def test_each_term_is_its_closed_form(prediction_type: str, variance_type: str, 
     squared = ((before.sqrt() * beta / (1 - kept)) ** 2 * uncertain)[1:]
     variance = {"fixed_small": posterior, "fixed_large": beta[1:], "learned_range": posterior + squared}[variance_type]
     terms = ((variance / posterior).log() + (posterior + squared) / variance - 1) / 2 / math.log(2)
-    assert found.timesteps == tuple(range(1, 100))
-    ours = torch.tensor(found.by_timestep).double()
+    assert found.by_timestep["timesteps"] == list(range(1, 100))
+    ours = torch.tensor(found.by_timestep["bits_per_dim"]).double()
     known = slice(None, -1) if zero and prediction_type == "epsilon" else slice(None)  # noise alone says nothing
     assert torch.allclose(ours[known], terms[known], rtol=0.1, atol=1e-7)
     assert float(ours[known].sum()) == pytest.approx(float(terms[known].sum()), rel=0.02)
     prior = (float(kept[-1]) * (SPREAD**2 - 1) - math.log1p(-float(kept[-1]))) / 2 / math.log(2)
     assert found.prior == pytest.approx(prior, rel=0.08, abs=1e-12) and (found.prior == 0) == zero
     assert math.isfinite(found.bits_per_dim)
-    assert found.bits_per_dim == pytest.approx(found.prior + sum(found.by_timestep) + found.decoder)
+    assert found.bits_per_dim == pytest.approx(found.prior + float(ours.sum()) + found.decoder)
 
 
 def tiny_unet() -> UNet2DModel:
@@ -210,13 +214,14 @@ def test_some_timesteps_stand_for_all(garments: list[Any]) -> None:
         assert (len(edges), edges[0], edges[-1]) == (count + 1, 1, 1000) and edges == sorted(set(edges))
     schedule = DDPMScheduler(num_train_timesteps=200, beta_end=0.1)
     unet, images = Optimal(schedule), Gaussian(64)
-    whole, part = bound(unet, schedule, images), bound(unet, schedule, images, num_timesteps=12)
-    assert len(part.by_timestep) == 12 and part.decoder == pytest.approx(whole.decoder)
+    whole, part = bound(unet, schedule, images), bound(unet, schedule, images, bound_timesteps=12)
+    terms = torch.tensor(part.by_timestep["bits_per_dim"])
+    assert len(terms) == 12 and part.decoder == pytest.approx(whole.decoder)
     assert abs(part.bits_per_dim - whole.bits_per_dim) < 3 * part.standard_error
     widths = torch.tensor(stretches(200, 12)).diff()
-    total = part.prior + part.decoder + float((torch.tensor(part.by_timestep) * widths).sum())
+    total = part.prior + part.decoder + float((terms * widths).sum())
     assert part.bits_per_dim == pytest.approx(total)
-    assert json.loads(json.dumps(part.to_json()))["by_timestep"]["timesteps"] == list(part.timesteps)
+    assert part.by_timestep["timesteps"] == stretches(200, 12)[:-1]
 
 
 @pytest.mark.parametrize("what", [{"variance_type": "learned"}, {"thresholding": True}])
@@ -257,14 +262,8 @@ def test_the_same_for_one_and_two_processes(trained: Path, tmp_path: Path, garme
     model, images = load_model(str(trained)), Few(garments, 30)
 
     def measure(accelerator: Accelerator, stop: StopRequest) -> dict[str, Any]:
-        found = variational_bound(
-            *(model.unet, model.noise_scheduler, images),
-            seed=3,
-            batch_size=25,
-            num_timesteps=4,
-            workers=workers(accelerator, stop),
-        )
-        return found.to_json()
+        options = {"seed": 3, "batch_size": 25, "bound_timesteps": 4, "workers": workers(accelerator, stop)}
+        return asdict(bound(model.unet, model.noise_scheduler, images, **options))
 
     (one,) = in_processes(1, measure, tmp_path)
     assert in_processes(2, measure, tmp_path) == [one, one]

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ from helpers.cli import ROOT, Cli
 from hydra import compose, initialize_config_dir, version
 from packaging.version import Version
 
-from ddpm_train.config.checks import TRAINING
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.overrides import as_overrides
-from ddpm_train.config.program import Program, compose_config
+from ddpm_train.config.program import compose_configs
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.train import Config
-from ddpm_train.models.unet import num_parameters, unet_arguments
+from ddpm_train.models.unet import unet_arguments
+from ddpm_train.training.preflight import PROGRAM
 
 CONF = ROOT / "conf"
 TRAIN = str(ROOT / "train.py")
@@ -36,11 +37,11 @@ CHOICES = [
 ] + [f"sampler={name}" for name in SAMPLERS]
 
 
-UNCHECKED = Program("config", TRAINING, preflight=lambda config: iter(()))  # on no machine
+UNCHECKED = replace(PROGRAM, preflight=lambda config: iter(()))  # on no machine
 
 
 def composed(*overrides: str) -> Config:
-    return compose_config(UNCHECKED, overrides)[0]
+    return compose_configs(UNCHECKED, overrides)[0][0]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -85,7 +86,7 @@ def test_parameter_counts(name: str, millions: float | None) -> None:
     config = composed(f"model={name}", f"dataset.resolution={RESOLUTIONS[name]}", "dataset.channels=3")
     with torch.device("meta"):
         unet = UNet2DModel(in_channels=3, out_channels=3, **unet_arguments(config.model))
-    count = num_parameters(unet) / 1e6
+    count = unet.num_parameters() / 1e6
     if millions is None:
         assert 0.7 <= count <= 1.4  # "about 1M"
     else:
@@ -157,8 +158,8 @@ def test_keywords_are_nested_as_configs_are() -> None:
     """What a config holds is as good as the overrides that made it."""
     overrides = ["sampler=ddim", "sampler.eta=0.5", "loss=min_snr", "optimizer=sgd", "train.max_grad_norm=null"]
     overrides += ["tracker=[tensorboard,wandb]", "+tracker.wandb.project=my cats", "evaluation=full", "name=2024"]
-    config, values = compose_config(UNCHECKED, overrides)
-    assert compose_config(UNCHECKED, as_overrides(values)) == (config, values)
+    ((config, values),) = compose_configs(UNCHECKED, overrides)
+    assert compose_configs(UNCHECKED, as_overrides(values)) == [(config, values)]
     few = {"train": {"max_steps": 3, "max_grad_norm": None}, "dataset.resolution": (16, 24), "model": "unet_32"}
     config = composed(*as_overrides(few))
     assert (config.train.max_steps, config.train.max_grad_norm) == (3, None)

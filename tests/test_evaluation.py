@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddpm_train.config.checks import parse
+from ddpm_train.config.checks import TRAINING
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Criterion
 from ddpm_train.data.loader import open_data
 from ddpm_train.diffusion.objective import Objective, to_model_range
-from ddpm_train.evaluation.held_out import HeldOutLosses, loss_by_timestep
+from ddpm_train.evaluation.held_out import loss_by_timestep, over_timesteps
 from ddpm_train.models.load import load_model
 from ddpm_train.runs.best import Selection, read_selection
 from ddpm_train.seeding import Purpose
@@ -114,7 +115,7 @@ def test_the_held_out_loss_is_the_mean_over_images(full: tuple[Cli, str], monkey
     cli, _ = full
     monkeypatch.setenv("XDG_CACHE_HOME", cli.environment["XDG_CACHE_HOME"])
     values = yaml.safe_load((cli.output("full") / "config.yaml").read_text())
-    config = parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+    config = TRAINING.parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
     images = open_data(config.dataset, progress=False).validation
     assert images is not None
     noise_scheduler = config.noise_scheduler.build()
@@ -127,12 +128,20 @@ def test_the_held_out_loss_is_the_mean_over_images(full: tuple[Cli, str], monkey
 
 
 def test_bins_that_hold_nothing() -> None:
-    measured = HeldOutLosses(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 9]))
-    found = loss_by_timestep(measured, num_train_timesteps=10, num_bins=4)
-    assert found.edges == (0, 2, 5, 8, 10) and found.count == (1, 1, 0, 1)
-    assert found.loss == (1.0, 2.0, None, 4.0)
-    assert list(found.scalars()) == [f"held_out_loss_t{part}" for part in ("0000_0001", "0002_0004", "0008_0009")]
-    assert loss_by_timestep(measured, 10, 99).edges == tuple(range(11))
+    measured = (torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 9]))
+    found = loss_by_timestep(*measured, num_train_timesteps=10, num_bins=4)
+    assert found["edges"] == [0, 2, 5, 8, 10] and found["count"] == [1, 1, 0, 1]
+    assert found["loss"] == [1.0, 2.0, None, 4.0]
+    schedule = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=10))
+    workers = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=False))
+    inputs = SimpleNamespace(noise_scheduler=schedule, timestep_bins=4, workers=workers)
+    *numbers, (name, stored) = over_timesteps(*measured, inputs)  # type: ignore[arg-type]
+    assert dict(numbers) == {
+        f"held_out_loss_t{part}": loss
+        for part, loss in zip(("0000_0001", "0002_0004", "0008_0009"), (1.0, 2.0, 4.0), strict=True)
+    }
+    assert (name, stored) == ("loss_by_timestep", found)
+    assert loss_by_timestep(*measured, 10, 99)["edges"] == list(range(11))
 
 
 def test_the_same_for_one_and_two_processes(full: tuple[Cli, str], tmp_path: Path) -> None:
@@ -278,7 +287,7 @@ def selection(*values: float, patience: int | None = None, lower_is_better: bool
 
 
 def test_the_best_step() -> None:
-    assert selection().best() is None and math.isnan(selection().value or 0)
+    assert selection().best() is None and selection().value is None and selection(math.nan).value is None
     assert selection(3, 1, 2).best() == 2 and selection(3, 1, 2, lower_is_better=False).best() == 1
     assert selection(2, 1, 1).best() == 2  # of equals the first
     assert selection(math.nan, 5, math.inf).best() == 2 and selection(math.nan).best() is None
@@ -299,7 +308,7 @@ def test_the_records_alone_say_it(full: tuple[Cli, str], tmp_path: Path) -> None
     cli, _ = full
     run = cli.output("full")
     values: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text()) | {"objective": "kid"}
-    config = parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
+    config = TRAINING.parse({key: value for key, value in values.items() if key not in ("defaults", "hydra")})
     found = read_selection(run, config)
     assert found.criterion == Criterion(KID, lower_is_better=True)
     assert found.values == {step: cli.metrics("full")[step - 1][KID] for step in (3, 6)}

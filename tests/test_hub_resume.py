@@ -127,8 +127,8 @@ from ddpm_train.runs.stores import fetch_newest
 fetch._RETRY_SECONDS, fetch.ASKING_SECONDS = 8.0, 1.0
 repo_id, into = sys.argv[1:]
 try:
-    source = fetch.Source(f"resume=hf://{repo_id}", repo_id, None, required=True)
-    path = fetch_newest(fetch.HubStore(source), Path(into), None, print)
+    store = fetch.HubStore(f"resume=hf://{repo_id}", repo_id, None, required=True)
+    path = fetch_newest(store, Path(into), None, print)
     assert path is not None
     checkpoint.verify(path, checkpoint.step_of(path))
     steps = [json.loads(line)["step"] for line in (path.parent.parent / "metrics.jsonl").open()]

@@ -255,6 +255,7 @@ def test_mistakes_are_told_before_training(proxy: FaultyProxy, cli: Cli) -> None
         "error: checkpoint.mirror=s3://no-such-bucket/default: The specified bucket does not exist; "
         "give another one, or resume=never to start without looking there\n"
     )
+    assert said("checkpoint.mirror=s4://bucket") == "error: checkpoint.mirror=s4://bucket: Protocol not known: s4\n"
     # As where the extra is not installed.
     (cli.folder / "s3fs.py").write_text("raise ImportError('No module named s3fs')")
     train = [sys.executable, str(ROOT / "train.py"), "checkpoint.mirror=s3://bucket"]
@@ -266,8 +267,6 @@ def test_mistakes_are_told_before_training(proxy: FaultyProxy, cli: Cli) -> None
 def test_what_no_retry_helps_is_told_at_once(
     proxy: FaultyProxy, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Mistakes, match=r"^checkpoint\.mirror=s4://bucket: Protocol not known: s4$"):
-        Mirror("s4://bucket")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -10,7 +10,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from ddpm_train.config.optimizers import LR_SCHEDULERS, SGD, Adam, Constant, WarmupEMA
-from ddpm_train.training.ema import update_ema
+from ddpm_train.training.state import update_ema
 
 
 @pytest.mark.parametrize("name", ["constant_with_warmup", "linear", "cosine"])

@@ -20,11 +20,11 @@ from ddpm_train.config.metrics import (
     EXTRACTORS,
     METRICS,
     Metric,
-    extractor_mistakes,
     metric_label,
     names_of_features_alone,
 )
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.parts import ExtractorChoice
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.copying import QUANTILE, measure_copying, nearest
 from ddpm_train.evaluation.cost import Cost, CostRow
@@ -41,11 +41,22 @@ SET_SIZE = 72
 FIDELITY = """
 import torch
 from torch_fidelity import fidelity, registry
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from ddpm_train.evaluation.features import EfficientNetLite0
 from ddpm_train.evaluation.weights import read_weights, weights_file
-class Offline(EfficientNetLite0):
+class Offline(FeatureExtractorBase):
     def __init__(self, name, features_list, **kwargs):
-        super().__init__(name, features_list, read_weights(name, weights_file(name, None, ""), ""))
+        super().__init__(name, features_list)
+        self.lite0 = EfficientNetLite0(read_weights(name, weights_file(name, None, ""), ""))
+    def forward(self, images):
+        (features,) = self.lite0(images)
+        return tuple(self.lite0.network._fc(features) if name == "logits" else features for name in self.features_list)
+    @staticmethod
+    def get_provided_features_list():
+        return ("1280", "logits")
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return "logits" if metric == "isc" else "1280"
 registry.register_feature_extractor("efficientnet_lite0", Offline)
 fidelity.main()
 """
@@ -190,8 +201,7 @@ def test_a_metric_from_outside_is_one_row(
     assert not score.lower_is_better and score.depends_on == kid.depends_on
     assert list(found.pictures) == ["spread"] and list(found.details) == ["spread_of_each"]
     assert "spread" in names_of_features_alone() and metric_label(score.name) == "Spread"
-    keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
-    assert list(extractor_mistakes(["spread"], "clip-rn50", None, keys=keys)) == []
+    assert list(ExtractorChoice("clip-rn50", None).mistakes_with(["spread"], "evaluation.")) == []
 
 
 def test_the_rate_of_copies_is_that_of_the_duplicates(features: dict[str, Tensor]) -> None:
@@ -259,7 +269,7 @@ def test_a_resample_in_which_each_image_is_drawn_once_is_the_score(monkeypatch: 
     """The weighted forms are the scores themselves; chunks change nothing."""
     generator = torch.Generator().manual_seed(2)
     x, y = torch.randn(40, 5, generator=generator), torch.randn(30, 5, generator=generator) * 2
-    monkeypatch.setattr(bootstrap, "weights", lambda rng, count: torch.ones(count, 3))
+    monkeypatch.setattr(bootstrap, "weights", lambda rng, count: torch.ones(count, 3).double())
     monkeypatch.setattr(bootstrap, "RESAMPLES", 3)
     monkeypatch.setattr(bootstrap, "_CHUNK", 7)
     rng = np.random.default_rng(0)
@@ -273,7 +283,7 @@ def test_the_influence_of_an_image_on_fid_is_its_derivative(monkeypatch: pytest.
     x, y = torch.randn(10_000, 3, generator=generator), torch.randn(500, 3, generator=generator) * 1.5 + 0.2
     for number in (0, 1, 2):
         once_more = torch.cat((x, x[number : number + 1]))
-        rows = {len(x): torch.ones(len(x), 1), len(y): torch.ones(len(y), 1)}
+        rows = {len(x): torch.ones(len(x), 1).double(), len(y): torch.ones(len(y), 1).double()}
         rows[len(x)][number] = 2
         with monkeypatch.context() as patched:
             patched.setattr(bootstrap, "weights", lambda rng, count, rows=rows: rows[count])

@@ -3,14 +3,13 @@
 from typing import Any
 
 from ddpm_train.cli import app
-from ddpm_train.cli.command import Command
 from ddpm_train.config.evaluate import EvaluateConfig
 from ddpm_train.evaluation.preflight import PROGRAM
 from ddpm_train.system import launch
 
 
 def main() -> None:
-    app.main(Command("ddpm-evaluate", PROGRAM, "output", "output='evaluation/{}'", job))
+    app.main(PROGRAM, job)
 
 
 def job(config: EvaluateConfig, values: dict[str, Any]) -> None:

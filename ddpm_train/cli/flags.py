@@ -1,4 +1,4 @@
-"""Reads a command line: Hydra's flags, which all programs share, and overrides."""
+"""Reads a command line: those of Hydra's flags that all programs have, and overrides."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -7,23 +7,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ddpm_train
-from ddpm_train.cli.command import Command
 from ddpm_train.config.mistakes import Mistakes, did_you_mean
 from ddpm_train.config.overrides import token_mistakes
 from ddpm_train.config.parts import CONF
+from ddpm_train.config.program import Program
 from ddpm_train.system import launch
 
 _FLAGS: dict[str, dict[str, Any]] = {
     "--help -h": {"action": "store_true"},
-    "--cfg -c": {"choices": ["job", "hydra", "all"]},
-    "--resolve": {"action": "store_true"},
-    "--package -p": {},
-    "--info -i": {"choices": ["defaults", "searchpath"]},
-    "--shell-completion -sc": {"action": "store_true"},
+    "--cfg -c": {"choices": ["job"]},
     "--multirun -m": {"action": "store_true"},
-    "--config-path -cp": {},
+    "--config-path -cp": {"type": Path, "default": CONF},
     "--config-name -cn": {},
-    "--config-dir -cd": {},
+    "--config-dir -cd": {"type": Path},
 }
 _KNOWN = [flag for flags in _FLAGS for flag in flags.split()] + ["--version"]
 
@@ -33,8 +29,7 @@ class Arguments:
     """A command line.
 
     Attributes:
-        cfg, resolve, package: the part of the composed config to show instead of running.
-        info: what to show of how it is composed.
+        cfg: "job" to show the composed config instead of running.
         config_path: the folder of the config that `config_name` names.
         config_dir: a folder with further choices.
     """
@@ -42,10 +37,6 @@ class Arguments:
     overrides: list[str]
     help: bool
     cfg: str | None
-    resolve: bool
-    package: str | None
-    info: str | None
-    shell_completion: bool
     multirun: bool
     config_path: Path
     config_name: str
@@ -53,12 +44,8 @@ class Arguments:
 
     def flags(self, config_name: str) -> list[str]:
         """The flags that say where the configs are, as far as they are not those of a program with that config."""
-        given = {
-            "--config-path": self.config_path if self.config_path != CONF else None,
-            "--config-name": self.config_name if self.config_name != config_name else None,
-            "--config-dir": self.config_dir,
-        }
-        return [f"{flag}={value}" for flag, value in given.items() if value is not None]
+        given = {"--config-path": self.config_path, "--config-name": self.config_name, "--config-dir": self.config_dir}
+        return [f"{flag}={value}" for flag, value in given.items() if value not in (CONF, config_name, None)]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,8 +53,11 @@ class _Parser(argparse.ArgumentParser):
         raise Mistakes(message)
 
 
-def read(texts: Sequence[str], command: Command[Any]) -> Arguments:
+def read(texts: Sequence[str], program: Program[Any], *, sweeps_itself: bool) -> Arguments:
     """Read a command line.
+
+    Args:
+        sweeps_itself: whether the program starts the jobs of a sweep as processes of their own.
 
     Raises:
         Mistakes: a line for each that the flags have.
@@ -75,34 +65,30 @@ def read(texts: Sequence[str], command: Command[Any]) -> Arguments:
     parser = _Parser(add_help=False)
     for flags, options in _FLAGS.items():
         parser.add_argument(*flags.split(), **options)
-    parser.add_argument("--version", action="version", version=f"{command.name} {ddpm_train.__version__}")
+    parser.add_argument("--version", action="version", version=f"{program.name} {ddpm_train.__version__}")
     parser.add_argument("overrides", nargs="*")
     given, unknown = parser.parse_known_args(texts)
     # argparse takes no overrides after a flag that stands between them.
     given.overrides += [text for text in unknown if not text.startswith("-")]
-    given.config_path = Path(given.config_path or CONF).resolve()
-    given.config_name = (given.config_name or command.program.config_name).removesuffix(".yaml")
-    given.config_dir = Path(given.config_dir) if given.config_dir else None
+    given.config_path = given.config_path.resolve()
+    given.config_name = (given.config_name or program.config_name).removesuffix(".yaml")
     arguments = Arguments(**vars(given))
-    if lines := [*token_mistakes(texts), *_flag_mistakes(arguments, unknown, command)]:
+    if lines := [*token_mistakes(texts), *_flag_mistakes(arguments, unknown, sweeps_itself)]:
         raise Mistakes(*dict.fromkeys(lines))
     return arguments
 
 
-def _flag_mistakes(arguments: Arguments, unknown: Sequence[str], command: Command[Any]) -> Iterator[str]:
+def _flag_mistakes(arguments: Arguments, unknown: Sequence[str], sweeps_itself: bool) -> Iterator[str]:
     for flag in (text for text in unknown if text.startswith("-")):
         if flag.startswith("--experimental-rerun"):
             yield "--experimental-rerun: not for these runs; use --config-path RUN --config-name config"
         else:
             yield f"{flag}: no such flag;{did_you_mean(flag.split('=')[0], _KNOWN) or ' see --help'}"
-    if arguments.cfg is None and (arguments.resolve or arguments.package):
-        yield f"{'--resolve' if arguments.resolve else '--package'}: says how to show a config; add --cfg job"
     yield from _place_mistakes(arguments)
-    for flag in ("cfg", "info"):
-        if arguments.multirun and getattr(arguments, flag):
-            yield f"--{flag}: not of a whole sweep; leave out --multirun"
+    if arguments.multirun and arguments.cfg:
+        yield "--cfg: not of a whole sweep; leave out --multirun"
     if arguments.multirun and (count := launch.num_processes()) > 1:
-        remedy = f" with hydra/launcher=accelerate hydra.launcher.num_processes={count}" if command.sweeps else ""
+        remedy = f" with hydra/launcher=accelerate hydra.launcher.num_processes={count}" if sweeps_itself else ""
         yield f"--multirun: each of {count} processes would sweep; start it without a launcher{remedy}"
 
 

@@ -3,13 +3,13 @@
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ddpm_train.cli import app
-from ddpm_train.cli.command import Command
 from ddpm_train.config.parts import Hub
 from ddpm_train.config.program import Program
 from ddpm_train.config.push import PUSHING, PushConfig
@@ -20,13 +20,13 @@ from ddpm_train.system import exit_codes
 
 
 def main() -> None:
-    app.main(Command("ddpm-push", Program("push", PUSHING, preflight), "run", "'run={}'", job))
+    app.main(Program("ddpm-push", "push", "run", "'run={}'", PUSHING, preflight), job)
 
 
 def preflight(config: PushConfig) -> Iterator[str]:
     """What is wrong on this machine and at the Hub, a line each."""
     run = Path(config.run)
-    wanted = _wanted(config, _read_hub(run))
+    wanted = _wanted(config)
     if not (run / CONFIG).is_file():
         what = "no such folder" if not run.is_dir() else f"not a run: no {CONFIG} in it"
         yield f"run={config.run}: {what}; give the folder of a run, such as outputs/default"
@@ -47,30 +47,19 @@ def job(config: PushConfig, values: dict[str, Any]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(exit_codes.REQUEUE))  # leaving no folder of links behind
-    run = Path(config.run)
-    push_run(run, _wanted(config, _read_hub(run)))
+    push_run(Path(config.run), _wanted(config))
 
 
-def _read_hub(run: Path) -> Hub | None:
-    """What a run's config says of the Hub; None if there is no config that can be read."""
+def _wanted(config: PushConfig) -> Hub:
+    """The command's keys, and what the run's config says where the command says nothing."""
     try:
-        return Hub(**read_config(run / CONFIG)["hub"])
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _wanted(config: PushConfig, run: Hub | None) -> Hub:
-    """The command's keys, and the run's where the command says nothing."""
-    return Hub(
-        push=True,
-        repo_id=config.repo_id or (run.repo_id if run else None),
-        private=config.private if config.private is not None else (run.private if run else None),
-        revision=config.revision or (run.revision if run else None),
-        strategy=config.strategy or (run.strategy if run else "every_save"),
-        retry_minutes=config.retry_minutes,
-        finish_minutes=config.retry_minutes,
-        stall_seconds=config.stall_seconds,
-    )
+        hub = Hub(**read_config(Path(config.run) / CONFIG)["hub"])
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):  # there is no config that can be read
+        hub = Hub(True, None, None, None, "every_save", 1, 1, 1)
+    keys = ("repo_id", "private", "revision", "strategy")
+    given = {key: value for key in keys if (value := getattr(config, key)) not in (None, "")}
+    given |= {"retry_minutes": config.retry_minutes, "finish_minutes": config.retry_minutes}
+    return replace(hub, push=True, stall_seconds=config.stall_seconds, **given)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 from typing import Any
 
 from ddpm_train.cli import app
-from ddpm_train.cli.command import Command
 from ddpm_train.config.sample import SampleConfig
 from ddpm_train.sampling.preflight import PROGRAM
 from ddpm_train.system import launch
 
 
 def main() -> None:
-    app.main(Command("ddpm-sample", PROGRAM, "output", "output='samples/{}'", job))
+    app.main(PROGRAM, job)
 
 
 def job(config: SampleConfig, values: dict[str, Any]) -> None:

@@ -4,16 +4,14 @@ import sys
 from typing import Any
 
 from ddpm_train.cli import app
-from ddpm_train.cli.command import Command, Sweeps
-from ddpm_train.config.objective import criterion
+from ddpm_train.cli.flags import Arguments
 from ddpm_train.config.train import Config
 from ddpm_train.system import launch
-from ddpm_train.training.preflight import PROGRAM, preflight
+from ddpm_train.training.preflight import PROGRAM
 
 
 def main() -> None:
-    sweeps = Sweeps("ddpm_train.cli.train", preflight, criterion)
-    app.main(Command("ddpm-train", PROGRAM, "output_dir", "name='{}'", job, sweeps))
+    app.main(PROGRAM, job, sweep)
 
 
 def job(config: Config, values: dict[str, Any]) -> None:
@@ -24,6 +22,12 @@ def job(config: Config, values: dict[str, Any]) -> None:
 
     with ends_by_exit_code(again="the same command continues") as stop:
         train_run(config, values, arguments=sys.argv[1:], stop=stop)
+
+
+def sweep(arguments: Arguments) -> None:
+    from ddpm_train.cli.sweeps import plan  # which a single run does not need
+
+    plan.sweep(arguments)
 
 
 if __name__ == "__main__":

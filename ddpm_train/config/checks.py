@@ -1,7 +1,6 @@
 """What single keys of a training run cannot show: combinations that cannot work."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import as_written, resolution_text
@@ -9,15 +8,6 @@ from ddpm_train.config.objective import objective_mistakes
 from ddpm_train.config.parts import Section
 from ddpm_train.config.schema import Schema
 from ddpm_train.config.train import Config
-
-
-def parse(values: Mapping[str, Any]) -> Config:
-    """Check a composed config of a run (plain dicts and lists) and return it typed.
-
-    Raises:
-        Mistakes: every wrong type, range, name and combination in it, a line each.
-    """
-    return TRAINING.parse(values)
 
 
 def cross_field_mistakes(config: Config) -> Iterator[str]:
@@ -73,32 +63,21 @@ def _model_mistakes(config: Config) -> Iterator[str]:
             f"dataset.resolution={resolution_text(resolution)}: {levels} levels need multiples of {factor}; "
             f"use dataset.resolution={resolution_text((height, width))} or fewer levels"
         )
-    wrong = [channels for channels in model.block_out_channels if channels % model.norm_num_groups]
-    if wrong:
-        yield (
-            f"model.norm_num_groups={model.norm_num_groups}: does not divide {wrong[0]} of "
-            f"model.block_out_channels; use a common divisor"
-        )
-    groups = model.attn_norm_num_groups
-    if groups and model.mid_block_type and model.block_out_channels[-1] % groups:
-        yield (
-            f"model.attn_norm_num_groups={groups}: does not divide the {model.block_out_channels[-1]} channels of the "
-            "middle block; use a divisor"
-        )
-    attending = [
-        channels
-        for block, channels in zip(model.down_block_types, model.block_out_channels, strict=False)
-        if block.startswith("Attn")
-    ]
-    if model.mid_block_type and model.add_attention:
-        attending.append(model.block_out_channels[-1])
-    head = model.attention_head_dim
-    wrong = [channels for channels in attending if head and channels % head]
-    if wrong:
-        yield (
-            f"model.attention_head_dim={head}: does not divide the {wrong[0]} channels of a level with attention; "
-            "use a common divisor"
-        )
+    middle = model.block_out_channels[-1:] if model.mid_block_type else ()
+    blocks = zip(model.down_block_types, model.block_out_channels, strict=False)
+    attending = [channels for block, channels in blocks if block.startswith("Attn")]
+    for key, several, what in (
+        ("norm_num_groups", model.block_out_channels, "{} of model.block_out_channels; use a common divisor"),
+        ("attn_norm_num_groups", middle, "the {} channels of the middle block; use a divisor"),
+        (
+            "attention_head_dim",
+            (*attending, *(middle if model.add_attention else ())),
+            "the {} channels of a level with attention; use a common divisor",
+        ),
+    ):
+        divisor = getattr(model, key)
+        if divisor and (wrong := [channels for channels in several if channels % divisor]):
+            yield f"model.{key}={divisor}: does not divide {what.format(wrong[0])}"
 
 
 TRAINING = Schema(Config, cross_field_mistakes)

@@ -23,7 +23,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_train.config.mistakes import did_you_mean
+from ddpm_train.config.mistakes import Mistakes, did_you_mean
 from ddpm_train.config.overrides import is_hydra, is_open, opened, parse
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.registry import Group
@@ -47,7 +47,7 @@ class Composition:
 
 @contextmanager
 def open_configs(path: Path = CONF, config_dir: Path | None = None) -> Iterator[None]:
-    """Let Hydra find configs in these folders. Whoever uses Hydra besides us finds it afterwards as it was."""
+    """Let Hydra find configs in these folders. Afterwards it is as it was, for whoever else uses it."""
     Plugins.instance().register(_ConfigDir)  # which also brings the choices of Hydra's plugins
     hydra, config, store = GlobalHydra.instance(), HydraConfig.instance(), ConfigStore.instance()
     base = VersionBase.instance()
@@ -78,7 +78,7 @@ def _registered() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 class _ConfigDir(SearchPathPlugin):
-    """Where Hydra looks besides, while configs are open."""
+    """A further folder in which Hydra looks for configs while they are open."""
 
     path: ClassVar[Path | None] = None
 
@@ -106,10 +106,10 @@ def compose_job(name: str, overrides: Sequence[str], number: int = 0) -> Composi
         composed, values = hydra_compose(name, [*certain, *map(opened, overrides)])
     except NOT_COMPOSED:
         return _diagnose(name, certain, parsed)
-    choices = _choices(composed)
-    chosen = [override for override in parsed if is_hydra(override) or _is_choice(override, choices)]
+    groups = _groups(composed)
+    chosen = [override for override in parsed if is_hydra(override) or _is_choice(override, groups)]
     keys = [override for override in parsed if override not in chosen]
-    if any(_choice_mistakes(chosen)) or any(_key_mistake(override, values, choices) for override in keys):
+    if any(_choice_mistakes(chosen)) or any(_key_mistake(override, values, groups) for override in keys):
         return _diagnose(name, certain, parsed)
     without_keys = [*certain, *(str(override.input_line) for override in chosen)]
     return Composition([], composed, values, lambda: hydra_compose(name, without_keys)[1])
@@ -117,34 +117,43 @@ def compose_job(name: str, overrides: Sequence[str], number: int = 0) -> Composi
 
 def _diagnose(name: str, certain: list[str], overrides: Sequence[Override]) -> Composition:
     """Find out which of the overrides are wrong, and compose the others."""
+    lines: list[str] = []
     try:
-        composed, values = hydra_compose(name, certain)
-    except NOT_COMPOSED as error:
-        return Composition([_unexplained(name, error)])
-    choices = _choices(composed)
-    chosen = [override for override in overrides if is_hydra(override) or _is_choice(override, choices)]
-    lines = list(_choice_mistakes(chosen))
-    wrong = [override for override in chosen if any(_choice_mistakes([override]))]
-    right = [str(override.input_line) for override in chosen if override not in wrong]
-    try:
+        composed, defaults = _compose_or_blame(name, certain, [])
+        groups = _groups(composed)
+        chosen = [override for override in overrides if is_hydra(override) or _is_choice(override, groups)]
+        lines += _choice_mistakes(chosen)
+        wrong = [override for override in chosen if any(_choice_mistakes([override]))]
+        right = [str(override.input_line) for override in chosen if override not in wrong]
         if right:
-            composed, values = hydra_compose(name, [*certain, *right])
-    except NOT_COMPOSED as error:
-        return Composition(lines + (blame(name, certain, right) or [_unexplained(name, error)]))
-    defaults, usable = values, []
-    for override in overrides:
-        if override in chosen or override.key_or_group.split(".")[0] in [group.key_or_group for group in wrong]:
-            continue  # which keys there are depends on the choice
-        if mistake := _key_mistake(override, defaults, choices):
-            lines.append(mistake)
-        else:
-            usable.append(opened(str(override.input_line)))
-    try:
+            composed, defaults = _compose_or_blame(name, certain, right)
+        usable = []
+        for override in overrides:
+            if override in chosen or override.key_or_group.split(".")[0] in [group.key_or_group for group in wrong]:
+                continue  # which keys there are depends on the choice
+            if mistake := _key_mistake(override, defaults, groups):
+                lines.append(mistake)
+            else:
+                usable.append(opened(str(override.input_line)))
+        values = defaults
         if usable:
-            composed, values = hydra_compose(name, [*certain, *right, *usable])
-    except NOT_COMPOSED as error:
-        return Composition(lines + (blame(name, [*certain, *right], usable) or [_unexplained(name, error)]))
+            composed, values = _compose_or_blame(name, [*certain, *right], usable)
+    except Mistakes as mistakes:
+        return Composition([*lines, *mistakes.lines])
     return Composition(lines, composed, values, lambda: defaults)
+
+
+def _compose_or_blame(name: str, certain: Sequence[str], suspects: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The same as `hydra_compose`.
+
+    Raises:
+        Mistakes: a line for each suspect that Hydra cannot compose, or one for all if each alone can be.
+    """
+    try:
+        return hydra_compose(name, [*certain, *suspects])
+    except NOT_COMPOSED as error:
+        lines = blame(name, certain, suspects) or [f"--config-name={name}: {_first_line(error)}"]
+        raise Mistakes(*lines) from None
 
 
 def hydra_compose(name: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
@@ -174,27 +183,23 @@ def blame(name: str, certain: Sequence[str], suspects: Sequence[str]) -> list[st
     return lines
 
 
-def _unexplained(name: str, error: Exception) -> str:
-    return f"--config-name={name}: {_first_line(error)}"
-
-
 def _first_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
     return str(error).splitlines()[0]
 
 
-def _choices(composed: DictConfig) -> list[str]:
+def _groups(composed: DictConfig) -> list[str]:
     """The groups that the config chooses from. Hydra does not list those of several choices."""
     several = [group for group in _SEVERAL_AT_ONCE if group in composed and options(group)]
     return [*several, *(group for group in composed.hydra.runtime.choices if not group.startswith("hydra/"))]
 
 
-def _is_choice(override: Override, choices: Sequence[str]) -> bool:
+def _is_choice(override: Override, groups: Sequence[str]) -> bool:
     value = override.value()
     if isinstance(value, list):
         return bool(options(override.key_or_group))
-    return override.key_or_group in choices and not isinstance(value, dict)
+    return override.key_or_group in groups and not isinstance(value, dict)
 
 
 def _choice_mistakes(chosen: Sequence[Override]) -> Iterator[str]:
@@ -213,14 +218,14 @@ def _choice_mistakes(chosen: Sequence[Override]) -> Iterator[str]:
                     yield f"{group}={choice}: no such config;{remedy} (one of {', '.join(known)})"
 
 
-def _key_mistake(override: Override, values: Mapping[str, Any], choices: Sequence[str]) -> str | None:
+def _key_mistake(override: Override, values: Mapping[str, Any], groups: Sequence[str]) -> str | None:
     key, text = override.key_or_group, override.input_line
     group, _, last = key.rpartition(".")
-    if group in choices and last == "name":
+    if group in groups and last == "name":
         return f"{text}: chosen with its group; write {group}={override.value()}"
     if is_open(key) and not override.is_delete():
         return None
-    known = [*dotted(values), *choices]
+    known = [*(key for key, _ in dotted(values)), *groups]
     if key not in known and not override.is_add():
         return f"{text}: no such key;{did_you_mean(key, known) or ' see --cfg job'}"
     if override.is_delete() and not key.startswith("tracker."):

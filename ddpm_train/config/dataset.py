@@ -14,9 +14,9 @@ from ddpm_train.config.registry import Registry
 DATASET_SOURCES: "Registry[str | Callable[[Dataset, str], Any]]" = Registry(
     "source of images",
     {
-        "embedded": "ddpm_train.data.sources:EmbeddedSource.open",
+        "embedded": "ddpm_train.data.sources:EmbeddedSource",
         "folder": "ddpm_train.data.sources:FolderSource.open",
-        "hub": "ddpm_train.data.sources:HubSource.open",
+        "hub": "ddpm_train.data.sources:HubSource",
     },
 )
 

@@ -7,18 +7,16 @@ from typing import Annotated, Literal
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.metrics import FEWEST_IMAGES, FeatureMetricName, MetricName
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.config.parts import ExtractorChoice, Positive, Required, SamplerChoice, SamplerName, Section
-from ddpm_train.config.sample import Seed
+from ddpm_train.config.parts import ExtractorChoice, Positive, Required, SamplerChoice, Section
+from ddpm_train.config.sample import Compare, Seed
 from ddpm_train.config.schema import Schema
 
 
 @dataclass(frozen=True)
-class CostChoice(Section):
-    """Which samplers and step counts to score; empty: none."""
+class CostChoice(Compare):
+    """Which samplers and step counts to score, and by what; empty: none."""
 
     metric: FeatureMetricName
-    samplers: tuple[SamplerName, ...]
-    steps: tuple[Positive, ...]
 
 
 @dataclass(frozen=True)

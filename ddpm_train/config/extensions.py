@@ -7,29 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
-
 from ddpm_train.config.mistakes import Mistakes, as_written
 
 KEY = "extensions"
 
 
-def import_extensions(overrides: Sequence[Override], config_dir: Path | None) -> None:
-    """Import the modules that the overrides themselves name.
+def import_modules(names: Sequence[str], config_dir: Path | None = None) -> None:
+    """Import these modules, from the current folder too.
 
     Args:
-        config_dir: a folder of configs of the user's own; modules may lie there as in the current folder.
+        config_dir: another folder where modules may lie.
 
     Raises:
         Mistakes: a module cannot be imported; a line for each.
     """
-    for override in overrides:
-        if override.key_or_group == KEY and isinstance(names := override.value(), list):
-            import_modules(names, config_dir)
-
-
-def import_modules(names: Sequence[str], config_dir: Path | None = None) -> None:
-    """The same for names."""
     if names:
         # At the end: a folder named as an installed package is must not take its place.
         sys.path += [path for path in map(str, (Path.cwd(), config_dir or Path.cwd())) if path not in sys.path]

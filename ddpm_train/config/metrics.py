@@ -5,13 +5,11 @@ An extension adds a row, and its metric is admitted by `metrics=[…]`, checked,
     METRICS.add("brightness", Metric("Brightness", "How bright the samples are.", ("features",), compute=brightness))
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.mistakes import as_written, not_installed
 from ddpm_train.config.registry import Registry
 
 Need = Literal[
@@ -162,29 +160,9 @@ def score_name(metric: str, extractor: str, num_images: int) -> str:
     return f"{metric}_{extractor}_n{num_images}" if "features" in METRICS[metric].needs else metric
 
 
-def extractor_mistakes(
-    metrics: Sequence[str], extractor: str, weights: str | None, *, keys: tuple[str, str, str]
-) -> Iterator[str]:
-    """What is wrong with this choice, as far as it shows without torch; a line each.
-
-    Args:
-        keys: how metrics, extractor and weights are called in the config.
-    """
-    if not names_needing("features", metrics):
-        return
-    yield from package_mistakes(metrics, keys[0])
-    if extractor not in CLASSIFIERS:
-        for name in names_needing("classes", metrics):
-            yield (
-                f"{keys[1]}={extractor}: the {METRICS[name].label} needs classes, which this has not; "
-                f"use {' or '.join(CLASSIFIERS)}, or leave {name} out"
-            )
-    if weights is not None and not Path(weights).expanduser().is_file():
-        yield f"{keys[2]}={weights}: no such file; give the extractor's weights, or null for those published"
-
-
 def package_mistakes(metrics: Sequence[str], key: str) -> Iterator[str]:
     """A line if what measures them is not installed."""
-    absent = next((name for name in _PACKAGES if importlib.util.find_spec(name) is None), None)
-    if absent is not None:
-        yield f"{key}={as_written(metrics)}: {absent} is not installed; pip install 'ddpm-train[evaluate]'"
+    for package in _PACKAGES:
+        if lines := list(not_installed(f"{key}={as_written(metrics)}", package, "evaluate")):
+            yield from lines
+            return

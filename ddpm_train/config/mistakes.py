@@ -1,8 +1,9 @@
 """What a user can get wrong, told in one line each."""
 
 import difflib
+import importlib.util
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 class Mistakes(Exception):
@@ -37,6 +38,18 @@ def as_written(value: object) -> str:
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key}:{as_written(item)}' for key, item in value.items())}}}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def not_installed(given: str, package: str, extra: str) -> Iterator[str]:
+    """A line if what the user wrote needs a package that is not installed; this project's extra brings it."""
+    if importlib.util.find_spec(package) is None:
+        yield f"{given}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
+
+
+def one_of(names: Sequence[object]) -> str:
+    """`a, b or c`."""
+    *first, last = map(str, names)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def resolution_text(resolution: tuple[int, int]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.metrics import METRICS, names_of_features_alone, score_name
-from ddpm_train.config.mistakes import as_written, did_you_mean
+from ddpm_train.config.mistakes import as_written, did_you_mean, one_of
 from ddpm_train.config.train import Config, Evaluation, Train
 
 _HOLD_OUT = "hold images out with dataset.validation_fraction=0.02"
@@ -34,12 +34,10 @@ def measured(config: Config | Judging) -> dict[str, Criterion]:
     evaluation, dataset = config.evaluation, config.dataset
     if evaluation.name == "none":
         return {}
-    names: dict[str, str] = {}
-    if dataset.validation_split is not None or dataset.validation_fraction > 0:
-        names["held_out_loss"] = "held_out_loss"
-    for metric in evaluation.metrics:
-        names[metric] = score_name(metric, evaluation.extractor.name, evaluation.num_samples)
-    return {metric: Criterion(name, METRICS[metric].lower_is_better) for metric, name in names.items()}
+    holds_out = dataset.validation_split is not None or dataset.validation_fraction > 0
+    names = [*(["held_out_loss"] if holds_out else []), *evaluation.metrics]
+    extractor, num_samples = evaluation.extractor.name, evaluation.num_samples
+    return {name: Criterion(score_name(name, extractor, num_samples), METRICS[name].lower_is_better) for name in names}
 
 
 def criterion(config: Config | Judging) -> Criterion | None:
@@ -56,14 +54,10 @@ def objective_mistakes(config: Config) -> Iterator[str]:
         if config.objective in names_of_features_alone() and not none_at_all:
             remedy = f"add it with 'evaluation.metrics={as_written([*config.evaluation.metrics, config.objective])}'"
         elif config.objective != "held_out_loss" and not none_at_all:
-            remedy = f"{did_you_mean(config.objective, known)} give {_one_of([*known, 'auto', 'null'])}".strip()
+            remedy = f"{did_you_mean(config.objective, known)} give {one_of([*known, 'auto', 'null'])}".strip()
         yield f"objective={config.objective}: the evaluations of this run do not measure it; {remedy}"
     elif patience is not None and criterion(config) is None:
-        remedy = f"give objective={_one_of([*known])}" if known else remedy
+        remedy = f"give objective={one_of([*known])}" if known else remedy
         yield f"train.patience={patience}: nothing measures whether the run improves; {remedy}"
     if patience is not None and config.evaluation.every_steps is None and not none_at_all:
         yield f"train.patience={patience}: the run evaluates at its end only; give evaluation.every_steps"
-
-
-def _one_of(names: list[str]) -> str:
-    return ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else names[0]

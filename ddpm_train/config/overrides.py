@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,20 +14,20 @@ from ddpm_train.config import extensions
 from ddpm_train.config.mistakes import Mistakes, as_written, holds_token
 from ddpm_train.config.parts import CONF
 
-# Sections that may hold keys which no file names: the schema knows them.
-OPEN_SECTIONS = ("sampler",)
-
 
 @cache
 def parse(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
 
 
-def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
-    """The overrides, and a line for each text that is none.
+def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tuple[list[Override], list[str]]:
+    """The overrides, and a line for each text that is none. Imports the extensions that they name.
+
+    Args:
+        config_dir: a folder of configs of the user's own; extensions may lie there as in the current folder.
 
     Raises:
-        Mistakes: a text holds a token, which no message may repeat.
+        Mistakes: a text holds a token, which no message may repeat; or an extension cannot be imported.
     """
     if lines := list(token_mistakes(texts)):
         raise Mistakes(*lines)
@@ -36,6 +37,9 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
             parsed.append(parse(text))
         except HydraException:
             lines.append(f"{text}: not of the form key=value (quote values with special characters)")
+    for override in parsed:
+        if override.key_or_group == extensions.KEY and isinstance(names := override.value(), list):
+            extensions.import_modules(names, config_dir)
     return parsed, lines
 
 
@@ -57,8 +61,8 @@ def is_hydra(override: Override) -> bool:
 
 
 def is_open(key: str) -> bool:
-    """Whether a config takes the key although none of its files names it."""
-    return key == extensions.KEY or key.rpartition(".")[0] in OPEN_SECTIONS
+    """Whether a config takes the key although none of its files names it: the schema knows those of a sampler."""
+    return key == extensions.KEY or key.rpartition(".")[0] == "sampler"
 
 
 def opened(text: str) -> str:

@@ -1,6 +1,6 @@
 """What the programs' configs have in common: kinds of values, and sections that several of them hold."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, ConfigDict
 
-from ddpm_train.config.metrics import ExtractorName
+from ddpm_train.config.metrics import CLASSIFIERS, METRICS, ExtractorName, names_needing, package_mistakes
 from ddpm_train.config.samplers import SAMPLERS, argument_mistakes
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -40,8 +40,6 @@ Real = Annotated[float, BeforeValidator(no_bool)]
 Positive = Annotated[Whole, Gt(0)]
 NonNegative = Annotated[Whole, Ge(0)]
 Byte = Annotated[Whole, Ge(0), Le(255)]
-
-
 SamplerName = Annotated[str, SAMPLERS]
 
 
@@ -73,6 +71,7 @@ def _given(value: object) -> object:
 
 Resolution = Annotated[tuple[Positive, Positive], BeforeValidator(_height_and_width)]
 AutoBool = Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)]
+AutoCount = Annotated[int | Literal["auto"] | None, BeforeValidator(_auto_or_count)]
 Required = BeforeValidator(_given)  # `???` in a config: the user has to say
 
 
@@ -83,9 +82,30 @@ class ExtractorChoice(Section):
     name: ExtractorName
     weights: str | None  # a local file; None: those published
 
+    def mistakes_with(self, metrics: Sequence[str], section: str = "") -> Iterator[str]:
+        """What is wrong with this choice for these metrics, as far as it shows without torch; a line each.
+
+        Args:
+            section: where both stand in the config, such as "evaluation.".
+        """
+        if not names_needing("features", metrics):
+            return
+        yield from package_mistakes(metrics, f"{section}metrics")
+        for name in names_needing("classes", metrics) if self.name not in CLASSIFIERS else ():
+            yield (
+                f"{section}extractor.name={self.name}: the {METRICS[name].label} needs classes, which this has not; "
+                f"use {' or '.join(CLASSIFIERS)}, or leave {name} out"
+            )
+        if self.weights is not None and not Path(self.weights).expanduser().is_file():
+            remedy = "give the extractor's weights, or null for those published"
+            yield f"{section}extractor.weights={self.weights}: no such file; {remedy}"
+
 
 def _name_alone(value: object) -> object:
     return {"name": value, "weights": None} if isinstance(value, str) else value
+
+
+Extractor = Annotated[ExtractorChoice, BeforeValidator(_name_alone)]
 
 
 @dataclass(frozen=True)

@@ -1,88 +1,90 @@
-"""From what a command or a Python call says to a checked config: composed once, with every mistake in it told."""
+"""From what a command or a Python call says to checked configs: composed once, with every mistake in them told."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ddpm_train.config.compose import compose_job, open_configs
-from ddpm_train.config.extensions import import_extensions
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.overrides import choice_mistakes, parse_overrides, token_mistakes
+from ddpm_train.config.overrides import choice_mistakes, discrete, read_overrides, token_mistakes
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.schema import Schema, dotted_values
 
 C = TypeVar("C")
 
 
-def _unchanged(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    return values, []
-
-
 @dataclass(frozen=True)
 class Program(Generic[C]):
-    """What a program's config is, and how it is checked.
+    """What sets one program's config and command line apart from another's.
 
     Attributes:
+        name: how a user calls it.
         config_name: its config in `conf/`.
+        output_key: the key that names the folder of a run.
+        naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
         resolve: completes a composed config by what it points to, given the overrides; also returns mistakes.
     """
 
+    name: str
     config_name: str
+    output_key: str
+    naming: str
     schema: Schema[C]
     preflight: Callable[[C], Iterator[str]]
-    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = _unchanged
+    resolve: Callable[[dict[str, Any], Sequence[str]], tuple[dict[str, Any], list[str]]] = lambda values, overrides: (
+        values,
+        [],
+    )
 
 
-@dataclass(frozen=True)
-class Checked(Generic[C]):
-    """A job's config, typed and as plain values."""
-
-    config: C | None  # None: it has a mistake
-    values: dict[str, Any]  # empty: it could not be composed
-
-
-def compose_config(
+def compose_configs(
     program: Program[C],
     overrides: Sequence[str],
     *,
     name: str | None = None,
     path: Path = CONF,
     config_dir: Path | None = None,
-) -> tuple[C, dict[str, Any]]:
+    multirun: bool = False,
+) -> list[tuple[C, dict[str, Any]]]:
     """The config that the overrides describe, typed and checked, and the same as plain values.
 
     Args:
         name: of the config in `path`; None: the program's.
         config_dir: a folder with further choices.
+        multirun: whether overrides may have several values; then there is a config for each combination.
 
     Raises:
         Mistakes: a line for each.
     """
-    parsed, lines = parse_overrides(overrides)
-    import_extensions(parsed, config_dir)
-    lines += choice_mistakes(parsed, multirun=False)
-    single = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+    parsed, lines = read_overrides(overrides, config_dir)
+    lines += choice_mistakes(parsed, multirun=multirun)
+    kept = [override for override in parsed if multirun or not override.is_sweep_override()]
+    jobs = list(itertools.product(*map(discrete, kept)))
     with open_configs(path, config_dir):
-        (checked,), further = check_jobs(program, name or program.config_name, [single])
-    if further or lines or checked.config is None:
+        checked, further = check_jobs(program, name or program.config_name, jobs)
+    configs = [(config, values) for config, values in checked if config is not None]
+    if lines or further or len(configs) < len(jobs):
         raise Mistakes(*dict.fromkeys(lines + further))
-    return checked.config, checked.values
+    return configs
 
 
 def check_jobs(
     program: Program[C], name: str, jobs: Sequence[Sequence[str]], preflight: Callable[[C], Iterator[str]] | None = None
-) -> tuple[list[Checked[C]], list[str]]:
+) -> tuple[list[tuple[C | None, dict[str, Any]]], list[str]]:
     """Compose and check jobs, each of its own overrides.
 
     Args:
         preflight: in place of the program's own.
 
     Returns:
-        What became of each, and a line for each mistake in any of them.
+        Of each job the config, typed (None: it has a mistake) and as plain values (empty: it cannot be composed); and
+        a line for each mistake in any of them.
     """
-    checked, lines = [], []
+    checked: list[tuple[C | None, dict[str, Any]]] = []
+    lines: list[str] = []
     for number, overrides in enumerate(jobs):
         composition = compose_job(name, overrides, number)
         values, config = composition.values, None
@@ -92,5 +94,21 @@ def check_jobs(
             values, mistakes = program.resolve(values, overrides)
             config, further = program.schema.check(values, composition.defaults, preflight or program.preflight)
             lines += mistakes + further
-        checked.append(Checked(config, {} if composition.mistakes else values))
+        checked.append((config, {} if composition.mistakes else values))
+    lines += _same_folder_mistakes(program, jobs, [values for _, values in checked])
     return checked, lines
+
+
+def _same_folder_mistakes(
+    program: Program[Any], jobs: Sequence[Sequence[str]], configs: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """A line for each folder of several runs, of which each would go on where the one before it stopped."""
+    folders = [config.get(program.output_key) for config in configs]
+    for folder in {folder: None for folder in folders if folder is not None and folders.count(folder) > 1}:
+        swept = [texts[0].split("=")[0].lstrip("+") for texts in zip(*jobs, strict=True) if len(set(texts)) > 1]
+        values = (f"hydra:runtime.choices.{name}" if isinstance(configs[0].get(name), dict) else name for name in swept)
+        name = "_".join(["run", *(f"${{{value}}}" for value in values)])
+        yield (
+            f"{program.output_key}={folder}: the same for {folders.count(folder)} runs of the sweep; "
+            f"name them apart, such as {program.naming.format(name)}"
+        )

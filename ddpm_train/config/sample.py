@@ -24,7 +24,7 @@ Seed = Annotated[Whole, Ge(0), Lt(2**63)]
 
 @dataclass(frozen=True)
 class Compare(Section):
-    """Which samplers and step counts to lay side by side; empty: no comparison."""
+    """Which samplers and step counts to compare with each other; empty: no comparison."""
 
     samplers: tuple[SamplerName, ...]
     steps: tuple[Positive, ...]
@@ -62,10 +62,18 @@ class SampleConfig(Section):
     extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own
 
     @property
+    def visualizations(self) -> dict[str, str]:
+        """The pictures that are asked for instead of images (trajectory, interpolate, compare), and by which key."""
+        kinds = {"trajectory": self.trajectory, "interpolate": self.interpolate}
+        asked_by = {kind: f"{kind}=true" for kind, wanted in kinds.items() if wanted}
+        if self.compare.samplers:
+            asked_by["compare"] = f"compare.samplers={as_written(self.compare.samplers)}"
+        return asked_by
+
+    @property
     def visualization(self) -> str | None:
-        """The picture that is asked for instead of images: trajectory, interpolate, compare or None."""
-        kinds = {"trajectory": self.trajectory, "interpolate": self.interpolate, "compare": bool(self.compare.samplers)}
-        return next((name for name, wanted in kinds.items() if wanted), None)
+        """The one of them that is asked for."""
+        return next(iter(self.visualizations), None)
 
     @property
     def walks_to(self) -> int:
@@ -78,21 +86,12 @@ def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
     yield from config.sampler.mistakes()
     if bool(config.compare.samplers) != bool(config.compare.steps):
         missing = "steps=[10,20,50]" if config.compare.samplers else "samplers=[ddim,dpm_solver]"
-        yield f"compare={as_written(_compare_values(config))}: needs both lists; add compare.{missing}"
-    chosen = [
-        text
-        for text, wanted in (
-            ("trajectory=true", config.trajectory),
-            ("interpolate=true", config.interpolate),
-            (f"compare.samplers={as_written(config.compare.samplers)}", bool(config.compare.samplers)),
-        )
-        if wanted
-    ]
-    if len(chosen) > 1:
-        yield f"{' '.join(chosen)}: one picture at a time; leave out all but one"
+        yield f"compare={as_written(vars(config.compare))}: needs both lists; add compare.{missing}"
+    if len(config.visualizations) > 1:
+        yield f"{' '.join(config.visualizations.values())}: one picture at a time; leave out all but one"
     if config.from_image and config.visualization in ("interpolate", "compare"):
         yield f"from_image={config.from_image}: {config.visualization} begins with noise; leave one of them out"
-    if config.interpolate_seed is not None and config.interpolate_seed == config.seed:
+    if config.interpolate_seed == config.seed:
         yield f"interpolate_seed={config.interpolate_seed}: the same as seed; choose another"
     if config.inpaint and not config.from_image:
         yield f"inpaint={config.inpaint}: the mask of which picture? give from_image=PATH"
@@ -101,10 +100,6 @@ def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
             f"sampler={config.sampler.name}: cannot inpaint, since it remembers or looks ahead; "
             f"use sampler={' or '.join(INPAINTING_SAMPLERS)}"
         )
-
-
-def _compare_values(config: SampleConfig) -> dict[str, object]:
-    return {"samplers": config.compare.samplers, "steps": config.compare.steps}
 
 
 SAMPLING = Schema(SampleConfig, cross_field_mistakes)

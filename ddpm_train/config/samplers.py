@@ -41,52 +41,44 @@ class SamplerClass:
         return resolve(self.target)
 
 
-def _diffusers(target: str, meaning: str, package: str | None = None) -> SamplerClass:
-    return SamplerClass(f"diffusers.schedulers.scheduling_{target}Scheduler", meaning, package)
-
-
+_DIFFUSERS = {
+    "ddpm": ("ddpm:DDPM", "Ho et al. 2020: draws noise at each step; wants hundreds of steps"),
+    "ddim": ("ddim:DDIM", "Song et al. 2021: the same model without noise; sampler.eta=1 puts it back"),
+    "pndm": ("pndm:PNDM", "Liu et al. 2022: linear multistep on DDIM; 5 steps or more"),
+    "dpm_solver": (
+        "dpmsolver_multistep:DPMSolverMultistep",
+        "DPM-Solver++(2M), Lu et al. 2022: good from 10 to 25 steps (the default)",
+    ),
+    "dpm_solver_singlestep": (
+        "dpmsolver_singlestep:DPMSolverSinglestep",
+        "the same solver without memory of earlier steps",
+    ),
+    "dpm_solver_sde": ("dpmsolver_sde:DPMSolverSDE", "DPM-Solver++ (SDE) of k-diffusion: draws noise; needs torchsde"),
+    "unipc": ("unipc_multistep:UniPCMultistep", "Zhao et al. 2023: predictor and corrector; good from 5 to 15 steps"),
+    "deis": ("deis_multistep:DEISMultistep", "Zhang & Chen 2023: exponential integrator, multistep"),
+    "sa_solver": ("sasolver:SASolver", "Xue et al. 2023: stochastic Adams, predictor and corrector; draws noise"),
+    "euler": ("euler_discrete:EulerDiscrete", "Karras et al. 2022, algorithm 2; sampler.s_churn adds noise"),
+    "euler_ancestral": (
+        "euler_ancestral_discrete:EulerAncestralDiscrete",
+        "Euler that draws noise at each step, as in k-diffusion",
+    ),
+    "heun": (
+        "heun_discrete:HeunDiscrete",
+        "Karras et al. 2022, algorithm 1: second order, calls the model twice a step",
+    ),
+    "kdpm2": (
+        "k_dpm_2_discrete:KDPM2Discrete",
+        "DPM-Solver-2 as in k-diffusion: second order, calls the model twice a step",
+    ),
+    "kdpm2_ancestral": ("k_dpm_2_ancestral_discrete:KDPM2AncestralDiscrete", "the same, drawing noise at each step"),
+    "lms": ("lms_discrete:LMSDiscrete", "linear multistep of k-diffusion; needs scipy"),
+}
+_PACKAGES = {"dpm_solver_sde": "torchsde", "lms": "scipy"}
 SAMPLERS: Registry[SamplerClass] = Registry(
     "sampler",
     {
-        "ddpm": _diffusers("ddpm:DDPM", "Ho et al. 2020: draws noise at each step; wants hundreds of steps"),
-        "ddim": _diffusers("ddim:DDIM", "Song et al. 2021: the same model without noise; sampler.eta=1 puts it back"),
-        "pndm": _diffusers("pndm:PNDM", "Liu et al. 2022: linear multistep on DDIM; 5 steps or more"),
-        "dpm_solver": _diffusers(
-            "dpmsolver_multistep:DPMSolverMultistep",
-            "DPM-Solver++(2M), Lu et al. 2022: good from 10 to 25 steps (the default)",
-        ),
-        "dpm_solver_singlestep": _diffusers(
-            "dpmsolver_singlestep:DPMSolverSinglestep", "the same solver without memory of earlier steps"
-        ),
-        "dpm_solver_sde": _diffusers(
-            "dpmsolver_sde:DPMSolverSDE", "DPM-Solver++ (SDE) of k-diffusion: draws noise; needs torchsde", "torchsde"
-        ),
-        "unipc": _diffusers(
-            "unipc_multistep:UniPCMultistep", "Zhao et al. 2023: predictor and corrector; good from 5 to 15 steps"
-        ),
-        "deis": _diffusers("deis_multistep:DEISMultistep", "Zhang & Chen 2023: exponential integrator, multistep"),
-        "sa_solver": _diffusers(
-            "sasolver:SASolver", "Xue et al. 2023: stochastic Adams, predictor and corrector; draws noise"
-        ),
-        "euler": _diffusers(
-            "euler_discrete:EulerDiscrete", "Karras et al. 2022, algorithm 2; sampler.s_churn adds noise"
-        ),
-        "euler_ancestral": _diffusers(
-            "euler_ancestral_discrete:EulerAncestralDiscrete",
-            "Euler that draws noise at each step, as in k-diffusion",
-        ),
-        "heun": _diffusers(
-            "heun_discrete:HeunDiscrete",
-            "Karras et al. 2022, algorithm 1: second order, calls the model twice a step",
-        ),
-        "kdpm2": _diffusers(
-            "k_dpm_2_discrete:KDPM2Discrete",
-            "DPM-Solver-2 as in k-diffusion: second order, calls the model twice a step",
-        ),
-        "kdpm2_ancestral": _diffusers(
-            "k_dpm_2_ancestral_discrete:KDPM2AncestralDiscrete", "the same, drawing noise at each step"
-        ),
-        "lms": _diffusers("lms_discrete:LMSDiscrete", "linear multistep of k-diffusion; needs scipy", "scipy"),
+        name: SamplerClass(f"diffusers.schedulers.scheduling_{target}Scheduler", meaning, _PACKAGES.get(name))
+        for name, (target, meaning) in _DIFFUSERS.items()
     },
 )
 # The model was trained with these; a sampler takes them over.
@@ -137,9 +129,14 @@ def argument_mistakes(name: str, given: Mapping[str, Any]) -> Iterator[str]:
             yield f"sampler.{key}={as_written(value)}: no argument of {SAMPLERS[name].class_name};{remedy}"
 
 
-def package_mistakes(name: str, given: str) -> Iterator[str]:
-    """A line if the sampler needs a package that is not installed; `given` is what the user wrote."""
-    package = SAMPLERS[name].package
-    if package and importlib.util.find_spec(package) is None:
-        what = "'ddpm-train[samplers]'" if package in ("scipy", "torchsde") else package
-        yield f"{given}: {name} needs {package}, which is not installed; pip install {what}"
+def sampler_package_mistakes(*names: str, given: str = "") -> Iterator[str]:
+    """A line for each of these samplers that needs a package that is not installed.
+
+    Args:
+        given: what the user wrote, if not "sampler=NAME".
+    """
+    for name in names:
+        package = SAMPLERS[name].package
+        if package and importlib.util.find_spec(package) is None:
+            what = "'ddpm-train[samplers]'" if package in ("scipy", "torchsde") else package
+            yield f"{given or f'sampler={name}'}: {name} needs {package}, which is not installed; pip install {what}"

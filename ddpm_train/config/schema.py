@@ -26,7 +26,9 @@ class Schema(Generic[C]):
         cross_field_mistakes: yields a line for each combination of keys that cannot work.
     """
 
-    def __init__(self, config_type: type[C], cross_field_mistakes: Callable[[C], Iterator[str]]) -> None:
+    def __init__(
+        self, config_type: type[C], cross_field_mistakes: Callable[[C], Iterator[str]] = lambda config: iter(())
+    ) -> None:
         self._config_type = config_type
         self._cross_field_mistakes = cross_field_mistakes
         self._adapter: tuple[int, TypeAdapter[C]] | None = None
@@ -70,7 +72,7 @@ class Schema(Generic[C]):
                 return None, unnamed  # nobody knows which choices that code would add
             replacements = defaults()
             wrong = {".".join(map(str, _location(detail, values)[:2])) for detail in error.errors()}
-            known = [key for key in dotted(replacements) if key not in wrong]  # a user's file may bring wrong keys
+            known = [key for key, _ in dotted(replacements) if key not in wrong]  # a user's file may bring wrong keys
             details = [detail for detail in error.errors() if not _is_echo(detail)]
             lines = list(dict.fromkeys(_explain(detail, values, known) for detail in details))
             try:
@@ -113,21 +115,17 @@ def _mentions(line: str, key: str) -> bool:
     return re.search(rf"(?<![\w./]){re.escape(key)}(?!\w)", line) is not None
 
 
-def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every key of nested sections as one writes it: `train`, `train.batch_size`, …"""
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested sections as one writes it, with its value: `train`, `train.batch_size`, …"""
     for key, value in values.items():
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key}", value
         if isinstance(value, Mapping):
             yield from dotted(value, f"{prefix}{key}.")
 
 
-def dotted_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted_values(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every key of nested sections that is no section itself, with its value."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from dotted_values(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return ((key, value) for key, value in dotted(values) if not isinstance(value, Mapping))
 
 
 def _location(detail: Any, values: Mapping[str, Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.losses import LOSSES, Loss
@@ -15,24 +15,13 @@ from ddpm_train.config.metrics import FeatureMetricName
 from ddpm_train.config.model import Model
 from ddpm_train.config.noise import NoiseScheduler
 from ddpm_train.config.optimizers import AVERAGES, EMA, LR_SCHEDULERS, OPTIMIZERS, LRScheduler, Optimizer
-from ddpm_train.config.parts import (
-    AutoBool,
-    ExtractorChoice,
-    Hub,
-    Positive,
-    Real,
-    SamplerChoice,
-    Section,
-    Whole,
-    _auto_or_count,
-    _name_alone,
-)
+from ddpm_train.config.parts import AutoBool, AutoCount, Extractor, Hub, Positive, Real, SamplerChoice, Section, Whole
 
 
 @dataclass(frozen=True)
 class Train(Section):
     batch_size: Positive  # the global batch
-    micro_batch_size: Annotated[int | Literal["auto"] | None, BeforeValidator(_auto_or_count)]  # per device
+    micro_batch_size: AutoCount  # per device
     max_steps: Positive | None
     epochs: Annotated[Real, Gt(0)] | None
     mixed_precision: Literal["auto", "no", "bf16", "fp16"]
@@ -70,7 +59,7 @@ class Evaluation(Section):
     num_inference_steps: Positive
     timestep_bins: Positive | None  # the held-out loss in so many parts of the schedule
     metrics: tuple[FeatureMetricName, ...]
-    extractor: Annotated[ExtractorChoice, BeforeValidator(_name_alone)]
+    extractor: Extractor
     num_samples: Positive  # for the metrics
 
 

@@ -36,35 +36,28 @@ from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.sources import Source
 from ddpm_train.system.files import replace_folder
 
-FORMAT = 1
-# What one process still decodes in this time needs no workers; they take about as long to start. The pace is known
-# after a while.
+_FORMAT = 1
+# What one process still decodes in this time needs no workers: they take about as long to start. The pace is known
+# after `_PACE_SECONDS`.
 _ALONE_SECONDS = 0.5
 _PACE_SECONDS = 0.05
-# A chunk of images goes to a worker at once: enough to hide the passing on, few enough to bound the memory and for all
-# to finish together. A worker has this many ahead, so that it need not wait while the parent decodes.
+# Images go to a worker in chunks: large enough to hide the cost of sending them, small enough to bound the memory and
+# for all workers to finish together. Each has some chunks ahead, so that it need not wait while the parent decodes.
 _CHUNK_IMAGES = 16
 _CHUNK_BYTES = 2**20
 _CHUNKS_AHEAD = 3
+_Decoded = tuple[int, np.ndarray | str]  # an image's index, and its pixels or why it is broken
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source after every image was decoded once.
-
-    Attributes:
-        folder: where it lies.
-        usable: int64 [N], the source's index of each image that decodes.
-        sizes: int32 [N, 2], height and width after the resize.
-        content: SHA-256 over all pixels in order: the identity of the data, wherever it came from.
-        broken: a line "name: reason" for each image that does not decode.
-    """
+    """A source after every image was decoded once."""
 
     folder: Path
-    usable: np.ndarray
-    sizes: np.ndarray
-    content: str
-    broken: list[str]
+    usable: np.ndarray  # int64 [N]: the source's index of each image that decodes
+    sizes: np.ndarray  # int32 [N, 2]: height and width after the resize
+    content: str  # SHA-256 over all pixels in order: the identity of the data, wherever it came from
+    broken: list[str]  # a line "name: reason" for each image that does not decode
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -88,7 +81,7 @@ def prepare(
         Mistakes: `cache_dir` cannot be written, or a worker was killed.
     """
     key = hashlib.sha256(
-        json.dumps([FORMAT, source.fingerprint, asdict(decoder), keep_pixels], sort_keys=True).encode()
+        json.dumps([_FORMAT, source.fingerprint, asdict(decoder), keep_pixels], sort_keys=True).encode()
     ).hexdigest()[:32]
     folder = cache_dir / key
     if (prepared := _open(folder)) is not None:
@@ -159,9 +152,9 @@ def starting_workers() -> Iterator[None]:
 
     A script that calls `ddpm_train.train` without an `if __name__ == "__main__":` would train once more in each worker.
 
-    A terminal or a scheduler sends those to all processes; the parent ends its helpers in its own time. The mask is
-    inherited, so there is no moment at which a new process could be hit. The parent's own handlers run afterwards
-    (another thread may let a signal in): an exception from one would leave a process behind that nobody knows.
+    A terminal or a scheduler sends those signals to all processes; the parent ends its workers itself. New processes
+    inherit the mask. The parent's own handlers run afterwards (another thread may receive a signal): an exception from
+    one would leave a process behind that nobody knows.
     """
     resource_tracker.ensure_running()  # multiprocessing's own helper; starting it would undo the mask
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -182,16 +175,14 @@ def starting_workers() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-_worker_source: Source
-_worker_decoder: Decoder
-_worker_stop: Any  # ctypes.c_byte in shared memory: the parent needs no more images
+# Of a worker: the source, its decoder, and a byte in shared memory: 1 when the parent needs no more images.
+_work: tuple[Source, Decoder, Any]
 
 
-def _start_worker(work: str, stop: Any) -> None:
-    global _worker_source, _worker_decoder, _worker_stop
-    _worker_stop = stop
-    with open(work, "rb") as file:
-        _worker_source, _worker_decoder = pickle.load(file)
+def _start_worker(path: str, stop: Any) -> None:
+    global _work
+    with open(path, "rb") as file:
+        _work = (*pickle.load(file), stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -203,43 +194,37 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _decode_chunk(indices: range) -> list[np.ndarray | str]:
-    return [_decode(_worker_source, _worker_decoder, index) for index in indices if not _worker_stop.value]
+def _decode_chunk(indices: range) -> list[_Decoded]:
+    source, decoder, stop = _work
+    return [_decode(source, decoder, index) for index in indices if not stop.value]
 
 
-def _decode(source: Source, decoder: Decoder, index: int) -> np.ndarray | str:
+def _decode(source: Source, decoder: Decoder, index: int) -> _Decoded:
     try:
-        return source.load(index, decoder)
+        return index, source.load(index, decoder)
     except BrokenImage as error:
-        return str(error)
+        return index, str(error)
 
 
-def _decode_all(
-    source: Source, decoder: Decoder, num_workers: int, scratch: Path
-) -> Generator[tuple[int, np.ndarray | str], None, None]:
+def _decode_all(source: Source, decoder: Decoder, num_workers: int, scratch: Path) -> Generator[_Decoded, None, None]:
     """Every image in order, or why it is broken.
 
-    This process decodes all the time: alone until it is clear that there is work for others, alone until the first of
-    them is there, then beside them.
+    This process decodes all the time: alone until workers are worth starting and the first of them is there, then
+    beside them.
     """
     started = time.monotonic()
-    index = 0
-    while index < len(source) and not (num_workers and _worth_workers(index, len(source), started)):
-        yield index, _decode(source, decoder, index)
-        index += 1
-    if index == len(source):
+    for index in range(len(source)):
+        elapsed, left = time.monotonic() - started, len(source) - index
+        if num_workers and elapsed >= _PACE_SECONDS and elapsed * left >= _ALONE_SECONDS * index:
+            break
+        yield _decode(source, decoder, index)
+    else:
         return
     with _workers(source, decoder, num_workers, scratch) as (pool, ready):
         while index < len(source) and not ready.done():
-            yield index, _decode(source, decoder, index)
+            yield _decode(source, decoder, index)
             index += 1
         yield from _decode_beside(pool, source, decoder, num_workers, index)
-
-
-def _worth_workers(done: int, total: int, started: float) -> bool:
-    """Whether what is left would take this process long, at the pace so far."""
-    elapsed = time.monotonic() - started
-    return elapsed >= _PACE_SECONDS and elapsed * (total - done) >= _ALONE_SECONDS * done
 
 
 @contextmanager
@@ -250,7 +235,7 @@ def _workers(
     # Forking a process that runs torch's threads can deadlock; spawned workers import no torch.
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)
-    # By a file: a pipe that many names do not fit into would hold this process up until each worker has imported all.
+    # Through a file: a long list of names does not fit into a pipe, and this process would wait for a worker's imports.
     with tempfile.NamedTemporaryFile(dir=scratch) as work:
         pickle.dump((source, decoder), work)
         work.flush()
@@ -264,30 +249,25 @@ def _workers(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, indices: range) -> "Future[list[np.ndarray | str]]":
+def _submit(pool: ProcessPoolExecutor, indices: range) -> "Future[list[_Decoded]]":
     with starting_workers():  # submitting starts workers
         return pool.submit(_decode_chunk, indices)
 
 
 def _decode_beside(
     pool: ProcessPoolExecutor, source: Source, decoder: Decoder, num_workers: int, first: int
-) -> Iterator[tuple[int, np.ndarray | str]]:
+) -> Iterator[_Decoded]:
     """The images from `first` on. This process takes a chunk itself whenever the workers have enough to do."""
     size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // decoder.max_bytes))
-    pending: deque[tuple[range, Future[list[np.ndarray | str]]]] = deque()
+    pending: deque[Future[list[_Decoded]]] = deque()
     for start in range(first, len(source), size):
         chunk = range(start, min(start + size, len(source)))
-        if sum(not future.done() for _, future in pending) < _CHUNKS_AHEAD * num_workers:
-            pending.append((chunk, _submit(pool, chunk)))
+        if sum(not future.done() for future in pending) < _CHUNKS_AHEAD * num_workers:
+            pending.append(_submit(pool, chunk))
         else:
-            own: Future[list[np.ndarray | str]] = Future()
-            own.set_result([_decode(source, decoder, index) for index in chunk])
-            pending.append((chunk, own))
-        while pending and (pending[0][1].done() or len(pending) > 2 * _CHUNKS_AHEAD * num_workers):
-            yield from _in_order(*pending.popleft())
+            pending.append(Future())
+            pending[-1].set_result([_decode(source, decoder, index) for index in chunk])
+        while pending and (pending[0].done() or len(pending) > 2 * _CHUNKS_AHEAD * num_workers):
+            yield from pending.popleft().result()
     while pending:
-        yield from _in_order(*pending.popleft())
-
-
-def _in_order(indices: range, future: "Future[list[np.ndarray | str]]") -> Iterator[tuple[int, np.ndarray | str]]:
-    return zip(indices, future.result(), strict=True)
+        yield from pending.popleft().result()

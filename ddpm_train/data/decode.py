@@ -33,29 +33,24 @@ class BrokenImage(Exception):
 class Decoder:
     """Turns encoded images into uint8 arrays [channels, height, width].
 
-    With crop="center" every array has the size `resolution`. With crop="random" only the resize has happened:
-    the shorter side fits, the longer one is kept (up to MAX_CROP_RANGE times the crop), and the crop is
-    drawn at each visit of the image.
-
-    Attributes:
-        resolution: (height, width) of the crop.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        background: RGB behind transparent pixels when `channels` is 1 or 3, each in [0, 255].
-        crop: "center" or "random".
-        max_pixels: a larger image is refused before it is decoded.
+    With crop="center" every array has the size `resolution`. With crop="random" images are only resized: the shorter
+    side fits, the longer one is kept up to MAX_CROP_RANGE times the crop's. The crop is drawn at each visit.
     """
 
-    resolution: tuple[int, int]
-    channels: int
-    background: tuple[int, int, int]
-    crop: str
-    max_pixels: int
+    resolution: tuple[int, int]  # (height, width) of the crop
+    channels: int  # 1 (grey), 3 (RGB) or 4 (RGBA)
+    background: tuple[int, int, int]  # RGB behind transparent pixels when `channels` is 1 or 3, each in [0, 255]
+    crop: str  # "center" or "random"
+    max_pixels: int  # a larger image is refused before it is decoded
+
+    @property
+    def _reach(self) -> int:
+        return MAX_CROP_RANGE if self.crop == "random" else 1
 
     @property
     def max_bytes(self) -> int:
         """No decoded image is larger."""
-        reach = MAX_CROP_RANGE if self.crop == "random" else 1
-        return self.channels * self.resolution[0] * self.resolution[1] * reach
+        return self.channels * self.resolution[0] * self.resolution[1] * self._reach
 
     def __call__(self, encoded: bytes | Path) -> np.ndarray:
         """Decode one image.
@@ -69,11 +64,9 @@ class Decoder:
                 warnings.simplefilter("ignore")
                 file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
                 with Image.open(file, formats=FORMATS) as image:
-                    if image.width * image.height > self.max_pixels:
-                        raise BrokenImage(
-                            f"{image.width * image.height / 1e6:.0f} megapixels, more than "
-                            f"dataset.max_pixels={self.max_pixels}"
-                        )
+                    if (pixels := image.width * image.height) > self.max_pixels:
+                        too_many = f"{pixels / 1e6:.0f} megapixels, more than dataset.max_pixels={self.max_pixels}"
+                        raise BrokenImage(too_many)
                     return self.from_image(image)
         except UnidentifiedImageError:
             raise BrokenImage("not an image") from None
@@ -93,11 +86,10 @@ class Decoder:
         Lanczos, as in EDM's dataset_tool; Pillow widens the filter when it scales down, which is the antialiasing.
         """
         height, width = self.resolution
-        # What a crop can never reach need not be resized.
-        reach = MAX_CROP_RANGE if self.crop == "random" else 1
         scale = max(height / image.height, width / image.width)
-        box_width = min(image.width, reach * width / scale)
-        box_height = min(image.height, reach * height / scale)
+        # What a crop can never reach need not be resized.
+        box_width = min(image.width, self._reach * width / scale)
+        box_height = min(image.height, self._reach * height / scale)
         left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
         size = (max(width, round(box_width * scale)), max(height, round(box_height * scale)))
         box = (left, top, left + box_width, top + box_height)

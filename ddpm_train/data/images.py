@@ -1,7 +1,8 @@
-"""A set of prepared images, by number: from the cache, or from the source when there is no cache."""
+"""A set of prepared images, on the host or in the device's own memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,30 +13,31 @@ from ddpm_train.data.cache import Prepared
 from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
 from ddpm_train.data.sources import Source
 
+_CHUNK_BYTES = 2**28  # copied to a device at once
+
 
 @dataclass
 class Images:
-    """A set of images, by number: decoded from the cache, or from the source when there is no cache.
-
-    Attributes:
-        rows: int64 [N], each image's place in `prepared`.
-        offsets: int64 [len(prepared) + 1], where each prepared image's pixels start.
-    """
+    """A set of images, by number: decoded from the cache, or from the source when there is no cache."""
 
     source: Source
     decoder: Decoder
     prepared: Prepared
-    rows: np.ndarray
+    rows: np.ndarray  # int64 [N]: each image's place in `prepared`
     cached: bool
-    offsets: np.ndarray = field(init=False, repr=False)
-    _pixels: np.ndarray | None = field(init=False, repr=False, default=None)
-
-    def __post_init__(self) -> None:
-        lengths = self.prepared.sizes.astype(np.int64).prod(axis=1) * self.decoder.channels
-        self.offsets = np.concatenate(([0], np.cumsum(lengths)))
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """int64 [len(prepared) + 1]: where each prepared image's pixels start."""
+        lengths = self.prepared.sizes.astype(np.int64).prod(axis=1) * self.decoder.channels
+        return np.concatenate(([0], np.cumsum(lengths)))
+
+    @cached_property
+    def _pixels(self) -> np.ndarray:  # opened late, so that the object pickles small for workers
+        return self.prepared.pixels()
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -54,7 +56,7 @@ class Images:
         """
         height, width = self.resolution
         if self.cached and self.decoder.crop == "center":
-            grid = self._open_pixels().reshape(-1, self.decoder.channels, height, width)
+            grid = self._pixels.reshape(-1, self.decoder.channels, height, width)
             return torch.from_numpy(grid[self.rows[numbers]])
         batch = np.empty((len(numbers), self.decoder.channels, height, width), dtype=np.uint8)
         for place, number in enumerate(numbers):
@@ -68,7 +70,7 @@ class Images:
     def _image(self, row: int) -> np.ndarray:
         if self.cached:
             height, width = self.prepared.sizes[row]
-            flat = self._open_pixels()[self.offsets[row] : self.offsets[row + 1]]
+            flat = self._pixels[self.offsets[row] : self.offsets[row + 1]]
             return flat.reshape(self.decoder.channels, height, width)
         index = int(self.prepared.usable[row])
         try:
@@ -76,7 +78,39 @@ class Images:
         except BrokenImage as error:
             raise Mistakes(f"{self.source.name(index)}: could be read at the start, but not now: {error}") from None
 
-    def _open_pixels(self) -> np.ndarray:
-        if self._pixels is None:  # opened late, so that the object pickles small for workers
-            self._pixels = self.prepared.pixels()
-        return self._pixels
+
+def fits(images: Images, device: torch.device) -> bool:
+    """Whether `dataset.device_cache=auto` puts the images onto this device: a GPU with room for them."""
+    if device.type != "cuda" or not images.cached:
+        return False
+    free, _ = torch.cuda.mem_get_info(device)  # before training starts; the network needs the rest
+    return images.prepared.pixels().nbytes <= free / 4
+
+
+class DeviceImages:
+    """All images of a set, uint8, on a device, where a batch is one gather. They come from a cache on the disk."""
+
+    def __init__(self, images: Images, device: torch.device) -> None:
+        pixels = images.prepared.pixels()
+        self._pixels = torch.empty(len(pixels), dtype=torch.uint8, device=device)
+        for start in range(0, len(pixels), _CHUNK_BYTES):
+            chunk = torch.tensor(pixels[start : start + _CHUNK_BYTES])
+            self._pixels[start : start + len(chunk)] = chunk.to(device)
+        self._offsets = torch.from_numpy(images.offsets[images.rows]).to(device)
+        self._sizes = torch.from_numpy(images.prepared.sizes[images.rows]).to(device, torch.int64)
+        self._resolution = images.resolution
+        self._channels = torch.arange(images.decoder.channels, device=device)
+        self._rows = torch.arange(images.resolution[0], device=device)
+        self._columns = torch.arange(images.resolution[1], device=device)
+
+    def load(self, numbers: Tensor, crops: Tensor | None = None) -> Tensor:
+        """As `Images.load`, for int64 tensors on the device."""
+        height, width = self._sizes[numbers].unbind(1)
+        vertical, horizontal = (CENTRE, CENTRE) if crops is None else crops.unbind(1)
+        top = crop_origin(vertical, height, self._resolution[0])
+        left = crop_origin(horizontal, width, self._resolution[1])
+        rows = (top[:, None] + self._rows) * width[:, None]
+        columns = left[:, None] + self._columns
+        planes = self._offsets[numbers][:, None] + self._channels * (height * width)[:, None]
+        places = planes[:, :, None, None] + rows[:, None, :, None] + columns[:, None, None, :]
+        return self._pixels[places]

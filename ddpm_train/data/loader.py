@@ -14,8 +14,7 @@ from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared, prepare, starting_workers
 from ddpm_train.data.decode import Decoder
-from ddpm_train.data.device_cache import DeviceImages
-from ddpm_train.data.images import Images
+from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
 from ddpm_train.seeding import Purpose, bits
@@ -28,17 +27,13 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Data:
-    """The training images, the held-out ones (possibly none), and what identifies them.
-
-    Attributes:
-        commit: of the repository that they come from, if it is one on the Hub.
-    """
+    """The training images, the held-out ones (possibly none), and what identifies them."""
 
     train: Images
     validation: Images | None
-    content: str
+    content: str  # see `Prepared`, also for `broken`
     broken: list[str]
-    commit: str | None
+    commit: str | None  # of the repository that they come from, if it is one on the Hub
 
 
 def open_data(config: Dataset, *, progress: bool) -> Data:
@@ -67,27 +62,20 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         return Images(source, decoder, all_of, rows, cached=config.cache == "disk")
 
     source, train = prepared(config.split)
+    broken, all_rows = train.broken, np.arange(len(train))
     if config.validation_split is not None:
         held_out_source, held_out = prepared(config.validation_split)
-        return Data(
-            images(source, train, np.arange(len(train))),
-            images(held_out_source, held_out, np.arange(len(held_out))),
-            content=train.content,
-            broken=train.broken + held_out.broken,
-            commit=source.commit,
-        )
-    num_held_out = round(config.validation_fraction * len(train))
-    shuffled = image_indices(np.arange(len(train)), len(train), _SPLIT_SEED)
-    held_out_rows, train_rows = np.sort(shuffled[:num_held_out]), np.sort(shuffled[num_held_out:])
-    if len(train_rows) == 0:
-        raise Mistakes(f"dataset.validation_fraction={config.validation_fraction}: leaves no image to train on")
-    return Data(
-        images(source, train, train_rows),
-        images(source, train, held_out_rows) if num_held_out else None,
-        content=train.content,
-        broken=train.broken,
-        commit=source.commit,
-    )
+        broken = broken + held_out.broken
+        train_images = images(source, train, all_rows)
+        validation: Images | None = images(held_out_source, held_out, np.arange(len(held_out)))
+    else:
+        num_held_out = round(config.validation_fraction * len(train))
+        if num_held_out == len(train):
+            raise Mistakes(f"dataset.validation_fraction={config.validation_fraction}: leaves no image to train on")
+        shuffled = image_indices(all_rows, len(train), _SPLIT_SEED)
+        train_images = images(source, train, np.sort(shuffled[num_held_out:]))
+        validation = images(source, train, np.sort(shuffled[:num_held_out])) if num_held_out else None
+    return Data(train_images, validation, train.content, broken, source.commit)
 
 
 def _check_broken(config: Dataset, prepared: Prepared, total: int) -> None:
@@ -132,7 +120,7 @@ class Batches(torch.utils.data.Dataset):
             return mistakes
 
     def numbers(self, positions: Tensor) -> np.ndarray:
-        """Which images stand at the positions, int64 [B]."""
+        """Which images are at the positions, int64 [B]."""
         return image_indices(positions.numpy(), len(self.images), self.seed)
 
     def crops(self, positions: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ _MIN_HALF_BITS = 3
 
 
 def image_indices(positions: np.ndarray, num_images: int, seed: int) -> np.ndarray:
-    """Which image stands at each position of a run.
+    """Which image is at each position of a run.
 
     Args:
         positions: int64 [B], counted from 0 over all epochs: position // num_images is the epoch.
@@ -21,7 +21,7 @@ def image_indices(positions: np.ndarray, num_images: int, seed: int) -> np.ndarr
         seed: in [0, 2**63).
 
     Returns:
-        int64 [B] in [0, num_images). Within an epoch every image stands exactly once.
+        int64 [B] in [0, num_images). Within an epoch every image occurs exactly once.
     """
     positions = positions.astype(np.uint64)
     epochs, places = np.divmod(positions, np.uint64(num_images))

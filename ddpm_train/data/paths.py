@@ -1,4 +1,4 @@
-"""What a look at the disk shows of a dataset. Imports neither torch nor numpy, for which a mistake must not wait."""
+"""What the disk shows of a dataset. Imports neither torch nor numpy: a mistake must not wait for them."""
 
 import os
 from collections.abc import Iterator
@@ -33,16 +33,12 @@ def image_files(root: Path) -> Iterator[str]:
 
 
 def path_mistakes(config: "Dataset") -> list[str]:
-    """Mistakes in `dataset.path` that a look at the disk shows, without loading anything."""
+    """Mistakes in `dataset.path` that the disk shows, without loading anything."""
     path = Path(config.path).expanduser()
-    if config.validation_split is not None and (
-        config.source == "folder" or path.suffix == ".parquet" or (path / "state.json").exists()
-    ):
+    one_split = config.source == "folder" or path.suffix == ".parquet" or (path / "state.json").exists()
+    if (split := config.validation_split) is not None and one_split:
         # The same images would be trained on and held out.
-        return [
-            f"dataset.validation_split={config.validation_split}: {config.path} has no splits; "
-            "use dataset.validation_fraction"
-        ]
+        return [f"dataset.validation_split={split}: {config.path} has no splits; use dataset.validation_fraction"]
     if config.source == "folder":
         if not path.exists():
             return [f"dataset.path={config.path}: no such folder"]

@@ -1,4 +1,4 @@
-"""Where images come from. A source knows how many there are, their names, and the encoded bytes of each."""
+"""Where images come from. A source knows how many there are, how each is called, and how to load it."""
 
 import hashlib
 import os
@@ -51,22 +51,17 @@ class EmbeddedSource:
 
     commit = None
 
-    @classmethod
-    def open(cls, config: "Dataset", split: str) -> Self:
+    def __init__(self, config: "Dataset", split: str) -> None:
         if config.path not in EMBEDDED:
             raise Mistakes(f"dataset.path={config.path}: not embedded;{did_you_mean(config.path, EMBEDDED)}")
-        return cls(config.path, split)
-
-    def __init__(self, name: str, split: str) -> None:
-        self._path = Path(__file__).parent / name / f"{split}.png"
-        self._side = EMBEDDED[name]
+        self._path = Path(__file__).parent / config.path / f"{split}.png"
         if not self._path.is_file():
-            raise Mistakes(f"dataset.split={split}: {name} has the splits train and validation")
+            raise Mistakes(f"dataset.split={split}: {config.path} has the splits train and validation")
+        side = EMBEDDED[config.path]
         with Image.open(self._path) as mosaic:
             pixels = np.asarray(mosaic)
-        rows, columns = pixels.shape[0] // self._side, pixels.shape[1] // self._side
-        tiles = pixels.reshape(rows, self._side, columns, self._side).transpose(0, 2, 1, 3)
-        self._tiles = tiles.reshape(-1, self._side, self._side)
+        tiles = pixels.reshape(pixels.shape[0] // side, side, pixels.shape[1] // side, side)
+        self._tiles = tiles.transpose(0, 2, 1, 3).reshape(-1, side, side)
 
     @property
     def fingerprint(self) -> str:
@@ -125,15 +120,11 @@ class FolderSource:
 class HubSource:
     """A `datasets.Dataset` with a column of encoded images; decoding stays with us (orientation, broken files)."""
 
-    @classmethod
-    def open(cls, config: "Dataset", split: str) -> Self:
-        dataset, commit = load_dataset(config, split)
-        return cls(dataset, _image_column(dataset, config.image_column), commit)
-
-    def __init__(self, dataset: Any, column: str, commit: str | None) -> None:
+    def __init__(self, config: "Dataset", split: str) -> None:
         from datasets import Image as ImageFeature
 
-        self.commit = commit
+        dataset, self.commit = load_dataset(config, split)
+        self._column = column = _image_column(dataset, config.image_column)
         self.fingerprint = f"{dataset._fingerprint} {column}"
         selected = dataset.select_columns([column])
         try:
@@ -141,7 +132,6 @@ class HubSource:
         except (TypeError, ValueError, NotImplementedError):
             feature = dataset.features[column]
             raise Mistakes(f"dataset.image_column={column}: holds no images ({feature}); choose another") from None
-        self._column = column
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -186,10 +176,8 @@ def _image_column(dataset: Any, override: str | None) -> str:
     columns = list(dataset.column_names)
     if override is not None:
         if override not in columns:
-            raise Mistakes(
-                f"dataset.image_column={override}: no such column;{did_you_mean(override, columns)} "
-                f"(one of {', '.join(columns)})"
-            )
+            known = f"{did_you_mean(override, columns)} (one of {', '.join(columns)})"
+            raise Mistakes(f"dataset.image_column={override}: no such column;{known}")
         return override
     found = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
     if len(found) != 1:

@@ -1,1 +1,1 @@
-"""The noise schedule, the objective and sampling."""
+"""The mathematics: noise schedule, objective, variational bound."""

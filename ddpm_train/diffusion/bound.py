@@ -19,14 +19,13 @@ from ddpm_train.diffusion.noise import estimate_x_0
 class BoundTerms:
     """The terms of the bound for one noise schedule; the model is the one that ancestral sampling samples from.
 
-    The prediction is turned into x_0, which is clipped if the schedule says so (`clip_sample`, as DDPMScheduler's own
-    step does; images lie in the range, so that it can only lower the bound), and that into the mean of
-    q(x_{t-1} | x_t, x_0). The variance is the schedule's: the posterior's (`fixed_small`), beta (`fixed_large`), or
-    between the two as the model says (`learned_range`). At t = 0, where the posterior has none, that of t = 1 is used,
-    as Ho et al. do.
+    The prediction gives x_0, clipped if the schedule says so (`clip_sample`, as in DDPMScheduler's own step; images lie
+    in the range, so that it can only lower the bound), and x_0 the mean of q(x_{t-1} | x_t, x_0). The variance is the
+    schedule's: the posterior's (`fixed_small`), beta (`fixed_large`), or one between the two that the model predicts
+    (`learned_range`). At t = 0, where the posterior has none, that of t = 1 is used, as Ho et al. do.
 
-    Everything follows from `alphas_cumprod`, which is what training noises with, in double precision: betas rounded
-    apart from it would not fit. Where it is 0, at the end of schedules of zero terminal SNR, every term is finite.
+    Everything is computed from `alphas_cumprod`, with which training noises, in double precision: the stored betas are
+    rounded separately. Where it is 0, at the end of schedules of zero terminal SNR, every term is finite.
 
     Raises:
         ValueError: for what has no such bound: `variance_type=learned` (which diffusers' schedulers do not sample from
@@ -52,7 +51,7 @@ class BoundTerms:
         def on_device(values: Tensor) -> Tensor:
             return values.float().to(device)[:, None, None, None]
 
-        # Where there is no signal, epsilon says nothing of x_0; what it amounts to stays a number.
+        # Where there is no signal, epsilon says nothing of x_0; clamped, the estimate is a finite number.
         self._alpha, self._sigma = on_device(kept.sqrt().clamp(min=1e-12)), on_device((1 - kept).sqrt())
         self._gain = on_device(kept_before.sqrt() * beta / (1 - kept))  # of x_0 in the posterior's mean, eq. 7
         self._posterior = on_device(posterior.log())
@@ -68,7 +67,7 @@ class BoundTerms:
         Returns:
             Bits per dimension, float32 [B].
         """
-        # Apart, since each is next to nothing beside 1.
+        # The formula's 1 - 1 is left out: beside it the rest, which is tiny, would be lost to rounding.
         return _bits((self._last * x_0.square() + (-self._last - math.log1p(-self._last))) / 2)
 
     @torch.no_grad()
@@ -113,7 +112,7 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) 
     scale = (-log_variance / 2).exp()
     below = torch.where(x_0 < -0.999, -math.inf, (x_0 - mean - 1 / 255) * scale)
     above = torch.where(x_0 > 0.999, math.inf, (x_0 - mean + 1 / 255) * scale)
-    # Mirrored into the lower tail, where log_ndtr tells one value from the next.
+    # Mirrored into the lower tail, where log_ndtr keeps close values apart.
     mirrored = below + above > 0
     low, high = torch.where(mirrored, -above, below), torch.where(mirrored, -below, above)
     log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)

@@ -13,7 +13,7 @@ def signal_to_noise(noise_scheduler: DDPMScheduler) -> Tensor:
 def estimate_x_0(
     prediction_type: str, x_t: Tensor, prediction: Tensor, alpha: Tensor | float, sigma: Tensor | float
 ) -> Tensor:
-    """The x_0 that a prediction amounts to, where x_t = alpha x_0 + sigma noise, alpha > 0; [B, C, H, W]."""
+    """The x_0 that follows from a prediction, where x_t = alpha x_0 + sigma noise, alpha > 0; [B, C, H, W]."""
     if prediction_type == "sample":
         return prediction
     if prediction_type == "v_prediction":  # Salimans & Ho 2022, appendix D

@@ -61,8 +61,7 @@ def _model_mistakes(config: EvaluateConfig, dataset: Dataset, model: Model) -> I
         chosen.append((config.sampler, config.num_inference_steps))
     samplers = [compared(config.sampler, name) for name in config.cost.samplers]
     chosen += [(sampler, steps) for sampler in samplers for steps in config.cost.steps]
-    lines = (line for sampler, steps in chosen for line in sampler_mistakes(model, sampler, steps))
-    yield from dict.fromkeys(lines)
+    yield from sampler_mistakes(model, chosen)
     for name in config.metrics:
         refuse = resolve(METRICS[name].refuse)
         if refuse is not None and (reason := refuse(model)):

@@ -1,24 +1,22 @@
 """Whether samples copy training images: how near they come to them, against how near unseen real images come."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.measure import ImageInputs, Result
 from ddpm_train.evaluation.scores import Measured
-from ddpm_train.sampling.pictures import image_grid
+from ddpm_train.sampling import pictures
 
 # Nearer to a training image than all but this share of the held-out images are counts as a copy.
 QUANTILE = 0.01
-_SEED = 2020
 _CHUNK = 2048
-# Candidates by a fast distance that rounds; the nearest are found among them by an exact one.
+_NUM_SHOWN, _NUM_NEIGHBOURS = 16, 5
+# A fast distance that rounds finds candidates; an exact one finds the nearest among them.
 _SPARE_CANDIDATES = 4
 
 
@@ -45,16 +43,6 @@ class Copying:
     neighbours: Tensor
     distances: Tensor
 
-    def to_json(self, extractor: str, picture: str) -> dict[str, Any]:
-        return {
-            "copy_rate": self.copy_rate,
-            "interval": list(self.interval),
-            "held_out_rate": self.held_out_rate,
-            "extractor": extractor,
-            "num_images": len(self.distances),
-            "picture": picture,
-        }
-
 
 def copy_rate(inputs: ImageInputs) -> Iterator[Result]:
     """The row of `METRICS`, with a picture of the samples that come nearest."""
@@ -63,32 +51,35 @@ def copy_rate(inputs: ImageInputs) -> Iterator[Result]:
     samples = inputs.images.load(found.closest.tolist())
     neighbours = [inputs.training_images.load(numbers.tolist()) for numbers in found.neighbours]
     yield "copy_rate", Measured(found.copy_rate, interval=found.interval, warning=found.warning)
-    yield "copying", found.to_json(inputs.extractor.name, "nearest.png")
-    yield "nearest", picture(samples, neighbours)
+    rates = {"copy_rate": found.copy_rate, "interval": list(found.interval), "held_out_rate": found.held_out_rate}
+    made_of = {"extractor": inputs.extractor.name, "num_images": len(found.distances), "picture": "nearest.png"}
+    yield "copying", rates | made_of
+    # A row for each sample: the sample, a gap, its nearest training images from the nearest on.
+    gap = torch.full_like(samples[:1], 255)
+    rows = [torch.cat((sample[None], gap, own)) for sample, own in zip(samples, neighbours, strict=True)]
+    yield "nearest", pictures.rows(rows)
 
 
-def measure_copying(
-    generated: Tensor, training: Tensor, held_out: Tensor, *, num_shown: int = 16, num_neighbours: int = 5
-) -> Copying:
+def measure_copying(generated: Tensor, training: Tensor, held_out: Tensor) -> Copying:
     """Compare distances in feature space.
 
     Args:
         generated, training, held_out: features, float32 [N, D], [M, D] and [H, D] on the CPU.
     """
-    rng = np.random.default_rng(_SEED)
-    num_neighbours = min(num_neighbours, len(training))
-    to_training, neighbours = nearest(generated, training, num_neighbours)
+    rng = bootstrap.new_rng()
+    to_training, neighbours = nearest(generated, training, min(_NUM_NEIGHBOURS, len(training)))
     of_samples = to_training[:, 0].numpy()
     of_held_out = nearest(held_out, training, 1)[0][:, 0].numpy()
     threshold = np.quantile(of_held_out, QUANTILE)
     resampled = np.quantile(rng.choice(of_held_out, (bootstrap.RESAMPLES, len(of_held_out))), QUANTILE, axis=1)
     hits = np.array([(of_samples < each).sum() for each in resampled])
-    closest = torch.from_numpy(np.argsort(of_samples, kind="stable")[:num_shown].copy())
+    closest = torch.from_numpy(np.argsort(of_samples, kind="stable")[:_NUM_SHOWN].copy())
+    warning = f"{len(held_out)} held-out images do not show how near 1 in {1 / QUANTILE:.0f} comes; hold out more"
     return Copying(
         copy_rate=float((of_samples < threshold).mean()),
-        interval=bootstrap.ends(rng.beta(hits + 0.5, len(of_samples) - hits + 0.5)),
+        interval=bootstrap.share(hits, len(of_samples), rng),
         held_out_rate=float((of_held_out < threshold).mean()),
-        warning=_warning(len(held_out)),
+        warning=warning if len(held_out) * QUANTILE < 1 else None,
         closest=closest,
         neighbours=neighbours[closest],
         distances=to_training[:, 0],
@@ -105,21 +96,3 @@ def nearest(features: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor
         distances.append(ordered.values[:, :count])
         numbers.append(candidates.gather(1, ordered.indices[:, :count]))
     return torch.cat(distances), torch.cat(numbers)
-
-
-def picture(samples: Tensor, neighbours: Sequence[Tensor]) -> Image.Image:
-    """A row for each sample: the sample, a gap, its nearest training images from the nearest on.
-
-    Args:
-        samples: uint8 [K, C, H, W].
-        neighbours: K times uint8 [n, C, H, W].
-    """
-    gap = torch.full_like(samples[:1], 255)
-    rows = [torch.cat((sample[None], gap, own)) for sample, own in zip(samples, neighbours, strict=True)]
-    return image_grid(torch.cat(rows), columns=len(rows[0]))
-
-
-def _warning(num_held_out: int) -> str | None:
-    if num_held_out * QUANTILE >= 1:
-        return None
-    return f"{num_held_out} held-out images do not show how near 1 in {1 / QUANTILE:.0f} comes; hold out more"

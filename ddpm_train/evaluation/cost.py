@@ -43,16 +43,13 @@ class Cost:
         within = [row for row in self.rows if sign * row.value <= target + WITHIN * abs(target)]
         return min(within, key=lambda row: (row.num_inference_steps, row.seconds_per_image))
 
-    def to_json(self, picture: str) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         fewest = self.fewest_within()
         return {
             "metric": self.metric,
             "rows": [asdict(row) for row in self.rows],
-            "fewest_within_5_percent": {
-                "sampler": fewest.sampler,
-                "num_inference_steps": fewest.num_inference_steps,
-            },
-            "picture": picture,
+            "fewest_within_5_percent": {"sampler": fewest.sampler, "num_inference_steps": fewest.num_inference_steps},
+            "picture": "cost.png",
         }
 
     def table(self) -> list[str]:
@@ -70,4 +67,4 @@ class Cost:
         """The score over seconds for an image, a line for each sampler, steps beside the points."""
         from ddpm_train.report.charts import quality_against_cost  # matplotlib takes a third of a second to import
 
-        return quality_against_cost(self.to_json("")).picture()
+        return quality_against_cost(self.to_json()).picture()

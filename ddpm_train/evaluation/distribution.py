@@ -20,7 +20,6 @@ from ddpm_train.evaluation.scores import Measured
 _KID_SUBSETS, _KID_SUBSET_SIZE = 100, 1000
 _ISC_SPLITS = 10
 _PRC_BATCH = 10_000
-_SEED = 2020  # torch-fidelity's, for subsets and splits; and of the resampling
 
 
 def fid(inputs: ImageInputs) -> Iterator[Result]:
@@ -32,23 +31,18 @@ def fid(inputs: ImageInputs) -> Iterator[Result]:
         "features is singular, and this FID is mostly its bias; take more images, or KID"
     )
     singular = min(len(generated), len(real)) <= dimension
-    interval = bootstrap.around(value, bootstrap.fid(generated, real, _rng()))
+    interval = bootstrap.around(value, bootstrap.fid(generated, real, bootstrap.new_rng()))
     yield "fid", Measured(value, interval=interval, warning=warning if singular else None)
 
 
 def kid(inputs: ImageInputs) -> Iterator[Result]:
     generated, real = inputs.generated, inputs.reference
     fewer = min(len(generated), len(real))
-    found = kid_features_to_metric(
-        generated,
-        real,
-        kid_subsets=_KID_SUBSETS,
-        kid_subset_size=_KID_SUBSET_SIZE if fewer >= _KID_SUBSET_SIZE else fewer // 2,
-        rng_seed=_SEED,
-        verbose=False,
-    )
+    size = _KID_SUBSET_SIZE if fewer >= _KID_SUBSET_SIZE else fewer // 2
+    settings = {"kid_subsets": _KID_SUBSETS, "kid_subset_size": size, "rng_seed": bootstrap.SEED}
+    found = kid_features_to_metric(generated, real, **settings, verbose=False)
     value = found[KEY_METRIC_KID_MEAN]
-    interval = bootstrap.around(value, bootstrap.kid(generated, real, _rng()))
+    interval = bootstrap.around(value, bootstrap.kid(generated, real, bootstrap.new_rng()))
     yield "kid", Measured(value, found[KEY_METRIC_KID_STD], interval)
 
 
@@ -62,30 +56,20 @@ def recall(inputs: ImageInputs) -> Iterator[Result]:
 
 def inception_score(inputs: ImageInputs) -> Iterator[Result]:
     logits = inputs.extractor.logits(inputs.generated)
-    found = isc_features_to_metric(logits, splits=_ISC_SPLITS, shuffle=True, rng_seed=_SEED)
+    found = isc_features_to_metric(logits, splits=_ISC_SPLITS, shuffle=True, rng_seed=bootstrap.SEED)
     count = len(logits)
-    shuffled = np.random.RandomState(_SEED).permutation(count)  # as torch-fidelity splits
+    shuffled = np.random.RandomState(bootstrap.SEED).permutation(count)  # as torch-fidelity splits
     splits = [shuffled[i * count // _ISC_SPLITS : (i + 1) * count // _ISC_SPLITS] for i in range(_ISC_SPLITS)]
     value = found[KEY_METRIC_ISC_MEAN]
-    interval = bootstrap.around(value, bootstrap.inception_score(logits, splits, _rng()))
+    interval = bootstrap.around(value, bootstrap.inception_score(logits, splits, bootstrap.new_rng()))
     yield "isc", Measured(value, found[KEY_METRIC_ISC_STD], interval)
 
 
 def _precision_and_recall(inputs: ImageInputs) -> dict[str, float]:
-    found: dict[str, float] = prc_features_to_metric(
-        inputs.generated,
-        inputs.reference,
-        prc_batch_size=_PRC_BATCH,
-        # All distances at once would take gigabytes.
-        save_cpu_ram=max(len(inputs.generated), len(inputs.reference)) > _PRC_BATCH,
-        verbose=False,
-    )
-    return found
+    generated, real = inputs.generated, inputs.reference
+    in_parts = max(len(generated), len(real)) > _PRC_BATCH  # all distances at once would take gigabytes
+    return prc_features_to_metric(generated, real, prc_batch_size=_PRC_BATCH, save_cpu_ram=in_parts, verbose=False)
 
 
 def _share(value: float, count: int) -> Measured:
-    return Measured(value, interval=bootstrap.share(round(value * count), count, _rng()))
-
-
-def _rng() -> np.random.Generator:
-    return np.random.default_rng(_SEED)
+    return Measured(value, interval=bootstrap.share(round(value * count), count, bootstrap.new_rng()))

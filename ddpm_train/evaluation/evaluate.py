@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ from ddpm_train.evaluation.image_folder import image_folder, open_images
 from ddpm_train.evaluation.image_sets import FolderImages, ImageSet, SampledImages
 from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images, measure_model
 from ddpm_train.evaluation.preflight import dataset_of, output_of
-from ddpm_train.evaluation.real_images import RealImages, at_most
+from ddpm_train.evaluation.real_images import RealImages
 from ddpm_train.evaluation.scores import DependsOn, Score, add_results, lines, refuse_other_reference
 from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import Model, load_model
@@ -93,30 +93,28 @@ class _Trained:
     seed: int
 
 
+@dataclass
 class _Evaluation:
-    """One call of the program, once everything is open and fits. Every process does all of it together."""
+    """One call of the program, once all is open and checked. Every process does all of it together."""
 
-    def __init__(
-        self,
-        config: EvaluateConfig,
-        dataset: Dataset,
-        data: Data,
-        model: Model | None,
-        images: Images | None,
-        workers: Workers,
-    ) -> None:
-        self.config = config
-        self.dataset = dataset
-        self.model = model
+    config: EvaluateConfig
+    dataset: Dataset
+    data: InitVar[Data]
+    model: Model | None
+    folder_images: InitVar[Images | None]
+    workers: Workers
+
+    def __post_init__(self, data: Data, folder_images: Images | None) -> None:
+        config, rest = self.config, (self.dataset, self.workers)
         self.output = output_of(config)
-        self.workers = workers
-        held_out = data.validation
-        self.training = RealImages(data.train, dataset, workers)
-        self.held_out = None if held_out is None else RealImages(held_out, dataset, workers, held_out=True)
-        self.reference = self._reference()
+        self.training = RealImages(data.train, *rest)
+        self.held_out = None if data.validation is None else RealImages(data.validation, *rest, held_out=True)
+        reference = self.held_out if config.reference == "held_out" else self.training
+        assert reference is not None  # the checks see to it
+        self.reference = reference.at_most(config.num_reference_images)
         self.images: ImageSet
-        if images is not None:
-            self.images = FolderImages(images, config.pipeline, workers)
+        if folder_images is not None:
+            self.images = FolderImages(folder_images, config.pipeline, self.workers)
         else:
             self.images = self._sampled(config.sampler, config.num_inference_steps)
 
@@ -156,18 +154,17 @@ class _Evaluation:
         config, engine, say = self.config, self._engine, self.workers.console.say
         warm_up = torch.zeros(config.batch_size, engine.unet.config.in_channels, *self.dataset.resolution)
         engine.call(warm_up.to(engine.device))
-        rows, scores = [], []
+        rows = []
         for name in config.cost.samplers:
             for steps in config.cost.steps:
                 say(f"  {name}, {steps} steps")
                 images = self._sampled(compared(config.sampler, name), steps)
                 (score,) = collect(self._compare([config.cost.metric], images, extractor)).scores
                 rows.append(CostRow(name, steps, score.value, score.interval, images.seconds_per_image))
-                scores.append(score)
                 yield score.name, score
-        cost = Cost(scores[0].name, scores[0].lower_is_better, tuple(rows))
+        cost = Cost(score.name, score.lower_is_better, tuple(rows))
         say(*cost.table())
-        yield "cost", cost.to_json("cost.png")
+        yield "cost", cost.to_json()
         if self.workers.accelerator.is_main_process:  # which alone keeps pictures
             yield "cost", cost.picture()
 
@@ -195,16 +192,6 @@ class _Evaluation:
             workers=self.workers,
         )
 
-    def _reference(self) -> RealImages:
-        """The images to compare with."""
-        count, real = self.config.num_reference_images, self.training
-        if self.config.reference == "held_out":
-            assert self.held_out is not None  # the checks see to it
-            real = self.held_out
-        if count is None or count >= len(real.images):
-            return real
-        return RealImages(at_most(real.images, count), self.dataset, self.workers, held_out=real is self.held_out)
-
     def _refuse_other_references(self) -> None:
         sees_training = names_needing("training_images")
         compares = [name for name in names_needing("features") if name not in sees_training]
@@ -217,16 +204,8 @@ class _Evaluation:
         assert self.model is not None  # a folder of images makes none
         config, model, device = self.config, self.model, self.workers.device
         recipe = self._recipe(config.sampler, config.num_inference_steps)
-        compute = on_main(
-            lambda: choose_compute(
-                model,
-                device,
-                recipe,
-                mixed_precision=config.mixed_precision,
-                num_images=config.num_images,
-                batch_size=config.batch_size,
-            )
-        )
+        limits = (config.num_images, config.batch_size)
+        compute = on_main(lambda: choose_compute(model, device, recipe, config.mixed_precision, *limits))
         return open_engine(model, device, replace(compute, compile=config.compile))
 
     def _recipe(self, sampler: Sampler, num_inference_steps: int) -> Recipe:
@@ -246,14 +225,12 @@ class _Evaluation:
         )
 
     def _announce(self) -> None:
-        config, images, accelerator = self.config, self.images, self.workers.accelerator
-        rows = {"images": f"{len(images):,} of {config.pipeline}"}
+        config, count, accelerator = self.config, f"{len(self.images):,}", self.workers.accelerator
+        rows = {"images": f"{count} of {config.pipeline}"}
         if self.model is not None:
             recipe = self._recipe(config.sampler, config.num_inference_steps)
-            rows = {"model": self.model.label}
-            rows["images"] = (
-                f"{len(images):,}: {recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
-            )
+            made = f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
+            rows = {"model": self.model.label, "images": f"{count}: {made}"}
         processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
         rows["against"] = f"{self.dataset.path}, {self.reference.split}"
         rows["features"] = config.extractor.name

@@ -11,7 +11,7 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP, build_model
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
@@ -19,7 +19,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation.image_sets import BATCH_IMAGES
-from ddpm_train.evaluation.weights import dinov2_network, is_published, read_weights, weights_file
+from ddpm_train.evaluation.weights import dinov2_network, published_sha256, read_weights, weights_file
 from ddpm_train.system.files import sha256_file
 from ddpm_train.system.ranks import on_main
 
@@ -33,12 +33,11 @@ class Extractor:
         warning: why its numbers compare with nobody else's; None: it has the published weights.
     """
 
-    def __init__(self, name: str, network: FeatureExtractorBase, classify: nn.Linear | None, weights: Path) -> None:
+    def __init__(self, name: str, network: nn.Module, classify: nn.Linear | None, weights: Path) -> None:
         self.name = name
         self.weights_hash = sha256_file(weights)
-        self.warning = (
-            None if is_published(name, self.weights_hash) else f"{weights} are not {name}'s published weights"
-        )
+        published = self.weights_hash.startswith(published_sha256(name))
+        self.warning = None if published else f"{weights} are not {name}'s published weights"
         self._network = network.requires_grad_(False).eval()
         self._classify = classify
         self.dimension = self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device=self.device)).shape[1]
@@ -54,20 +53,16 @@ class Extractor:
             batches = to_rgb(images.to(self.device)).split(BATCH_IMAGES)
             return torch.cat([self._network(batch)[0] for batch in batches])
 
-    def no_features(self) -> Tensor:
-        """Of no images, [0, dimension] on the CPU."""
-        return torch.zeros(0, self.dimension)
-
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
         """float32 [N, dimension] -> [N, classes], as the Inception score takes them; only from a classifier."""
         assert self._classify is not None, "the checks see to it"
         layer = self._classify.cpu()
-        # Inception's logits have no bias there (torch-fidelity's `logits_unbiased`, as in the original).
+        # Inception's logits leave out the bias (torch-fidelity's `logits_unbiased`, as in the original).
         return functional.linear(features, layer.weight, layer.bias if self.name == "efficientnet_lite0" else None)
 
 
-class EfficientNetLite0(FeatureExtractorBase):
+class EfficientNetLite0(nn.Module):
     """The pooled features of EfficientNet-Lite0 (Tan & Le 2019, trained on ImageNet), 1280 of them.
 
     Images are resized to 224 x 224 (bilinear, antialiased) and scaled to (x - 127) / 128.
@@ -76,48 +71,19 @@ class EfficientNetLite0(FeatureExtractorBase):
         weights: the state dict of `efficientnet_lite_pytorch`.
     """
 
-    def __init__(self, name: str, features_list: list[str], weights: dict[str, Tensor], **kwargs: Any) -> None:
-        super().__init__(name, features_list)
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
         self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(weights)
         _speed_up(self.network.eval())
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 [N, 3, H, W] -> float32 [N, 1280], or [N, 1000] for logits."""
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """uint8 [N, 3, H, W] -> float32 [N, 1280]."""
         x = functional.interpolate(
             images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True
         )
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
-        features = self.network.extract_features(x).mean(dim=(2, 3))
-        return tuple(self.network._fc(features) if name == "logits" else features for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("1280", "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "1280"
-
-
-class _CLIP(FeatureExtractorCLIP):
-    """torch-fidelity's, from tensors instead of a TorchScript archive."""
-
-    def __init__(self, name: str, weights: dict[str, Tensor]) -> None:
-        FeatureExtractorBase.__init__(self, name, ["clip"])
-        self.feature_extractor_internal_dtype = torch.float32
-        self.model = build_model(dict(weights), torch.float32)
-        self.resolution = self.model.visual.input_resolution
-
-
-class _DINOv2(FeatureExtractorDinoV2):
-    """torch-fidelity's, which takes no weights file."""
-
-    def __init__(self, name: str, weights: dict[str, Tensor], key: str) -> None:
-        FeatureExtractorBase.__init__(self, name, ["dinov2"])
-        self.feature_extractor_internal_dtype = torch.float32
-        self.model = dinov2_network(name, key)
-        self.model.load_state_dict(weights)
+        return (self.network.extract_features(x).mean(dim=(2, 3)),)
 
 
 def open_extractor(name: str, weights: str | None, device: torch.device, *, key: str = "extractor") -> Extractor:
@@ -150,18 +116,30 @@ def to_rgb(images: Tensor) -> Tensor:
     return images
 
 
-def _build(name: str, weights: dict[str, Tensor], key: str) -> FeatureExtractorBase:
+def _build(name: str, weights: dict[str, Tensor], key: str) -> nn.Module:
     if name == "efficientnet_lite0":
-        return EfficientNetLite0(name, ["1280"], weights)
+        return EfficientNetLite0(weights)
     if name.startswith("clip"):
-        return _CLIP(name, weights)
+        clip = build_model(dict(weights), torch.float32)
+        return _around(clip, FeatureExtractorCLIP, name, "clip", resolution=clip.visual.input_resolution)
     if name.startswith("dinov2"):
-        return _DINOv2(name, weights, key)
+        dinov2 = dinov2_network(name, key)
+        dinov2.load_state_dict(weights)
+        return _around(dinov2, FeatureExtractorDinoV2, name, "dinov2")
     # torch-fidelity unpickles the file that it is given in full: it gets one of our own making.
     with tempfile.TemporaryDirectory() as folder:
         copy = os.path.join(folder, "weights.pth")
         torch.save(weights, copy)
         return FeatureExtractorInceptionV3(name, ["2048"], feature_extractor_weights_path=copy)
+
+
+def _around(model: nn.Module, kind: Any, name: str, feature: str, **attributes: Any) -> nn.Module:
+    """torch-fidelity's extractor class `kind` around a model, without its constructor, which would fetch another."""
+    extractor = kind.__new__(kind)
+    FeatureExtractorBase.__init__(extractor, name, [feature])
+    vars(extractor).update(attributes, feature_extractor_internal_dtype=torch.float32)
+    extractor.model = model
+    return extractor
 
 
 def _speed_up(network: EfficientNet) -> None:
@@ -172,16 +150,8 @@ def _speed_up(network: EfficientNet) -> None:
         for convolution_name, norm_name in names.items():
             if not hasattr(module, convolution_name):
                 continue  # the first block does not expand
-            convolution, norm = getattr(module, convolution_name), getattr(module, norm_name)
-            convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                convolution.weight,
-                convolution.bias,
-                norm.running_mean,
-                norm.running_var,
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
+            convolution = fuse_conv_bn_eval(getattr(module, convolution_name), getattr(module, norm_name))
+            setattr(module, convolution_name, convolution)
             setattr(module, norm_name, nn.Identity())
             left, right, top, bottom = getattr(convolution.static_padding, "padding", (0, 0, 0, 0))
             if left == right == top == bottom:

@@ -1,11 +1,9 @@
 """The loss on images that training never sees, at noise and timesteps that never change."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,55 +14,13 @@ from ddpm_train.evaluation.scores import Measured
 from ddpm_train.models.load import Model
 from ddpm_train.seeding import Purpose
 
-_SEED = 2020  # of the resampling
-
-
-@dataclass(frozen=True)
-class HeldOutLosses:
-    """The training objective of each image.
-
-    Attributes:
-        losses: float32 [N].
-        timesteps: int64 [N], where each was measured.
-    """
-
-    losses: Tensor
-    timesteps: Tensor
-
-    def mean(self) -> float:
-        """The held-out loss."""
-        return float(self.losses.double().mean())
-
-
-@dataclass(frozen=True)
-class LossByTimestep:
-    """The held-out loss in bins of timesteps.
-
-    Attributes:
-        edges: where the bins start, and the number of timesteps.
-        loss: the mean over the images of a bin; None where there is none.
-        count: how many there are.
-    """
-
-    edges: tuple[int, ...]
-    loss: tuple[float | None, ...]
-    count: tuple[int, ...]
-
-    def scalars(self) -> dict[str, float]:
-        """By name, such as held_out_loss_t0000_0099."""
-        bins = zip(self.edges[:-1], self.edges[1:], self.loss, strict=True)
-        return {f"held_out_loss_t{start:04}_{end - 1:04}": loss for start, end, loss in bins if loss is not None}
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def held_out_loss(inputs: ModelInputs) -> Iterator[Result]:
     """The row of `METRICS`: the mean with its interval, and where in the schedule the loss is."""
-    measured = held_out_losses(inputs)
-    interval = bootstrap.mean(measured.losses.double().cpu().numpy(), np.random.default_rng(_SEED))
-    yield "held_out_loss", Measured(measured.mean(), interval=interval, seed=inputs.objective.seed)
-    yield from over_timesteps(measured, inputs)
+    losses, timesteps = held_out_losses(inputs)
+    interval = bootstrap.mean(losses.double().cpu(), bootstrap.new_rng())
+    yield "held_out_loss", Measured(float(losses.double().mean()), interval=interval, seed=inputs.objective.seed)
+    yield from over_timesteps(losses, timesteps, inputs)
 
 
 def why_no_loss(model: Model) -> str | None:
@@ -72,43 +28,52 @@ def why_no_loss(model: Model) -> str | None:
 
 
 @torch.no_grad()
-def held_out_losses(inputs: ModelInputs) -> HeldOutLosses:
-    """The training objective of the held-out images (centre crops, unflipped), one timestep each; deterministic."""
+def held_out_losses(inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+    """The training objective of the held-out images (centre crops, unflipped), one timestep each; deterministic.
+
+    Returns:
+        The losses, float32 [N], and the timesteps at which they were measured, int64 [N].
+    """
     unet, objective, images = inputs.unet, inputs.objective, inputs.held_out.images
 
     def measure(items: range, poll: Callable[[], None]) -> Tensor:
         poll()
         positions = torch.arange(items.start, items.stop, device=unet.device)
-        x_0 = to_model_range(images.load(list(items)).to(unet.device))
+        x_0 = to_model_range(images.load(items).to(unet.device))
         noise, timesteps = objective.draw(x_0, positions, (Purpose.HELD_OUT_NOISE, Purpose.HELD_OUT_TIMESTEP))
         losses = objective.per_image(unet, x_0, noise, timesteps)
         return torch.stack((losses, timesteps.float()), dim=1)
 
     measured = inputs.workers.fill(torch.zeros(len(images), 2, device=unet.device), measure, inputs.batch_size)
-    return HeldOutLosses(measured[:, 0], measured[:, 1].long())
+    return measured[:, 0], measured[:, 1].long()
 
 
-def over_timesteps(measured: HeldOutLosses, inputs: ModelInputs) -> Iterator[Result]:
+def over_timesteps(losses: Tensor, timesteps: Tensor, inputs: ModelInputs) -> Iterator[Result]:
     """The loss in each part of the schedule, as numbers and as a picture, if parts are asked for."""
     if inputs.timestep_bins is None:
         return
-    parts = loss_by_timestep(measured, inputs.noise_scheduler.config.num_train_timesteps, inputs.timestep_bins)
-    yield from parts.scalars().items()
-    yield "loss_by_timestep", parts.to_json()
+    total = inputs.noise_scheduler.config.num_train_timesteps
+    parts = loss_by_timestep(losses, timesteps, total, inputs.timestep_bins)
+    for (start, end), loss in zip(pairwise(parts["edges"]), parts["loss"], strict=True):
+        if loss is not None:
+            yield f"held_out_loss_t{start:04}_{end - 1:04}", loss
+    yield "loss_by_timestep", parts
     if inputs.workers.accelerator.is_main_process:  # which alone keeps pictures
         from ddpm_train.report import charts  # matplotlib takes a third of a second to import
 
-        yield "loss_by_timestep", charts.loss_by_timestep({inputs.title: parts.to_json()}).picture()
+        yield "loss_by_timestep", charts.loss_by_timestep({inputs.title: parts}).picture()
 
 
-def loss_by_timestep(measured: HeldOutLosses, num_train_timesteps: int, num_bins: int) -> LossByTimestep:
-    """Means over bins of equal length (within one timestep)."""
+def loss_by_timestep(losses: Tensor, timesteps: Tensor, num_train_timesteps: int, num_bins: int) -> dict[str, Any]:
+    """Means over bins of equal length (within one timestep).
+
+    Returns:
+        edges: where the bins start, and the number of timesteps; loss: the mean over the images of each bin, None where
+        there are none; count: how many there are.
+    """
     num_bins = min(num_bins, num_train_timesteps)
     edges = [round(number * num_train_timesteps / num_bins) for number in range(num_bins + 1)]
-    losses, timesteps = measured.losses.double().cpu(), measured.timesteps.cpu()
+    losses, timesteps = losses.double().cpu(), timesteps.cpu()
     within = [(start <= timesteps) & (timesteps < end) for start, end in pairwise(edges)]
-    return LossByTimestep(
-        edges=tuple(edges),
-        loss=tuple(float(losses[mask].mean()) if mask.any() else None for mask in within),
-        count=tuple(int(mask.sum()) for mask in within),
-    )
+    means = [float(losses[mask].mean()) if mask.any() else None for mask in within]
+    return {"edges": edges, "loss": means, "count": [int(mask.sum()) for mask in within]}

@@ -45,16 +45,8 @@ def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Images"
 
     if lines := list(_size_mistakes(folder, dataset.resolution)):
         raise Mistakes(*lines)
-    as_dataset = replace(
-        dataset,
-        source="folder",
-        path=str(folder),
-        validation_split=None,
-        validation_fraction=0.0,
-        crop="center",
-        cache="disk",
-        max_broken_fraction=1.0,
-    )
+    all_of_it: dict[str, Any] = {"validation_split": None, "validation_fraction": 0.0, "max_broken_fraction": 1.0}
+    as_dataset = replace(dataset, source="folder", path=str(folder), crop="center", cache="disk", **all_of_it)
     data = open_data(as_dataset, progress=progress)
     if data.broken:
         raise Mistakes(
@@ -93,5 +85,5 @@ def _size_mistakes(folder: Path, wanted: tuple[int, int]) -> Iterator[str]:
         yield f"pipeline={folder}: images of {len(sizes)} sizes ({shown}); scores need one size"
     elif sizes and wanted not in sizes:
         ((height, width),) = sizes
-        resolution = resolution_text((height, width))
-        yield f"pipeline={folder}: images of {height}x{width}; use dataset.resolution={resolution}"
+        use = f"use dataset.resolution={resolution_text((height, width))}"
+        yield f"pipeline={folder}: images of {height}x{width}; {use}"

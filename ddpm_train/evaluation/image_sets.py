@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,24 +19,8 @@ from ddpm_train.sampling.recipe import Recipe
 if TYPE_CHECKING:  # of an extra
     from ddpm_train.evaluation.features import Extractor
 
-# Images go through an extractor in batches of this size, whatever else is batched how: other sizes round otherwise.
+# An extractor gets images in batches of this size, whatever the other batch sizes are: another size rounds differently.
 BATCH_IMAGES = 32
-
-
-class ImageSet(Protocol):
-    """A set of images to be scored."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def depends_on(self) -> DependsOn:
-        """What is known of how they came about."""
-
-    def features(self, extractor: "Extractor") -> Tensor:
-        """Of all images, float32 [N, D] on the CPU. All processes do this together."""
-
-    def load(self, numbers: Sequence[int]) -> Tensor:
-        """Images by number, uint8 [B, C, H, W] on the CPU."""
 
 
 @dataclass
@@ -61,6 +45,7 @@ class SampledImages:
 
     @property
     def depends_on(self) -> DependsOn:
+        """What is known of how they were made."""
         recipe = self.recipe
         return replace(
             self.known,
@@ -80,12 +65,12 @@ class SampledImages:
         )
 
     def features(self, extractor: "Extractor") -> Tensor:
-        """See `ImageSet`; the images are not kept.
+        """Of all images, float32 [N, D] on the CPU; the images are not kept. All processes do this together.
 
-        Each process makes whole groups of `BATCH_IMAGES`, so that an image meets the same others in the extractor
-        however many processes there are and whatever the batch of the sampler is.
+        Each process makes whole groups of `BATCH_IMAGES`, so that the extractor gets an image with the same others for
+        any number of processes and any batch size of the sampler.
         """
-        workers, size = self.workers, self.batch_size
+        size = self.batch_size
         size = size if size < BATCH_IMAGES else size // BATCH_IMAGES * BATCH_IMAGES
         group_size = max(size, BATCH_IMAGES)
         seconds, made = 0.0, 0
@@ -98,21 +83,20 @@ class SampledImages:
                 torch.cuda.synchronize()
             seconds += time.perf_counter() - started
             made += len(items)
-            workers.console.update(min(made * workers.accelerator.num_processes, self.num_images))
             return extractor(images)
 
-        workers.console.start(0, self.num_images, "image")
-        features = workers.fill(
+        features = self.workers.fill(
             torch.zeros(self.num_images, extractor.dimension, device=extractor.device),
             compute,
             group_size,
             polls_per_batch=self.engine.num_steps(self.recipe) * -(-group_size // size),
+            unit="image",
         )
-        workers.console.finish()
         self.seconds_per_image = seconds / max(made, 1)
         return features.cpu()
 
     def load(self, numbers: Sequence[int]) -> Tensor:
+        """Images by number, uint8 [B, C, H, W] on the CPU."""
         return self._make(numbers, lambda: None, self.batch_size).cpu()
 
     def _make(self, indices: Sequence[int], poll: Callable[[], None], batch_size: int | None = None) -> Tensor:
@@ -124,14 +108,10 @@ class SampledImages:
 
 @dataclass(frozen=True)
 class FolderImages:
-    """Images that somebody made before.
-
-    Attributes:
-        pipeline: as the user wrote the folder.
-    """
+    """Images that somebody made before; the methods are those of `SampledImages`."""
 
     images: Images
-    pipeline: str
+    pipeline: str  # the folder, as the user wrote it
     workers: Workers
 
     def __len__(self) -> int:
@@ -145,23 +125,18 @@ class FolderImages:
         return extract(extractor, self.images, self.workers, "image")
 
     def load(self, numbers: Sequence[int]) -> Tensor:
-        return self.images.load(list(numbers))
+        return self.images.load(numbers)
+
+
+ImageSet = SampledImages | FolderImages  # what is scored
 
 
 def extract(extractor: "Extractor", images: Images, workers: Workers, unit: str) -> Tensor:
-    """Features of all images, float32 [N, D] on the CPU. All processes do this together.
-
-    Args:
-        unit: what a person sees counted.
-    """
+    """Of all images, float32 [N, D] on the CPU. All processes do this together; the console counts them as `unit`."""
 
     def compute(items: range, poll: Callable[[], None]) -> Tensor:
         poll()
-        workers.console.update(items.start)
-        return extractor(images.load(list(items)))
+        return extractor(images.load(items))
 
-    workers.console.start(0, len(images), unit)
     results = torch.zeros(len(images), extractor.dimension, device=extractor.device)
-    features = workers.fill(results, compute, BATCH_IMAGES).cpu()
-    workers.console.finish()
-    return features
+    return workers.fill(results, compute, BATCH_IMAGES, unit=unit).cpu()

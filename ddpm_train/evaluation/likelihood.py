@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from ddpm_train.data.images import Images
@@ -14,7 +13,6 @@ from ddpm_train.diffusion.bound import BoundTerms
 from ddpm_train.diffusion.objective import to_model_range
 from ddpm_train.evaluation.measure import ModelInputs, Result
 from ddpm_train.evaluation.scores import Measured
-from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import Model
 from ddpm_train.seeding import Purpose, integers, normal
 
@@ -28,48 +26,29 @@ class Bound:
     `bits_per_dim` = `prior` + sum over t = 1 … T-1 of L_t + `decoder`.
 
     Attributes:
-        standard_error: of `bits_per_dim`, by the differences between images, which hold those of the noise; None for
-            a single image.
+        standard_error: of `bits_per_dim`, by the differences between images, which include those of the noise; None
+            for a single image.
         prior: L_T.
         decoder: L_0.
-        timesteps: where each stretch of timesteps starts; it ends before the next, the last with the schedule.
-        by_timestep: L_t, the mean over each stretch.
+        by_timestep: `timesteps`, where each stretch of timesteps starts (it ends before the next, the last with the
+            schedule), and `bits_per_dim`, the mean L_t over each stretch.
     """
 
     bits_per_dim: float
     standard_error: float | None
     prior: float
     decoder: float
-    timesteps: tuple[int, ...]
-    by_timestep: tuple[float, ...]
+    by_timestep: dict[str, list[Any]]
     num_images: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "bits_per_dim": self.bits_per_dim,
-            "standard_error": self.standard_error,
-            "prior": self.prior,
-            "decoder": self.decoder,
-            "by_timestep": {"timesteps": list(self.timesteps), "bits_per_dim": list(self.by_timestep)},
-            "num_images": self.num_images,
-        }
 
 
 def bits_per_dim(inputs: ModelInputs) -> Iterator[Result]:
     """The row of `METRICS`, with the interval that the standard error gives."""
-    bound = variational_bound(
-        inputs.unet,
-        inputs.noise_scheduler,
-        inputs.held_out.images,
-        seed=inputs.seed,
-        batch_size=inputs.batch_size,
-        num_timesteps=inputs.bound_timesteps,
-        workers=inputs.workers,
-    )
+    bound = variational_bound(inputs)
     reach = _NORMAL_QUANTILE * (bound.standard_error or 0)
     interval = (bound.bits_per_dim - reach, bound.bits_per_dim + reach) if bound.standard_error else None
     yield "bits_per_dim", Measured(bound.bits_per_dim, interval=interval)
-    yield "bound", bound.to_json() | {"split": inputs.held_out.split}
+    yield "bound", asdict(bound) | {"split": inputs.held_out.split}
 
 
 def why_no_bound(model: Model) -> str | None:
@@ -80,33 +59,23 @@ def why_no_bound(model: Model) -> str | None:
     return None
 
 
-def variational_bound(
-    unet: UNet2DModel,
-    noise_scheduler: DDPMScheduler,
-    images: Images,
-    *,
-    seed: int,
-    batch_size: int,
-    workers: Workers,
-    num_timesteps: int | None = None,
-) -> Bound:
-    """The bound on the negative log-likelihood of `images` (centre crops, unflipped); deterministic.
+def variational_bound(inputs: ModelInputs) -> Bound:
+    """The bound on the negative log-likelihood of the held-out images (centre crops, unflipped); deterministic.
 
     The noise of an image at a timestep depends on (seed, image, timestep) alone, so that neither the number of
     processes nor the batch size changes the result, beyond what the network's own rounding does.
 
-    Args:
-        unet: float32, in eval mode.
-        num_timesteps: visit so many timesteps for each image and not all, besides 0: one at random in each of as
-            many stretches, which grow with t since the terms shrink. Unbiased, and cheaper by T / num_timesteps.
+    With `bound_timesteps` each image visits only so many timesteps besides 0: one at random in each of as many
+    stretches, which grow with t since the terms shrink. This is unbiased, and cheaper by T / bound_timesteps.
 
     Raises:
         ValueError: see `BoundTerms`.
         Stopped: all processes, when one of them was asked to stop.
     """
-    terms, device = BoundTerms(noise_scheduler, unet.device), unet.device
-    total = noise_scheduler.config.num_train_timesteps
-    edges = torch.tensor([0, *stretches(total, min(num_timesteps or total, total - 1))], device=device)
+    unet, images, seed, device = inputs.unet, inputs.held_out.images, inputs.seed, inputs.unet.device
+    terms = BoundTerms(inputs.noise_scheduler, device)
+    total = inputs.noise_scheduler.config.num_train_timesteps
+    edges = torch.tensor([0, *stretches(total, min(inputs.bound_timesteps or total, total - 1))], device=device)
     widths = edges.diff()
     visits = len(widths)  # of each image; the first is to timestep 0, the decoder
 
@@ -119,24 +88,18 @@ def variational_bound(
         noise = normal(seed, Purpose.BOUND_NOISE, numbers * total + timesteps, tuple(x_0.shape[1:]))
         return terms.at(unet, x_0, noise, timesteps)
 
-    measured = workers.fill(torch.zeros(len(images) * visits, device=device), measure, batch_size)
+    measured = inputs.workers.fill(torch.zeros(len(images) * visits, device=device), measure, inputs.batch_size)
     by_image = measured.cpu().double().unflatten(0, (len(images), visits))
-    prior = torch.cat(
-        [terms.prior(_load(images, rows, device)) for rows in torch.arange(len(images)).split(batch_size)]
-    )
-    return _sum_up(prior.cpu().double(), by_image, edges.cpu())
-
-
-def _sum_up(prior: Tensor, by_image: Tensor, edges: Tensor) -> Bound:
-    """The bound of which these are the terms: [N], and [N, stretches] at one timestep of each stretch."""
+    batches = torch.arange(len(images)).split(inputs.batch_size)
+    prior = torch.cat([terms.prior(_load(images, numbers, device)) for numbers in batches])
+    prior, edges = prior.cpu().double(), edges.cpu()
     bits = prior + (by_image * edges.diff()).sum(dim=1)
     return Bound(
         bits_per_dim=float(bits.mean()),
         standard_error=float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else None,
         prior=float(prior.mean()),
         decoder=float(by_image[:, 0].mean()),
-        timesteps=tuple(edges[1:-1].tolist()),
-        by_timestep=tuple(by_image[:, 1:].mean(dim=0).tolist()),
+        by_timestep={"timesteps": edges[1:-1].tolist(), "bits_per_dim": by_image[:, 1:].mean(dim=0).tolist()},
         num_images=len(bits),
     )
 

@@ -1,13 +1,14 @@
 """Metrics -> scores, in a run and in ddpm-evaluate alike.
 
-What measures is a function that yields names, each with a number (a float, or a `Measured` that says how sure it is),
-a picture, or a mapping that is stored as it is. Which function computes a metric stands in its row of `METRICS`.
+A metric is computed by the function in its row of `METRICS`. It yields names, each with a number (a float, or a
+`Measured` that says how sure it is), a picture, or a mapping that is stored as it is.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from torch import Tensor
@@ -54,8 +55,7 @@ class ImageInputs:
         """`compute(self)`, computed once for all metrics that ask for it."""
         if compute not in self._computed:
             self._computed[compute] = compute(self)
-        found: T = self._computed[compute]
-        return found
+        return self._computed[compute]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def measure_images(
         Stopped: all processes, when one of them was asked to stop.
     """
     sees_training, sees_held_out = (names_needing(need, metrics) for need in ("training_images", "held_out_images"))
-    nothing = extractor.no_features()
+    nothing = torch.zeros(0, extractor.dimension)
     assert held_out is not None or not sees_held_out  # the checks see to it
     inputs = ImageInputs(
         images=images,
@@ -110,18 +110,19 @@ def measure_images(
         held_out=held_out.features(extractor) if held_out and sees_held_out else nothing,
     )
 
+    known = replace(
+        images.depends_on,
+        num_images=len(inputs.generated),
+        extractor=extractor.name,
+        versions=images.depends_on.versions | {"extractor_weights": extractor.weights_hash},
+    )
+
     def compute() -> list[Result]:
         results: list[Result] = []
         for name in metrics:
             real = training if name in sees_training else reference
-            known = replace(
-                images.depends_on,
-                num_images=len(inputs.generated),
-                extractor=extractor.name,
-                reference=real.described,
-                versions=images.depends_on.versions | {"extractor_weights": extractor.weights_hash},
-            )
-            results += _scored(name, resolve(METRICS[name].compute)(inputs), known, extractor.warning)
+            found = resolve(METRICS[name].compute)(inputs)
+            results += _scored(name, found, replace(known, reference=real.described), extractor.warning)
         return results
 
     yield from on_main(compute)

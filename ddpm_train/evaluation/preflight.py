@@ -6,11 +6,10 @@ from pathlib import Path
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
-from ddpm_train.config.metrics import extractor_mistakes, names_needing
-from ddpm_train.config.metrics import package_mistakes as extra_mistakes
+from ddpm_train.config.metrics import names_needing, package_mistakes
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.program import Program
-from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.data.paths import path_mistakes as dataset_mistakes
 from ddpm_train.evaluation.image_folder import image_folder
 from ddpm_train.models.source import path_mistakes
@@ -22,7 +21,7 @@ from ddpm_train.system.files import output_mistakes
 
 @dataclass(frozen=True)
 class _Trained:
-    """What of a run's config says which images it was trained with."""
+    """The part of a run's config that says which images it was trained with."""
 
     dataset: Dataset
 
@@ -30,21 +29,15 @@ class _Trained:
 def preflight(config: EvaluateConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
     yield from output_mistakes("output", str(output_of(config)))
-    if config.mixed_precision == "bf16":
-        yield from precision_mistakes()
+    yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
     yield from path_mistakes(config.pipeline)
-    yield from extra_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
-    yield from extractor_mistakes(
-        config.all_metrics,
-        config.extractor.name,
-        config.extractor.weights,
-        keys=("metrics", "extractor.name", "extractor.weights"),
-    )
+    yield from package_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
+    yield from config.extractor.mistakes_with(config.all_metrics)
     if image_folder(config.pipeline) is not None:
         yield from _model_mistakes(config)
-    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
-    for name in config.cost.samplers:
-        yield from package_mistakes(name, f"cost.samplers={as_written(config.cost.samplers)}")
+    yield from sampler_package_mistakes(config.sampler.name)
+    samplers = config.cost.samplers
+    yield from sampler_package_mistakes(*samplers, given=f"cost.samplers={as_written(samplers)}")
     try:
         dataset = dataset_of(config)
     except Mistakes as mistakes:
@@ -83,4 +76,4 @@ def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
         yield f"cost.samplers={as_written(config.cost.samplers)}: needs a model to sample, and {place}; leave it out"
 
 
-PROGRAM = Program("evaluate", EVALUATION, preflight)
+PROGRAM = Program("ddpm-evaluate", "evaluate", "output", "output='evaluation/{}'", EVALUATION, preflight)

@@ -1,8 +1,8 @@
-"""The real images that others are compared with; their features are computed once, then kept on the disk."""
+"""The real images that others are compared with; their features are computed once and kept on the disk."""
 
 import hashlib
 import io
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,20 +26,28 @@ if TYPE_CHECKING:  # of an extra
 _FORMAT = 1  # of what is computed from an image and how it is kept
 
 
+@dataclass
 class RealImages:
-    """The training images of a dataset, or the held-out ones.
+    """The training images of a dataset, or the held-out ones: centre crops, unflipped."""
 
-    Args:
-        images: centre crops, unflipped.
-        dataset: what they are of.
-    """
+    images: Images
+    dataset: Dataset
+    workers: Workers
+    held_out: bool = False
+    _features: Tensor | None = field(init=False, default=None)
 
-    def __init__(self, images: Images, dataset: Dataset, workers: Workers, *, held_out: bool = False) -> None:
-        self.images = images
-        self.split = dataset.split if not held_out else dataset.validation_split or f"{dataset.split}, held out"
-        self._dataset = dataset
-        self._workers = workers
-        self._features: Tensor | None = None
+    @property
+    def split(self) -> str:
+        if not self.held_out:
+            return self.dataset.split
+        return self.dataset.validation_split or f"{self.dataset.split}, held out"
+
+    def at_most(self, count: int | None) -> "RealImages":
+        """The same `count` images of a larger set every time, chosen without regard to their order; None: all."""
+        if count is None or count >= len(self.images):
+            return self
+        chosen = image_indices(np.arange(count), len(self.images), seed=0)
+        return replace(self, images=replace(self.images, rows=self.images.rows[np.sort(chosen)]))
 
     @cached_property
     def described(self) -> Reference:
@@ -47,7 +55,7 @@ class RealImages:
         digest = hashlib.sha256(self.images.prepared.content.encode())
         digest.update(np.ascontiguousarray(self.images.rows, dtype=np.int64).tobytes())
         return Reference(
-            dataset=self._dataset.path,
+            dataset=self.dataset.path,
             split=self.split,
             resolution=self.images.resolution,
             num_images=len(self.images),
@@ -60,30 +68,21 @@ class RealImages:
         Only the main process, which alone computes scores, gets them; the others get none, [0, D].
         """
         if self._features is None:
-            is_main = self._workers.accelerator.is_main_process
+            is_main = self.workers.accelerator.is_main_process
             path, shape = self._path(extractor), (len(self.images), extractor.dimension)
-            if on_main(lambda: _read(path, shape) is not None):
-                features = _read(path, shape) if is_main else None
-            else:
-                features = extract(extractor, self.images, self._workers, "features of real images")
+            kept = _read(path, shape) if is_main else None
+            if on_main(lambda: kept is None):
+                kept = extract(extractor, self.images, self.workers, "features of real images")
                 if is_main:
-                    _write(path, features)
-            self._features = features if features is not None and is_main else extractor.no_features()
+                    _write(path, kept)
+            self._features = kept if kept is not None and is_main else torch.zeros(0, extractor.dimension)
         return self._features
 
     def _path(self, extractor: "Extractor") -> Path:
-        cache_dir = self._dataset.cache_dir
+        cache_dir = self.dataset.cache_dir
         key = "\0".join((str(_FORMAT), self.described.hash, extractor.name, extractor.weights_hash))
         folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         return folder / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-
-
-def at_most(images: Images, count: int | None) -> Images:
-    """The same `count` images of a larger set every time, chosen without regard to their order; None: all."""
-    if count is None or count >= len(images):
-        return images
-    chosen = image_indices(np.arange(count), len(images), seed=0)
-    return replace(images, rows=images.rows[np.sort(chosen)])
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
@@ -96,7 +95,7 @@ def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
 
 
 def _write(path: Path, features: Tensor) -> None:
-    """A full disk costs the next evaluation time, and this one nothing."""
+    """A disk that is full only makes the next evaluation compute them again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()

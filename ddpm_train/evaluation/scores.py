@@ -101,16 +101,13 @@ def lines(scores: Sequence[Score]) -> list[str]:
     return table
 
 
-DETAILS = ("bound", "copying", "cost")
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """What is there, or an empty file's worth.
+def _read_results(folder: Path) -> dict[str, Any]:
+    """The scores and details that are there, or none.
 
     Raises:
         Mistakes: the file cannot be read.
     """
-    empty: dict[str, Any] = {"scores": [], **dict.fromkeys(DETAILS)}
+    empty: dict[str, Any] = {"scores": [], "bound": None, "copying": None, "cost": None}
     path = folder / SCORES
     if not path.exists():
         return empty
@@ -121,12 +118,12 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def refuse_other_reference(folder: Path, metrics: Sequence[str], reference: Reference) -> None:
-    """See that numbers which do not compare do not come to stand side by side.
+    """Keep numbers that do not compare apart.
 
     Raises:
         Mistakes: one of these metrics is there, against other images or the same in another size.
     """
-    for score in read_results(folder)["scores"]:
+    for score in _read_results(folder)["scores"]:
         other = score["depends_on"]["reference"]
         if score["metric"] in metrics and other["hash"] != reference.hash:
             raise Mistakes(
@@ -136,8 +133,8 @@ def refuse_other_reference(folder: Path, metrics: Sequence[str], reference: Refe
 
 
 def add_results(folder: Path, scores: Sequence[Score], details: Mapping[str, Any]) -> None:
-    """Write what was found to what is there. A score that depends on the same things takes the other's place."""
-    results = read_results(folder)
+    """Add what was found to what is there. A score replaces one that depends on the same things."""
+    results = _read_results(folder)
     new = [json.loads(json.dumps(asdict(score))) for score in scores]
     replaced = [_identity(score) for score in new]
     kept = [score for score in results["scores"] if _identity(score) not in replaced]

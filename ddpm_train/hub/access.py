@@ -1,7 +1,7 @@
 """Asking the Hugging Face Hub; what can go wrong there, in one line each; how long to wait for it."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.system.failures import one_line, retry
@@ -34,10 +34,8 @@ def _is_final(error: Exception) -> bool:
     """Whether another try cannot help."""
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-    error = _cause(error)
-    return status_of(error) in _FINAL or isinstance(
-        error, FileNotFoundError | ValueError | HFValidationError | OfflineModeIsEnabled | Mistakes
-    )
+    final = FileNotFoundError | ValueError | HFValidationError | OfflineModeIsEnabled | Mistakes
+    return status_of(error := _cause(error)) in _FINAL or isinstance(error, final)
 
 
 def reason(error: Exception) -> str:
@@ -59,7 +57,7 @@ def reason(error: Exception) -> str:
 
 
 def _cause(error: Exception) -> Exception:
-    """What happened: a failed download is raised as one of a value or of a missing file, from what happened."""
+    """What really happened: the client raises a failed download as a ValueError or FileNotFoundError, from that."""
     while isinstance(error, ValueError | FileNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
@@ -72,8 +70,7 @@ def status_of(error: Exception) -> int | None:
 
 def _retry_after(error: Exception) -> float:
     """The seconds that the Hub asks to wait for."""
-    headers: Any = getattr(getattr(_cause(error), "response", None), "headers", {})
-    asked = headers.get("Retry-After", "")
+    asked = getattr(getattr(_cause(error), "response", None), "headers", {}).get("Retry-After", "")
     return float(asked) if asked.isdigit() else 0.0
 
 
@@ -105,9 +102,8 @@ def find_commit(
         raise Mistakes(f"{place}: neither a folder nor a repository name of the form owner/name") from None
     except Exception as error:
         if status_of(error) in (401, 403):
-            raise Mistakes(
-                f"{place}: the Hub refuses this HF_TOKEN; check it, or unset it for a public {kind}"
-            ) from None
+            remedy = f"check it, or unset it for a public {kind}"
+            raise Mistakes(f"{place}: the Hub refuses this HF_TOKEN; {remedy}") from None
         return None, reason(error)
 
 
@@ -117,7 +113,7 @@ def find_licence(dataset: str, revision: str | None) -> str | None:
 
     try:
         card = HfApi().dataset_info(dataset, revision=revision, timeout=ASKING_SECONDS).card_data
-    except Exception:  # not worth a word: the model card then says that it is unknown
+    except Exception:  # the model card then says that it is unknown
         return None
     licence = card.get("license") if card is not None else None
     return ", ".join(licence) if isinstance(licence, list) else licence

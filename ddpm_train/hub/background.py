@@ -7,39 +7,35 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ddpm_train.hub.push import Push, Target
-from ddpm_train.hub.share import OWNED, Shared
+from ddpm_train.hub.push import Push
+from ddpm_train.hub.share import Shared
 from ddpm_train.runs import checkpoint
-
-_IMPORTED_FROM = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the newest push ended: with a commit, or with what was in the way."""
+    """How the newest push ended: with a commit or an error."""
 
     step: int
-    commit: str | None
-    problem: str = ""
+    commit: str = ""
+    error: str = ""
 
 
 class PushThread:
-    """Pushes checkpoints of one run, each from a folder of links that does not change, by a process of its own.
+    """Pushes checkpoints of one run, each from a folder of links that does not change, in a process of its own.
 
-    What fails is said, and the next checkpoint brings it.
+    A push that fails is reported, and the next one brings what it did not.
 
     Args:
-        push_seconds: no single push may take longer.
+        shared: the run; no single push of it may take longer than its `hub.finish_minutes`.
         warn: shows a line to a person.
     """
 
-    def __init__(self, shared: Shared, target: Target, push_seconds: float, warn: Callable[[str], None]) -> None:
+    def __init__(self, shared: Shared, warn: Callable[[str], None]) -> None:
         self._shared = shared
-        self._target = target
-        self._push_seconds = push_seconds
         self._warn = warn
         self._condition = threading.Condition()
         self._waiting: Path | None = None
@@ -57,17 +53,16 @@ class PushThread:
             self._condition.notify_all()
 
     def finish(self, seconds: float) -> Outcome | None:
-        """Wait until what was submitted is pushed or has failed, or so long; nothing goes on after that.
+        """Wait so long for what was submitted, and end what is not done by then.
 
         Returns:
             How the last push ended; None if none was submitted.
         """
         with self._condition:
             self._finishing = True
-            done = self._condition.wait_for(lambda: self._waiting is None and not self._busy, seconds)
-            if not done:
+            if not self._condition.wait_for(lambda: self._waiting is None and not self._busy, seconds):
                 step = checkpoint.step_of(self._waiting) if self._waiting else self._step
-                self._outcome = Outcome(step, None, f"it was not done in {seconds:.0f} s")
+                self._outcome = Outcome(step, error=f"it was not done in {seconds:.0f} s")
             self._over = True
             if self._process is not None:
                 self._process.kill()
@@ -82,46 +77,41 @@ class PushThread:
                 assert path is not None
                 self._step = checkpoint.step_of(path)
             try:
-                outcome = self._push(path)
+                outcome = Outcome(self._step, **self._push(path))
             except Exception as error:
-                outcome = Outcome(self._step, None, f"{type(error).__name__}: {error}")
+                outcome = Outcome(self._step, error=f"{type(error).__name__}: {error}")
             with self._condition:
                 if not self._over:
                     self._outcome = outcome
                 self._busy = False
                 self._condition.notify_all()
-            if outcome.problem and not self._finishing:
-                self._warn(
-                    f"warning: step {outcome.step:,} was not pushed to {self._target.repo_id}: {outcome.problem}; "
-                    "the next save brings it"
-                )
+            if outcome.error and not self._finishing:
+                missing = f"step {outcome.step:,} was not pushed to {self._shared.hub.repo_id}"
+                self._warn(f"warning: {missing}: {outcome.error}; the next save brings it")
 
-    def _push(self, path: Path) -> Outcome:
+    def _push(self, path: Path) -> dict[str, str]:
+        """{"commit": …} or {"error": …}."""
         folder = self._shared.run / ".push"
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            self._shared.stage(path, folder)
-            push = Push(self._target, str(folder), f"Step {self._step:,}", OWNED, checkpoint.MANIFEST)
-            return self._in_a_process(push)
+            return self._in_a_process(self._shared.stage(path, folder))
         except FileNotFoundError:
             if path.exists():
                 raise
-            return Outcome(self._step, None, "it was removed before it could be read; raise checkpoint.keep_last")
+            return {"error": "it was removed before it could be read; raise checkpoint.keep_last"}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _in_a_process(self, push: Push) -> Outcome:
+    def _in_a_process(self, push: Push) -> dict[str, str]:
+        imported_from = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([imported_from, os.environ.get("PYTHONPATH", "")])
         with self._condition:
             if self._over:
-                return Outcome(self._step, None, "the run ended")
+                return {"error": "the run ended"}
             # A session of its own: Ctrl-C is for the run, which then decides. It dies with the run: its input ends.
             self._process = process = subprocess.Popen(
                 [sys.executable, "-P", "-m", Push.__module__],
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join([_IMPORTED_FROM, os.environ.get("PYTHONPATH", "")]),
-                    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                },
+                env={**os.environ, "PYTHONPATH": path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -129,9 +119,10 @@ class PushThread:
                 start_new_session=True,
             )
         assert process.stdin is not None and process.stdout is not None
-        limit = threading.Timer(self._push_seconds, process.kill)
+        seconds = 60 * self._shared.hub.finish_minutes
+        limit = threading.Timer(seconds, process.kill)
         limit.start()
-        process.stdin.write(push.to_json() + "\n")
+        process.stdin.write(json.dumps(asdict(push)) + "\n")
         process.stdin.flush()
         said = process.stdout.read().splitlines()
         limit.cancel()
@@ -140,8 +131,9 @@ class PushThread:
         with self._condition:
             self._process = None
         try:
-            outcome = json.loads(said[-1])
-            return Outcome(self._step, outcome.get("commit"), outcome.get("error", ""))
+            outcome: dict[str, str] = json.loads(said[-1])
+            return outcome
         except (ValueError, IndexError):
-            limit_passed = f"it was not done in {self._push_seconds:.0f} s"
-            return Outcome(self._step, None, f"the pushing process ended: {said[-1]}" if said else limit_passed)
+            return {
+                "error": f"the pushing process ended: {said[-1]}" if said else f"it was not done in {seconds:.0f} s"
+            }

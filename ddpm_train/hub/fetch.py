@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, reason, with_retries
-from ddpm_train.hub.share import LAST
+from ddpm_train.hub.push import LAST
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import CHECKPOINTS, RECORDS
 from ddpm_train.runs.stores import Candidate, Candidates, without_manifest
@@ -23,21 +23,6 @@ _HISTORY = 10
 
 
 @dataclass(frozen=True)
-class Source:
-    """A repository that may hold checkpoints.
-
-    Attributes:
-        named: how the user named it, for messages.
-        required: whether it is a mistake if there is none.
-    """
-
-    named: str
-    repo_id: str
-    revision: str | None
-    required: bool
-
-
-@dataclass(frozen=True)
 class _Commit:
     """A commit, and the names of its files."""
 
@@ -45,18 +30,23 @@ class _Commit:
     files: list[str]
 
 
+@dataclass
 class HubStore:
-    """The checkpoints of the newest commit, then those of the commits before it. A `Store`."""
+    """The checkpoints of a repository's newest commit, then those of the commits before it. A `Store`.
 
+    Attributes:
+        key: how the user named the repository, for messages.
+        required: whether it is a mistake if there is none.
+    """
+
+    key: str
+    repo_id: str
+    revision: str | None
+    required: bool
     remedy = "resume=never starts without looking there"
 
-    def __init__(self, source: Source) -> None:
-        from huggingface_hub import HfApi
-
+    def __post_init__(self) -> None:
         limit_waiting(ASKING_SECONDS)
-        self.key = source.named
-        self._api = HfApi()
-        self._source = source
 
     def candidates(self, newer_than: int, directory: Path) -> Candidates:
         scratch = directory / ".fetching"
@@ -66,7 +56,7 @@ class HubStore:
             for commit in self._commits():
                 whole = []
                 for folder in _checkpoint_folders(commit.files):
-                    name = f"{folder} in {self._source.repo_id}@{commit.id[:8]}"
+                    name = f"{folder} in {self.repo_id}@{commit.id[:8]}"
                     if f"{folder}/{checkpoint.MANIFEST}" not in commit.files:
                         yield without_manifest(name)
                         continue
@@ -91,34 +81,29 @@ class HubStore:
     def check_fresh_start(self, damaged: bool) -> None:
         if damaged:
             raise Mistakes(f"{self.key}: no checkpoint there can be used; {self.remedy}")
-        if self._source.required:
-            raise Mistakes(
-                f"{self.key}: no checkpoint there; it takes hub.strategy=checkpoint or all_checkpoints to push them"
-            )
+        if self.required:
+            strategies = "hub.strategy=checkpoint or all_checkpoints"
+            raise Mistakes(f"{self.key}: no checkpoint there; it takes {strategies} to push them")
 
     def _commits(self) -> Iterator[_Commit]:
         """The revision's commit and those before it, newest first."""
+        from huggingface_hub import HfApi
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-        source = self._source
         try:
-            newest = self._commit(source.revision)
+            newest = self._commit(self.revision)
         except (RepositoryNotFoundError, RevisionNotFoundError):
-            if source.required:
+            if self.required:
                 raise
             return
         yield newest
-        history = with_retries(
-            lambda: self._api.list_repo_commits(source.repo_id, revision=newest.id), give_up_seconds=_RETRY_SECONDS
-        )
-        for commit in history[1:_HISTORY]:
+        for commit in _retried(HfApi().list_repo_commits, self.repo_id, revision=newest.id)[1:_HISTORY]:
             yield self._commit(commit.commit_id)
 
     def _commit(self, revision: str | None) -> _Commit:
-        info: Any = with_retries(
-            lambda: self._api.model_info(self._source.repo_id, revision=revision, timeout=ASKING_SECONDS),
-            give_up_seconds=_RETRY_SECONDS,
-        )
+        from huggingface_hub import HfApi
+
+        info = _retried(HfApi().model_info, self.repo_id, revision=revision, timeout=ASKING_SECONDS)
         return _Commit(info.sha, [file.rfilename for file in info.siblings])
 
     def _fetch(self, commit: _Commit, folder: str, target: Path, scratch: Path) -> Path:
@@ -142,13 +127,12 @@ class HubStore:
     def _download(self, commit: _Commit, name: str, scratch: Path, anew: bool = True) -> Path:
         from huggingface_hub import hf_hub_download
 
-        path = with_retries(
-            lambda: hf_hub_download(
-                self._source.repo_id, name, revision=commit.id, local_dir=scratch, force_download=anew
-            ),
-            give_up_seconds=_RETRY_SECONDS,
-        )
-        return Path(path)
+        options = {"revision": commit.id, "local_dir": scratch, "force_download": anew}
+        return Path(_retried(hf_hub_download, self.repo_id, name, **options))
+
+
+def _retried(call: Callable[..., Any], *arguments: object, **options: object) -> Any:
+    return with_retries(partial(call, *arguments, **options), give_up_seconds=_RETRY_SECONDS)
 
 
 def _checkpoint_folders(files: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, reason, status_of, with_retries
@@ -69,11 +70,10 @@ def push_mistakes(
     owner, name = repo_id.split("/")
     if owner not in places:
         yield f"{key}={repo_id}: this token is of {' and '.join(places)}; give {key}={me['name']}/{name}"
-    if role != "read" and owner in places:
+    elif role != "read":
+        ask = partial(_repository_mistakes, api, key, repo_id, private)
         try:
-            yield from with_retries(
-                lambda: list(_repository_mistakes(api, key, repo_id, private)), give_up_seconds=_RETRY_SECONDS
-            )
+            yield from with_retries(lambda: list(ask()), give_up_seconds=_RETRY_SECONDS)
         except Exception as error:
             yield f"{key}={repo_id}: {_remedied(error, otherwise)}"
 
@@ -83,15 +83,14 @@ def _repository_mistakes(api: Any, key: str, repo_id: str, private: bool | None)
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    section = key.rpartition(".")[0]
-    prefix = f"{section}." if section else ""
     try:
         info = api.model_info(repo_id, timeout=ASKING_SECONDS)
     except RepositoryNotFoundError:
         return
     if private is not None and info.private != private:
+        wish = f"{key.removesuffix('repo_id')}private={str(private).lower()}"
         is_now = "private" if info.private else "public"
-        yield f"{prefix}private={str(private).lower()}: {repo_id} exists and is {is_now}; change that in its settings"
+        yield f"{wish}: {repo_id} exists and is {is_now}; change that in its settings"
     try:
         # The first thing that an upload asks; it changes nothing.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd("README.md", b"-")])

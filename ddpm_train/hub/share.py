@@ -17,14 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddpm_train.hub.card import Facts, model_card
+from ddpm_train.config.parts import Hub
+from ddpm_train.hub.card import model_card
+from ddpm_train.hub.push import LAST, Push
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, EVALUATION, RECORDS, SAMPLES, SCORES, config_yaml, read_records
 from ddpm_train.runs.state import read_state
 
-LAST = "last-checkpoint"
-# Folders of the repository that are the newest push's alone. Of all checkpoints there, none is ever removed.
-OWNED = ("unet", "scheduler", LAST)
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -34,68 +33,66 @@ class Shared:
 
     Attributes:
         values: its config as plain values.
-        pipeline_files: the small files of its DDPMPipeline, see `model.pipeline_files`.
+        hub: where to and how it is pushed; its `repo_id` is known.
+        pipeline_files: the small files of its DDPMPipeline, see `pipeline_files`.
         licence: finds out that of its dataset, if it is known.
     """
 
     run: Path
     values: Mapping[str, Any]
+    hub: Hub
     pipeline_files: Mapping[str, str]
     licence: Callable[[], str | None]
-    repo_id: str
-    strategy: str
 
-    def stage(self, path: Path, folder: Path) -> None:
-        """Fill a new `folder` with what a push of the checkpoint at `path` brings.
+    def stage(self, path: Path, folder: Path) -> Push:
+        """Fill a new `folder` with what a push of the checkpoint at `path` brings; returns the push.
 
         Checkpoints never change and are linked; what the run still writes is copied, up to the checkpoint's step.
 
         Raises:
             OSError: a file is gone (pruned meanwhile), or the disk does not take the copy.
         """
-        step = checkpoint.step_of(path)
-        state = read_state(path)
+        step, hub, repo_id = checkpoint.step_of(path), self.hub, str(self.hub.repo_id)
+        config = _public_config(self.values)
         weights = "ema" if (path / "ema.safetensors").exists() else "unet"
         for name, text in self.pipeline_files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
         _link(path / f"{weights}.safetensors", folder / _WEIGHTS)
-        (folder / CONFIG).write_bytes(config_yaml(public_config(self.values)))
+        (folder / CONFIG).write_bytes(config_yaml(config))
         records = list(read_records(self.run, step))
         (folder / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
         if grid := _newest(self.run / SAMPLES, ".png", step):
             shutil.copyfile(grid, folder / "samples.png")
-        for place, source in self._checkpoints(path).items():
-            share_checkpoint(source, folder / place)
-        facts = Facts(
-            values=public_config(self.values),
-            state=state,
+        checkpoints = {LAST: path} if hub.strategy == "checkpoint" else {}
+        if hub.strategy == "all_checkpoints":
+            checkpoints = {f"{CHECKPOINTS}/{one.name}": one for one in checkpoint.published(path.parent)}
+        for place, source in checkpoints.items():
+            _share_checkpoint(source, folder / place)
+        card = model_card(
+            config=config,
+            state=read_state(path),
             weights=weights,
             records=records,
             scores=_scores(self.run / EVALUATION, step),
             licence=self.licence(),
-            repo_id=self.repo_id,
+            repo_id=repo_id,
             has_grid=grid is not None,
-            resumable=self.strategy in ("checkpoint", "all_checkpoints"),
+            resumable=bool(checkpoints),
         )
-        (folder / "README.md").write_text(model_card(facts))
-
-    def _checkpoints(self, path: Path) -> dict[str, Path]:
-        if self.strategy == "checkpoint":
-            return {LAST: path}
-        if self.strategy == "all_checkpoints":
-            return {f"{CHECKPOINTS}/{one.name}": one for one in checkpoint.published(path.parent)}
-        return {}
+        (folder / "README.md").write_text(card)
+        revision, retry_seconds = hub.revision or "main", 60 * hub.retry_minutes
+        return Push(str(folder), f"Step {step:,}", repo_id, hub.private, revision, retry_seconds, hub.stall_seconds)
 
 
-def share_checkpoint(path: Path, target: Path) -> None:
-    """Link a checkpoint, but for its state: that holds the config, which is shared without paths."""
+def _share_checkpoint(path: Path, target: Path) -> None:
+    """Link a checkpoint except its state, which holds the config: that is shared without paths."""
     target.mkdir(parents=True)
     for file in path.iterdir():
         if file.name not in (checkpoint.STATE, checkpoint.MANIFEST):
             _link(file, target / file.name)
     private = read_state(path)
-    public = replace(private, identity=public_identity(private.identity))
+    public = replace(private, identity=_public_identity(private.identity))
     state = json.dumps(public.to_json(), indent=1).encode()
     (target / checkpoint.STATE).write_bytes(state)
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())
@@ -107,16 +104,13 @@ def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # a disk that has no hard links
+    except OSError:  # a disk that has no hard links, or no such file any more
         shutil.copyfile(source, target)
 
 
 def _scores(folder: Path, step: int) -> list[dict[str, Any]]:
     """The newest evaluation's scores, and those measured by hand of the weights of `step`."""
-    during = _newest(folder, ".json", step)
-    by_hand = folder / SCORES
+    during, by_hand = _newest(folder, ".json", step), folder / SCORES
     scores = json.loads(during.read_text())["scores"] if during else []
     if by_hand.exists():
         measured = json.loads(by_hand.read_text())["scores"]
@@ -130,21 +124,13 @@ def _newest(folder: Path, suffix: str, step: int) -> Path | None:
     return found.get(max((at for at in found if at <= step), default=-1))
 
 
-# Where a run lies, and how it was asked to start, say nothing to others, or say too much.
-_PRIVATE: dict[str, Any] = {
-    "resume": "auto",
-    "allow_change": [],
-    "dataset.cache_dir": None,
-    "dataset.num_workers": None,
-    "checkpoint.mirror": None,
-    "hub.push": False,
-    "hub.repo_id": None,
-    "hub.private": None,
-    "hub.revision": None,
-}
+# Where a run lies, and how it was asked to start, say nothing to others, or say too much. This stands in its place.
+_PRIVATE: dict[str, Any] = {"resume": "auto", "allow_change": [], "hub.push": False}
+_PRIVATE |= dict.fromkeys(("dataset.cache_dir", "dataset.num_workers", "checkpoint.mirror"))
+_PRIVATE |= dict.fromkeys(("hub.repo_id", "hub.private", "hub.revision"))
 
 
-def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
+def _public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """A run's config without what only its machine or its owner knows; it runs again elsewhere."""
     public: dict[str, Any] = {}
     for key, value in values.items():
@@ -158,26 +144,25 @@ def public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     return public
 
 
-def public_identity(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _public_identity(flat: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint's identity, whose keys are dotted, without the same."""
-    kept = {key: value for key, value in flat.items() if key not in (*_PRIVATE, "output_dir")}
     return {
         key: value
-        for key, value in kept.items()
+        for key, value in flat.items()
         if key == "model.pretrained"  # a name, and part of what the run is
-        or not (key.startswith(("tracker.", "hub.")) or (isinstance(value, str) and is_local(value)))
+        or not (key in (*_PRIVATE, "output_dir") or key.startswith(("tracker.", "hub.")) or _is_local(value))
     }
 
 
 def _public(key: str, value: Any) -> Any:
     if key in _PRIVATE:
         return _PRIVATE[key]
-    if isinstance(value, str) and is_local(value):
-        return "???"  # Hydra's word for what the user has to say
-    return value
+    return "???" if _is_local(value) else value  # Hydra's word for what the user has to say
 
 
-def is_local(text: str) -> bool:
+def _is_local(text: Any) -> bool:
     """Whether a value is a path on this machine. A name such as owner/name is one of the Hub's."""
+    if not isinstance(text, str):
+        return False
     is_path = re.match(r"[./~\\]|[A-Za-z]:[\\/]|[a-z0-9+]+://", text) is not None or text.count("/") > 1
     return is_path or os.path.isabs(text) or ("/" in text and Path(text).exists())

@@ -19,7 +19,7 @@ from ddpm_train.config.objective import Judging
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.hub.access import find_commit
 from ddpm_train.models.source import path_mistakes, read_json
-from ddpm_train.models.unet import build_unet, read_description
+from ddpm_train.models.unet import Description, build_unet
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, is_best, read_origin, read_part
@@ -27,27 +27,20 @@ from ddpm_train.runs.state import read_state
 from ddpm_train.system.failures import first_line
 
 _INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-# What a noise schedule like DDPM's is saved as. "Parallel" is the same schedule in other clothes.
+# What a noise schedule like DDPM's is saved as. The "Parallel" ones are the same schedule.
 _SCHEDULES = {*(entry.class_name for entry in SAMPLERS.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """What samples: the UNet, float32, in eval mode, on the CPU, and the noise schedule that it was trained with.
+    """What samples: the UNet, float32, in eval mode, on the CPU, and the noise schedule that it was trained with."""
 
-    Attributes:
-        label: which weights these are, such as "outputs/cats, step 1,400, EMA weights".
-        noise_scheduler: a DDPMScheduler that also keeps what the stored scheduler's config says besides.
-        digest: a hash of the weights and of both configs: what the images depend on, wherever it was loaded from.
-        step, weights: how long it was trained, and which weights these are, "ema" or "unet"; None: not known.
-    """
-
-    label: str
+    label: str  # which weights these are, such as "outputs/cats, step 1,400, EMA weights"
     unet: UNet2DModel
-    noise_scheduler: DDPMScheduler
-    digest: str
-    step: int | None
-    weights: str | None
+    noise_scheduler: DDPMScheduler  # also keeps the other keys of the stored scheduler's config
+    digest: str  # a hash of the weights and of both configs: what the images depend on, wherever it was loaded from
+    step: int | None  # how long it was trained; None: not known
+    weights: str | None  # "ema" or "unet"; None: not known
 
     @property
     def learned_variance(self) -> bool:
@@ -101,7 +94,7 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
         raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
     run = path.parent.parent
     _check_config(pipeline, run)
-    description = read_description(run)
+    description = read_part(run, Description)
     tensors = checkpoint.load(path)
     chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
     if chosen not in tensors:
@@ -153,7 +146,7 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Without its warnings of pickled weights and of keys that older versions wrote; what matters is said in a line."""
+    """Without its warnings of pickled weights and of keys that older versions wrote."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
@@ -165,10 +158,9 @@ def _quiet_diffusers() -> Iterator[None]:
 def _refuse_other_models(pipeline: str, folder: Path, part: Path) -> None:
     """Say what this program is for where the folder holds something else; reads no weights."""
     index = read_json(f"pipeline={pipeline}", folder / _INDEX) if (folder / _INDEX).exists() else {}
-    name = index.get("_class_name", "")
-    kind = (index.get("unet") or [None, "UNet2DModel"])[1]
     config = read_json(f"pipeline={pipeline}", part / _CONFIG) if (part / _CONFIG).exists() else {}
-    kind = config.get("_class_name", kind)
+    name = index.get("_class_name", "")
+    kind = config.get("_class_name", (index.get("unet") or [None, "UNet2DModel"])[1])
     use = f"ddpm-sample is for unconditional pixel models (UNet2DModel); use diffusers' {name or 'own pipelines'}"
     if index and ("unet" not in index or "vqvae" in index or "vae" in index):
         raise Mistakes(f"pipeline={pipeline}: a {name}; {use}")
@@ -203,16 +195,11 @@ def _model(
     pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, known: Mapping[str, Any], assumed: str = ""
 ) -> Model:
     """A model of which `step` and `weights` are known, or nothing."""
-    unet = unet.eval().requires_grad_(False)
     which = f"step {known['step']:,}, {'EMA' if known['weights'] == 'ema' else 'raw'} weights" if known else ""
-    return Model(
-        ", ".join(filter(None, (pipeline, which, assumed))),
-        unet,
-        noise_scheduler,
-        _digest(unet, noise_scheduler),
-        known.get("step"),
-        known.get("weights"),
-    )
+    label = ", ".join(filter(None, (pipeline, which, assumed)))
+    digest = _digest(unet, noise_scheduler)
+    unet.eval().requires_grad_(False)
+    return Model(label, unet, noise_scheduler, digest, known.get("step"), known.get("weights"))
 
 
 def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> str:
@@ -227,11 +214,7 @@ def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> str:
 
 
 def _download(pipeline: str, revision: str | None) -> Path:
-    """The folder of a Hub repository's model in the cache. The configs come first: they may say that it is no use.
-
-    Raises:
-        Mistakes: there is no such repository or revision, or it cannot be had now.
-    """
+    """The folder of a Hub repository's model in the cache. The configs come first: they may say that it is no use."""
     if lines := list(path_mistakes(pipeline)):
         raise Mistakes(*lines)
     from huggingface_hub import snapshot_download
@@ -243,11 +226,8 @@ def _download(pipeline: str, revision: str | None) -> Path:
     _, problem = find_commit("model", pipeline, revision, key="pipeline", revision_key="revision")
 
     def fetch(commit: str | None, *patterns: str) -> Path:
-        offline = problem is not None
-        found = snapshot_download(
-            pipeline, revision=commit, allow_patterns=["*.json", *patterns], local_files_only=offline
-        )
-        return Path(found)
+        wanted, offline = ["*.json", *patterns], problem is not None
+        return Path(snapshot_download(pipeline, revision=commit, allow_patterns=wanted, local_files_only=offline))
 
     try:
         # Asked for by its name, so that the cache knows what the name means when there is no network.

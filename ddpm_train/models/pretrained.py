@@ -1,6 +1,6 @@
 """`model.pretrained=…`: which network that is, before anything slow starts. Imports no torch.
 
-Its config takes the place of the chosen layout. What the command itself says of the network must agree with it.
+Its config replaces the chosen layout. Keys of the network in the command must agree with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ _FREE = ("pretrained", "dropout")
 def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """A composed config with the network of `model.pretrained`, and a line for each mistake about that.
 
-    A run that was begun has its network in its record, so that what it began with is not needed again.
+    A run that was begun has its network in its record, and does not need the source again.
 
     Args:
-        overrides: of the command line, which alone can disagree: a preset that nobody named cannot.
+        overrides: of the command line. Only these can disagree with the source, no default of a preset.
     """
     model = values.get("model")
     source = model.get("pretrained") if isinstance(model, Mapping) else None
@@ -47,17 +47,15 @@ def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str,
         )
     keys = [text.partition("=")[0].lstrip("+") for text in overrides]
     named = [key for key in layout if f"model.{key}" in keys or "model" in keys]
-    lines += _disagreement(source, {key: (layout[key], model.get(key)) for key in named if key not in _FREE})
-    given = {key: model[key] for key in _FREE if key in model}
-    return {**values, "model": {**model, **layout, **given}}, lines
-
-
-def _disagreement(source: str, pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    rows = [(f"model.{key}", as_written(its), as_written(yours)) for key, (its, yours) in pairs.items() if its != yours]
-    if not rows:
-        return []
-    title = f"model.pretrained={source}: its network is another than the one you describe; leave these keys out:"
-    return ["\n".join([title, *in_columns(("key", "pretrained", "yours"), *rows)])]
+    rows = [
+        (f"model.{key}", as_written(layout[key]), as_written(model.get(key)))
+        for key in named
+        if layout[key] != model.get(key)
+    ]
+    if rows:
+        title = f"model.pretrained={source}: its network is another than the one you describe; leave these keys out:"
+        lines.append("\n".join([title, *in_columns(("key", "pretrained", "yours"), *rows)]))
+    return {**values, "model": {**model, **layout}}, lines
 
 
 def _recorded(values: Mapping[str, Any], source: str) -> dict[str, Any] | None:
@@ -113,8 +111,8 @@ def _read_config(source: str) -> dict[str, Any]:
         if not found:
             raise Mistakes(f"model.pretrained={source}: no UNet in it (looked for {', '.join(_PLACES)})")
         return read_json(f"model.pretrained={source}", found[0])
-    if lines := list(path_mistakes(source)):
-        raise Mistakes(*(_renamed(line) for line in lines))
+    if lines := list(path_mistakes(source, "model.pretrained")):
+        raise Mistakes(*lines)
     limit_waiting(ASKING_SECONDS)
     _, problem = find_commit("model", source, None, key="model.pretrained", revision_key="model.pretrained")
     for place in _PLACES[:2]:
@@ -125,10 +123,6 @@ def _read_config(source: str) -> dict[str, Any]:
         except Exception as error:
             problem = problem or f"no UNet in it ({type(error).__name__})"
     raise Mistakes(f"model.pretrained={source}: {problem}; check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
-
-
-def _renamed(line: str) -> str:
-    return line.replace("pipeline=", "model.pretrained=", 1)
 
 
 def _download(repo_id: str, name: str, revision: str | None) -> Path:

@@ -10,7 +10,7 @@ from ddpm_train.config.mistakes import Mistakes, did_you_mean
 from ddpm_train.runs.folder import is_best
 
 
-def path_mistakes(pipeline: str) -> Iterator[str]:
+def path_mistakes(pipeline: str, key: str = "pipeline") -> Iterator[str]:
     """A line if it is no folder and cannot be a repository, or was meant as a folder: its parent is here."""
     path = Path(pipeline).expanduser()
     if path.is_dir() or is_best(pipeline):
@@ -19,7 +19,7 @@ def path_mistakes(pipeline: str) -> Iterator[str]:
     if parent_is_here or not re.fullmatch(r"[\w.-]+/[\w.-]+", pipeline):
         siblings = [str(path.parent / other.name) for other in path.parent.iterdir()] if path.parent.is_dir() else []
         remedy = did_you_mean(pipeline, siblings) or " give a run, a model's folder, or a Hub repository (owner/name)"
-        yield f"pipeline={pipeline}: no such folder;{remedy}"
+        yield f"{key}={pipeline}: no such folder;{remedy}"
 
 
 def read_json(place: str, path: Path) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.model import Model
 from ddpm_train.config.noise import NoiseScheduler
 from ddpm_train.config.parts import Resolution
-from ddpm_train.runs.folder import read_part
 from ddpm_train.seeding import Purpose, derived_seed
 
 
@@ -26,16 +24,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Description:
-    """The parts of a run's config that say which model it trains."""
+    """The parts of a run's config that say which model it trains. `read_part` reads them alone."""
 
     dataset: Images
     model: Model
     noise_scheduler: NoiseScheduler
-
-
-def read_description(run: Path) -> Description:
-    """Which model a run trains, also with a loss or a tracker that this program does not know; see `read_part`."""
-    return read_part(run, Description)
 
 
 def build_unet(model: Model, images: Dataset | Images, noise: NoiseScheduler, *, seed: int = 0) -> UNet2DModel:
@@ -56,22 +49,13 @@ def unet_arguments(config: Model) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key != "pretrained"}
 
 
-def num_parameters(unet: UNet2DModel) -> int:
-    return sum(parameter.numel() for parameter in unet.parameters())
-
-
 def pipeline_files(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> dict[str, str]:
     """Path -> text of a saved DDPMPipeline's files but for the weights, unet/diffusion_pytorch_model.safetensors."""
     pipeline = DDPMPipeline(unet=unet, scheduler=noise_scheduler)
     parts = {"model_index.json": pipeline, "unet/config.json": unet, "scheduler/scheduler_config.json": noise_scheduler}
-    # Where weights were loaded from is a path of this machine.
-    return {
-        name: json.dumps({key: value for key, value in _config(part).items() if key != "_name_or_path"}, indent=2)
-        + "\n"
-        for name, part in parts.items()
-    }
-
-
-def _config(part: ConfigMixin) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(part.to_json_string())
-    return config
+    files = {}
+    for name, part in parts.items():
+        config = json.loads(part.to_json_string())
+        config.pop("_name_or_path", None)  # where weights were loaded from: a path of this machine
+        files[name] = json.dumps(config, indent=2) + "\n"
+    return files

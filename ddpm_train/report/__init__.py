@@ -1,4 +1,4 @@
-"""`report.html`: one page on how good a model is, from what stands in its folder. Imports no torch."""
+"""`report.html`: one page on how good a model is, from what is in its folder. Imports no torch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +9,6 @@ from ddpm_train.system.files import write_atomic
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` into a run's folder, or into another that an evaluation has filled; returns its path.
-
-    Reads config.yaml, metrics.jsonl, samples/, evaluation/, environment.json, result.json, checkpoints/*/state.json and
-    the headers of pipeline/, each if it is there. The page loads nothing: no network, no script.
 
     Args:
         folder: the run's, or the one in it that its evaluations are in.

@@ -5,8 +5,7 @@ span a band, so that no spike is lost.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,9 +20,8 @@ SMOOTHED_SHARE = 0.02  # of the run: the width of the moving mean
 BAND = 0.28  # the opacity of a band
 
 
-@dataclass(frozen=True)
-class Buckets:
-    """A long series in short: a step in each bucket, the extremes in it, the moving mean there; float64 [<= 300]."""
+class Buckets(NamedTuple):
+    """A long series, shortened: of each bucket a step, the extremes, and the moving mean there; float64 [<= 300]."""
 
     steps: Floats
     low: Floats
@@ -80,7 +78,7 @@ def held_out_loss(evidence: Evidence) -> Chart | None:
 
 @styled
 def loss_by_timestep(curves: dict[str, dict[str, Any]]) -> Chart:
-    """How well noise is predicted where there is little of it (t = 0) and where there is nothing else.
+    """How well noise is predicted at each timestep.
 
     Args:
         curves: by what they are called, such as "step 1,400", the newest last: `edges` [N + 1] of the bins of timesteps
@@ -133,8 +131,8 @@ def _score_over_steps(points: list[tuple[int, Score]]) -> Chart:
 
 
 def bound_by_timestep(evidence: Evidence) -> Chart | None:
-    """Which timesteps the bits of the variational bound are spent at."""
-    terms = (evidence.bound or {}).get("by_timestep")
+    """At which timesteps the bits of the variational bound are spent."""
+    terms = evidence.bound.get("by_timestep")
     if not terms or len(terms["timesteps"]) < 2:
         return None
     timesteps, bits = terms["timesteps"], np.array(terms["bits_per_dim"])
@@ -169,10 +167,8 @@ def _draw_sampler(axes: Axes, sampler: str, rows: list[dict[str, Any]], place: i
     colour = CURVES[place % len(CURVES)]
     seconds, values = ([row[key] for row in rows] for key in ("seconds_per_image", "value"))
     low, high = np.transpose([row.get("interval") or [row["value"], row["value"]] for row in rows])
-    dashes = ["-", "--", ":"][place // len(CURVES) % 3]
-    axes.errorbar(
-        seconds, values, [values - low, high - values], color=colour, capsize=2, linestyle=dashes, label=sampler
-    )
+    dashes, errors = ["-", "--", ":"][place // len(CURVES) % 3], [values - low, high - values]
+    axes.errorbar(seconds, values, errors, color=colour, capsize=2, linestyle=dashes, label=sampler)
     titles = []
     for row in rows:
         steps, shown = row["num_inference_steps"], measured(row["value"], row.get("interval"))
@@ -210,10 +206,8 @@ def gradient_norm(evidence: Evidence) -> Chart | None:
         return None
     if not limit:
         return over_steps("Gradient norm", "The norm before clipping.", norm, "norm")
-    share = 100 * float((norm.values > limit).mean())
-    chart = over_steps(
-        "Gradient norm", f"{share:.0f} % of the steps were clipped to a norm of {tick(limit)}.", norm, "norm"
-    )
+    description = f"{100 * (norm.values > limit).mean():.0f} % of the steps were clipped to a norm of {tick(limit)}."
+    chart = over_steps("Gradient norm", description, norm, "norm")
     low, high = chart.axes.get_ylim()
     if low <= limit <= high:
         chart.axes.axhline(limit, color=COLOURS["quiet"], linestyle=(0, (4, 4)), linewidth=1, label="clipped above")

@@ -10,8 +10,8 @@ from ddpm_train.runs.folder import PIPELINE
 
 def resume(evidence: Evidence, max_steps: int | None = None) -> str:
     """Continue a run with its own config, from the folder where it was started."""
-    command = ["ddpm-train", "--config-path", str(evidence.path), "--config-name", "config"]
-    return shlex.join(command + ([f"train.max_steps={max_steps}"] if max_steps else []))
+    longer = [f"train.max_steps={max_steps}"] if max_steps else []
+    return shlex.join(["ddpm-train", "--config-path", str(evidence.path), "--config-name", "config", *longer])
 
 
 def sample(evidence: Evidence, sampler: str | None = None, steps: int | None = None, of: Path | None = None) -> str:
@@ -31,14 +31,11 @@ def reproduce(evidence: Evidence) -> str:
 def in_diffusers(evidence: Evidence) -> str:
     """Python that samples without this project."""
     steps = evidence.value("evaluation", "num_inference_steps") or 25
-    return "\n".join(
-        [
-            "from diffusers import DDPMPipeline, DPMSolverMultistepScheduler",
-            "",
-            f"pipeline = DDPMPipeline.from_pretrained({str(evidence.path / PIPELINE)!r})",
-            "pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)",
-            f"images = pipeline(batch_size=16, num_inference_steps={steps}).images",
-        ]
+    return (
+        "from diffusers import DDPMPipeline, DPMSolverMultistepScheduler\n\n"
+        f"pipeline = DDPMPipeline.from_pretrained({str(evidence.path / PIPELINE)!r})\n"
+        "pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)\n"
+        f"images = pipeline(batch_size=16, num_inference_steps={steps}).images"
     )
 
 

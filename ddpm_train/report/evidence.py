@@ -1,4 +1,4 @@
-"""What a run's folder says: everything that the report tells stands in here, and nothing is measured anew."""
+"""What a run's folder holds, read for the report. Nothing is measured here."""
 
 import io
 import json
@@ -33,9 +33,6 @@ class Series:
     @property
     def last(self) -> float:
         return float(self.values[-1])
-
-
-NOTHING = Series(np.empty(0), np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -75,41 +72,24 @@ class Score:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a run, or of a folder that was evaluated. Parts that are missing are empty.
+    """What is known of a run, or of a folder that was evaluated. Parts that are missing are empty."""
 
-    Attributes:
-        path: the folder, as it was given.
-        evaluation: the folder that evaluations write into: a run's own, or what was given.
-        config: the run's resolved config.
-        metrics: every number of `metrics.jsonl` by its key.
-        grids: the sample grids by step.
-        evaluations: what was measured during training, by step (`evaluation/step_NNNNNNNN.json`).
-        scores: what was measured afterwards, and what the last evaluation knows besides.
-        bound, copying, cost: parts of `scores.json`.
-        changes: of its config, with their steps, as the newest checkpoint has them.
-        environments: what computed it, each from a step on (`environment.json`).
-        result: what the run has come to (`result.json`).
-        pipeline: which weights `pipeline/` holds, with the version of diffusers that saved it.
-        num_parameters: of the UNet in `pipeline/`.
-        unreadable: files that are damaged and therefore left out, each with the reason.
-    """
-
-    path: Path
-    evaluation: Path
-    config: dict[str, Any]
-    metrics: dict[str, Series]
-    grids: list[tuple[int, Path]]
-    evaluations: list[dict[str, Any]]
-    scores: list[Score]
-    bound: dict[str, Any] | None
-    copying: dict[str, Any] | None
-    cost: dict[str, Any] | None
-    changes: list[dict[str, Any]]
-    environments: list[dict[str, Any]]
-    result: dict[str, Any]
-    pipeline: dict[str, Any]
-    num_parameters: int | None
-    unreadable: list[str]
+    path: Path  # the folder, as it was given
+    evaluation: Path  # the folder that evaluations write into: a run's own, or what was given
+    config: dict[str, Any]  # the run's resolved config
+    metrics: dict[str, Series]  # every number of `metrics.jsonl` by its key
+    grids: list[tuple[int, Path]]  # the sample grids by step
+    evaluations: list[dict[str, Any]]  # what was measured during training, by step (`evaluation/step_NNNNNNNN.json`)
+    scores: list[Score]  # what was measured afterwards, and what only the last evaluation during training has
+    bound: dict[str, Any]  # this and the next two are parts of `scores.json`
+    copying: dict[str, Any]
+    cost: dict[str, Any]
+    changes: list[dict[str, Any]]  # of its config, with their steps, as the newest checkpoint has them
+    environments: list[dict[str, Any]]  # what computed it, each from a step on (`environment.json`)
+    result: dict[str, Any]  # `result.json`
+    pipeline: dict[str, Any]  # which weights `pipeline/` holds, with the version of diffusers that saved it
+    num_parameters: int | None  # of the UNet in `pipeline/`
+    unreadable: list[str]  # files that are damaged and therefore left out, each with the reason
 
     @property
     def is_run(self) -> bool:
@@ -120,7 +100,7 @@ class Evidence:
         return str(self.config.get("name") or self.path.resolve().name)
 
     def series(self, key: str) -> Series:
-        return self.metrics.get(key, NOTHING)
+        return self.metrics.get(key, Series(np.empty(0), np.empty(0)))
 
     @property
     def held_out_loss(self) -> Series:
@@ -146,7 +126,7 @@ class Evidence:
 
 
 def read_folder(path: Path) -> Evidence:
-    """Read what is there. Damaged files are left out and named, a torn end of `metrics.jsonl` likewise."""
+    """Read what is there. Damaged files, or lines of `metrics.jsonl`, are left out and named."""
     unreadable: list[str] = []
 
     def read(file: Path, kind: type = dict) -> Any:
@@ -164,9 +144,7 @@ def read_folder(path: Path) -> Evidence:
         grids=list(by_step(path / folder.SAMPLES, ".png").items()),
         evaluations=evaluations,
         scores=_scores(stored, evaluations),
-        bound=stored.get("bound"),
-        copying=stored.get("copying"),
-        cost=stored.get("cost"),
+        **{part: stored.get(part) or {} for part in ("bound", "copying", "cost")},
         changes=read(checkpoints[-1] / STATE).get("changes", []) if checkpoints else [],
         environments=read(path / folder.ENVIRONMENT, list),
         result=read(path / folder.RESULT),
@@ -217,8 +195,8 @@ def _read_metrics(path: Path, unreadable: list[str]) -> dict[str, Series]:
 def _scores(stored: dict[str, Any], evaluations: list[dict[str, Any]]) -> list[Score]:
     """What was measured afterwards, and what only the last evaluation during training has measured.
 
-    The newest step comes first, of that the most images, and of those the sampler and steps that most was measured
-    with. Scores that only tell one sampler from another are left to the table of costs.
+    The newest step comes first, then the most images, then the sampler and steps of the most scores. Scores that only
+    compare samplers are left to the table of costs.
     """
     afterwards = [Score.read(found) for found in stored.get("scores", [])]
     newest = {score.metric: score.step for score in sorted(afterwards, key=lambda score: score.step)}

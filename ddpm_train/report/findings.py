@@ -1,15 +1,19 @@
-"""The answers at the top of the report: plain sentences, derived from the numbers by `RULES`.
+"""The answers at the top of the report, derived from the numbers by `RULES`, and what to do next.
 
 What was not measured is said to be not measured; nothing is guessed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ddpm_train.config.metrics import metric_label, names_of_features_alone
+from ddpm_train.report import commands
 from ddpm_train.report.evidence import Evidence, Score, Series
-from ddpm_train.report.formatting import count, digits, measured, number
+from ddpm_train.report.formatting import count, digits, duration, measured, number
+from ddpm_train.runs.checkpoint import step_name
+from ddpm_train.runs.folder import BEST, CHECKPOINTS
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01
@@ -39,23 +43,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Trend:
-    """How the held-out loss moved at the end of the run.
+    """How the held-out loss moved at the end of the run."""
 
-    Attributes:
-        kind: "falling", "level", "rose" or "unknown".
-        since: the step from which it is judged; of "rose", the step of the lowest loss.
-        change: relative, from there to the end; above 0 it rose.
-    """
-
-    kind: str
-    since: int = 0
-    change: float = 0.0
+    kind: str  # "falling", "level", "rose" or "unknown"
+    since: int = 0  # the step from which it is judged; of "rose", the step of the lowest loss
+    change: float = 0.0  # relative, from there to the end; above 0 it rose
 
 
 def findings(evidence: Evidence) -> list[Finding]:
-    if not evidence.is_run:
-        return [how_good(evidence), does_it_copy(evidence)]
-    return [how_good(evidence), did_it_stop(evidence), does_it_copy(evidence)]
+    of_training = [did_it_stop(evidence)] if evidence.is_run else []
+    return [how_good(evidence), *of_training, does_it_copy(evidence)]
 
 
 def trend(series: Series) -> Trend:
@@ -71,7 +68,7 @@ def trend(series: Series) -> Trend:
 
 
 def main_score(evidence: Evidence) -> Score | None:
-    """The one that stands at the top; the scores come newest step first, then most samples first."""
+    """The one at the top of the page; the scores come newest step first, then most samples first."""
     order = ("kid", *(name for name in names_of_features_alone() if name != "kid"))
     images = [score for score in evidence.scores if score.metric in order]
     return min(images, key=lambda score: order.index(score.metric), default=None)
@@ -98,8 +95,11 @@ def how_good(evidence: Evidence) -> Finding:
         first = f"; at step {count(loss.steps[0])} it was {number(loss.values[0])}" if len(loss) > 1 else ""
         last = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
         details.append(f"{last}{first}.")
-    for bits in (score for score in evidence.scores if score.metric == "bits_per_dim"):
-        details.append(f"An unseen image takes at most {measured(bits.value, bits.interval)} bits per dimension.")
+    details += [
+        f"An unseen image takes at most {measured(bits.value, bits.interval)} bits per dimension."
+        for bits in evidence.scores
+        if bits.metric == "bits_per_dim"
+    ]
     return Finding("How good is it?", answer, details)
 
 
@@ -155,3 +155,69 @@ def does_it_copy(evidence: Evidence) -> Finding:
             details += _caution(score)
     answer = "Yes, some of them: see the pairs below" if interval[0] > usual else "No sign of it"
     return Finding(question, answer, details)
+
+
+def advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """What to do and why, and the command if it is one, else ""; the most useful first."""
+    if evidence.is_run:
+        yield from _training_advice(evidence)
+        yield from _best_advice(evidence)
+    if evidence.is_run and (main_score(evidence) is None or not evidence.copying):
+        yield "Score its images, and see whether it copies:", commands.evaluate(evidence)
+    yield from _sampling_advice(evidence)
+
+
+def _training_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    step, found = evidence.step, trend(evidence.held_out_loss)
+    if step is None:
+        return
+    if not evidence.finished:
+        max_steps = evidence.value("train", "max_steps")
+        end = f" of {count(max_steps)}" if max_steps else ""
+        yield (
+            f"It stands at step {count(step)}{end}. The same command goes on, as does this:",
+            commands.resume(evidence),
+        )
+    elif found.kind == "falling":
+        yield "Train it longer, for instance twice as long:", commands.resume(evidence, 2 * step)
+    text = ""
+    if found.kind == "level" and small_learning_rate(evidence):
+        text = (
+            "A new run with more steps, and so a longer learning rate schedule, or with a larger model may do better; "
+            "a few more steps of this one will not."
+        )
+    elif found.kind == "level":
+        text = "More steps will bring little at these settings; a larger model or more images may do better."
+    elif found.kind == "rose":
+        text = (
+            "It has begun to learn its training images by heart. More images, dataset.random_flip=true (where a "
+            "mirrored image is a plausible one), model.dropout=0.1 or fewer steps may do better."
+        )
+    elif found.kind == "unknown" and evidence.value("evaluation", "name") != "none":
+        text = (
+            f"Next time measure along the way, with evaluation.every_steps={max(1, step // 10)}: "
+            "only so one sees when a run stops getting better."
+        )
+    if text:
+        yield text, ""
+
+
+def _best_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Where another step than the last was the best, and is kept."""
+    best, checkpoints = evidence.result.get("best_step"), evidence.path / CHECKPOINTS
+    if evidence.finished and best not in (None, evidence.step) and (checkpoints / step_name(best)).is_dir():
+        label = metric_label(evidence.result["objective"])
+        text = f"{label} was best at step {count(best)}, whose checkpoint is kept:"
+        yield text, commands.sample(evidence, of=checkpoints / BEST)
+
+
+def _sampling_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    best = evidence.cost.get("fewest_within_5_percent")
+    for row in evidence.cost.get("rows", []):
+        sampler, steps, seconds = row["sampler"], row["num_inference_steps"], row["seconds_per_image"]
+        if best and (sampler, steps) == (best["sampler"], best["num_inference_steps"]):
+            text = (
+                f"Sample in {count(steps)} steps of {sampler}, at {duration(seconds)} an image: no fewer come "
+                "within 5 % of the score of the most steps."
+            )
+            yield text, commands.sample(evidence, sampler, steps) if evidence.is_run else ""

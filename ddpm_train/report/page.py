@@ -1,5 +1,7 @@
-"""What stands on the page, in which order; how it looks is the business of the templates."""
+"""What is on the page. Its order and its style are in `page.html.jinja` and `style.css`."""
 
+import base64
+import io
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -7,34 +9,33 @@ from pathlib import Path
 import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
 
 from ddpm_train.config.metrics import metric_label
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.report import charts, commands
-from ddpm_train.report.advice import advice
+from ddpm_train.report import charts, commands, formatting
 from ddpm_train.report.evidence import Evidence
-from ddpm_train.report.findings import RULES, findings
-from ddpm_train.report.formatting import count, digits, duration, measured, number
-from ddpm_train.report.names import circumstances, extractor_name, meaning, weights_name
-from ddpm_train.report.pictures import FRAME_SIDE, MAX_FRAMES, PICTURE_SIDE, Picture, inline
+from ddpm_train.report.findings import RULES, advice, findings
+from ddpm_train.report.formatting import count, duration, number, weights_name
 from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, styled
+
+_MAX_FRAMES = 20
+_FRAME_SIDE = 560  # the grids of earlier steps; pixels
+_PICTURE_SIDE = 1200  # the last grid, the nearest neighbours
 
 
 def render(evidence: Evidence) -> str:
     """The page as HTML. Everything that comes from the folder is escaped."""
+    loader = FileSystemLoader(Path(__file__).parent)
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for function in (count, digits, duration, measured, number, circumstances, extractor_name, meaning, metric_label):
-        templates.filters[function.__name__] = function
+    functions = {name: function for name, function in vars(formatting).items() if callable(function)}
+    templates.filters.update(functions, metric_label=metric_label)
     unreadable = list(evidence.unreadable)
     frames = list(_frames(evidence, unreadable))
-    copying = evidence.copying or {}
-    nearest = inline(evidence.evaluation / copying.get("picture", "nearest.png"), PICTURE_SIDE, unreadable)
+    nearest = evidence.evaluation / evidence.copying.get("picture", "nearest.png")
     return templates.get_template("page.html.jinja").render(
         evidence=evidence,
         subtitle=" · ".join(_subtitle(evidence)),
@@ -42,7 +43,7 @@ def render(evidence: Evidence) -> str:
         rules=RULES,
         advice=list(advice(evidence)),
         frames=frames,
-        nearest=nearest,
+        nearest=_inline(nearest, _PICTURE_SIDE, unreadable),
         charts=_charts(evidence),
         view_box=f"0 0 {WIDTH} {HEIGHT}",
         evaluations=list(zip(evidence.held_out_loss.steps, evidence.held_out_loss.values, strict=True)),
@@ -56,8 +57,7 @@ def render(evidence: Evidence) -> str:
 
 def _subtitle(evidence: Evidence) -> Iterator[str]:
     """What was trained, in a few words."""
-    dataset = evidence.value("dataset", "path")
-    if dataset:
+    if dataset := evidence.value("dataset", "path"):
         yield str(dataset)
     resolution, channels = evidence.value("dataset", "resolution"), evidence.value("dataset", "channels")
     if resolution and channels:
@@ -68,13 +68,33 @@ def _subtitle(evidence: Evidence) -> Iterator[str]:
         yield f"{number(evidence.num_parameters / size)} {unit} parameters"
 
 
-def _frames(evidence: Evidence, unreadable: list[str]) -> Iterator[tuple[int, Picture]]:
+def _frames(evidence: Evidence, unreadable: list[str]) -> Iterator[tuple[int, Markup]]:
     """The sample grids over the run, evenly chosen; the last one in full."""
-    chosen = [evidence.grids[index] for index in charts.spread(len(evidence.grids), MAX_FRAMES)]
+    chosen = [evidence.grids[index] for index in charts.spread(len(evidence.grids), _MAX_FRAMES)]
     for step, path in chosen:
-        picture = inline(path, PICTURE_SIDE if step == chosen[-1][0] else FRAME_SIDE, unreadable)
+        picture = _inline(path, _PICTURE_SIDE if step == chosen[-1][0] else _FRAME_SIDE, unreadable)
         if picture is not None:
             yield step, picture
+
+
+def _inline(path: Path, max_side: int, unreadable: list[str]) -> Markup | None:
+    """An <img>'s `src` (WebP, at most `max_side` large), `width` and `height`.
+
+    None if there is no such file, or if it is damaged, which is then added to `unreadable`.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path) as image:
+            shown = image.convert("RGBA" if "A" in image.getbands() else "RGB")
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for torn files
+        unreadable.append(f"{path.name}: {error}")
+        return None
+    shown.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    shown.save(encoded, "WEBP", quality=82, method=4)
+    data = base64.b64encode(encoded.getvalue()).decode()
+    return Markup(f'src="data:image/webp;base64,{data}" width="{shown.width}" height="{shown.height}"')
 
 
 @styled
@@ -85,13 +105,12 @@ def _charts(evidence: Evidence) -> dict[str, list[Chart]]:
         for found in evidence.evaluations
         if found.get("loss_by_timestep")
     }
-    cost = evidence.cost or {"rows": []}
     sections: dict[str, list[Chart | None]] = {
         "loss": [charts.loss(evidence), charts.held_out_loss(evidence)],
         "timesteps": [charts.loss_by_timestep(by_timestep) if by_timestep else None],
         "scores": [*charts.scores_over_steps(evidence)],
         "bound": [charts.bound_by_timestep(evidence)],
-        "cost": [charts.quality_against_cost(cost) if len(cost["rows"]) > 1 else None],
+        "cost": [charts.quality_against_cost(evidence.cost) if len(evidence.cost.get("rows", [])) > 1 else None],
         "optimisation": [charts.learning_rate(evidence), charts.gradient_norm(evidence)],
         "speed": [charts.speed(evidence)],
     }
@@ -110,14 +129,12 @@ def _speed(evidence: Evidence) -> Iterator[tuple[str, str]]:
     total = steps_seconds + float(stalls.values.sum() + evaluations.values.sum())
     if len(evaluations):
         seconds = float(evaluations.values.sum())
-        yield (
-            "Evaluations",
-            f"{count(len(evaluations))}, {duration(seconds)} in all ({number(100 * seconds / total, 2)} % of the time)",
-        )
+        share = f"{number(100 * seconds / total, 2)} % of the time"
+        yield "Evaluations", f"{count(len(evaluations))}, {duration(seconds)} in all ({share})"
     if len(stalls):
         worst = duration(float(stalls.values.max()))
-        share = number(100 * float(stalls.values.sum()) / total, 2)
-        yield "Waiting for checkpoints", f"{count(len(stalls))} times, at most {worst} ({share} % of the time)"
+        share = f"{number(100 * float(stalls.values.sum()) / total, 2)} % of the time"
+        yield "Waiting for checkpoints", f"{count(len(stalls))} times, at most {worst} ({share})"
 
 
 def _about(evidence: Evidence) -> Iterator[tuple[str, str]]:

@@ -19,9 +19,8 @@ from PIL import Image
 from ddpm_train.report.formatting import tick
 
 # The light colours of the page, by name; an SVG refers to them by name, and so follows the page into dark and print.
-COLOURS = dict(
-    re.findall(r"--([\w-]+): (#\w{6});", (Path(__file__).parent / "style.css").read_text("utf-8").partition("}")[0])
-)
+_STYLE_SHEET = (Path(__file__).parent / "style.css").read_text("utf-8")
+COLOURS = dict(re.findall(r"--([\w-]+): (#\w{6});", _STYLE_SHEET.partition("}")[0]))
 CURVES = [COLOURS[f"curve-{place}"] for place in range(4)]
 WIDTH, HEIGHT = 340, 215  # of a chart, in points: about the pixels that a phone has for it
 MAX_POINTS = 100
@@ -33,26 +32,17 @@ _STYLE = {
     "font.size": 11,
     "text.color": COLOURS["ink"],
     "text.parse_math": False,  # names come from files and may hold a dollar
+    "grid.color": COLOURS["hair"],
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), COLOURS["paper"]),
+    **dict.fromkeys(("axes.titlecolor", "axes.labelcolor", "axes.edgecolor"), COLOURS["quiet"]),
+    **dict.fromkeys(("xtick.color", "ytick.color"), COLOURS["quiet"]),
+    **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top", "legend.frameon"), False),
+    **dict.fromkeys(("ytick.major.size", "ytick.minor.size", "xtick.minor.size"), 0),
     "axes.titlesize": 11,
     "axes.titlepad": 5,
-    "axes.titlecolor": COLOURS["quiet"],
-    "axes.labelcolor": COLOURS["quiet"],
-    "axes.edgecolor": COLOURS["quiet"],
-    "axes.facecolor": COLOURS["paper"],
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
     "axes.axisbelow": True,
     "figure.titlesize": 12,
-    "figure.facecolor": COLOURS["paper"],
-    "grid.color": COLOURS["hair"],
-    "xtick.color": COLOURS["quiet"],
-    "ytick.color": COLOURS["quiet"],
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-    "xtick.minor.size": 0,
     "figure.constrained_layout.h_pad": 0.07,
-    "legend.frameon": False,
     "legend.borderpad": 0,
     "legend.borderaxespad": 0.3,
     "legend.handlelength": 1.2,
@@ -65,7 +55,7 @@ styled = style.context(_STYLE, after_reset=True)
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart; `description` is for those who cannot see it, and stands below it for everybody."""
+    """A drawn chart; `description` is the text below it, also for those who cannot see the chart."""
 
     title: str
     description: str
@@ -114,14 +104,14 @@ def new_axes(x_label: str, y_label: str, *, log_x: bool = False, log_y: bool = F
 
 
 def label_axes(axes: Axes, x_label: str, y_label: str) -> None:
-    """Name them; what y is stands above, where it can be read without turning one's head."""
+    """Name them. The name of y is written horizontally, above the axis."""
     axes.set_title(y_label, loc="left")
     axes.set_xlabel(x_label, loc="right")
     axes.grid(axis="y")
 
 
 def mark_points(axes: Axes, x: Iterable[float], y: Iterable[float], labels: list[str], colour: str) -> None:
-    """Dots that say on the page what they are when one points at them, while there are few enough to tell apart."""
+    """Dots with a tooltip each, if there are few enough of them."""
     if len(labels) <= MAX_POINTS:
         for x_value, y_value, label in zip(x, y, labels, strict=True):
             axes.plot(x_value, y_value, "o", color=colour, markeredgecolor=COLOURS["paper"], gid=f"point {label}")

@@ -1,7 +1,6 @@
-"""By what number a run is judged, and what follows from its records: the best step, and whether it still improves.
+"""What follows from a run's records by its criterion: the best step, and whether it still improves. Imports no torch.
 
 All of it is a function of the config and of `metrics.jsonl` up to a step: there is nothing that could be lost or stale.
-Imports no torch.
 """
 
 import math
@@ -33,24 +32,19 @@ class Selection:
             self.values[step] = values[self.criterion.name]
 
     def best(self, among: Collection[int] | None = None) -> int | None:
-        """The best step, of equals the first; None if none has been evaluated to a finite number.
-
-        Args:
-            among: only these count.
-        """
+        """The best step (`among` these), of equals the first; None if none has been evaluated to a finite number."""
         if self.criterion is None:
             return None
         sign = 1 if self.criterion.lower_is_better else -1
-        finite = {step: sign * value for step, value in self.values.copy().items() if math.isfinite(value)}
-        candidates = [step for step in finite if among is None or step in among]
-        return min(candidates, key=lambda step: (finite[step], step), default=None)
+        values = self.values.copy()  # another thread may add one
+        steps = [step for step, value in values.items() if math.isfinite(value) and (among is None or step in among)]
+        return min(steps, key=lambda step: (sign * values[step], step), default=None)
 
     @property
     def value(self) -> float | None:
-        """The criterion at the best step: what an optimiser of runs compares. None without a criterion, else NaN if
-        nothing finite was measured."""
+        """The criterion at the best step; None if there is none."""
         best = self.best()
-        return self.values[best] if best is not None else None if self.criterion is None else math.nan
+        return None if best is None else self.values[best]
 
     @property
     def out_of_patience(self) -> bool:

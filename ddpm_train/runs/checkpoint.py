@@ -62,10 +62,10 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / step_name(step)
     staging = directory / f".{path.name}.staging"
-    _remove(staging)
+    shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
+    files: dict[str, dict[str, Any]] = {}
     try:
-        files: dict[str, dict[str, Any]] = {}
         for name, named_tensors in tensors.items():
             # The metadata is what other libraries, diffusers among them, expect of weights.
             data = safetensors.torch.save(dict(named_tensors), metadata={"format": "pt"})
@@ -77,7 +77,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"
         os.rename(staging, path)
         fsync_path(directory)
     finally:
-        _remove(staging)
+        shutil.rmtree(staging, ignore_errors=True)
     return verify(path, step)
 
 
@@ -90,11 +90,6 @@ def _write(path: Path, data: bytes, files: dict[str, dict[str, Any]]) -> None:
     files[path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _remove(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)
-
-
 def verify(path: Path, step: int | None = None) -> Path:
     """Check every file of a checkpoint against its manifest, and that it is of `step`, if that is known; returns it.
 
@@ -103,9 +98,9 @@ def verify(path: Path, step: int | None = None) -> Path:
     """
     files = _read_manifest(path, step)
     present = {file.name for file in path.iterdir()} - {MANIFEST}
-    if problems := [f"{name} is missing" for name in sorted(set(files) - present)] + [
-        f"{name} is foreign" for name in sorted(present - set(files))
-    ]:
+    problems = [f"{name} is missing" for name in sorted(set(files) - present)]
+    problems += [f"{name} is foreign" for name in sorted(present - set(files))]
+    if problems:
         raise BadCheckpoint("; ".join(problems))
     for name, expected in files.items():
         if (size := (path / name).stat().st_size) != expected["bytes"]:
@@ -177,10 +172,8 @@ class Retention:
 
     def to_prune(self, steps: list[int]) -> list[int]:
         """Which of the published `steps` (oldest first) go."""
-        old, best = steps[: -self.keep_last] if self.keep_last else [], self.best(steps)
-        return [
-            step for step in old if step != best and not (self.keep_every_steps and step % self.keep_every_steps == 0)
-        ]
+        old, best, every = steps[: -self.keep_last] if self.keep_last else [], self.best(steps), self.keep_every_steps
+        return [step for step in old if step != best and not (every and step % every == 0)]
 
 
 def prune(directory: Path, retention: Retention) -> None:
@@ -188,6 +181,6 @@ def prune(directory: Path, retention: Retention) -> None:
     for step in retention.to_prune([step_of(path) for path in published(directory)]):
         # Renamed first: a checkpoint that is half removed must not look like one.
         doomed = directory / f".{step_name(step)}.staging"
-        _remove(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
         os.rename(directory / step_name(step), doomed)
         shutil.rmtree(doomed)

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def environment(arguments: Sequence[str], compute: Mapping[str, Any]) -> dict[st
     """
     written = [_ABSOLUTE_PATH.sub("…", argument) for argument in arguments]
     return {
-        "command": " ".join(["ddpm-train", *map(shlex.quote, written)]),
+        "command": shlex.join(["ddpm-train", *written]),
         "commit": commit(),
         **compute,
         "platform": f"{platform.system()} {platform.machine()}",
@@ -38,29 +39,17 @@ def environment(arguments: Sequence[str], compute: Mapping[str, Any]) -> dict[st
     }
 
 
-def followed_by(earlier: list[dict[str, Any]], now: dict[str, Any], step: int) -> list[dict[str, Any]]:
-    """What has computed a run so far, and what computes it from `step` on, if that is something else."""
-    if earlier and {**earlier[-1], **now} == earlier[-1]:
-        return earlier
-    return [*earlier, {"from_step": step, **now}]
-
-
 def versions() -> dict[str, str]:
     """Python's, this project's, and those of the packages that can change a run's numbers."""
     found = {"python": platform.python_version(), "ddpm-train": __version__}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # brought by other means than a package manager
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue  # brought by other means than a package manager
     return found
 
 
 def commit() -> dict[str, Any] | None:
-    """The git commit of this code, and whether files differ from it: of a checkout, or as pip noted it.
-
-    None if nobody knows.
-    """
+    """The commit of this code's checkout, or the one that pip noted, and whether files differ; None: unknown."""
     checkout = Path(__file__).resolve().parent.parent.parent
 
     def git(*arguments: str) -> str:

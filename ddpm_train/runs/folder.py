@@ -21,7 +21,6 @@ import yaml
 from ddpm_train.config.extensions import unnamed_mistakes
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.schema import Schema
-from ddpm_train.system.files import write_atomic
 
 CONFIG = "config.yaml"
 RECORDS = "metrics.jsonl"
@@ -72,7 +71,7 @@ def read_part(run: Path, part: type[P]) -> P:
     """
     values = read_config(run / CONFIG)
     try:
-        return Schema(part, lambda _: iter(())).parse(values)
+        return Schema(part).parse(values)
     except Mistakes:
         if lines := list(unnamed_mistakes(values)):
             raise Mistakes(*lines) from None  # the reason why it is not understood
@@ -100,26 +99,14 @@ def read_records(run: Path, until: int | None = None, *, with_key: str = "") -> 
 
 def read_result(run: Path) -> dict[str, Any] | None:
     """What a finished run has come to: its objective's name, value and best step, and its own last step."""
-    return _read_json(run / RESULT)
-
-
-def write_result(run: Path, result: Mapping[str, Any]) -> None:
-    """The inverse of `read_result`."""
-    write_atomic(run / RESULT, json.dumps(result).encode())
+    path = run / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def read_origin(pipeline: Path) -> dict[str, Any]:
     """The "step" and "weights" ("ema" or "unet") that a run's `pipeline/` holds; empty if nobody says."""
-    return _read_json(pipeline / ORIGIN) or {}
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def pipeline_step(run: Path) -> int | None:
-    """The step whose weights the run's `pipeline/` holds; None if there is none yet."""
-    return read_origin(run / PIPELINE).get("step")
+    path = pipeline / ORIGIN
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def is_best(pipeline: str) -> bool:

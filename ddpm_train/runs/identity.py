@@ -23,13 +23,12 @@ _UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
 
 def identity(values: Mapping[str, Any], *, dataset_content: str, mixed_precision: str) -> dict[str, Any]:
     """The config as flat keys, with what the machine decided: the dataset's content and the precision."""
-    flat = dict(dotted_values(values))
-    lists = {key: list(value) for key, value in flat.items() if isinstance(value, tuple)}
-    pretrained = flat.get("model.pretrained")
+    flat = {key: list(value) if isinstance(value, tuple) else value for key, value in dotted_values(values)}
+    pretrained: Any = flat.get("model.pretrained")
     if pretrained and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", pretrained):
-        # Of a folder the name: it may lie elsewhere now.
+        # Only the name of a folder: it may lie elsewhere now.
         flat["model.pretrained"] = Path(pretrained).name
-    return {**flat, **lists, "dataset content": dataset_content, "precision": mixed_precision}
+    return {**flat, "dataset content": dataset_content, "precision": mixed_precision}
 
 
 def accept(
@@ -53,16 +52,10 @@ def accept(
     refused = [key for key in changed if key not in harmless and key not in accepted]
     if refused:
         rows = [(key, str(there.get(key)), str(now.get(key))) for key in refused]
-        raise Mistakes(
-            "\n".join(
-                [
-                    f"this config would make another run than the one in {where}:",
-                    *in_columns(("key", "there", "now"), *rows),
-                    "give it another name=…, or accept the change, which the run then records, with "
-                    f"'allow_change=[{','.join(refused)}]'",
-                ]
-            )
-        )
+        title = f"this config would make another run than the one in {where}:"
+        change = f"'allow_change=[{','.join(refused)}]'"
+        remedy = f"give it another name=…, or accept the change, which the run then records, with {change}"
+        raise Mistakes("\n".join([title, *in_columns(("key", "there", "now"), *rows), remedy]))
     # A key that is not there was left out when the checkpoint was shared, or is newer than it.
     known = [key for key in harmless if key in there and key not in _UNMENTIONED]
     return [f"{key}: {there[key]} -> {now.get(key)}" for key in known], accepted

@@ -1,5 +1,6 @@
 """One process group trains a run at a time."""
 
+import itertools
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from ddpm_train.runs.folder import HEARTBEAT, LOCK
 from ddpm_train.system.files import write_atomic
 
 BEAT_SECONDS = 5.0
-# A holder on another host that is silent for three beats is dead. Only changes are looked at, no clock is compared.
+# A holder on another host that is silent for three beats is dead. No clocks are compared.
 SILENT_BEATS = 3
 
 
@@ -34,11 +35,7 @@ class RunLock:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def acquire(self) -> None:
-        """Take the run, from a dead holder too.
-
-        Raises:
-            Mistakes: a living process holds it.
-        """
+        """Take the run, also from a dead holder; raises `Mistakes` if a living process holds it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(blocking=False)
@@ -49,9 +46,9 @@ class RunLock:
             deadline = time.monotonic() + SILENT_BEATS * BEAT_SECONDS
             while time.monotonic() < deadline:
                 time.sleep(BEAT_SECONDS / 5)
-                if read_holder(self._folder) not in (holder, None):
+                if (now := read_holder(self._folder)) not in (holder, None):
                     self._lock.release()
-                    self._refuse(read_holder(self._folder))
+                    self._refuse(now)
         self._thread.start()
 
     def release(self) -> None:
@@ -66,30 +63,25 @@ class RunLock:
         raise Mistakes(f"output_dir={self._folder}: {who} is training this run; wait for it, or give another name=…")
 
     def _beat(self) -> None:
-        beat = 0
-        while True:
+        for beat in itertools.count():
             try:
                 holder = {"host": socket.gethostname(), "pid": os.getpid(), "beat": beat}
                 write_atomic(self._heartbeat, json.dumps(holder).encode())
             except OSError:
                 pass  # a full disk must not end the run; the file lock still holds
-            beat += 1
             if self._released.wait(BEAT_SECONDS):
                 return
 
 
 def is_held(output_dir: Path) -> bool:
     """Whether a process holds a run, as far as this host can see."""
-    path = output_dir / LOCK
-    if not path.exists():
+    if not (output_dir / LOCK).exists():
         return False
-    lock = FileLock(path)
     try:
-        lock.acquire(blocking=False)
+        with FileLock(output_dir / LOCK).acquire(blocking=False):
+            return False
     except Timeout:
         return True
-    lock.release()
-    return False
 
 
 def read_holder(output_dir: Path) -> dict[str, Any] | None:

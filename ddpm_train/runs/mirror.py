@@ -20,15 +20,14 @@ from ddpm_train.system.files import replace_folder
 
 # A call that fails is tried again until this long after its first failure.
 RETRY_SECONDS = 15.0
-# At the end of a run its uploads may take this long; then it ends without them. The other processes wait meanwhile, and
-# NCCL does so for 600 s.
+# The end of a run waits this long for its uploads. The other processes wait too, and NCCL for no longer than 600 s.
 FINISH_SECONDS = 300.0
 # When the run is asked to stop: Slurm and Kubernetes leave 30 s for this, the save before it and the exit after it.
 STOP_SECONDS = 15.0
 
 
 class Mirror:
-    """The checkpoints and records of one run at a URL, laid out as on the disk: URL/step_00001000/…
+    """The checkpoints and records of one run at a URL, laid out as on the disk: URL/step_00001000/… A `Store`.
 
     The manifest goes up last and is removed first, so that a folder without one is no checkpoint.
     """
@@ -38,11 +37,7 @@ class Mirror:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.key = f"checkpoint.mirror={self.url}"
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)
-        except (ImportError, ValueError) as error:
-            remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
-            raise Mistakes(f"checkpoint.mirror={url}: {one_line(error)}{remedy}") from None
+        self._fs, self._root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)  # the preflight has tried it
         # botocore tries a request five times, s3fs does that five times, and `_try` that again: minutes.
         if hasattr(self._fs, "config_kwargs"):
             self._fs.config_kwargs.setdefault("retries", {"total_max_attempts": 1})
@@ -60,7 +55,7 @@ class Mirror:
         """Copy a checkpoint, and before it the run's records, which reach at least as far.
 
         Raises:
-            Exception: the file system's own, RETRY_SECONDS after the first of a row.
+            Exception: the file system's own, after RETRY_SECONDS of tries.
         """
         if records.exists():
             self._put(records, f"{self._root}/{RECORDS}")
@@ -69,7 +64,7 @@ class Mirror:
             self._put(file, f"{self._root}/{path.name}/{file.name}")
 
     def prune(self, newest: int, retention: checkpoint.Retention) -> None:
-        """Let go of what retention lets go, and of what an interrupted upload left.
+        """Remove what retention lets go, and what an interrupted upload left.
 
         Whole checkpoints beyond `newest` neither count nor go: the run has passed over them, or has not come as far
         again.
@@ -79,8 +74,6 @@ class Mirror:
         torn = [step for step, whole in steps.items() if not whole]
         for step in torn + retention.to_prune(until_now):
             self._remove(checkpoint.step_name(step))
-
-    # What follows is a `Store`.
 
     def candidates(self, newer_than: int, directory: Path) -> Candidates:
         for step, whole in sorted(self.steps().items(), reverse=True):
@@ -113,7 +106,7 @@ class Mirror:
     def check_fresh_start(self, damaged: bool) -> None:
         if damaged:
             raise Mistakes(f"{self.key}: no checkpoint there can be used; give another name=…")
-        # Tried, not asked: a missing bucket must not show first when there is something to lose.
+        # Written now: a missing bucket must not show first when there is something to lose.
         self._make_folder(self._root)
         self._try(self._fs.pipe_file, f"{self._root}/{RECORDS}", b"")
 
@@ -132,7 +125,7 @@ class Mirror:
     def _make_folder(self, folder: str) -> None:
         # Only paths that begin with a slash have folders. Of bucket/key this would make a mistyped bucket.
         if folder.startswith("/"):
-            self._try(partial(self._fs.makedirs, folder, exist_ok=True))
+            self._try(self._fs.makedirs, folder, True)
 
     def _remove(self, name: str) -> None:
         folder = f"{self._root}/{name}"
@@ -155,7 +148,7 @@ def _is_final(error: Exception) -> bool:
 class MirrorThread:
     """Uploads in the background, one at a time, the newest first. Never raises into training.
 
-    What fails waits for the next submission; what is pruned on the disk meanwhile waits no longer.
+    What fails is tried again with the next submission, unless the disk has pruned it meanwhile.
     """
 
     def __init__(self, mirror: Mirror, retention: checkpoint.Retention, warn: Callable[[str], None]) -> None:
@@ -164,8 +157,7 @@ class MirrorThread:
         self._warn = warn
         self._condition = threading.Condition()
         self._waiting: list[Path] = []
-        self._due = False  # submitted since the thread last looked
-        self._busy = False
+        self._due = self._busy = False  # due: something was submitted since the thread last looked
         self._newest = 0
         threading.Thread(target=self._run, name="mirror", daemon=True).start()
 
@@ -176,7 +168,7 @@ class MirrorThread:
             self._due = True
             self._condition.notify_all()
 
-    def finish(self, seconds: float = FINISH_SECONDS) -> None:
+    def finish(self, seconds: float) -> None:
         """Wait until all that was submitted is copied or has failed, or that many seconds have passed."""
         with self._condition:
             if not self._condition.wait_for(lambda: not self._due and not self._busy, seconds):

@@ -38,11 +38,7 @@ class ResumedState:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`.
-
-        Raises:
-            KeyError: a key is missing that every checkpoint has.
-        """
+        """The inverse of `to_json`; raises KeyError where a key is missing that every checkpoint has."""
         known = {"environments": [], **values}
         return cls(**{field.name: known[field.name] for field in fields(cls)})
 

@@ -3,7 +3,6 @@
 A store knows which checkpoints it has and how to bring one to the disk. The rest is said here.
 """
 
-import itertools
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -68,9 +67,9 @@ def newest_on_disk(directory: Path, warn: Callable[[str], None]) -> Path | None:
     """
 
     def set_aside(candidate: Candidate, error: BadCheckpoint) -> None:
-        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-        names = (directory / f"{candidate.name}.bad{ending}" for ending in endings)
-        aside = next(path for path in names if not path.exists())
+        aside, number = directory / f"{candidate.name}.bad", 2
+        while aside.exists():
+            aside, number = directory / f"{candidate.name}.bad-{number}", number + 1
         os.rename(directory / candidate.name, aside)
         warn(f"warning: checkpoint {candidate.name} is set aside as {aside.name}: {error}")
 

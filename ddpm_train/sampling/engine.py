@@ -23,22 +23,18 @@ from ddpm_train.sampling.loop import (
     ignore,
     image_generators,
     noised,
-    step_arguments,
     to_uint8,
 )
 from ddpm_train.sampling.recipe import Recipe
 from ddpm_train.system.compute import Compute, Stopwatch, choose, multiplies_in_bf16, out_of_memory
 
 T = TypeVar("T")
-# With what batch `auto` begins. A CPU gains nothing from a larger one, and does not say when its memory runs out.
-_LARGEST_BATCH = {"cpu": 64}
-_LARGEST_BATCH_ELSEWHERE = 1024
-# Fewer denoising steps than these take less time than finding out how to make them faster.
+# The batch that `auto` begins with. A CPU gains nothing from a larger one, and does not say when its memory runs out.
+_LARGEST_BATCH, _LARGEST_BATCH_ON_CPU = 1024, 64
+# To measure what is fastest takes longer than fewer denoising steps than these.
 _WORTH_MEASURING_STEPS = 20
 # A CPU is measured with few images: it works through them one by one, and a trial must not cost what it saves.
 _TRIAL_IMAGES_ON_CPU = 4
-
-
 # The same numbers as diffusers' own loop.
 PLAIN = Compute("no", channels_last=False, attention="fused", compile=False)
 
@@ -79,10 +75,7 @@ class Engine:
             # Another batch size would be compiled anew.
             indices = [*indices, *[indices[-1]] * (self._compiled_batch - count)]
         generators = image_generators(recipe.seed, indices)
-        if recipe.inpainting is not None:
-            x_0 = self._inpainted(recipe, generators, observe)
-        else:
-            x_0 = self.denoised(recipe, self.noise(recipe, generators), generators, observe=observe)
+        x_0 = self.denoised(recipe, self.noise(recipe, generators), generators, observe=observe)
         self._compiled_batch = len(indices)
         return to_uint8(x_0)[:count]
 
@@ -90,12 +83,16 @@ class Engine:
         self, recipe: Recipe, noise: Tensor, generators: list[torch.Generator], *, observe: Observer = ignore
     ) -> Tensor:
         """x_0 from this noise (with the recipe's picture in it, if it has one), float32 [B, C, H, W]."""
-        sampler, arguments = self._sampler(recipe)
-        x_t, start = noise * sampler.init_noise_sigma, 0
-        if recipe.picture is not None:
-            x_t, start = noised(sampler, recipe.picture.to(self.device), noise, recipe.strength)
+        sampler, arguments = self._sampler(recipe), recipe.sampler.arguments
         with self.compute.attention_kernels():
-            return denoise(self.unet, sampler, x_t, generators, start=start, step_arguments=arguments, observe=observe)
+            if recipe.inpainting is not None:
+                assert recipe.picture is not None
+                given = (recipe.picture, recipe.inpainting, noise, generators)
+                return inpaint(self.unet, sampler, *given, arguments=arguments, observe=observe)
+            x_t, start = noise * sampler.init_noise_sigma, 0
+            if recipe.picture is not None:
+                x_t, start = noised(sampler, recipe.picture.to(self.device), noise, recipe.strength)
+            return denoise(self.unet, sampler, x_t, generators, start=start, arguments=arguments, observe=observe)
 
     def call(self, x_t: Tensor) -> Tensor:
         """One call of the UNet, at timestep 0: what a step costs."""
@@ -104,34 +101,17 @@ class Engine:
 
     def num_steps(self, recipe: Recipe) -> int:
         """How often the loop calls the UNet for a batch."""
-        sampler, _ = self._sampler(recipe)
+        sampler = self._sampler(recipe)
         if recipe.inpainting is not None:
             jumps = visits(len(sampler.timesteps), recipe.inpainting.jump_steps, recipe.inpainting.repeats)
             return sum(there < here for here, there in jumps)
         start = 0 if recipe.picture is None else first_step(sampler, recipe.strength)
         return len(sampler.timesteps) - start
 
-    def _inpainted(self, recipe: Recipe, generators: list[torch.Generator], observe: Observer) -> Tensor:
-        assert recipe.picture is not None and recipe.inpainting is not None
-        sampler, arguments = self._sampler(recipe)
-        with self.compute.attention_kernels():
-            return inpaint(
-                self.unet,
-                sampler,
-                recipe.picture.to(self.device),
-                recipe.inpainting.mask.to(self.device),
-                generators,
-                jump_steps=recipe.inpainting.jump_steps,
-                repeats=recipe.inpainting.repeats,
-                step_arguments=arguments,
-                observe=observe,
-            )
-
-    def _sampler(self, recipe: Recipe) -> tuple[Any, dict[str, Any]]:
-        name, arguments = recipe.sampler.name, recipe.sampler.arguments
-        sampler = build_sampler(name, self.noise_scheduler, arguments)
+    def _sampler(self, recipe: Recipe) -> Any:
+        sampler = build_sampler(recipe.sampler.name, self.noise_scheduler, recipe.sampler.arguments)
         sampler.set_timesteps(recipe.num_inference_steps)
-        return sampler, step_arguments(name, arguments)
+        return sampler
 
 
 def open_engine(model: Model, device: torch.device, compute: Compute = PLAIN) -> Engine:
@@ -145,7 +125,7 @@ def open_engine(model: Model, device: torch.device, compute: Compute = PLAIN) ->
 
 
 def choose_compute(
-    model: Model, device: torch.device, recipe: Recipe, *, mixed_precision: str, num_images: int, batch_size: int | None
+    model: Model, device: torch.device, recipe: Recipe, mixed_precision: str, num_images: int, batch_size: int | None
 ) -> Compute:
     """How to call the UNet: for `auto` the fastest way, measured, if there is enough to do to make it worth while."""
     if mixed_precision != "auto":
@@ -187,12 +167,11 @@ def in_batches(
             if not out_of_memory(error):
                 raise
             if batch_size is not None:
-                raise Mistakes(
-                    f"batch_size={batch_size}: does not fit in the memory of {device}; use less, or auto"
-                ) from None
+                line = f"batch_size={batch_size}: does not fit in the memory of {device}; use less, or auto"
+                raise Mistakes(line) from None
             if size == 1:
                 raise Mistakes(f"batch_size=auto: one image alone does not fit in the memory of {device}") from None
-            size = max(1, size // 2)
+            size //= 2
         else:
             yield batch, result
             place += len(batch)
@@ -201,4 +180,4 @@ def in_batches(
 
 
 def _largest_batch(device: torch.device) -> int:
-    return _LARGEST_BATCH.get(device.type, _LARGEST_BATCH_ELSEWHERE)
+    return _LARGEST_BATCH_ON_CPU if device.type == "cpu" else _LARGEST_BATCH

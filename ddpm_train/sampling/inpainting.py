@@ -1,6 +1,7 @@
 """Filling a masked part of a picture with an unconditional model: RePaint (Lugmayr et al. 2022, arXiv 2201.09865)."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,21 @@ from diffusers import UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ddpm_train.sampling.loop import Observer, ignore
+from ddpm_train.sampling.loop import Observer, ignore, step_arguments
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """What to paint, and how often RePaint goes back.
+
+    Attributes:
+        mask: float32 [1, 1, H, W], 1 where to paint.
+        jump_steps, repeats: see `visits`.
+    """
+
+    mask: Tensor
+    jump_steps: int
+    repeats: int
 
 
 def visits(num_inference_steps: int, jump_steps: int, repeats: int) -> Iterator[tuple[int, int]]:
@@ -33,38 +48,37 @@ def inpaint(
     unet: UNet2DModel,
     sampler: Any,
     picture: Tensor,
-    mask: Tensor,
+    inpainting: Inpainting,
+    x_t: Tensor,
     generators: list[torch.Generator],
     *,
-    jump_steps: int,
-    repeats: int,
-    step_arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any],
     observe: Observer = ignore,
 ) -> Tensor:
     """Paint the masked part anew; float32 [B, C, H, W]. Where the mask is 0 it is `picture`, to the bit.
 
     Args:
-        sampler: DDPM or DDIM, whose steps stand at x_t = sqrt(alphas_cumprod) x_0 + sigma noise each; timesteps set.
+        sampler: DDPM or DDIM, which keep x_t = sqrt(alphas_cumprod) x_0 + sigma noise at each step; timesteps set.
         picture: float32 [1, C, H, W] in [-1, 1].
-        mask: float32 [1, 1, H, W], 1 where to paint.
+        x_t: noise, float32 [B, C, H, W], on the device of the UNet.
         generators: one for each image, B of them.
-        observe: see `denoise`.
+        arguments, observe: see `denoise`.
     """
     total = len(sampler.timesteps)
     dtype = unet.dtype
-    shape = (len(generators), *picture.shape[1:])
-    takes = {"generator": generators, **(step_arguments or {})}
-    on_device = sampler.timesteps.to(picture.device)
+    picture, mask = picture.to(x_t.device), inpainting.mask.to(x_t.device)
+    taken = step_arguments(sampler, arguments, generators)
+    on_device = sampler.timesteps.to(x_t.device)
 
     def noise() -> Tensor:
-        return randn_tensor(shape, generator=generators, device=picture.device, dtype=picture.dtype)
+        return randn_tensor(x_t.shape, generator=generators, device=x_t.device, dtype=x_t.dtype)
 
     def signal(remaining: int) -> Tensor:
         """alphas_cumprod with that many steps to go."""
         return sampler.alphas_cumprod[sampler.timesteps[total - remaining]] if remaining else torch.tensor(1.0)
 
-    x_t, number = noise(), 0
-    for here, there in visits(total, jump_steps, repeats):
+    number = 0
+    for here, there in visits(total, inpainting.jump_steps, inpainting.repeats):
         if there > here:  # forward in the diffusion: q(x_there | x_here)
             kept = signal(there) / signal(here)
             x_t = kept.sqrt() * x_t + (1 - kept).sqrt() * noise()
@@ -73,7 +87,7 @@ def inpaint(
         prediction = unet(x_t.to(dtype), on_device[total - here]).sample.float()
         observe(number, timestep, x_t, prediction)
         number += 1
-        painted = sampler.step(prediction, timestep, x_t, **takes).prev_sample
+        painted = sampler.step(prediction, timestep, x_t, **taken).prev_sample
         known = signal(there).sqrt() * picture + (1 - signal(there)).sqrt() * noise() if there else picture
         x_t = torch.where(mask > 0, painted, known)  # Algorithm 1, line 8
     return x_t

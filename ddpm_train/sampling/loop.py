@@ -23,7 +23,7 @@ def build_sampler(name: str, noise_scheduler: Any, arguments: Mapping[str, Any] 
 
     Args:
         noise_scheduler: the diffusers scheduler of the model.
-        arguments: of the constructor or of `step`; the latter are left to `step_arguments`.
+        arguments: of the constructor or of `step`; see `step_arguments` for the latter.
 
     Raises:
         ValueError, NotImplementedError, ImportError: from diffusers, about the arguments.
@@ -36,10 +36,10 @@ def build_sampler(name: str, noise_scheduler: Any, arguments: Mapping[str, Any] 
     return samplers.SAMPLERS[name].load().from_config(noise_scheduler.config, **own, **given)
 
 
-def step_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that belong to the sampler's `step`, such as DDIM's eta."""
-    _, step = samplers.arguments(name)
-    return {key: value for key, value in arguments.items() if key in step}
+def step_arguments(sampler: Any, arguments: Mapping[str, Any], generators: Sequence[torch.Generator]) -> dict[str, Any]:
+    """What the sampler's `step` takes of its arguments, such as DDIM's eta, and the generators if it draws noise."""
+    taken = inspect.signature(sampler.step).parameters
+    return {key: value for key, value in {**arguments, "generator": generators}.items() if key in taken}
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -64,26 +64,24 @@ def denoise(
     generators: list[torch.Generator],
     *,
     start: int = 0,
-    step_arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any],
     observe: Observer = ignore,
 ) -> Tensor:
     """Run the sampler's timesteps from `start` on; float32 x_0, [B, C, H, W], unclipped.
 
-    Nothing in the loop waits for the device: the sampler's timesteps stay on the CPU, where it looks things up by
-    them, and the UNet is given copies that are on its device already.
+    Nothing in the loop waits for the device: the sampler's timesteps stay on the CPU, where it needs them, and the
+    UNet is given copies that are on its device already.
 
     Args:
         unet: in eval mode. In bfloat16 it is given x_t rounded, while x_t and the sampler stay in float32.
         sampler: a diffusers scheduler whose timesteps are set.
         x_t: float32 [B, C, H, W] at timestep number `start`, scaled as the sampler has it.
         generators: one for each image, for samplers that draw noise at each step.
-        step_arguments: further arguments of the sampler's `step`.
+        arguments: all arguments of the sampler, see `step_arguments`.
         observe: called at each step, between the prediction and the step itself; it may raise to end the loop.
     """
     dtype = unet.dtype
-    arguments: dict[str, Any] = dict(step_arguments or {})
-    if "generator" in inspect.signature(sampler.step).parameters:
-        arguments["generator"] = generators
+    taken = step_arguments(sampler, arguments, generators)
     if hasattr(sampler, "noise_sampler_seed"):  # DPMSolverSDE draws from a Brownian tree for each image
         sampler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
     timesteps = sampler.timesteps[start:]
@@ -91,15 +89,14 @@ def denoise(
         model_input = sampler.scale_model_input(x_t, timestep)
         prediction = unet(model_input.to(dtype), on_device).sample.float()
         observe(number, timestep, model_input, prediction)
-        x_t = sampler.step(prediction, timestep, x_t, **arguments).prev_sample
+        x_t = sampler.step(prediction, timestep, x_t, **taken).prev_sample
     return x_t
 
 
 def first_step(sampler: Any, strength: float) -> int:
     """The number of the timestep from which `strength` of the steps remain, as diffusers' image-to-image counts."""
     steps: int = sampler.num_inference_steps
-    order: int = sampler.order
-    return max(steps - int(steps * strength), 0) * order
+    return max(steps - int(steps * strength), 0) * sampler.order
 
 
 def noised(sampler: Any, x_0: Tensor, noise: Tensor, strength: float) -> tuple[Tensor, int]:

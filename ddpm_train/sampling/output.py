@@ -11,7 +11,7 @@ OUTPUT/
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,9 @@ class ImageFolder:
         record = self.path / RECORD
         if record.exists():
             try:
-                values: dict[str, Any] = json.loads(record.read_text())
+                return json.loads(record.read_text())
             except ValueError:
                 raise Mistakes(f"output={self.path}: {RECORD} cannot be read; give another output") from None
-            return values
         if self.path.is_dir() and any(self.path.iterdir()):
             raise Mistakes(f"output={self.path}: holds files that are not ddpm-sample's; give another output")
         return {}
@@ -54,8 +53,7 @@ class ImageFolder:
         Raises:
             Mistakes: it holds images of another model, seed, sampler, …
         """
-        there = self.recorded()
-        if there:
+        if there := self.recorded():
             changed = [key for key in dict.fromkeys([*there, *identity]) if there.get(key) != identity.get(key)]
             if changed:
                 shown = "; ".join(f"{key} {there.get(key)}, not {identity.get(key)}" for key in changed)
@@ -112,7 +110,8 @@ class ImageFolder:
         staging = path.with_name(f".{path.name}.{os.getpid()}")
         schema = Features({"image": ImageFeature(), "index": Value("int64")}).arrow_schema
         with pyarrow.parquet.ParquetWriter(staging, schema) as writer:
-            for rows in _groups(num_images):
+            for start in range(0, num_images, _ROW_GROUP):
+                rows = range(num_images)[start : start + _ROW_GROUP]
                 images = [{"bytes": (self.path / "images" / _name(i)).read_bytes(), "path": _name(i)} for i in rows]
                 table = pyarrow.Table.from_pydict({"image": images, "index": list(rows)}, schema=schema)
                 writer.write_table(table)
@@ -134,7 +133,3 @@ def to_picture(pixels: np.ndarray) -> Image.Image:
 
 def _name(index: int) -> str:
     return f"{index:06}.png"
-
-
-def _groups(count: int) -> Iterator[range]:
-    return (range(start, min(start + _ROW_GROUP, count)) for start in range(0, count, _ROW_GROUP))

@@ -5,20 +5,21 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ddpm_train.sampling.visualizations import Compared, Frame
+from ddpm_train.sampling.output import to_picture
+from ddpm_train.sampling.visualizations import Compared
 from ddpm_train.system.files import write_atomic
 
 _GAP = 2
 _LABEL_HEIGHT = 16
 _MILLISECONDS = 120
 _HOLD_FRAMES = 8  # an animation stands still at its end for a moment
-# Tiles smaller than this are enlarged without smoothing, so that a person can see them.
-MIN_TILE_SIDE = 64
+_MIN_TILE_SIDE = 64  # smaller tiles are enlarged without smoothing, so that a person can see them
 
 
 def rows(images: Sequence[Tensor]) -> Image.Image:
@@ -26,10 +27,9 @@ def rows(images: Sequence[Tensor]) -> Image.Image:
     return image_grid(torch.cat(list(images)), columns=len(images[0]))
 
 
-def strip(frames: Sequence[Frame]) -> Image.Image:
-    """For each image two rows, x_t and the estimate of x_0, from noise on the left to the result on the right."""
-    kinds = [torch.stack([frame.x_t for frame in frames]), torch.stack([frame.x_0 for frame in frames])]
-    return rows([kind[:, image] for image in range(kinds[0].shape[1]) for kind in kinds])
+def strip(frames: Tensor) -> Image.Image:
+    """For each image of a trajectory two rows, x_t and the estimate of x_0, from noise on the left to the result."""
+    return rows([frames[:, kind, image] for image in range(frames.shape[2]) for kind in (0, 1)])
 
 
 def animate(frames: Sequence[Image.Image], path: Path) -> None:
@@ -44,9 +44,9 @@ def animate(frames: Sequence[Image.Image], path: Path) -> None:
     write_atomic(path, file.getvalue())
 
 
-def trajectory_frames(frames: Sequence[Frame]) -> list[Image.Image]:
-    """x_t on the left, the estimate of x_0 on the right."""
-    return [beside([image_grid(frame.x_t), image_grid(frame.x_0)]) for frame in frames]
+def trajectory_frames(frames: Tensor) -> list[Image.Image]:
+    """x_t on the left, the estimate of x_0 on the right; see `visualizations.trajectory`."""
+    return [Image.fromarray(np.hstack([np.asarray(image_grid(images)) for images in both])) for both in frames]
 
 
 def interpolation_frames(walks: Sequence[Tensor]) -> list[Image.Image]:
@@ -54,22 +54,13 @@ def interpolation_frames(walks: Sequence[Tensor]) -> list[Image.Image]:
     return [image_grid(torch.stack(frames)) for frames in zip(*walks, strict=True)]
 
 
-def beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    width = sum(picture.width for picture in pictures)
-    canvas = Image.new(pictures[0].mode, (width, max(picture.height for picture in pictures)))
-    left = 0
-    for picture in pictures:
-        canvas.paste(picture, (left, 0))
-        left += picture.width
-    return canvas
-
-
 def comparison_table(results: Sequence[Compared]) -> Image.Image:
     """A row for each sampler, a column for each number of steps, and in each cell all images under their label."""
     names = list(dict.fromkeys(result.sampler for result in results))
     columns = list(dict.fromkeys(result.num_inference_steps for result in results))
     grids = [image_grid(result.images).convert("RGB") for result in results]
-    labels = [_label(result) for result in results]
+    distances = ("" if result.distance is None else f"  d={result.distance:.1f}" for result in results)
+    labels = [f"{one.sampler} {one.num_inference_steps}{d}" for one, d in zip(results, distances, strict=True)]
     font = ImageFont.load_default()
     width = max(max(grid.width for grid in grids), *(math.ceil(font.getlength(label)) + 2 * _GAP for label in labels))
     height = grids[0].height + _LABEL_HEIGHT
@@ -81,11 +72,6 @@ def comparison_table(results: Sequence[Compared]) -> Image.Image:
         draw.text((left + _GAP, top + _GAP), label, fill="black", font=font)
         canvas.paste(grid, (left, top + _LABEL_HEIGHT))
     return canvas
-
-
-def _label(result: Compared) -> str:
-    distance = "" if result.distance is None else f"  d={result.distance:.1f}"
-    return f"{result.sampler} {result.num_inference_steps}{distance}"
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -100,8 +86,7 @@ def to_png(picture: Image.Image) -> bytes:
 
 def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:
     """uint8 [N, C, H, W] -> one picture, row by row, nearly square unless `columns` are given; C is 1, 3 or 4."""
-    factor = max(1, math.ceil(MIN_TILE_SIDE / max(images.shape[2:])))
+    factor = max(1, math.ceil(_MIN_TILE_SIDE / max(images.shape[2:])))
     enlarged = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     grid = make_grid(enlarged, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=255)
-    pixels = grid.permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels[..., 0] if images.shape[1] == 1 else pixels)
+    return to_picture(grid[: images.shape[1]].permute(1, 2, 0).numpy())  # `make_grid` makes three channels of one

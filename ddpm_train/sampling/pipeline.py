@@ -83,8 +83,7 @@ class Pipeline:
         Returns:
             PIL images, or with output="np" uint8 [N, H, W, C].
         """
-        config, recipe = self._understand(num_images, keys)
-        engine = self._ready(config, recipe)
+        engine, recipe, config = self._open(num_images, keys)
 
         def make(batch: Sequence[int]) -> Tensor:
             return engine.images(recipe, batch).permute(0, 2, 3, 1).cpu()
@@ -95,14 +94,13 @@ class Pipeline:
 
     def trajectory(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
         """The frames of the loop: x_t on the left, the estimate of x_0 on the right, all images in each."""
-        config, recipe = self._understand(num_images, {**keys, "trajectory": True})
-        return pictures.trajectory_frames(visualizations.trajectory(self._ready(config, recipe), recipe, config))
+        opened = self._open(num_images, {**keys, "trajectory": True})
+        return pictures.trajectory_frames(visualizations.trajectory(*opened))
 
     def interpolate(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
         """The frames of a walk from the images of `seed` to those of `interpolate_seed`."""
-        config, recipe = self._understand(num_images, {**keys, "interpolate": True})
-        engine = self._ready(config, recipe)
-        walks = [visualizations.interpolation(engine, recipe, config, index) for index in range(num_images)]
+        opened = self._open(num_images, {**keys, "interpolate": True})
+        walks = [visualizations.interpolation(*opened, index) for index in range(num_images)]
         return pictures.interpolation_frames(walks)
 
     def compare(
@@ -110,37 +108,24 @@ class Pipeline:
     ) -> tuple[Image.Image, list[visualizations.Compared]]:
         """Samplers at step counts from the same noise: a labelled picture, and the figures."""
         chosen = {"samplers": list(samplers), "steps": list(steps)}
-        config, recipe = self._understand(num_images, {**keys, "compare": chosen})
-        results, _ = visualizations.comparison(self._ready(config, recipe), recipe, config)
+        results, _ = visualizations.comparison(*self._open(num_images, {**keys, "compare": chosen}))
         return pictures.comparison_table(results), results
 
-    def _understand(self, num_images: int, keys: Mapping[str, Any]) -> tuple[SampleConfig, Recipe]:
+    def _open(self, num_images: int, keys: Mapping[str, Any]) -> tuple[Engine, Recipe, SampleConfig]:
         import_modules(keys.get("extensions", ()))
         given = {key: value for key, value in keys.items() if isinstance(value, Image.Image)}
-        values = {**_defaults(), "pipeline": self.model.label, "num_images": num_images, **keys}
+        values: dict[str, Any] = yaml.safe_load((CONF / "sample.yaml").read_text())  # those of `ddpm-sample`
+        del values["hydra"]
+        values |= values.pop("defaults")[0]  # the sampler
+        values |= {"pipeline": self.model.label, "num_images": num_images, **keys}
         values |= dict.fromkeys(given, "<image>")
         values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
         if isinstance(values["sampler"], str):
             values["sampler"] = {"name": values["sampler"]}
         config = SAMPLING.parse(values)
-        return config, build_recipe(config, self.model, given)
-
-    def _ready(self, config: SampleConfig, recipe: Recipe) -> Engine:
+        recipe = build_recipe(config, self.model, given)
         if self._engine is None:
-            compute = choose_compute(
-                self.model,
-                self._device,
-                recipe,
-                mixed_precision=self._mixed_precision,
-                num_images=config.num_images,
-                batch_size=config.batch_size,
-            )
+            limits = (config.num_images, config.batch_size)
+            compute = choose_compute(self.model, self._device, recipe, self._mixed_precision, *limits)
             self._engine = open_engine(self.model, self._device, replace(compute, compile=self._compile))
-        return self._engine
-
-
-def _defaults() -> dict[str, Any]:
-    """The values of `conf/sample.yaml`, as `ddpm-sample` has them."""
-    values: dict[str, Any] = yaml.safe_load((CONF / "sample.yaml").read_text())
-    chosen = {"sampler": values["defaults"][0]["sampler"]}
-    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")} | chosen
+        return self._engine, recipe, config

@@ -6,7 +6,7 @@ from pathlib import Path
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.program import Program
 from ddpm_train.config.sample import SAMPLING, SampleConfig
-from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.system.files import output_mistakes
 from ddpm_train.system.launch import launch_mistakes
@@ -20,19 +20,28 @@ def preflight(config: SampleConfig) -> Iterator[str]:
         path = getattr(config, key)
         if path is not None and not Path(path).expanduser().is_file():
             yield f"{key}={path}: no such file"
-    if config.mixed_precision == "bf16":
-        yield from precision_mistakes()
+    yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
     yield from path_mistakes(config.pipeline)
-    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
-    for name in config.compare.samplers:
-        yield from package_mistakes(name, f"compare.samplers={as_written(config.compare.samplers)}")
+    yield from sampler_package_mistakes(config.sampler.name)
+    samplers = config.compare.samplers
+    yield from sampler_package_mistakes(*samplers, given=f"compare.samplers={as_written(samplers)}")
 
 
-def precision_mistakes() -> Iterator[str]:
+def precision_mistakes(key: str, mixed_precision: str, *, otherwise: str) -> Iterator[str]:
+    """A line if this machine cannot do a precision that the config forces.
+
+    Args:
+        otherwise: what to use instead of bf16.
+    """
+    if mixed_precision not in ("bf16", "fp16"):
+        return
     import torch
 
-    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield f"mixed_precision=bf16: {torch.cuda.get_device_name()} has none; use no or auto"
+    cuda = torch.cuda.is_available()
+    if mixed_precision == "fp16" and not cuda:
+        yield f"{key}=fp16: needs a CUDA GPU, and there is none; use bf16, no or auto"
+    if mixed_precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield f"{key}=bf16: {torch.cuda.get_device_name()} has none; use {otherwise}"
 
 
-PROGRAM = Program("sample", SAMPLING, preflight)
+PROGRAM = Program("ddpm-sample", "sample", "output", "output='samples/{}'", SAMPLING, preflight)

@@ -1,8 +1,9 @@
 """What image i is made of, besides the model: (seed, i) and this."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,11 @@ from torch import Tensor
 from ddpm_train.config.mistakes import Mistakes, as_written, resolution_text
 from ddpm_train.config.parts import Sampler
 from ddpm_train.config.sample import SampleConfig
-from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.config.samplers import SAMPLERS, sampler_package_mistakes
 from ddpm_train.data.decode import MODES, BrokenImage, Decoder
 from ddpm_train.models.load import Model
-from ddpm_train.sampling.sampler_check import refusal, samplers_that_can
-
-_MAX_PIXELS = 10**9
-
-
-@dataclass(frozen=True)
-class Inpainting:
-    """A mask, float32 [1, 1, H, W], 1 where to paint, and how often RePaint goes back."""
-
-    mask: Tensor
-    jump_steps: int
-    repeats: int
+from ddpm_train.sampling.inpainting import Inpainting
+from ddpm_train.sampling.sampler_check import refusal
 
 
 @dataclass(frozen=True)
@@ -57,11 +48,12 @@ class Recipe:
             "resolution": list(self.resolution),
         }
         if self.picture is not None:
-            values |= {"from_image": _hash(self.picture)}
-            values |= {} if self.inpainting else {"strength": self.strength}
+            values["from_image"] = _hash(self.picture)
         if self.inpainting is not None:
             values |= {"inpaint": _hash(self.inpainting.mask), "inpaint_jump_steps": self.inpainting.jump_steps}
-            values |= {"inpaint_repeats": self.inpainting.repeats}
+            values["inpaint_repeats"] = self.inpainting.repeats
+        elif self.picture is not None:
+            values["strength"] = self.strength
         return values
 
     @property
@@ -89,47 +81,46 @@ def resolution_mistakes(model: Model, wanted: tuple[int, int] | None) -> Iterato
 
 
 def sampler_mistakes(
-    model: Model, sampler: Sampler, num_inference_steps: int, strength: float | None = None
+    model: Model, chosen: Iterable[tuple[Sampler, int]], strength: float | None = None
 ) -> Iterator[str]:
-    """A line if this sampler cannot sample this model in so many steps; with a strength: from a noised picture."""
-    steps, name = num_inference_steps, sampler.name
-    if absent := list(package_mistakes(name, f"sampler={name}")):
+    """A line for each sampler and number of steps that cannot sample this model.
+
+    Args:
+        strength: begin with a picture noised so much, and not with noise.
+    """
+    lines = (line for sampler, steps in chosen for line in _mistakes_of(sampler, steps, model, strength))
+    yield from dict.fromkeys(lines)
+
+
+def _mistakes_of(sampler: Sampler, steps: int, model: Model, strength: float | None) -> Iterator[str]:
+    name, given = sampler.name, sampler.arguments
+    if absent := list(sampler_package_mistakes(name)):
         yield from absent
         return
-    trained = model.noise_scheduler.config.num_train_timesteps
+    config = model.noise_scheduler.config
+    trained = config.num_train_timesteps
     if steps > trained:
         yield f"num_inference_steps={steps}: more than the model's {trained} training timesteps; use at most {trained}"
         return
     if strength is not None and int(steps * strength) < 1:
         yield f"strength={strength}: less than one of {steps} steps; use at least {1 / steps:.3g}"
         return
-    learned = model.learned_variance
-
-    def refused(arguments: Mapping[str, Any], num_inference_steps: int = steps) -> str | None:
-        return refusal(
-            name,
-            model.noise_scheduler,
-            num_inference_steps,
-            arguments=arguments,
-            learned_variance=learned,
-            strength=strength,
-        )
-
-    reason = refused(sampler.arguments)
+    refused = partial(
+        refusal, noise_scheduler=model.noise_scheduler, learned_variance=model.learned_variance, strength=strength
+    )
+    reason = refused(name, num_inference_steps=steps, arguments=given)
     if reason is None:
         return
-    given = f"sampler={name}"
-    if sampler.arguments and refused({}) is None:
-        written = " ".join(f"sampler.{key}={as_written(value)}" for key, value in sampler.arguments.items())
+    if given and refused(name, num_inference_steps=steps, arguments={}) is None:
+        written = " ".join(f"sampler.{key}={as_written(value)}" for key, value in given.items())
         yield f"{written}: {reason}; leave it out or change it"
         return
-    config = model.noise_scheduler.config
-    enough = [count for count in (2 * steps, 4 * steps, 8 * steps) if count <= trained]
-    enough = [count for count in enough if refused(sampler.arguments, count) is None]
+    more_steps = (count for count in (2 * steps, 4 * steps, 8 * steps) if count <= trained)
+    enough = [count for count in more_steps if refused(name, num_inference_steps=count, arguments=given) is None]
     more = f"use num_inference_steps={enough[0]}, or " if enough else ""
-    able = samplers_that_can(model.noise_scheduler, steps, learned_variance=learned, strength=strength)
+    able = [other for other in SAMPLERS if refused(other, num_inference_steps=steps, arguments={}) is None]
     yield (
-        f"{given}: cannot sample this model (prediction_type={config.prediction_type}, "
+        f"sampler={name}: cannot sample this model (prediction_type={config.prediction_type}, "
         f"beta_schedule={config.beta_schedule}) in {steps} steps: {reason}; {more}use one of {', '.join(able)}"
     )
 
@@ -143,13 +134,13 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
     Raises:
         Mistakes: all that the model cannot do.
     """
-    if lines := list(resolution_mistakes(model, config.resolution)):
-        raise Mistakes(*lines, *_sampler_mistakes(config, model))
+    if lines := [*resolution_mistakes(model, config.resolution), *_sampler_mistakes(config, model)]:
+        raise Mistakes(*lines)
     resolution = config.resolution or model.sample_size
     assert resolution is not None  # resolution_mistakes sees to it
 
     def decoded(key: str, channels: int) -> Tensor:
-        decoder = Decoder(resolution, channels, (255, 255, 255), "center", _MAX_PIXELS)
+        decoder = Decoder(resolution, channels, (255, 255, 255), "center", max_pixels=10**9)
         path, image = getattr(config, key), (pictures or {}).get(key)
         try:
             array = decoder(Path(path).expanduser()) if image is None else decoder.from_image(image)
@@ -163,7 +154,7 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
         if not bool(mask.any()):
             raise Mistakes(f"inpaint={config.inpaint}: nothing in this mask is white, which is what is painted anew")
         inpainting = Inpainting(mask.float(), config.inpaint_jump_steps, config.inpaint_repeats)
-    recipe = Recipe(
+    return Recipe(
         seed=config.seed,
         sampler=config.sampler,
         num_inference_steps=config.num_inference_steps,
@@ -173,21 +164,16 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
         strength=config.strength,
         inpainting=inpainting,
     )
-    if lines := list(_sampler_mistakes(config, model)):
-        raise Mistakes(*lines)
-    return recipe
 
 
 def _sampler_mistakes(config: SampleConfig, model: Model) -> Iterator[str]:
     """Those of the samplers and step counts that the config chooses, one or several."""
-    begins_with_picture = config.from_image is not None and config.inpaint is None
-    strength = config.strength if begins_with_picture else None
+    strength = config.strength if config.from_image is not None and config.inpaint is None else None
     chosen = [(config.sampler, config.num_inference_steps)]
     if config.visualization == "compare":
         samplers = (compared(config.sampler, name) for name in config.compare.samplers)
         chosen = [(sampler, steps) for sampler in samplers for steps in config.compare.steps]
-    lines = (line for sampler, steps in chosen for line in sampler_mistakes(model, sampler, steps, strength))
-    yield from dict.fromkeys(lines)
+    return sampler_mistakes(model, chosen, strength)
 
 
 def compared(chosen: Sampler, name: str) -> Sampler:

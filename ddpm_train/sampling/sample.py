@@ -44,13 +44,12 @@ def sample_images(config: SampleConfig) -> None:
         folder = ImageFolder(Path(config.output))
         compute = on_main(lambda: _claim(config, model, recipe, folder, state.device))
         engine = open_engine(model, state.device, replace(compute, compile=config.compile))
-        sampling = _Sampling(config, recipe, engine, folder, state, Console(state.is_main_process))
+        sampling = _Sampling(engine, recipe, config, folder, state, Console(state.is_main_process))
         sampling.announce(model)
         if config.visualization is None:
             sampling.make_images()
         elif state.is_main_process:
-            show = {"trajectory": sampling.trajectory, "interpolate": sampling.interpolate, "compare": sampling.compare}
-            show[config.visualization]()
+            getattr(sampling, config.visualization)()
         state.wait_for_everyone()
 
 
@@ -60,14 +59,8 @@ def _claim(config: SampleConfig, model: Model, recipe: Recipe, folder: ImageFold
     if config.mixed_precision == "auto" and "precision" in recorded:
         compute = Compute.named(recorded["precision"])  # a measurement may turn out otherwise the next time
     else:
-        compute = choose_compute(
-            model,
-            device,
-            recipe,
-            mixed_precision=config.mixed_precision,
-            num_images=config.num_images,
-            batch_size=config.batch_size,
-        )
+        limits = (config.num_images, config.batch_size)
+        compute = choose_compute(model, device, recipe, config.mixed_precision, *limits)
     what = config.visualization or "images"
     identity = {"what": what, "model": model.digest, **recipe.identity(), "precision": str(compute)}
     if what == "compare":  # which has samplers and steps of its own
@@ -80,9 +73,9 @@ def _claim(config: SampleConfig, model: Model, recipe: Recipe, folder: ImageFold
 class _Sampling:
     """One call of the program, once everything is open and fits together."""
 
-    config: SampleConfig
-    recipe: Recipe
     engine: Engine
+    recipe: Recipe
+    config: SampleConfig
     folder: ImageFolder
     state: PartialState
     console: Console
@@ -93,15 +86,11 @@ class _Sampling:
         height, width = recipe.resolution
         channels = model.unet.config.in_channels
         processes = f", {state.num_processes} processes" if state.num_processes > 1 else ""
-        rows = {
-            "model": f"{model.label}: {parameters:.2f}M parameters, {height}x{width}x{channels}",
-            "sampler": f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}",
-            "compute": f"{self.engine.compute} on {device_name(state.device)}{processes}",
-            "output": config.output,
-        }
-        if config.visualization == "compare":
-            del rows["sampler"]
-        self.console.table(rows)
+        rows = {"model": f"{model.label}: {parameters:.2f}M parameters, {height}x{width}x{channels}"}
+        if config.visualization != "compare":
+            rows["sampler"] = f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
+        rows["compute"] = f"{self.engine.compute} on {device_name(state.device)}{processes}"
+        self.console.table(rows | {"output": config.output})
 
     def make_images(self) -> None:
         """This process's share of the missing images; then, on the main process, what is made of all of them."""
@@ -138,7 +127,7 @@ class _Sampling:
         first = [torch.from_numpy(folder.load(index).copy()) for index in range(min(count, _GRID_IMAGES))]
         grid = folder.path / "grid.png"
         pictures.save(pictures.image_grid(torch.stack(first).permute(0, 3, 1, 2)), grid)
-        rows = {"images": f"{folder.path / 'images'}", "grid": str(grid)}
+        rows = {"images": str(folder.path / "images"), "grid": str(grid)}
         if self.config.format == "npz":
             rows["npz"] = str(folder.write_npz(count))
         elif self.config.format == "parquet":
@@ -152,10 +141,8 @@ class _Sampling:
 
     def interpolate(self) -> None:
         observe = self._count_steps(self.config.num_images)
-        walks = [
-            visualizations.interpolation(self.engine, self.recipe, self.config, index, observe)
-            for index in range(self.config.num_images)
-        ]
+        made = (self.engine, self.recipe, self.config)
+        walks = [visualizations.interpolation(*made, i, observe) for i in range(self.config.num_images)]
         frames = pictures.interpolation_frames(walks)
         self._write_animation("interpolation", pictures.rows(walks), [*frames, *frames[-2:0:-1]])
 

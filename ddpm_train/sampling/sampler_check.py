@@ -3,6 +3,8 @@
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,9 +12,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ddpm_train.config import samplers
-from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.diffusion.noise import estimate_x_0
-from ddpm_train.sampling.loop import build_sampler, denoise, noised, step_arguments
+from ddpm_train.sampling.loop import build_sampler, denoise, noised
 
 # Where a sampler may end beside x_0: some stop at the first timestep and leave its noise (0.01 to 0.03).
 _TOLERANCE = 0.1
@@ -56,36 +57,30 @@ class Schedule:
         return alpha * noise - sigma * x_0 if self.prediction_type == "v_prediction" else noise
 
 
+@dataclass(frozen=True)
 class _Perfect:
     """A UNet that has learned data of a known normal distribution perfectly: it predicts E[x_0 | x_t]."""
 
+    schedule: Schedule
+    mean: float
+    spread: float
+    learned_variance: bool = False
     dtype = torch.float32
-
-    def __init__(self, schedule: Schedule, mean: float, spread: float, learned_variance: bool = False) -> None:
-        self.schedule = schedule
-        self.mean = mean
-        self.spread = spread
-        self.learned_variance = learned_variance
 
     def __call__(self, x_t: Tensor, timestep: Tensor) -> Any:
         alpha, sigma = self.schedule.at(timestep)
         gain = alpha * self.spread**2 / max(alpha**2 * self.spread**2 + sigma**2, 1e-24)
         prediction = self.schedule.prediction(x_t, self.mean + gain * (x_t - alpha * self.mean), timestep)
         outputs = (prediction, torch.zeros_like(prediction)) if self.learned_variance else (prediction,)
-        return _Output(torch.cat(outputs, dim=1))
-
-
-class _Output:
-    def __init__(self, sample: Tensor) -> None:
-        self.sample = sample
+        return SimpleNamespace(sample=torch.cat(outputs, dim=1))
 
 
 def refusal(
     name: str,
     noise_scheduler: Any,
     num_inference_steps: int,
-    *,
     arguments: Mapping[str, Any],
+    *,
     learned_variance: bool,
     strength: float | None = None,
 ) -> str | None:
@@ -112,7 +107,7 @@ def refusal(
                 raise ValueError("its Runge-Kutta steps begin with noise; sampler.skip_prk_steps=true leaves them out")
             x_t, start = noised(sampler, mean + spread * other, noise, strength)
         unet = _Perfect(Schedule(noise_scheduler), mean, spread, learned_variance)
-        return denoise(unet, sampler, x_t, generators, start=start, step_arguments=step_arguments(name, arguments))
+        return denoise(unet, sampler, x_t, generators, start=start, arguments=arguments)
 
     try:
         with warnings.catch_warnings():
@@ -130,25 +125,6 @@ def refusal(
     return None
 
 
-def samplers_that_can(
-    noise_scheduler: Any, num_inference_steps: int, *, learned_variance: bool, strength: float | None = None
-) -> list[str]:
-    """The names of the samplers that can sample this model, with no arguments of their own."""
-    return [
-        name
-        for name in SAMPLERS
-        if refusal(
-            name,
-            noise_scheduler,
-            num_inference_steps,
-            arguments={},
-            learned_variance=learned_variance,
-            strength=strength,
-        )
-        is None
-    ]
-
-
 def is_stochastic(name: str, arguments: Mapping[str, Any]) -> bool:
     """Whether the sampler draws noise on its way, so that its images do not follow from the initial noise alone."""
     noise_scheduler = DDPMScheduler(prediction_type="v_prediction")  # any schedule will do
@@ -160,5 +136,5 @@ def is_stochastic(name: str, arguments: Mapping[str, Any]) -> bool:
     sampler.set_timesteps(10)
     perfect = _Perfect(Schedule(noise_scheduler), _MEAN, 0.0)
     noise = torch.full((1, 1, 2, 2), _MEAN) * sampler.init_noise_sigma
-    denoise(perfect, sampler, noise, [generator], step_arguments=step_arguments(name, arguments))
+    denoise(perfect, sampler, noise, [generator], arguments=arguments)
     return not torch.equal(before, generator.get_state())

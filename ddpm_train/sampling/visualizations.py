@@ -20,39 +20,30 @@ _REFERENCE_SAMPLERS = ("dpm_solver", "ddim")
 _FRAMES = 10
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One moment of the loop: both uint8 [B, C, H, W] on the CPU."""
-
-    timestep: float
-    x_t: Tensor
-    x_0: Tensor
-
-
 @torch.no_grad()
-def trajectory(engine: Engine, recipe: Recipe, config: SampleConfig, observe: Observer = ignore) -> list[Frame]:
-    """x_t and the current estimate of x_0, every few calls of the UNet, and the result (timestep 0) last."""
+def trajectory(engine: Engine, recipe: Recipe, config: SampleConfig, observe: Observer = ignore) -> Tensor:
+    """x_t and the current estimate of x_0, every few calls of the UNet, and twice the result last.
+
+    Returns:
+        uint8 [F, 2, B, C, H, W] on the CPU, x_t first.
+    """
     schedule = Schedule(engine.noise_scheduler)
     every = config.trajectory_every_steps or max(1, round(engine.num_steps(recipe) / _FRAMES))
 
-    def frames(batch: Sequence[int]) -> list[Frame]:
-        seen: list[tuple[float, Tensor, Tensor]] = []
+    def frames(batch: Sequence[int]) -> Tensor:
+        seen: list[Tensor] = []
 
         def keep(number: int, timestep: Tensor, x_t: Tensor, prediction: Tensor) -> None:
             observe(number, timestep, x_t, prediction)
             if number % every == 0:
-                seen.append((float(timestep), to_uint8(x_t), to_uint8(schedule.x_0(x_t, prediction, timestep))))
+                seen.append(to_uint8(torch.stack((x_t, schedule.x_0(x_t, prediction, timestep)))))
 
         final = engine.images(recipe, batch, observe=keep)
-        seen.append((0.0, final, final))
-        count = len(batch)  # a compiled network may have made more
-        return [Frame(timestep, x_t[:count].cpu(), x_0[:count].cpu()) for timestep, x_t, x_0 in seen]
+        seen.append(torch.stack((final, final)))
+        return torch.stack([both[:, : len(batch)] for both in seen]).cpu()  # a compiled network may have made more
 
-    parts = [part for _, part in in_batches(range(config.num_images), frames, config.batch_size, engine.device)]
-    return [
-        Frame(same[0].timestep, torch.cat([one.x_t for one in same]), torch.cat([one.x_0 for one in same]))
-        for same in zip(*parts, strict=True)
-    ]
+    parts = in_batches(range(config.num_images), frames, config.batch_size, engine.device)
+    return torch.cat([part for _, part in parts], dim=2)
 
 
 def slerp(fraction: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -136,11 +127,8 @@ def comparison(engine: Engine, recipe: Recipe, config: SampleConfig) -> tuple[li
 
 def _reference(engine: Engine, recipe: Recipe, most_steps: int) -> Recipe:
     """The first deterministic sampler that can, at many steps."""
-    steps = min(max(_REFERENCE_STEPS, 2 * most_steps), engine.noise_scheduler.config.num_train_timesteps)
-
-    def can(name: str) -> bool:
-        learned = engine.learned_variance
-        return refusal(name, engine.noise_scheduler, steps, arguments={}, learned_variance=learned) is None
-
-    name = next(filter(can, _REFERENCE_SAMPLERS), _REFERENCE_SAMPLERS[-1])
+    schedule, learned = engine.noise_scheduler, engine.learned_variance
+    steps = min(max(_REFERENCE_STEPS, 2 * most_steps), schedule.config.num_train_timesteps)
+    able = (name for name in _REFERENCE_SAMPLERS if not refusal(name, schedule, steps, {}, learned_variance=learned))
+    name = next(able, _REFERENCE_SAMPLERS[-1])
     return replace(recipe, sampler=Sampler(name), num_inference_steps=steps)

@@ -1,7 +1,7 @@
 """How a device computes a training step: number format, memory layout, attention kernels, compiled or not.
 
-What pays differs from device to device and from network to network, so `auto` is measured, once. The choice stands in
-every checkpoint and is kept on resume: exactness never hangs on a measurement.
+What is fastest depends on the device and the network, so `auto` is measured, once. The choice is kept in every
+checkpoint and on resume, so that a run does not depend on a second measurement.
 """
 
 import ctypes
@@ -22,30 +22,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ddpm_train.config.train import Train
 from ddpm_train.system.console import counted
 
-# What is less exact or less plain must be faster by this share of the time.
+# What is less exact or less simple must be faster by this share of the time.
 MARGINS = {"mixed_precision": 0.1, "channels_last": 0.05, "attention": 0.05, "compile": 0.05}
 # Compiling takes about a minute on a GPU, where it saves a third, and minutes on a CPU, where it saves a tenth at best.
 COMPILE_FROM_SECONDS = {"cuda": 300.0, "cpu": 3600.0}
-_TURNS = 2
-# glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD (malloc.h).
-_KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 2**28}
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How a step is computed.
+    """How a step is computed."""
 
-    Attributes:
-        mixed_precision: no (float32), bf16 or fp16: what autocast multiplies in; weights stay float32.
-        channels_last: whether activations and convolution weights lie as [B, H, W, C] in memory.
-        attention: fused (the best of torch's fused kernels) or math (plain matrix products).
-        compile: whether torch.compile has compiled the network.
-    """
-
-    mixed_precision: str
-    channels_last: bool
-    attention: str
-    compile: bool
+    mixed_precision: str  # no (float32), bf16 or fp16: what autocast multiplies in; weights stay float32
+    channels_last: bool  # activations and convolution weights lie as [B, H, W, C] in memory
+    attention: str  # fused (the best of torch's fused kernels) or math (plain matrix products)
+    compile: bool  # by torch.compile
 
     def __str__(self) -> str:
         parts = ["fp32" if self.mixed_precision == "no" else self.mixed_precision]
@@ -110,7 +100,7 @@ class Stopwatch:
     def compare(self, one: Compute, other: Compute) -> float:
         """The other's time as a share of the one's. They take turns: a machine is not equally busy all the time."""
         if not {str(one), str(other)} <= self.seconds.keys() and math.isfinite(self(one) + self(other)):
-            for _ in range(_TURNS):
+            for _ in range(2):
                 for compute in (one, other):
                     self.seconds[str(compute)] = min(self.seconds[str(compute)], self._once(compute))
         return self(other) / self(one)
@@ -145,17 +135,15 @@ def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch
     Args:
         steps_left: how many trial steps the run takes; a short one does not repay compiling.
     """
-    others: dict[str, tuple[Any, list[Any]]] = {
-        "mixed_precision": ("no", ["bf16"] if multiplies_in_bf16(device) else []),
-        "channels_last": (False, [True]),
-        "attention": ("fused", ["math"]),
-        "compile": (False, []),
+    simplest = Compute("no", channels_last=False, attention="fused", compile=False)
+    others: dict[str, list[Any]] = {
+        "mixed_precision": ["bf16"] if multiplies_in_bf16(device) else [],
+        "channels_last": [True],
+        "attention": ["math"],
     }
-    plain = {
-        key: simplest if getattr(train, key) == "auto" else getattr(train, key) for key, (simplest, _) in others.items()
-    }
-    options = {key: values for key, (_, values) in others.items() if getattr(train, key) == "auto"}
-    chosen = choose(Compute(**plain), options, stopwatch)
+    settled = {key: value for key in MARGINS if (value := getattr(train, key)) != "auto"}
+    options = {key: values for key, values in others.items() if key not in settled}
+    chosen = choose(replace(simplest, **settled), options, stopwatch)
     repaid_after = COMPILE_FROM_SECONDS.get(device.type)
     if train.compile == "auto" and repaid_after is not None and steps_left * stopwatch(chosen) > repaid_after:
         chosen = choose(chosen, {"compile": [True]}, stopwatch)
@@ -170,12 +158,13 @@ def multiplies_in_bf16(device: torch.device) -> bool:
 
 
 def keep_memory() -> None:
-    """Have the C library keep the blocks that are freed: glibc gives large ones back to the system at once, and each
-    step would take and clear them anew."""
+    """Have the C library keep freed memory: glibc gives large blocks back to the system, and each step would take and
+    clear them anew."""
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            for option, value in _KEEP_MEMORY.items():
+            # M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h
+            for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):
                 libc.mallopt(option, value)
 
 
@@ -207,13 +196,13 @@ def largest_fitting(sizes: list[int], trial: Callable[[int], None]) -> int:
     Raises:
         RuntimeError, MemoryError: the last one does, too.
     """
-    for size in sizes:
+    for size in sizes[:-1]:
         try:
             trial(size)
-        except (RuntimeError, MemoryError) as error:
-            if size == sizes[-1] or not out_of_memory(error):
-                raise
-        else:
             return size
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
         clear_device_cache(garbage_collection=True)
-    raise ValueError("no sizes")
+    trial(sizes[-1])
+    return sizes[-1]

@@ -1,4 +1,4 @@
-"""What the end of a run tells a scheduler."""
+"""With which code a program ends, for schedulers."""
 
 MISTAKE = 2  # in the command or the data; nothing was changed
 NON_FINITE = 3  # the loss or gradient is not a number; nothing of it was saved
@@ -10,12 +10,7 @@ FILE_VARIABLE = "DDPM_TRAIN_EXIT_CODE_FILE"
 
 
 class CannotGoOn(Exception):
-    """A run has come to an end that is no success; the text says why, and how to go on.
+    """A run has ended without success; the text says why, and how to go on."""
 
-    Attributes:
-        exit_code: what its program leaves with.
-        everywhere: whether all processes have come to it together.
-    """
-
-    exit_code = 1
-    everywhere = True
+    exit_code = 1  # of its program
+    everywhere = True  # whether all processes raise it together

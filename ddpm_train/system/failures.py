@@ -1,4 +1,4 @@
-"""What fails: tried again where that may help, and said in one line."""
+"""Errors: trying again where that may help, and error texts in one line."""
 
 import time
 from collections.abc import Callable
@@ -19,9 +19,9 @@ def retry(
 
     Args:
         call: may be repeated without harm.
-        seconds: the last try is so long after the first failure.
+        seconds: how long after the first failure it is tried again.
         is_final: whether another try cannot help.
-        asked_to_wait: how many seconds the other side wants to be left alone; longer than there is time ends it.
+        asked_to_wait: how many seconds the other side asks to wait; if fewer are left, there is no other try.
 
     Raises:
         Exception: that of the last try.

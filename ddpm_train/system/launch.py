@@ -1,7 +1,7 @@
 """Makes `accelerate launch --cpu --num_processes N` start N processes.
 
-Accelerate 1.15 leaves CPU processes to mpirun: without a hostfile its `simple_launcher` starts one process, however
-many were asked for, and says nothing. That one process recognises the situation and hands over to torchrun.
+Accelerate 1.15 leaves CPU processes to mpirun: without a hostfile its `simple_launcher` silently starts one process,
+however many were asked for. That process hands over to torchrun.
 """
 
 import os
@@ -37,13 +37,9 @@ def spread() -> None:
     # Port 0, any that is free, is not for torchrun's plain rendezvous: each process would take another.
     meeting = ["--standalone"] if port == "0" else ["--master-port", port]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *meeting]
-    os.execv(sys.executable, [sys.executable, *torchrun, *_program(), *sys.argv[1:]])
-
-
-def _program() -> list[str]:
-    """How torchrun starts this program again: a module that was started as one (`-m`), or a file."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    return ["-m", module.name] if module is not None else [sys.argv[0]]
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # if this program was started by `-m`
+    program = ["-m", module.name] if module is not None else [sys.argv[0]]
+    os.execv(sys.executable, [sys.executable, *torchrun, *program, *sys.argv[1:]])
 
 
 def _launcher_arguments() -> Any:
@@ -64,31 +60,29 @@ def launch_mistakes() -> Iterator[str]:
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # which is also behind `accelerate launch`
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if by_torchrun and local_processes > 1 and os.environ.get("ACCELERATE_USE_CPU") != "True":
-        yield from _device_mistakes(local_processes)
+        import torch
+
+        num_gpus = torch.cuda.device_count()
+        if 0 < num_gpus < local_processes:
+            gpus = "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
+            yield f"{local_processes} processes: this machine has {gpus}; start one process for each"
+    port = os.environ.get("MASTER_PORT", "29500")
     # torchrun listens at the port itself, before it starts processes.
-    if not by_torchrun and os.environ.get("RANK", "0") == "0" and num_processes() > 1:
-        yield from _port_mistakes(os.environ.get("MASTER_PORT", "29500"))
+    listens = not by_torchrun and os.environ.get("RANK", "0") == "0" and num_processes() > 1
+    if listens and port.isdigit() and (reason := port_error(int(port))):
+        yield (
+            f"MASTER_PORT={port}: {reason}; choose another port "
+            "(accelerate launch --main_process_port 0 takes any that is free)"
+        )
 
 
-def _device_mistakes(local_processes: int) -> Iterator[str]:
-    import torch
-
-    num_gpus = torch.cuda.device_count()
-    if 0 < num_gpus < local_processes:
-        gpus = "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
-        yield f"{local_processes} processes: this machine has {gpus}; start one process for each"
-
-
-def _port_mistakes(port: str) -> Iterator[str]:
-    if not port.isdigit():
-        return
+def port_error(port: int) -> str | None:
+    """Why no process can listen at a port; None: it can."""
     with socket.socket() as probe:
         # As torch listens: a port whose last connection has just ended is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", int(port)))
+            probe.bind(("", port))
         except OSError as error:
-            yield (
-                f"MASTER_PORT={port}: {os.strerror(error.errno or 0).lower()}; choose another port "
-                "(accelerate launch --main_process_port 0 takes any that is free)"
-            )
+            return os.strerror(error.errno or 0).lower()
+    return None

@@ -1,4 +1,4 @@
-"""How a program ends: asked to stop, mistaken, out of means, or broken on one of many processes."""
+"""How a program ends: asked to stop, unable to go on, or with an error on one of many processes."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from ddpm_train.system import exit_codes
 from ddpm_train.system.exit_codes import CannotGoOn
 from ddpm_train.system.signals import Stopped, StopRequest
 
-# A process that has done its share waits for the others, however long they take; a dead one ends all at once.
+# How long a process that has done its share waits for the others; a dead one ends all at once.
 PATIENCE = timedelta(days=30)
 
 

@@ -13,19 +13,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The run was asked to stop, by the signal that the text names; whatever was being computed is left as it is.
+    """The run was asked to stop, by the signal that the text names.
 
-    Not an `Exception`: it can be raised inside any library, and is not for that library to handle.
+    Not an `Exception`: it can be raised inside any library, which must not handle it.
     """
 
 
 class StopRequest:
     """Turns SIGTERM, SIGUSR1, SIGUSR2 (schedulers' warnings) and Ctrl-C into a request; a second Ctrl-C leaves at once.
 
-    A context manager: at its end the signals mean what they meant before. Outside the main thread, where Python cannot
-    listen to signals, there is never a request.
+    A context manager, which puts the old handlers back. Outside the main thread Python cannot listen to signals, and
+    there is never a request.
 
-    Until `connect` there is nothing to save, and a signal raises `Stopped` where the process stands. From then on
+    Until `connect` there is nothing to save, and a signal raises `Stopped` at once. From then on
     the request waits until all processes ask for it at the same place.
     """
 
@@ -65,8 +65,7 @@ class StopRequest:
     def agree(self, wish: bool = False) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether any has the `wish`.
 
-        All processes must call this at the same places. It is also how a process learns, within a step, that
-        another one has died: the exchange fails.
+        All processes must call this at the same places. It fails if another process has died.
         """
         if self._group is None:
             return self.signal_name is not None, wish

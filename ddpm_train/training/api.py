@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_train.config.overrides import as_overrides
-from ddpm_train.config.program import compose_config
+from ddpm_train.config.program import compose_configs
 from ddpm_train.evaluation import preflight as evaluation
 from ddpm_train.evaluation.evaluate import evaluate as run_evaluation
 from ddpm_train.evaluation.scores import Score
@@ -79,7 +79,8 @@ def train(
     given = {**(keys or {}), **keywords, "output_dir": str(output_dir)}
     given.setdefault("name", re.sub(r"[^\w.=,+-]", "_", Path(output_dir).resolve().name))
     overrides = as_overrides(given)
-    config, values = compose_config(PROGRAM, overrides, config_dir=None if config_dir is None else Path(config_dir))
+    folder = None if config_dir is None else Path(config_dir)
+    ((config, values),) = compose_configs(PROGRAM, overrides, config_dir=folder)
     with StopRequest() as stop:
         train_run(config, values, arguments=overrides, stop=stop, on_record=on_record)
     return TrainedRun(Path(output_dir))
@@ -95,6 +96,6 @@ def evaluate(pipeline: str | Path, **keys: Any) -> dict[str, Score]:
         Mistakes: a key is wrong, or the model cannot be measured so; a line for each mistake.
         Stopped: asked to stop.
     """
-    config, _ = compose_config(evaluation.PROGRAM, as_overrides({**keys, "pipeline": str(pipeline)}))
+    ((config, _),) = compose_configs(evaluation.PROGRAM, as_overrides({**keys, "pipeline": str(pipeline)}))
     with StopRequest() as stop:
         return {score.name: score for score in run_evaluation(config, stop)}

@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from accelerate import PartialState
 from diffusers import UNet2DModel
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.train import Config, Train
+from ddpm_train.config.train import Config
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.models.unet import unet_arguments
 from ddpm_train.runs.state import ResumedState
@@ -42,21 +42,12 @@ _STATE_COPIES = 3
 
 @dataclass
 class Trial:
-    """Forward and backward passes of the network that will train; nothing of them stays."""
+    """Forward and backward passes of the network that will train; they leave nothing behind."""
 
     config: Config
     unet: UNet2DModel
     objective: Objective
     device: torch.device
-
-    def of(self, compute: Compute) -> Callable[[int], None]:
-        """The trial of a number of images; twice, since the first one also chooses kernels and their workspace."""
-
-        def trial(num_images: int) -> None:
-            self(compute, num_images)
-            self(compute, num_images)
-
-        return trial
 
     def __call__(self, compute: Compute, num_images: int) -> None:
         compute.apply(self.unet)
@@ -71,6 +62,11 @@ class Trial:
         finally:
             self.unet.zero_grad()
 
+    def twice(self, compute: Compute, num_images: int) -> None:
+        """To see whether it fits: the first time also chooses kernels and their workspace."""
+        self(compute, num_images)
+        self(compute, num_images)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -84,23 +80,18 @@ class Choice:
 def choose_compute(config: Config, trial: Trial, *, max_steps: int, resumed: ResumedState | None) -> Choice:
     """How this run computes its steps; the same on all processes.
 
-    Args:
-        resumed: the checkpoint to go on from, if there is one.
+    What the launcher has decided, or the run itself before the checkpoint that it goes on from, is not `auto` any more.
     """
-    train = _settled(config.train, resumed, trial.device)
-    return on_main(lambda: _choose(replace(config, train=train), trial, max_steps))
-
-
-def _settled(train: Train, resumed: ResumedState | None, device: torch.device) -> Train:
-    """What a launcher or the run itself, earlier, has decided is not `auto` any more."""
     recorded = dict(resumed.compute) if resumed is not None else {}
-    if resumed is not None and resumed.device != device_name(device):
+    if resumed is not None and resumed.device != device_name(trial.device):
         # Another device rounds otherwise anyway, but a run does not change its precision.
         recorded = {"mixed_precision": recorded["mixed_precision"]}
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched in ("bf16", "fp16"):
         recorded.setdefault("mixed_precision", launched)
-    return replace(train, **{key: value for key, value in recorded.items() if getattr(train, key) == "auto"})
+    known = {key: value for key, value in recorded.items() if getattr(config.train, key) == "auto"}
+    settled = replace(config, train=replace(config.train, **known))
+    return on_main(lambda: _choose(settled, trial, max_steps))
 
 
 def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
@@ -110,12 +101,8 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
         return Choice(choose_for_training(train, device, unused, steps_left=0), 0, {})
     at_most = min(_micro_batch_size(config), _TRIAL_IMAGES)
     circumstances = [device_name(device), torch.backends.cpu.get_cpu_capability(), torch.__version__]
-    network = [
-        unet_arguments(config.model),
-        config.dataset.resolution,
-        config.dataset.channels,
-        train.gradient_checkpointing,
-    ]
+    dataset = config.dataset
+    network = [unet_arguments(config.model), dataset.resolution, dataset.channels, train.gradient_checkpointing]
     key = json.dumps([circumstances, network, at_most])
     path = default_cache_dir() / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -133,7 +120,8 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
 def _trial_images(trial: Trial, at_most: int) -> int:
     plain = Compute("no", channels_last=False, attention="fused", compile=False)
     if trial.device.type == "cuda":
-        return largest_fitting([at_most // 2**halvings for halvings in range(at_most.bit_length())], trial.of(plain))
+        sizes = [at_most // 2**halvings for halvings in range(at_most.bit_length())]
+        return largest_fitting(sizes, partial(trial.twice, plain))
     trial(plain, 1)
     started = time.perf_counter()
     trial(plain, 1)
@@ -164,7 +152,7 @@ def plan_batch(config: Config, trial: Trial, compute: Compute, *, resumed: Resum
         num_bytes += int(_SPARE_SHARE * torch.cuda.mem_get_info(device)[1])
     try:
         reserved = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        fitting = largest_fitting(sizes, trial.of(compute))
+        fitting = largest_fitting(sizes, partial(trial.twice, compute))
         del reserved
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

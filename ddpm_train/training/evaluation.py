@@ -39,8 +39,8 @@ class Evaluation:
     """Evaluates a run's sampling weights at the steps that the config names, once each; on all processes alike.
 
     Args:
-        extractor: what the metrics need, see `open_extractor`.
-        trackers: on the main process.
+        extractor: see `open_extractor`.
+        trackers: on the main process only.
     """
 
     def __init__(self, run: Run, extractor: "Extractor | None", records: Records, trackers: RunTrackers | None) -> None:
@@ -86,7 +86,7 @@ class Evaluation:
             held_out = RealImages(data.validation, config.dataset, self._workers, held_out=True)
             inputs = ModelInputs(
                 unet=unet,
-                noise_scheduler=run.noise_scheduler,
+                noise_scheduler=run.objective.noise_scheduler,
                 title=f"step {run.state.step:,}",
                 objective=run.objective,
                 held_out=held_out,
@@ -95,37 +95,31 @@ class Evaluation:
                 timestep_bins=config.evaluation.timestep_bins,
                 workers=self._workers,
             )
-            losses = held_out_losses(inputs)
-            yield "held_out_loss", losses.mean()
-            yield from over_timesteps(losses, inputs)
+            losses, timesteps = held_out_losses(inputs)
+            yield "held_out_loss", float(losses.double().mean())
+            yield from over_timesteps(losses, timesteps, inputs)
         if self._extractor is not None:
             training = RealImages(data.train, config.dataset, self._workers)
+            metrics, samples = config.evaluation.metrics, self._sampled(unet, config.evaluation.num_samples)
             yield from measure_images(
-                config.evaluation.metrics,
-                self._sampled(unet, config.evaluation.num_samples),
-                self._extractor,
-                reference=training,
-                training=training,
-                held_out=held_out,
+                metrics, samples, self._extractor, reference=training, training=training, held_out=held_out
             )
 
     def _sampled(self, unet: UNet2DModel, num_images: int) -> SampledImages:
         run, config = self._run, self._run.config
+        engine = Engine(unet, run.objective.noise_scheduler)
+        steps = config.evaluation.num_inference_steps
+        recipe = Recipe(config.seed, config.sampler, steps, config.dataset.resolution)
         weights = "unet" if run.state.ema_unet is None else "ema"
-        return SampledImages(
-            Engine(unet, run.noise_scheduler),
-            Recipe(config.seed, config.sampler, config.evaluation.num_inference_steps, config.dataset.resolution),
-            num_images,
-            config.evaluation.batch_size,
-            self._workers,
-            DependsOn(step=run.state.step, weights=weights, versions=versions()),
-        )
+        depends_on = DependsOn(step=run.state.step, weights=weights, versions=versions())
+        return SampledImages(engine, recipe, num_images, config.evaluation.batch_size, self._workers, depends_on)
 
     def _keep(self, found: Found, trackers: RunTrackers) -> None:
         """Pictures, as files and in the trackers; and the numbers, with all that they depend on."""
         step, output_dir = self._run.state.step, self._run.output_dir
+        step_name = checkpoint.step_name(step)
         for name, picture in found.pictures.items():
-            place = f"{SAMPLES}/{checkpoint.step_name(step)}" if name == "samples" else f"{EVALUATION}/{name}"
+            place = f"{SAMPLES}/{step_name}" if name == "samples" else f"{EVALUATION}/{name}"
             self._write(output_dir / f"{place}.png", pictures.to_png(picture))
             trackers.add_image(name, picture, step)
         stored = {
@@ -135,8 +129,7 @@ class Evaluation:
             **found.details,
             "scores": [asdict(score) for score in found.scores],
         }
-        path = output_dir / EVALUATION / f"{checkpoint.step_name(step)}.json"
-        self._write(path, json.dumps(stored, indent=1).encode())
+        self._write(output_dir / EVALUATION / f"{step_name}.json", json.dumps(stored, indent=1).encode())
 
     def _write(self, path: Path, data: bytes) -> None:
         """A full disk costs the file, and not the run."""
@@ -148,11 +141,7 @@ class Evaluation:
 
 
 def open_extractor(run: Run) -> "Extractor | None":
-    """What the run's metrics need, None if there are none.
-
-    Raises:
-        Mistakes: it cannot be had, or the images are too few.
-    """
+    """What the run's metrics need, if there are any; raises `Mistakes` if it cannot be had or images are too few."""
     config = run.config.evaluation
     if config.name == "none" or not config.metrics:
         return None

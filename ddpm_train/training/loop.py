@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import torch
@@ -11,24 +11,19 @@ from accelerate.utils.memory import clear_device_cache
 from ddpm_train.diffusion.objective import to_model_range
 from ddpm_train.seeding import Purpose, derived_seed
 from ddpm_train.system.compute import out_of_memory
-from ddpm_train.training.ema import update_ema
 from ddpm_train.training.evaluation import Evaluation
 from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
 from ddpm_train.training.saving import Saving
+from ddpm_train.training.state import update_ema
 
 
 class MicroBatchTooLarge(Exception):
-    """It did not fit into memory, and may be cut smaller. Nothing has changed: the step can begin anew."""
+    """A micro-batch did not fit into memory and may be cut smaller. Nothing has changed: the step can begin anew."""
 
 
 class Trainer:
-    """Takes a run from where it stands to its end.
-
-    Args:
-        records: one for each step.
-        evaluation, saving: decide themselves whether they are due.
-    """
+    """Takes a run from where it stands to its end."""
 
     def __init__(self, run: Run, records: Records, evaluation: Evaluation, saving: Saving) -> None:
         self.run = run
@@ -62,7 +57,10 @@ class Trainer:
                     self.saving.save()
                 if ending:
                     break
-                self.train_step_within_memory()
+                with suppress(MicroBatchTooLarge):
+                    self.train_step()
+                    continue
+                self.cut_micro_batches()  # the exception is gone, and with it the tensors of the step
         finally:
             self.micro_batches.close()
         if stopping:
@@ -96,22 +94,13 @@ class Trainer:
             update_ema(state.ema_unet, state.unet, run.config.ema.decay(state.step))
         self.records.record(state.step, state.step * plan.batch_size, lr, torch.stack(losses).mean(), grad_norm)
 
-    def train_step_within_memory(self) -> None:
-        """A training step; with `train.micro_batch_size=auto`, smaller micro-batches for it if need be."""
-        try:
-            self.train_step()
-            return
-        except MicroBatchTooLarge:
-            pass  # with it go the tensors of the step
-        self.cut_micro_batches()
-
     def exchange_gradients_after(self, accumulation: int, micro_step: int) -> AbstractContextManager[object]:
         """The processes exchange gradients once a step, while the last micro-batch goes backward."""
         last = micro_step == accumulation - 1
         return nullcontext() if last else self.run.accelerator.no_sync(self.model)
 
     def seed_dropout(self, micro_step: int) -> None:
-        """Dropout draws from torch's own generator: seeded by the micro-batch, whichever process has it."""
+        """Seed torch's generator, which dropout draws from, by the micro-batch, whichever process has it."""
         config = self.run.config
         if config.model.dropout:
             position = self.run.plan.start(self.state.step, micro_step)
@@ -119,17 +108,13 @@ class Trainer:
 
     @contextmanager
     def within_memory(self, micro_step: int) -> Iterator[None]:
-        """Tell a micro-batch that `train.micro_batch_size=auto` may cut from other errors.
-
-        Raises:
-            MicroBatchTooLarge: it may be cut.
-        """
+        """Raise `MicroBatchTooLarge` if memory runs out and `train.micro_batch_size=auto` may cut the micro-batch."""
         plan = self.run.plan
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             may_cut = self.run.config.train.micro_batch_size == "auto" and plan.micro_batch_size > 1
-            # The last micro-batch is under way with the other processes, who would not begin it anew.
+            # The other processes exchange the last micro-batch's gradients now, and would not begin it anew.
             exchanging = plan.num_processes > 1 and micro_step == plan.accumulation - 1
             if exchanging or not (may_cut and out_of_memory(error)):
                 raise
@@ -142,6 +127,6 @@ class Trainer:
         clear_device_cache(garbage_collection=True)
         run = self.run
         run.plan = replace(run.plan, micro_batch_size=run.plan.micro_batch_sizes()[1])
-        # Any process may come to this, and not only the main one.
+        # Any process may come to this, not only the main one.
         print(f"out of memory: goes on with micro-batches of {run.plan.micro_batch_size}", file=sys.stderr, flush=True)
         self.micro_batches = run.open_micro_batches()

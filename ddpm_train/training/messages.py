@@ -1,11 +1,12 @@
 """What a run says at its start and at its end."""
 
+from pathlib import Path
+
 from ddpm_train._version import __version__
 from ddpm_train.config.train import Config
-from ddpm_train.models.unet import num_parameters
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
-from ddpm_train.runs.folder import BEST, PIPELINE, REPORT, SAMPLES, TENSORBOARD
+from ddpm_train.runs.folder import BEST, CHECKPOINTS, PIPELINE, REPORT, SAMPLES, TENSORBOARD
 from ddpm_train.system.compute import device_name
 from ddpm_train.system.console import counted
 from ddpm_train.training.auto import Choice
@@ -14,22 +15,22 @@ from ddpm_train.training.run import Run
 
 def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     """What will run, in a few lines."""
-    config, plan, data, accelerator = run.config, run.plan, run.data, run.accelerator
+    config, plan, data = run.config, run.plan, run.data
     height, width = config.dataset.resolution
     held_out = f", {len(data.validation):,} held out" if data.validation else ""
+    shape = f"{height}x{width}x{config.dataset.channels}"
     epochs = run.max_steps * plan.batch_size / len(data.train)
     where = f"resumes at step {run.state.step:,}" if resumed else "new run"
     run.console.say(f"ddpm-train {__version__}  {config.name}")
     run.console.table(
         {
-            "dataset": f"{config.dataset.path}: {len(data.train):,} images "
-            f"{height}x{width}x{config.dataset.channels}{held_out}",
-            "model": f"UNet2DModel, {num_parameters(run.state.unet) / 1e6:.2f}M parameters",
+            "dataset": f"{config.dataset.path}: {len(data.train):,} images {shape}{held_out}",
+            "model": f"UNet2DModel, {run.state.unet.num_parameters() / 1e6:.2f}M parameters",
             "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {counted(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
             "steps": f"{run.max_steps:,} ({epochs:.1f} epochs)",
-            "compute": f"{run.choice.compute} on {device_name(accelerator.device)}",
-            **({"measured": _measured(run.choice)} if run.choice.seconds else {}),
+            "compute": f"{run.choice.compute} on {device_name(run.accelerator.device)}",
+            **_measured(run.choice),
             "output": f"{run.output_dir} ({where})",
         }
     )
@@ -40,35 +41,34 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
             run.console.warn(f"  {line}")
 
 
-def _measured(choice: Choice) -> str:
+def _measured(choice: Choice) -> dict[str, str]:
     times = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in choice.seconds.items())
-    return f"{times} for {counted(choice.num_images, 'image')} forward and backward"
+    return {"measured": f"{times} for {counted(choice.num_images, 'image')} forward and backward"} if times else {}
 
 
 def say_finished(run: Run) -> None:
     """That a run which was given its command again is at its end."""
-    why = "finished" if run.state.step >= run.max_steps else f"stopped early ({_patience(run.selection)})"
-    remedy = "" if run.state.step >= run.max_steps else "; raise train.patience to go on"
-    step, output = run.state.step, run.output_dir
-    run.console.say(f"{run.config.name}: {why} at step {step:,}; nothing to do{remedy} ({output})")
+    early = run.state.step < run.max_steps
+    why = f"stopped early ({_patience(run.selection)})" if early else "finished"
+    remedy = "; raise train.patience to go on" if early else ""
+    run.console.say(f"{run.config.name}: {why} at step {run.state.step:,}; nothing to do{remedy} ({run.output_dir})")
 
 
 def say_what_next(run: Run, seconds: float) -> None:
     """Where the pictures are, and the next commands."""
     output, step = run.output_dir, run.state.step
     pictures = output / SAMPLES / f"{checkpoint.step_name(step)}.png"
-    report, tensorboard = output / REPORT, output / TENSORBOARD
-    early = step < run.max_steps
-    run.console.say(
-        f"done: step {step:,} after {seconds:.0f} s{f', early: {_patience(run.selection)}' if early else ''}"
-    )
-    longer = f"train.patience={2 * (run.selection.patience or 1)}" if early else f"train.max_steps={2 * run.max_steps}"
+    report, tensorboard, pipeline = output / REPORT, output / TENSORBOARD, output / PIPELINE
+    why, longer = "", f"train.max_steps={2 * run.max_steps}"
+    if step < run.max_steps:
+        why, longer = f", early: {_patience(run.selection)}", f"train.patience={2 * (run.selection.patience or 1)}"
+    run.console.say(f"done: step {step:,} after {seconds:.0f} s{why}")
     run.console.table(
         {
             **({"report": str(report)} if report.exists() else {}),
             **({"pictures": str(pictures)} if pictures.exists() else {}),
             **_best(run),
-            "pipeline": f'{output / PIPELINE}   DDPMPipeline.from_pretrained("{output / PIPELINE}")',
+            "pipeline": f'{pipeline}   DDPMPipeline.from_pretrained("{pipeline}")',
             **({"curves": f"tensorboard --logdir {tensorboard}"} if tensorboard.exists() else {}),
             "longer": f"the same command with {longer}",
         }
@@ -82,26 +82,20 @@ def _patience(selection: Selection) -> str:
 
 def _best(run: Run) -> dict[str, str]:
     """The best checkpoint, where it is not simply the last."""
-    selection = run.selection
-    best = selection.best()
-    if best is None or best == run.state.step or not run.config.checkpoint.keep_best:
+    best, criterion = run.selection.best(), run.selection.criterion
+    if best is None or criterion is None or best == run.state.step or not run.config.checkpoint.keep_best:
         return {}
-    assert selection.criterion is not None
-    value = f"{selection.criterion.name} {selection.values[best]:.4g}"
+    value = f"{criterion.name} {run.selection.values[best]:.4g}"
     return {"best": f"step {best:,} ({value})   ddpm-sample pipeline={run.checkpoints / BEST}"}
 
 
-def non_finite_remedy(run: Run) -> str:
+def non_finite_remedy(config: Config) -> str:
     """From which checkpoint, and with what change, to go on."""
-    lr = run.config.optimizer.lr / 3
-    change = f"optimizer.lr={lr:.1e}"
-    last = checkpoint.published(run.checkpoints)
-    if not last:
-        return f"Start again with a lower learning rate: the same command with {change}"
-    return (
-        f"To go on from {last[-1].name} with a lower learning rate, give the same command with "
-        f"{change} 'allow_change=[optimizer.lr]'"
-    )
+    change = f"optimizer.lr={config.optimizer.lr / 3:.1e}"
+    if saved := checkpoint.published(Path(config.output_dir) / CHECKPOINTS):
+        keys = f"{change} 'allow_change=[optimizer.lr]'"
+        return f"To go on from {saved[-1].name} with a lower learning rate, give the same command with {keys}"
+    return f"Start again with a lower learning rate: the same command with {change}"
 
 
 def memory_remedy(config: Config) -> str:

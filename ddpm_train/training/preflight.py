@@ -1,31 +1,30 @@
 """What is wrong with a training run on this machine and at the Hub, before anything slow starts. Imports no torch."""
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ddpm_train.config.checks import TRAINING
-from ddpm_train.config.metrics import extractor_mistakes
+from ddpm_train.config.mistakes import not_installed, one_of
 from ddpm_train.config.program import Program
-from ddpm_train.config.samplers import package_mistakes
+from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.config.train import Config, Evaluation
 from ddpm_train.data.paths import path_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
 from ddpm_train.models.pretrained import resolve
+from ddpm_train.sampling.preflight import precision_mistakes
 from ddpm_train.system import launch
 from ddpm_train.system.files import output_mistakes
-from ddpm_train.system.launch import launch_mistakes
 
 
 def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]:
     """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
     yield from path_mistakes(config.dataset)
     yield from output_mistakes("output_dir", config.output_dir)
-    yield from launch_mistakes()
+    yield from launch.launch_mistakes()
     yield from _batch_mistakes(config, num_processes or launch.num_processes())
     yield from _resume_mistakes(config)
-    yield from _precision_mistakes(config.train.mixed_precision)
+    yield from precision_mistakes("train.mixed_precision", config.train.mixed_precision, otherwise="fp16, no or auto")
     yield from _extras_mistakes(config)
     yield from _mirror_mistakes(config.checkpoint.mirror)
     yield from _evaluation_mistakes(config.evaluation)
@@ -38,7 +37,7 @@ def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
         counts = [count for count in range(1, batch_size + 1) if batch_size % count == 0 and count <= 64]
         yield (
             f"train.batch_size={batch_size}: not divisible by {num_processes} processes; "
-            f"use {_join(counts)} processes or a multiple of {num_processes}"
+            f"use {one_of(counts)} processes or a multiple of {num_processes}"
         )
     elif isinstance(micro, int) and batch_size % micro == 0 and (batch_size // micro) % num_processes:
         yield (
@@ -47,30 +46,14 @@ def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
         )
 
 
-def _precision_mistakes(mixed_precision: str) -> Iterator[str]:
-    """Whether this machine can do a precision that the config forces."""
-    if mixed_precision not in ("bf16", "fp16"):
-        return
-    import torch
-
-    cuda = torch.cuda.is_available()
-    if mixed_precision == "fp16" and not cuda:
-        yield "train.mixed_precision=fp16: needs a CUDA GPU, and there is none; use bf16, no or auto"
-    if mixed_precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield f"train.mixed_precision=bf16: {torch.cuda.get_device_name()} has none; use fp16, no or auto"
-
-
 def _extras_mistakes(config: Config) -> Iterator[str]:
     """Choices that need a package which is not installed."""
-    yield from package_mistakes(config.sampler.name, f"sampler={config.sampler.name}")
-    wanted = {
-        ("tracker=wandb", "wandb", "wandb"): config.tracker.wandb is not None,
-        ("tracker=trackio", "trackio", "trackio"): config.tracker.trackio is not None,
-        ("optimizer=adamw_8bit", "bitsandbytes", "8bit"): config.optimizer.name == "adamw_8bit",
-    }
-    for (choice, package, extra), chosen in wanted.items():
-        if chosen and importlib.util.find_spec(package) is None:
-            yield f"{choice}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
+    yield from sampler_package_mistakes(config.sampler.name)
+    for tracker in ("wandb", "trackio"):
+        if getattr(config.tracker, tracker) is not None:
+            yield from not_installed(f"tracker={tracker}", tracker, tracker)
+    if config.optimizer.name == "adamw_8bit":
+        yield from not_installed("optimizer=adamw_8bit", "bitsandbytes", "8bit")
 
 
 def _mirror_mistakes(url: str | None) -> Iterator[str]:
@@ -88,14 +71,9 @@ def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[str]:
     """What `evaluation` needs that is not here."""
     if evaluation.name == "none":
         return
-    keys = ("evaluation.metrics", "evaluation.extractor.name", "evaluation.extractor.weights")
-    choice = evaluation.extractor
-    yield from extractor_mistakes(evaluation.metrics, choice.name, choice.weights, keys=keys)
-    if evaluation.timestep_bins is not None and importlib.util.find_spec("matplotlib") is None:
-        yield (
-            f"evaluation.timestep_bins={evaluation.timestep_bins}: matplotlib is not installed; "
-            "pip install 'ddpm-train[evaluate]'"
-        )
+    yield from evaluation.extractor.mistakes_with(evaluation.metrics, "evaluation.")
+    if evaluation.timestep_bins is not None:
+        yield from not_installed(f"evaluation.timestep_bins={evaluation.timestep_bins}", "matplotlib", "evaluate")
 
 
 def _resume_mistakes(config: Config) -> Iterator[str]:
@@ -122,8 +100,4 @@ def _push_mistakes(config: Config) -> Iterator[str]:
         yield from push_mistakes("hub.push=true", "hub.repo_id", repo_id, config.hub.private, otherwise=otherwise)
 
 
-def _join(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
-
-
-PROGRAM = Program("config", TRAINING, preflight, resolve)
+PROGRAM = Program("ddpm-train", "config", "output_dir", "name='{}'", TRAINING, preflight, resolve)

@@ -3,10 +3,8 @@
 import functools
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
@@ -15,9 +13,8 @@ from ddpm_train.data.sources import dataset_licence
 from ddpm_train.hub.access import reason
 from ddpm_train.hub.background import Outcome, PushThread
 from ddpm_train.hub.preflight import is_offline
-from ddpm_train.hub.push import Push, Target
-from ddpm_train.hub.share import OWNED, Shared
-from ddpm_train.models.unet import build_unet, pipeline_files, read_description
+from ddpm_train.hub.share import Shared
+from ddpm_train.models.unet import Description, build_unet, pipeline_files
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, read_config, read_part
 from ddpm_train.runs.stores import Candidate, newest_good, on_disk
@@ -37,11 +34,12 @@ def open_push(run: Run) -> PushThread | None:
     if not (config.hub.push and run.accelerator.is_main_process):
         return None
     if is_offline():
-        run.console.warn(f"warning: HF_HUB_OFFLINE is set, so nothing is pushed; `{_command(run.output_dir)}` does it")
+        by_hand = f"ddpm-push run={run.output_dir}"
+        run.console.warn(f"warning: HF_HUB_OFFLINE is set, so nothing is pushed; `{by_hand}` does it")
         return None
-    files = pipeline_files(run.state.sampling_unet, run.noise_scheduler)
-    shared = _shared(run.output_dir, config.dataset, config.hub, run.values, files)
-    return PushThread(shared, _target(config.hub), 60 * config.hub.finish_minutes, run.console.warn)
+    files = pipeline_files(run.state.sampling_unet, run.objective.noise_scheduler)
+    licence = functools.cache(lambda: dataset_licence(config.dataset))
+    return PushThread(Shared(run.output_dir, run.values, config.hub, files, licence), run.console.warn)
 
 
 def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
@@ -49,18 +47,15 @@ def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
     if push is None or (outcome := push.finish(seconds)) is None:
         return
     if outcome.commit:
-        run.console.say(_pushed(str(run.config.hub.repo_id), outcome))
+        run.console.say(_pushed(run.config.hub, outcome))
     else:
-        run.console.warn(
-            f"ERROR: step {outcome.step:,} was NOT pushed to {run.config.hub.repo_id}, because {outcome.problem}; "
-            f"`{_command(run.output_dir)}` pushes it"
-        )
+        missing = f"step {outcome.step:,} was NOT pushed to {run.config.hub.repo_id}"
+        run.console.warn(f"ERROR: {missing}, because {outcome.error}; `ddpm-push run={run.output_dir}` pushes it")
 
 
 def push_finished(run: Run, path: Path | None) -> None:
     """Push a finished run's checkpoint: the push may have failed, or the run may have been killed during it."""
-    push = open_push(run)
-    if push is not None and path is not None:
+    if path is not None and (push := open_push(run)) is not None:
         push.submit(path)
         finish_push(run, push, 60 * run.config.hub.finish_minutes)
 
@@ -69,30 +64,12 @@ def push_run(run: Path, hub: Hub) -> None:
     """Push the newest whole checkpoint of a run that another process may be training.
 
     Args:
-        hub: where to, in the run's place.
+        hub: where to, whatever the run's config says.
 
     Raises:
-        Mistakes: no checkpoint is whole, or the Hub did not take it.
+        Mistakes: no checkpoint is whole.
+        SystemExit: the Hub did not take it; a line has said why.
     """
-    path = _newest_whole(run)
-    described = read_description(run)
-    unet = build_unet(described.model, described.dataset, described.noise_scheduler)
-    files = pipeline_files(unet, described.noise_scheduler.build())
-    dataset = read_part(run, _ItsDataset).dataset
-    shared = _shared(run, dataset, hub, read_config(run / CONFIG), files)
-    step = checkpoint.step_of(path)
-    with tempfile.TemporaryDirectory(dir=run, prefix=".push-by-hand-") as staging:
-        shared.stage(path, Path(staging))
-        push = Push(_target(hub), staging, f"Step {step:,}", OWNED, checkpoint.MANIFEST)
-        try:
-            outcome = Outcome(step, push())
-        except Exception as error:
-            print(f"error: not pushed, because {reason(error)}; the same command tries again", file=sys.stderr)
-            sys.exit(1)
-    print(_pushed(shared.repo_id, outcome))
-
-
-def _newest_whole(run: Path) -> Path:
     problems: list[str] = []
 
     def note(candidate: Candidate, error: checkpoint.BadCheckpoint) -> None:
@@ -100,23 +77,22 @@ def _newest_whole(run: Path) -> Path:
 
     if (path := newest_good(on_disk(run / CHECKPOINTS), note)) is None:
         raise Mistakes(*problems)
-    return path
+    described = read_part(run, Description)
+    unet = build_unet(described.model, described.dataset, described.noise_scheduler)
+    files = pipeline_files(unet, described.noise_scheduler.build())
+    dataset = read_part(run, _ItsDataset).dataset
+    shared = Shared(run, read_config(run / CONFIG), hub, files, lambda: dataset_licence(dataset))
+    with tempfile.TemporaryDirectory(dir=run, prefix=".push-by-hand-") as staging:
+        push = shared.stage(path, Path(staging))
+        try:
+            outcome = Outcome(checkpoint.step_of(path), push())
+        except Exception as error:
+            print(f"error: not pushed, because {reason(error)}; the same command tries again", file=sys.stderr)
+            sys.exit(1)
+    print(_pushed(hub, outcome))
 
 
-def _shared(run: Path, dataset: Dataset, hub: Hub, values: Mapping[str, Any], files: Mapping[str, str]) -> Shared:
-    licence = functools.cache(lambda: dataset_licence(dataset))
-    return Shared(run, values, files, licence, str(hub.repo_id), hub.strategy)
-
-
-def _target(hub: Hub) -> Target:
-    return Target(str(hub.repo_id), hub.private, hub.revision or "main", 60 * hub.retry_minutes, hub.stall_seconds)
-
-
-def _pushed(repo_id: str, outcome: Outcome) -> str:
+def _pushed(hub: Hub, outcome: Outcome) -> str:
     from huggingface_hub import constants
 
-    return f"  pushed     {constants.ENDPOINT}/{repo_id} (step {outcome.step:,}, commit {str(outcome.commit)[:12]})"
-
-
-def _command(run: Path) -> str:
-    return f"ddpm-push run={run}"
+    return f"  pushed     {constants.ENDPOINT}/{hub.repo_id} (step {outcome.step:,}, commit {outcome.commit[:12]})"

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ddpm_train.runs.folder import read_records
 from ddpm_train.system.exit_codes import NON_FINITE, CannotGoOn
 from ddpm_train.system.files import write_atomic
+from ddpm_train.system.ranks import on_main
+
+Log = Callable[[list[dict[str, Any]]], None]
 
 
 class NonFinite(CannotGoOn):
@@ -29,7 +31,7 @@ class Records:
 
     Args:
         log: called on the main process with the records that have been written.
-        warn: tells a person that they could not be.
+        warn: shows a line to a person.
 
     Attributes:
         last: the newest record that was read back (of the step started from, after a restart).
@@ -37,13 +39,7 @@ class Records:
     """
 
     def __init__(
-        self,
-        path: Path,
-        accelerator: Accelerator,
-        start_step: int,
-        *,
-        log: Callable[[list[dict[str, Any]]], None],
-        warn: Callable[[str], None],
+        self, path: Path, accelerator: Accelerator, start_step: int, log: Log, warn: Callable[[str], None]
     ) -> None:
         self._path = path
         self._accelerator = accelerator
@@ -54,12 +50,8 @@ class Records:
         self._carried: dict[str, float] = {}
         self._clock = time.monotonic()
         self.unwritten: OSError | None = None
-        self.last: dict[str, Any] = {"step": start_step}
-        if accelerator.is_main_process:
-            kept = _records_until(path, start_step)
-            if kept and kept[-1]["step"] == start_step:
-                self.last = kept[-1]
-        (self.last,) = broadcast_object_list([self.last])
+        newest = on_main(lambda: _records_until(path, start_step)[-1:])
+        self.last = newest[0] if newest and newest[0]["step"] == start_step else {"step": start_step}
 
     def record(self, step: int, images_seen: int, learning_rate: float, loss: Tensor, grad_norm: Tensor) -> None:
         """Note a step. `loss` (this process's mean) and `grad_norm` are scalars on the device and stay there."""
@@ -99,8 +91,7 @@ class Records:
         if self._records:
             self._records[-1] |= values
         elif self._accelerator.is_main_process:
-            records = [record for record in _records_until(self._path, step) if record["step"] < step]
-            _replace_records(self._path, [*records, self.last | values])
+            _replace_records(self._path, [*read_records(self._path.parent, step - 1), self.last | values])
             self._log([{"step": step, **values}])
         self.last = self.last | values
 
@@ -108,8 +99,13 @@ class Records:
         """Put values into the next step's record: this step's is on the disk."""
         self._carried |= values
 
-    def write(self) -> None:
-        """Write what was read back, durably. What a full disk does not take is kept and tried again next time."""
+    def flush(self) -> None:
+        """Fetch what was recorded and write it, durably. What a full disk does not take is kept for the next time.
+
+        Raises:
+            NonFinite: on all processes.
+        """
+        self.read_back()
         if not self._accelerator.is_main_process:
             self._records.clear()
             return
@@ -130,15 +126,6 @@ class Records:
         self._log(self._records)
         self._records.clear()
 
-    def flush(self) -> None:
-        """Fetch and write what was recorded.
-
-        Raises:
-            NonFinite: on all processes.
-        """
-        self.read_back()
-        self.write()
-
     def rest_clock(self) -> None:
         """Leave the time since the last `read_back` (an evaluation, a save) out of images_per_second."""
         self._clock = time.monotonic()
@@ -146,10 +133,9 @@ class Records:
 
 def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
     """Drop the records after `step`, which the run is about to repeat, and from a damaged line on; return the rest."""
-    if not path.exists():
-        return []
     records = list(read_records(path.parent, step))
-    _replace_records(path, records)
+    if path.exists():
+        _replace_records(path, records)
     return records
 
 

@@ -1,4 +1,4 @@
-"""Takes over a checkpoint, if it is of the same run; and notes what computes the run from there on."""
+"""Takes over a checkpoint, if it is of the same run; and writes down what computes the run from there on."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ddpm_train.runs import checkpoint, environment
-from ddpm_train.runs.folder import ENVIRONMENT
+from ddpm_train.runs.folder import CONFIG, ENVIRONMENT, RESULT, config_yaml
 from ddpm_train.runs.identity import accept
 from ddpm_train.system.compute import device_name
 from ddpm_train.system.files import write_atomic
@@ -34,17 +34,17 @@ def restore(run: Run, start: Start) -> list[str]:
     scaler = run.accelerator.scaler
     if scaler is not None and start.state.grad_scaler:
         scaler.load_state_dict(start.state.grad_scaler)
-    return harmless + [
-        f"{change['key']}: {change['from']} -> {change['to']} (accepted, recorded)" for change in recorded
-    ]
+    return harmless + [f"{key}: {there.get(key)} -> {now.get(key)} (accepted, recorded)" for key in accepted]
 
 
-def record_environment(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """What has computed the run up to here, and what does from now on; written into its folder, and its checkpoints.
+def describe_run(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Write what the run's folder says of it until it ends: its config, what computes it, and no result.
 
-    Args:
-        arguments: of `ddpm-train`, which this run is the same as.
+    Returns:
+        What has computed the run up to here and what does from now on, for its checkpoints.
     """
+    (run.output_dir / RESULT).unlink(missing_ok=True)
+    write_atomic(run.output_dir / CONFIG, config_yaml(run.values))
     compute = {
         "device": device_name(run.accelerator.device),
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -53,7 +53,8 @@ def record_environment(run: Run, arguments: Sequence[str]) -> list[dict[str, Any
         "compute": asdict(run.choice.compute),
     }
     now = environment.environment(arguments, compute)
-    environments = environment.followed_by(run.environments, now, run.state.step)
-    text = json.dumps(environments, indent=1, ensure_ascii=False)
-    write_atomic(run.output_dir / ENVIRONMENT, text.encode())
+    environments = run.environments
+    if not environments or environments[-1] != {**environments[-1], **now}:
+        environments = [*environments, {"from_step": run.state.step, **now}]
+    write_atomic(run.output_dir / ENVIRONMENT, json.dumps(environments, indent=1, ensure_ascii=False).encode())
     return environments

@@ -3,28 +3,29 @@
 import copy
 import math
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from torch import Tensor
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
-from ddpm_train.config.train import Config
-from ddpm_train.data.device_cache import fits
+from ddpm_train.config.train import Config, Train
+from ddpm_train.data.images import fits
 from ddpm_train.data.loader import Batches, Data, micro_batches, num_workers, open_data
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.models.load import load_model
 from ddpm_train.models.unet import build_unet
-from ddpm_train.runs.best import Selection
+from ddpm_train.runs.best import Selection, read_selection
 from ddpm_train.runs.folder import CHECKPOINTS
 from ddpm_train.runs.identity import identity
 from ddpm_train.runs.state import ResumedState
 from ddpm_train.system.compute import device_name, set_backends
 from ddpm_train.system.console import Console
+from ddpm_train.system.ranks import on_main
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training.auto import Choice, Trial, choose_compute, plan_batch
 from ddpm_train.training.state import BatchPlan, TrainState
@@ -52,12 +53,11 @@ class Run:
     data: Data
     plan: BatchPlan
     max_steps: int
-    noise_scheduler: DDPMScheduler
     state: TrainState
     objective: Objective
     selection: Selection
-    changes: list[dict[str, Any]]
-    environments: list[dict[str, Any]]
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    environments: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def checkpoints(self) -> Path:
@@ -74,12 +74,8 @@ class Run:
     def open_micro_batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
         """This process's micro-batches from where the run stands: positions int64 [B], images uint8 [B, C, H, W]."""
         dataset, device = self.config.dataset, self.accelerator.device
-        batches = Batches(
-            self.data.train,
-            self.config.seed,
-            random_crop=dataset.crop == "random",
-            random_flip=dataset.random_flip,
-        )
+        random_crop = dataset.crop == "random"
+        batches = Batches(self.data.train, self.config.seed, random_crop=random_crop, random_flip=dataset.random_flip)
         resident = fits(self.data.train, device) if dataset.device_cache == "auto" else dataset.device_cache
         # A CPU trains from the disk cache's own memory; for a GPU somebody must read ahead.
         loads_ahead = dataset.cache == "none" or device.type == "cuda"
@@ -113,7 +109,7 @@ class Run:
 def build_run(
     config: Config, values: dict[str, Any], *, resumed: ResumedState | None, stop: StopRequest, console: Console
 ) -> Run:
-    """Everything that does not depend on where the run stands.
+    """All parts of a run, which stands at its beginning: `restore` takes it to where it goes on.
 
     Args:
         resumed: the checkpoint to go on from: what was measured then still holds. None: a new run.
@@ -121,7 +117,7 @@ def build_run(
     Raises:
         Mistakes: the dataset cannot be had or is too small, or one image does not fit into memory.
     """
-    device = PartialState().device
+    device, output_dir = PartialState().device, Path(config.output_dir)
     data = open_data(config.dataset, progress=console.live)
     _check_data(config, data)
     if data.commit is not None:
@@ -137,7 +133,7 @@ def build_run(
         unet.enable_gradient_checkpointing()
     if config.model.pretrained is not None and resumed is None:
         _take_weights(unet, config, console)
-    max_steps = _max_steps(config, len(data.train))
+    max_steps = config.train.max_steps or _steps_of_epochs(config.train, len(data.train))
     trial = Trial(config, unet, objective, device)
     choice = choose_compute(config, trial, max_steps=max_steps, resumed=resumed)
     choice.compute.apply(unet)
@@ -148,7 +144,7 @@ def build_run(
     return Run(
         config=config,
         values=values,
-        output_dir=Path(config.output_dir),
+        output_dir=output_dir,
         accelerator=Accelerator(mixed_precision=choice.compute.mixed_precision),
         choice=choice,
         stop=stop,
@@ -156,21 +152,19 @@ def build_run(
         data=data,
         plan=plan,
         max_steps=max_steps,
-        noise_scheduler=noise_scheduler,
         state=TrainState(0, unet, ema_unet, config.optimizer.build(unet.parameters())),
         objective=objective,
-        selection=Selection(criterion(config), config.train.patience, {}),
-        changes=[],
-        environments=[],
+        selection=on_main(lambda: read_selection(output_dir, config, resumed.step if resumed else 0)),
     )
 
 
-def _check_data(config: Config, data: Data) -> None:
-    """See that there are enough images, and held-out ones where the run is to be judged by them.
+def _steps_of_epochs(train: Train, num_images: int) -> int:
+    assert train.epochs is not None  # the checks of the config see to it
+    return math.ceil(train.epochs * num_images / train.batch_size)
 
-    Raises:
-        Mistakes: there are not.
-    """
+
+def _check_data(config: Config, data: Data) -> None:
+    """Raise `Mistakes` if there are too few images, or none held out where the run is to be judged by them."""
     if len(data.train) < config.train.batch_size:
         raise Mistakes(
             f"train.batch_size={config.train.batch_size}: more than the {len(data.train)} training images; "
@@ -185,7 +179,7 @@ def _check_data(config: Config, data: Data) -> None:
 
 
 def _take_weights(unet: UNet2DModel, config: Config, console: Console) -> None:
-    """Start from the weights of `model.pretrained`, and warn where its noise schedule is another than the run's."""
+    """Start from the weights of `model.pretrained`, and warn where it was trained with another noise schedule."""
     source = str(config.model.pretrained)
     try:
         trained = load_model(source)
@@ -200,10 +194,3 @@ def _take_weights(unet: UNet2DModel, config: Config, console: Console) -> None:
                 f"warning: model.pretrained={source} was trained with noise_scheduler.{key}={its}, and this run goes "
                 f"on with {ours[key]}"
             )
-
-
-def _max_steps(config: Config, num_images: int) -> int:
-    if config.train.max_steps is not None:
-        return config.train.max_steps
-    assert config.train.epochs is not None  # the checks of the config see to it
-    return math.ceil(config.train.epochs * num_images / config.train.batch_size)

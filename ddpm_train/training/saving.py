@@ -1,8 +1,9 @@
-"""A run's checkpoints, saved beside training: the loop waits for a snapshot only; one thread writes, prunes, copies."""
+"""A run's checkpoints, saved beside training: the loop waits for a snapshot only, and a thread writes it."""
 
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
 from ddpm_train.training.start import run_mirror
 
+Tensors = Mapping[str, Mapping[str, Tensor]]
+_REMEDY = "Make room or choose another output_dir; the same command continues"
+
 
 class SavingFailed(CannotGoOn):
     """`checkpoint.max_failures` saves in a row have failed, or the last of the run."""
@@ -25,77 +29,60 @@ class SavingFailed(CannotGoOn):
     exit_code = NOT_SAVED
 
 
+@dataclass
 class Saver:
     """Publishes checkpoints of one run from one process; one save in flight bounds the memory.
 
-    A failing save is told loudly and tried again at the next one; the last good checkpoint stays.
+    A save that fails is reported and tried again at the next one; the last good checkpoint stays.
 
-    Args:
+    Attributes:
         directory: the run's `checkpoints` folder.
         max_failures: saves that may fail in a row.
         published: called in the thread with each new checkpoint.
-        warn: tells a person about a failure.
+        warn: shows a line to a person.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        retention: checkpoint.Retention,
-        *,
-        max_failures: int,
-        published: Callable[[Path], None],
-        warn: Callable[[str], None],
-    ) -> None:
-        self._directory = directory
-        self._retention = retention
-        self._max_failures = max_failures
-        self._published = published
-        self._warn = warn
+    directory: Path
+    retention: checkpoint.Retention
+    max_failures: int
+    published: Callable[[Path], None]
+    warn: Callable[[str], None]
+
+    def __post_init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._snapshot: dict[str, dict[str, Tensor]] = {}
         self._error: Exception | None = None
         self._failures = 0
 
-    def save(
-        self,
-        step: int,
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        scalars: Mapping[str, Any],
-        *,
-        refused: Exception | None = None,
-    ) -> float:
+    def save(self, step: int, tensors: Tensors, scalars: dict[str, Any], refused: Exception | None = None) -> float:
         """Start the save of `step`; returns the seconds that the caller was held up.
 
         Args:
             tensors, scalars: see `checkpoint.save`; the tensors on any device.
-            refused: counts as a failed save: what must be on the disk before a checkpoint is not.
+            refused: counts as a failed save: why the records before this step are not on the disk.
 
         Raises:
             SavingFailed: too many saves in a row have failed.
         """
         started = time.monotonic()
         self.close()
-        if self._failures >= self._max_failures:
+        if self._failures >= self.max_failures:
             raise SavingFailed(
-                f"checkpoint.max_failures={self._max_failures}: that many saves in a row failed, the last "
-                f"with: {self._error}"
+                f"checkpoint.max_failures={self.max_failures}: that many saves in a row failed, the last "
+                f"with: {self._error}. {_REMEDY}"
             )
         if refused is not None:
             self._fail(step, refused)
             return time.monotonic() - started
         self._take_snapshot(tensors)
-        self._thread = threading.Thread(target=self._write, args=(step, dict(scalars)), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(step, scalars), name="checkpoint")
         self._thread.start()
         return time.monotonic() - started
 
     def check(self) -> None:
-        """Raise if the newest save, which must be over, has failed.
-
-        Raises:
-            SavingFailed: it did.
-        """
+        """Raise `SavingFailed` if the newest save, which must be over, has failed."""
         if self._failures:
-            raise SavingFailed(f"the last checkpoint could not be saved: {self._error}")
+            raise SavingFailed(f"the last checkpoint could not be saved: {self._error}. {_REMEDY}")
 
     def close(self) -> None:
         """Wait for the save in flight."""
@@ -103,47 +90,40 @@ class Saver:
             self._thread.join()
             self._thread = None
 
-    def _take_snapshot(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def _take_snapshot(self, tensors: Tensors) -> None:
         """Copy to host memory that is kept from save to save: fresh pages would cost more than the copy."""
-        if {name: list(named) for name, named in tensors.items()} != {
-            name: list(named) for name, named in self._snapshot.items()
-        }:
-            self._snapshot = {
-                name: {
-                    key: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                    for key, tensor in named.items()
-                }
-                for name, named in tensors.items()
-            }
         for name, named in tensors.items():
+            kept = self._snapshot.setdefault(name, {})  # the optimizer's state comes with the first step
             for key, tensor in named.items():
-                self._snapshot[name][key].copy_(tensor, non_blocking=True)
+                if key not in kept:
+                    kept[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                kept[key].copy_(tensor, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     def _write(self, step: int, scalars: dict[str, Any]) -> None:
         try:
-            path = checkpoint.save(self._directory, step, self._snapshot, scalars)
-            checkpoint.prune(self._directory, self._retention)
+            path = checkpoint.save(self.directory, step, self._snapshot, scalars)
+            checkpoint.prune(self.directory, self.retention)
         except Exception as error:
             self._fail(step, error)
         else:
             self._failures = 0
-            self._published(path)
+            self.published(path)
 
     def _fail(self, step: int, error: Exception) -> None:
         self._error = error
         self._failures += 1
-        self._warn(
+        self.warn(
             f"ERROR: the checkpoint of step {step} was NOT saved: {error}. The last good one stays; the next save "
-            f"tries again (failure {self._failures} of checkpoint.max_failures={self._max_failures})."
+            f"tries again (failure {self._failures} of checkpoint.max_failures={self.max_failures})."
         )
 
 
 class Saving:
-    """The run's checkpoints: when one is due, saved by the main process, with every process knowing how it went.
+    """A run's checkpoints: when one is due, and that it is saved, copied to the mirror and pushed, beside training.
 
-    What is saved is copied to the mirror and pushed to the Hub, beside training.
+    The main process saves; every process knows how it went.
     """
 
     def __init__(self, run: Run, records: Records) -> None:
@@ -155,13 +135,7 @@ class Saving:
         retention = checkpoint.Retention(config.keep_last, config.keep_every_steps, best)
         self._mirror = MirrorThread(mirror, retention, run.console.warn) if mirror else None
         self.push = open_push(run)
-        self._saver = Saver(
-            run.checkpoints,
-            retention,
-            max_failures=config.max_failures,
-            published=self._published,
-            warn=run.console.warn,
-        )
+        self._saver = Saver(run.checkpoints, retention, config.max_failures, self._published, run.console.warn)
         self._last = time.monotonic()
         self._saved_step = run.state.step
 
@@ -179,20 +153,16 @@ class Saving:
         return every or (config.keep_best and run.selection.best() == run.state.step)
 
     def save(self) -> None:
-        """Start the checkpoint of this step, unless there is one.
-
-        Raises:
-            SavingFailed: too many saves in a row have failed.
-        """
+        """Start the checkpoint of this step, unless there is one; raises `SavingFailed` as `Saver.save` does."""
         run = self._run
         if run.state.step == self._saved_step:
             return
         self._last = time.monotonic()
         self._saved_step = run.state.step
-        # A checkpoint whose records are not on the disk would leave a gap in them.
-        unwritten = self._records.unwritten
         state = run.resumed_state().to_json()
-        stall = on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), state, refused=unwritten))
+        # A checkpoint whose records are not on the disk would leave a gap in them.
+        refused = self._records.unwritten
+        stall = on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), state, refused))
         self._records.carry({"checkpoint_stall_seconds": round(stall, 4)})
         self._records.rest_clock()
 

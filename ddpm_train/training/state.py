@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -50,6 +50,12 @@ class TrainState:
     def sampling_unet(self) -> UNet2DModel:
         """The weights to sample from: the average where there is one."""
         return self.unet if self.ema_unet is None else self.ema_unet
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * model, all parameters in one call."""
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
 @dataclass(frozen=True)

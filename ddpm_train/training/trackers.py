@@ -1,6 +1,7 @@
 """Accelerate's trackers: TensorBoard, and others as extras."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,10 @@ class RunTrackers:
 
     A resumed run goes on in the same TensorBoard folder: what an earlier process wrote beyond `start_step` is hidden
     (`purge_step`). The hyperparameters are stored once, at the start of the run. A tracker that fails later, on a
-    full disk for instance, does not end the run: it is told, and opened again for the next records.
+    full disk for instance, does not end the run: a warning says so, and it is opened again for the next records.
 
     Args:
         values: the config as plain values, for the hyperparameters.
-        warn: tells a person.
     """
 
     def __init__(self, config: Config, values: Mapping[str, Any], start_step: int, warn: Callable[[str], None]) -> None:
@@ -33,11 +33,9 @@ class RunTrackers:
         self._images: dict[int, dict[str, Image.Image]] = {}
         self._trackers: list[GeneralTracker] = self._open(start_step)
         if start_step == 0:
+            flat = dict(dotted_values(values))
             # TensorBoard's HParams hold nothing but texts and numbers.
-            flat = {
-                key: value if isinstance(value, str | float | int) else str(value)
-                for key, value in dotted_values(values)
-            }
+            flat |= {key: str(value) for key, value in flat.items() if not isinstance(value, str | float | int)}
             for tracker in self._trackers:
                 tracker.store_init_configuration(flat)
 
@@ -63,7 +61,7 @@ class RunTrackers:
         self._unlogged += records
         if not self._unlogged:
             return
-        try:
+        with self._reopened_after_errors():
             if not self._trackers:
                 self._trackers = self._open(self._unlogged[0]["step"] - 1)
             for record in self._unlogged:
@@ -72,10 +70,6 @@ class RunTrackers:
                     tracker.log(values, step=record["step"])
                     for name, image in self._images.get(record["step"], {}).items():
                         _log_image(tracker, name, image, record["step"])
-        except Exception as error:
-            # TensorBoard's writer thread reports a full disk as whatever it was doing.
-            self._give_up(error)
-        else:
             self._unlogged.clear()
             self._images.clear()
 
@@ -83,16 +77,18 @@ class RunTrackers:
         """Log a picture together with the record of its step: wandb takes steps in order only."""
         self._images.setdefault(step, {})[name] = image.convert("RGB")
 
-    def _give_up(self, error: Exception) -> None:
-        self._warn(f"ERROR: a tracker failed and will be opened again: {error}")
-        self._trackers = []
-
     def close(self) -> None:
-        try:
+        with self._reopened_after_errors():
             for tracker in self._trackers:
                 tracker.finish()
-        except Exception as error:
-            self._give_up(error)
+
+    @contextmanager
+    def _reopened_after_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # TensorBoard's writer thread reports a full disk as whatever it was doing
+            self._warn(f"ERROR: a tracker failed and will be opened again: {error}")
+            self._trackers = []
 
 
 def _log_image(tracker: GeneralTracker, name: str, image: Image.Image, step: int) -> None:

@@ -1,7 +1,6 @@
 """Carries out a run: lock, start, train, evaluate, save, end."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +13,7 @@ from diffusers import DDPMPipeline
 
 from ddpm_train.config.train import Config
 from ddpm_train.report import try_to_write_report
-from ddpm_train.runs.best import read_selection
-from ddpm_train.runs.folder import CONFIG, ORIGIN, PIPELINE, RECORDS, RESULT, config_yaml, pipeline_step, write_result
+from ddpm_train.runs.folder import ORIGIN, PIPELINE, RECORDS, RESULT, read_origin
 from ddpm_train.runs.lock import RunLock
 from ddpm_train.runs.mirror import FINISH_SECONDS, STOP_SECONDS
 from ddpm_train.system.compute import out_of_memory
@@ -29,10 +27,10 @@ from ddpm_train.training.evaluation import Evaluation, open_extractor
 from ddpm_train.training.loop import Trainer
 from ddpm_train.training.push import finish_push, push_finished
 from ddpm_train.training.records import NonFinite, Records
-from ddpm_train.training.resume import record_environment, restore
+from ddpm_train.training.resume import describe_run, restore
 from ddpm_train.training.run import Run, build_run
-from ddpm_train.training.saving import Saving, SavingFailed
-from ddpm_train.training.start import Start, find_start
+from ddpm_train.training.saving import Saving
+from ddpm_train.training.start import find_start
 from ddpm_train.training.trackers import RunTrackers
 
 if TYPE_CHECKING:  # of an extra
@@ -69,27 +67,23 @@ def train_run(
         NonFinite, SavingFailed, OutOfMemory: the text says how to go on.
     """
     lock = RunLock(Path(config.output_dir))
-    run: Run | None = None
     try:
         console = Console(PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True").is_main_process)
-        start = on_main(lambda: _acquire_and_find(lock, config, console))
+        on_main(lock.acquire)
+        start = on_main(lambda: find_start(config, console.warn))
         run = build_run(config, values, resumed=start.state, stop=stop, console=console)
         changes = restore(run, start)
-        run.selection = on_main(lambda: read_selection(run.output_dir, config, run.state.step))
-        if run.is_finished and pipeline_step(run.output_dir) == run.state.step:
+        if run.is_finished and read_origin(run.output_dir / PIPELINE).get("step") == run.state.step:
             on_main(lambda: _save_result(run))
             messages.say_finished(run)
             push_finished(run, start.path)
         else:
             extractor = open_extractor(run)
-            run.environments = on_main(lambda: _begin(run, arguments))
+            run.environments = on_main(lambda: describe_run(run, arguments))
             messages.announce(run, start.path is not None, changes)
             _train_and_finish(run, extractor, on_record)
     except NonFinite as error:
-        assert run is not None
-        raise NonFinite(f"{error}; nothing of it was saved. {messages.non_finite_remedy(run)}") from None
-    except SavingFailed as error:
-        raise SavingFailed(f"{error}. Make room or choose another output_dir; the same command continues") from None
+        raise NonFinite(f"{error}; nothing of it was saved. {messages.non_finite_remedy(config)}") from None
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -101,23 +95,10 @@ def train_run(
         AcceleratorState._reset_state()
 
 
-def _acquire_and_find(lock: RunLock, config: Config, console: Console) -> Start:
-    lock.acquire()
-    return find_start(config, console.warn)
-
-
-def _begin(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """Write what a run's folder says of it until it ends: its config, what computes it, and no result."""
-    (run.output_dir / RESULT).unlink(missing_ok=True)
-    write_atomic(run.output_dir / CONFIG, config_yaml(run.values))
-    return record_environment(run, arguments)
-
-
 def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listener) -> None:
-    """Train, and leave the pipeline and a word on what to do next."""
-    config, console = run.config, run.console
-    is_main = run.accelerator.is_main_process
-    trackers = RunTrackers(config, run.values, run.state.step, console.warn) if is_main else None
+    """Train, leave the pipeline, the result and the report, and say what to do next."""
+    console, is_main = run.console, run.accelerator.is_main_process
+    trackers = RunTrackers(run.config, run.values, run.state.step, console.warn) if is_main else None
 
     def log(records: list[dict[str, Any]]) -> None:
         if trackers is not None:
@@ -126,10 +107,9 @@ def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listen
             on_record(record)
 
     records = Records(run.output_dir / RECORDS, run.accelerator, run.state.step, log=log, warn=console.warn)
-    evaluation = Evaluation(run, extractor, records, trackers)
     saving = Saving(run, records)
     run.stop.connect()
-    trainer = Trainer(run, records, evaluation, saving)
+    trainer = Trainer(run, records, Evaluation(run, extractor, records, trackers), saving)
     started = time.monotonic()
     console.start(run.state.step, run.max_steps)
     finished = False
@@ -150,26 +130,25 @@ def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listen
     on_main(lambda: try_to_write_report(run.output_dir, console.warn))
     messages.say_what_next(run, time.monotonic() - started)
     # Here the main process is alone: no other waits for it.
-    finish_push(run, saving.push, 60 * config.hub.finish_minutes)
+    finish_push(run, saving.push, 60 * run.config.hub.finish_minutes)
 
 
 def _save_result(run: Run) -> None:
     """What the run has come to, for programs that compare runs; its pipeline is on the disk."""
     selection = run.selection
-    value = selection.value
     result = {
         "objective": selection.criterion.name if selection.criterion else None,
-        "value": value if value is not None and math.isfinite(value) else None,
+        "value": selection.value,
         "best_step": selection.best(),
         "step": run.state.step,
         "stopped_early": run.state.step < run.max_steps,
     }
-    write_result(run.output_dir, result)
+    write_atomic(run.output_dir / RESULT, json.dumps(result).encode())
 
 
 def _save_pipeline(run: Run) -> None:
     """A plain DDPMPipeline of the sampling weights, which diffusers loads without this project."""
     with replace_folder(run.output_dir / PIPELINE) as staging:
-        DDPMPipeline(unet=run.state.sampling_unet, scheduler=run.noise_scheduler).save_pretrained(staging)
+        DDPMPipeline(unet=run.state.sampling_unet, scheduler=run.objective.noise_scheduler).save_pretrained(staging)
         origin = {"step": run.state.step, "weights": "unet" if run.state.ema_unet is None else "ema"}
         (staging / ORIGIN).write_text(json.dumps(origin))

@@ -1,9 +1,8 @@
-"""Which devices and threads each of the jobs that run side by side has for itself. Imports no torch."""
+"""The devices and threads of each job, where several run at a time. Imports no torch."""
 
 import itertools
 import os
 import shutil
-import socket
 import subprocess
 
 from ddpm_train.system.launch import num_cores
@@ -47,12 +46,6 @@ def accelerate_launch(num_processes: int, port: int | None = None) -> list[str]:
     several = ["--multi_gpu"] if num_processes > 1 else []
     return [
         *("-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(num_processes)),
-        *("--main_process_port", str(port or _free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", str(port or 0), "--mixed_precision", "no", "--dynamo_backend", "no"),
         *(several if visible_gpus() else ["--cpu"]),
     ]
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

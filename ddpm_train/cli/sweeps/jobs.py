@@ -1,18 +1,25 @@
-"""The jobs of a sweep: what each one is, and what became of it, in its folder."""
+"""The jobs of a sweep: what each one is, how its folder is called, and what became of it, in its folder."""
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.mistakes import Mistakes, as_written
+from ddpm_train.config.overrides import parse
 from ddpm_train.runs.folder import CONFIG, JOB, read_config, read_result
 from ddpm_train.runs.identity import accept, identity
 from ddpm_train.system.files import write_atomic
 
 Status = Literal["waiting", "running", "finished", "diverged", "failed", "stopped", "pruned"]
+
+# Within the 128 characters of trackers' names and the 255 bytes of a file's, with room for the sweep's own name.
+MAX_LENGTH = 100
+_WHOLE_NUMBERS = re.compile(r"\[\d+(,\d+)*\]")
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,12 @@ class Job:
     Attributes:
         choices: what sets it apart from the others.
         overrides: its command line, name and folder among them.
-        values: its config, composed.
+        values: its config; empty until it has been composed.
     """
 
     choices: dict[str, str]
     overrides: tuple[str, ...]
-    values: Mapping[str, Any]
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -80,17 +87,15 @@ def end_of(job: Job) -> Status | None:
     return record.status if record.status in ("finished", "diverged") else None
 
 
-def conflict(job: Job) -> str | None:
-    """The line that refuses the job if its folder holds another run than it would make."""
-    saved = _saved_config(job.folder)
-    if saved is None:
-        return None
+def conflicts(job: Job) -> Sequence[str]:
+    """What refuses the job if its folder holds another run than it would make."""
+    saved = _saved_config(job.folder) or job.values
     there, now = (identity(values, dataset_content="", mixed_precision="") for values in (saved, job.values))
     try:
         accept(there, now, allowed=tuple(job.values["allow_change"]), where=str(job.folder))
     except Mistakes as mistakes:
-        return "\n".join(mistakes.lines)
-    return None
+        return mistakes.lines
+    return ()
 
 
 def _saved_config(folder: Path) -> dict[str, Any] | None:
@@ -100,6 +105,30 @@ def _saved_config(folder: Path) -> dict[str, Any] | None:
 
 def objective_of(folder: Path) -> float:
     """A finished run's objective; NaN if it has none."""
-    result = read_result(folder)
-    value = result["value"] if result else None
+    value = (read_result(folder) or {}).get("value")
     return math.nan if value is None else float(value)
+
+
+def chosen(overrides: Sequence[str], varied: Sequence[str]) -> dict[str, str]:
+    """The values of the varied keys among a job's overrides, as one writes them."""
+    values = {override.key_or_group: as_written(override.value()) for override in map(parse, overrides)}
+    return {key: values[key] for key in varied if key in values}
+
+
+def folder_name(choices: Mapping[str, str]) -> str:
+    """`KEY=VALUE,KEY=VALUE` of letters, digits and `. _ = , + -`; other choices have another name.
+
+    Where that takes other characters out of a value, or the end off a long name, a hash of the whole stands instead.
+    """
+    name = ",".join(f"{_plain(key)}={_plain(value)}" for key, value in choices.items())
+    return name if len(name) <= MAX_LENGTH else f"{name[: MAX_LENGTH - 9]}-{_hash(repr(dict(choices)), 8)}"
+
+
+def _plain(text: str) -> str:
+    plain = re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII).strip("-")
+    # A list of sizes, [8,16], is readable and unmistakable as 8-16.
+    return plain if plain == text or _WHOLE_NUMBERS.fullmatch(text) else f"{plain}-{_hash(text, 6)}".lstrip("-")
+
+
+def _hash(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

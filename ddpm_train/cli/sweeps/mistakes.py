@@ -1,17 +1,15 @@
 """What is wrong with a sweep as a whole: its launcher and sweeper, what it varies, what the machine cannot give it."""
 
-import importlib.util
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
 
-from ddpm_train.cli.command import Command
 from ddpm_train.cli.sweeps.devices import visible_gpus
 from ddpm_train.config.compose import options
-from ddpm_train.config.mistakes import did_you_mean
+from ddpm_train.config.mistakes import did_you_mean, not_installed
 from ddpm_train.config.overrides import is_hydra
+from ddpm_train.system.launch import port_error
 
 # Jobs that differ in these could not be compared.
 _SAME_FOR_ALL = ("objective", "allow_change", "extensions")
@@ -33,8 +31,8 @@ def plugin_mistakes(overrides: list[Override]) -> Iterator[str]:
         package, extra = _EXTRAS.get(f"{group}={choice}", ("hydra", ""))
         if choice not in known:
             yield f"{group}={choice}: no such {group[6:]};{did_you_mean(choice, known)} (one of {', '.join(known)})"
-        elif importlib.util.find_spec(package) is None:
-            yield f"{group}={choice}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
+        else:
+            yield from not_installed(f"{group}={choice}", package, extra)
 
 
 def variation_mistakes(given: list[Override], own: list[Override], optimised: bool) -> Iterator[str]:
@@ -84,31 +82,5 @@ def launcher_mistakes(launcher: Mapping[str, Any]) -> Iterator[str]:
     if port is not None:
         if parallel != 1 and (gpus or parallel):
             yield f"hydra.launcher.main_process_port={port}: one port for several jobs at a time; leave it out"
-        elif _is_taken(port):
+        elif port_error(port):
             yield f"hydra.launcher.main_process_port={port}: taken by another process; leave it out for a free one"
-
-
-def same_folder_mistakes(
-    command: Command[Any], jobs: Sequence[Sequence[str]], configs: Sequence[Mapping[str, Any]]
-) -> Iterator[str]:
-    """A line for each folder of several runs, of which each would go on where the one before it stopped."""
-    key = command.output_key
-    folders = [config.get(key) for config in configs if config]
-    for folder in {folder: None for folder in folders if folder is not None and folders.count(folder) > 1}:
-        swept = [texts[0].split("=")[0].lstrip("+") for texts in zip(*jobs, strict=True) if len(set(texts)) > 1]
-        values = (f"hydra:runtime.choices.{name}" if isinstance(configs[0].get(name), dict) else name for name in swept)
-        name = "_".join(["run", *(f"${{{value}}}" for value in values)])
-        yield (
-            f"{key}={folder}: the same for {folders.count(folder)} runs of the sweep; "
-            f"name them apart, such as {command.naming.format(name)}"
-        )
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(("", port))
-        except OSError:
-            return True
-    return False

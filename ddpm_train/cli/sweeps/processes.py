@@ -67,17 +67,31 @@ class JobProcesses:
         """Ask all jobs to save and leave, and start no others; returns whether there were any."""
         with self._lock:
             self.stopping = True
-            for process, folder in self._folders.items():
-                self._asked[process] = "stopped"
-                _ask_to_stop(process, folder)
+            for process in self._folders:
+                self._ask(process, "stopped")
             return bool(self._folders)
 
     def prune(self, folder: Path) -> None:
         """Ask the job in a folder to save and leave: it is not worth going on with."""
         with self._lock:
             for process in [process for process, its_folder in self._folders.items() if its_folder == folder]:
-                self._asked[process] = "pruned"
-                _ask_to_stop(process, folder)
+                self._ask(process, "pruned")
+
+    def _ask(self, process: "subprocess.Popen[bytes]", outcome: Status) -> None:
+        """SIGTERM for the run's main process, on which all of its processes agree, and not for launchers and workers.
+
+        torchrun would kill its processes half a minute later, however long saving takes.
+        """
+        self._asked[process] = outcome
+        holder = read_holder(self._folders[process])
+        try:
+            family = {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
+            if holder is not None and holder["pid"] in family:
+                os.kill(holder["pid"], signal.SIGTERM)
+            else:  # it has only begun; there is nothing to save
+                os.killpg(process.pid, signal.SIGTERM)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            pass  # it has just left
 
     def kill(self) -> None:
         with self._lock:
@@ -98,22 +112,6 @@ def _status(code: int, asked: Status | None) -> Status:
     if code == exit_codes.NON_FINITE:
         return "diverged"
     return asked or ("stopped" if code == exit_codes.REQUEUE else "failed")
-
-
-def _ask_to_stop(process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """SIGTERM for the run's main process, on which all of its processes agree, and not for launchers and workers.
-
-    torchrun would kill its processes half a minute later, however long saving takes.
-    """
-    holder = read_holder(folder)
-    try:
-        family = {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
-        if holder is not None and holder["pid"] in family:
-            os.kill(holder["pid"], signal.SIGTERM)
-        else:  # it has only begun; there is nothing to save
-            os.killpg(process.pid, signal.SIGTERM)
-    except (ProcessLookupError, psutil.NoSuchProcess):
-        pass  # it has just left
 
 
 JOBS = JobProcesses()  # of this process: a signal comes to the process, not to a sweep

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -97,9 +96,9 @@ class Search:
 
     def _work(self) -> None:
         while not JOBS.stopping and (trial := self._next()) is not None:
-            choices = {key: _as_written(value) for key, value in trial.params.items()}
+            written = {key: value if isinstance(value, str) else repr(value) for key, value in trial.params.items()}
             with self._lock:  # Hydra composes one config at a time
-                job = self.make_job(choices)
+                job = self.make_job(written)
             trial.set_user_attr("folder", str(job.folder))
             with self._folder_locks[job.folder]:  # two trials may choose alike
                 self._carry_out(trial, job)
@@ -154,7 +153,3 @@ class Search:
                     if trial.should_prune():
                         JOBS.prune(job.folder)
                         return
-
-
-def _as_written(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)

@@ -21,9 +21,11 @@ def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -
         criterion: jobs that were judged by anything else are listed without a number.
     """
     known = dict.fromkeys([*jobs, *(path.parent for path in sorted(folder.glob(f"*/{JOB}")))])
-    rows = sorted((row for path in known if (row := _row(path, criterion))), key=lambda row: _rank(row, criterion))
+    rows = [row for path in known if (row := _row(path, criterion))]
     if not rows:
         return
+    sign = -1 if criterion and not criterion.lower_is_better else 1
+    rows.sort(key=lambda row: (math.isnan(row.objective), sign * row.objective))
     folder.mkdir(parents=True, exist_ok=True)
     name = criterion.name if criterion else "objective"
     header, cells = _cells(rows)
@@ -49,12 +51,6 @@ def _row(folder: Path, criterion: Criterion | None) -> Row | None:
     if result is None or criterion is None or result["objective"] != criterion.name:
         return Row(folder, record, math.nan, None)
     return Row(folder, record, objective_of(folder), result["best_step"])
-
-
-def _rank(row: Row, criterion: Criterion | None) -> tuple[bool, float]:
-    sign = 1 if criterion is None or criterion.lower_is_better else -1
-    missing = math.isnan(row.objective)
-    return missing, 0.0 if missing else sign * row.objective
 
 
 def _cells(rows: list[Row]) -> tuple[list[str], list[list[object]]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from ddpm_train.cli.sweeps.devices import accelerate_launch, visible_gpus
@@ -15,29 +14,9 @@ from ddpm_train.cli.sweeps.jobs import Job, Record, end_of, objective_of, read_r
 from ddpm_train.cli.sweeps.processes import JOBS, LOG, complaint, signals_reach_the_jobs, signals_wait_for_the_jobs
 from ddpm_train.cli.sweeps.summary import summarize
 from ddpm_train.config.objective import Criterion
+from ddpm_train.report.formatting import duration
 from ddpm_train.runs.lock import is_held
 from ddpm_train.system import exit_codes
-
-
-@dataclass(frozen=True)
-class PlannedJob:
-    """Its choices, and its overrides, as far as the command line tells them."""
-
-    choices: dict[str, str]
-    overrides: list[str]
-
-
-@dataclass(frozen=True)
-class Space:
-    """What an optimiser draws jobs from.
-
-    Attributes:
-        overrides: those that it chooses values for.
-        job: the overrides of a job, of one text for each of these.
-    """
-
-    overrides: list[Override]
-    job: Callable[[Sequence[str]], PlannedJob]
 
 
 @dataclass(frozen=True)
@@ -45,22 +24,18 @@ class Sweep:
     """What Hydra's sweepers and launchers are given as their task: it runs a job in a process of its own.
 
     Attributes:
-        module: the program of a job, as `python -m` takes it.
-        flags: for the program, besides a job's overrides.
+        flags: of the program, besides a job's overrides.
         folder: where the comparison of the jobs stands.
-        jobs: all of them, or with `space` examples.
-        space: of a search.
+        jobs: all of them; of a search examples.
         criterion: what they are compared by.
     """
 
-    module: str
     flags: tuple[str, ...]
     folder: Path
     jobs: tuple[Job, ...]
-    space: Space | None
     criterion: Criterion | None
 
-    def __call__(self, composed: DictConfig) -> float:
+    def __call__(self, composed: DictConfig) -> None:
         """Run the job that Hydra has composed, with all GPUs there are, for launchers whose jobs are functions.
 
         Whoever wants to be told before the job is killed, such as submitit to requeue it, is told once it has saved.
@@ -69,16 +44,19 @@ class Sweep:
         gpus = visible_gpus()
         launch = accelerate_launch(len(gpus)) if len(gpus) > 1 else []
         with signals_wait_for_the_jobs():
-            return self.run_job(Path(composed.output_dir), [sys.executable, *launch, *self.program(overrides)], {})
+            self.run_job(Path(composed.output_dir), launch, overrides, {})
 
-    def program(self, overrides: Sequence[str]) -> list[str]:
-        """The arguments of Python, or of a launcher of Python programs, that run a job."""
-        return ["-m", self.module, *self.flags, *overrides]
+    def run_job(
+        self, folder: Path, launch: Sequence[str], overrides: Sequence[str], environment: dict[str, str]
+    ) -> None:
+        """Run a job to its end, and print what becomes of it.
 
-    def run_job(self, folder: Path, command: Sequence[str], environment: dict[str, str]) -> float:
-        """Run a job to its end, in the open; returns its objective, NaN without one."""
+        Args:
+            launch: what stands between Python and the program.
+        """
         if JOBS.stopping:
-            return math.nan
+            return
+        command = [sys.executable, *launch, "-m", "ddpm_train.cli.train", *self.flags, *overrides]
         gpus = environment.get("CUDA_VISIBLE_DEVICES")
         print(f"started   {folder.name}{f' (GPU {gpus})' if gpus else ''}", flush=True)
         record = JOBS.run(folder, command, environment)
@@ -87,7 +65,6 @@ class Sweep:
         print(f"{record.status:<9} {folder.name}:{number} after {duration(record.seconds)}", flush=True)
         if record.status in ("failed", "diverged"):
             print(f"          {complaint(folder / LOG)}", flush=True)
-        return value
 
     def run_all(self, launch: Callable[[list[Job]], object]) -> list[Path]:
         """Run the jobs that have not ended; returns the folders of all."""
@@ -121,9 +98,3 @@ class Sweep:
             sys.exit(exit_codes.REQUEUE)
         if "failed" in statuses:
             sys.exit(1)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

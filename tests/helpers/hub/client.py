@@ -72,7 +72,7 @@ def start_push(hub: LoopbackHub, folder: Path, home: Path, **values: object) -> 
     if values.pop("xet", False):
         del environment["HF_HUB_DISABLE_XET"]
     environment |= values.pop("environment", {})  # type: ignore[arg-type]
-    job = {"target": target | values, "folder": str(folder), "message": "Step 7", "owned": ["unet"], "last": "end.json"}
+    job = {"folder": str(folder), "message": "Step 7", **target, **values}
     environment = {**environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     process = Fork(["-m", "ddpm_train.hub.push"], TESTS.parent, environment, stdin=True)
     process.stdin.write(json.dumps(job) + "\n")
