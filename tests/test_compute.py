@@ -2,18 +2,19 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from diffusers import UNet2DModel
-from helpers.cli import LEAN, ROOT, TINY, Cli
+from helpers.cli import LEAN, ROOT, TINY, Cli, ranks
 from helpers.runs import relative_difference, weights
 
 from ddpm_train.config.train import Train
 from ddpm_train.system.compute import Compute, Stopwatch, choose_for_training
 from ddpm_train.training.state import BatchPlan
 
-WATCHED = str(ROOT / "tests/helpers/watched_train.py")
+WATCHED = (sys.executable, str(ROOT / "tests/helpers/watched_train.py"))
 CPU = torch.device("cpu")
 AUTO = ("train.mixed_precision=auto", "train.channels_last=auto", "train.attention=auto", "train.compile=auto")
 LARGE = ("dataset.resolution=16", "train.batch_size=600", "train.max_steps=3", "evaluation=none", "tracker=none")
@@ -134,13 +135,13 @@ def test_a_compiler_that_fails_is_not_chosen() -> None:
 @pytest.mark.parametrize("micro_batch_size", ["null", "4"])
 def test_a_step_never_waits_for_the_device(cli: Cli, micro_batch_size: str) -> None:
     run = ("tracker=none", "dataset.random_flip=true", "model.dropout=0.1", "dataset.device_cache=true")
-    command = (WATCHED, "syncs", *TINY, *run, f"train.micro_batch_size={micro_batch_size}")
+    command = (WATCHED[1], "syncs", *TINY, *run, f"train.micro_batch_size={micro_batch_size}")
     counted = cli.python(*command).split("counted ")[1]
     assert "'waiting': 0" in counted and int(counted.split("'operations': ")[1].split(",")[0]) > 5000
 
 
 def test_gradients_are_exchanged_once_a_step(cli: Cli) -> None:
-    command = (WATCHED, "exchanges", *TINY, "tracker=none", "train.micro_batch_size=2")
+    command = (WATCHED[1], "exchanges", *TINY, "tracker=none", "train.micro_batch_size=2")
     # Six steps of four micro-batches on each of two processes; this network's gradients are one bucket.
     assert cli.python_together(*command, count=2).count("counted {'exchanges': 6}") == 2
 
@@ -148,12 +149,12 @@ def test_gradients_are_exchanged_once_a_step(cli: Cli) -> None:
 @pytest.mark.slow
 def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit_any_more(cli: Cli) -> None:
     cli.train(*LARGE, "name=reference")
-    found = cli.python(WATCHED, "room=150", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto", **LEAN)
+    found = cli.run([*WATCHED, "room=150", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto"], **LEAN)
     (batch,) = (line for line in found.splitlines() if line.startswith("  batch "))
     micro = int(batch.split("= ")[1].split(" x")[0])
     assert micro < 600 and f"{micro} x 1 process x {600 // micro} accumulated" in batch
     assert "out of memory" not in found
-    cut = cli.python(WATCHED, "room_at_3=150", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto", **LEAN)
+    cut = cli.run([*WATCHED, "room_at_3=150", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto"], **LEAN)
     assert "batch      600 = 600 x 1 process" in cut
     assert "out of memory: goes on with micro-batches of 300" in cut
     for name in ("found", "cut"):
@@ -166,7 +167,7 @@ def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit
 
 
 def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
-    said = cli.python(WATCHED, "room_at_3=150", *TINY, *LARGE, expect=2, **LEAN)
+    said = cli.run([*WATCHED, "room_at_3=150", *TINY, *LARGE], expect=2, **LEAN)
     assert "error: out of memory: " in said and "Traceback" not in said
     assert said.endswith("The same command with train.micro_batch_size=auto continues with the largest that fits\n")
 
@@ -174,8 +175,8 @@ def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
 @pytest.mark.slow
 def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
     """With code 2; a process that is still within its memory ends with 1 when the exchange with the other one fails."""
-    command = (WATCHED, "room_at_3=75", *TINY, *LARGE, "train.micro_batch_size=auto")
-    processes = cli.start_together(*command, count=2, **LEAN)
+    command = [*WATCHED, "room_at_3=75", *TINY, *LARGE, "train.micro_batch_size=auto"]
+    processes = [cli.start(command, **LEAN, **rank) for rank in ranks(2)]
     said = "".join("".join(process.communicate(timeout=300)) for process in processes)
     codes = {process.returncode for process in processes}
     assert 2 in codes and codes <= {1, 2}

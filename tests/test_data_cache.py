@@ -23,10 +23,11 @@ DECODER = Decoder((8, 8), 1, (255, 255, 255), "center", 10**6)
 
 # Prepares a folder with two workers from the first moment on. Each worker tells its process number on stdout, and
 # whether it has torch; each image adds a byte to a log.
-# A module of its own: workers do not run the program's main file.
 TELLING = """
-import multiprocessing, os, sys
+import os, multiprocessing, sys
 from ddpm_train.data.sources import FolderSource
+
+LOG = sys.argv[3]
 
 class Telling(FolderSource):
     told = False
@@ -34,12 +35,12 @@ class Telling(FolderSource):
         if multiprocessing.parent_process() and not self.told:
             self.told = True
             os.write(1, f"worker {os.getpid()} {'torch' in sys.modules}\\n".encode())
-        with open(sys.argv[3], "ab") as log:
+        with open(LOG, "ab") as log:
             log.write(b".")
         return super().load(index, decoder)
 """
 PROGRAM = """
-import os, multiprocessing, resource, signal, sys
+import resource, signal, sys
 from pathlib import Path
 from ddpm_train.data import cache
 from ddpm_train.data.decode import Decoder
@@ -53,25 +54,24 @@ class Stopped(Exception):
 def stop(*_):
     raise Stopped
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)
-    cache._ALONE_SECONDS = 0
-    decoder = Decoder((SIDE, SIDE), 3, (255, 255, 255), "center", 10**8)
-    try:
-        prepared = cache.prepare(Telling(FOLDER), decoder, CACHE, keep_pixels=True, num_workers=2, progress=False)
-        print("prepared", len(prepared), prepared.content, flush=True)
-    except Stopped:
-        sys.exit(75)
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    print("peak", *(resource.getrusage(each).ru_maxrss for each in who), flush=True)
+signal.signal(signal.SIGTERM, stop)
+cache._ALONE_SECONDS = 0
+decoder = Decoder((SIDE, SIDE), 3, (255, 255, 255), "center", 10**8)
+try:
+    prepared = cache.prepare(Telling(FOLDER), decoder, CACHE, keep_pixels=True, num_workers=2, progress=False)
+    print("prepared", len(prepared), prepared.content, flush=True)
+except Stopped:
+    sys.exit(75)
+who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+print("peak", *(resource.getrusage(each).ru_maxrss for each in who), flush=True)
 """
 
 
 @pytest.fixture
 def start(tmp_path: Path, cli: Cli) -> Callable[..., "subprocess.Popen[str]"]:
     """Starts PROGRAM on a folder, in a process group of its own."""
-    (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "telling.py").write_text(TELLING)
+    (tmp_path / "program.py").write_text(PROGRAM)
 
     def run(folder: Path, cache: str = "prepared", side: int = 8) -> "subprocess.Popen[str]":
         command = [sys.executable, str(tmp_path / "program.py"), str(folder), str(tmp_path / cache), "log", str(side)]
@@ -223,8 +223,8 @@ def test_sigterm_while_the_command_line_prepares(cli: Cli, garments: list[Image.
         f"    sys.argv[0] = {str(ROOT / 'train.py')!r}\n"
         "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    (tmp_path / "telling.py").write_text(program)
-    process = cli.fork("telling.py", "dataset=imagefolder", f"dataset.path={folder}")
+    (tmp_path / "slowly.py").write_text(program)
+    process = cli.fork("slowly.py", "dataset=imagefolder", f"dataset.path={folder}")
     assert process.stdout.readline() == "workers\n"
     process.terminate()
     out, err = process.communicate(timeout=20)

@@ -281,10 +281,10 @@ def test_a_batch_that_does_not_fit_is_halved(cli: Cli, trained: Path) -> None:
         "resolution=[64,128]",
         "mixed_precision=no",
     )
-    program = ("-c", IN_LITTLE_MEMORY, *command)
-    said = cli.python(*program, "batch_size=64", "output=fixed", expect=2, **LEAN)
+    program = [sys.executable, "-c", IN_LITTLE_MEMORY, *command]
+    said = cli.run([*program, "batch_size=64", "output=fixed"], expect=2, **LEAN)
     assert said.endswith("error: batch_size=64: does not fit in the memory of cpu; use less, or auto\n")
-    assert "made 64 images" in cli.python(*program, "output=halved", **LEAN)
+    assert "made 64 images" in cli.run([*program, "output=halved"], **LEAN)
 
 
 def test_the_trainer_takes_a_samplers_arguments(cli: Cli) -> None:

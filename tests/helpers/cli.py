@@ -12,7 +12,8 @@ from typing import Any
 from helpers.forked import TESTS, Fork, free_port
 
 ROOT = TESTS.parent
-# glibc gives large blocks back at once, so that a limit on the memory is one on what is in use.
+# glibc gives large blocks back at once, so that a limit on the memory is one on what is in use. It reads these when a
+# program starts: no fork does.
 LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 # The smallest UNet with an attention level, 8 x 8 images, a handful of steps: about a second of training.
 TINY = (
@@ -111,9 +112,7 @@ class Cli:
 
     def start_together(self, *python: str, count: int, **environment: str) -> list[Fork]:
         """That many processes of `python ARGUMENTS`, which find each other as those that torchrun starts."""
-        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        shared |= {"LOCAL_WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "True", **environment}
-        return [self.fork(*python, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+        return [self.fork(*python, **environment, **rank) for rank in ranks(count)]
 
     def python_together(self, *python: str, count: int, expect: int = 0, **environment: str) -> str:
         """The same to their end; returns what all of them said. Each must end with that exit code."""
@@ -138,6 +137,13 @@ class Cli:
 
 # Makes a folder once for all tests that read it: see the fixture of that name.
 Once = Callable[[str, Callable[[Cli], str]], tuple[Cli, str]]
+
+
+def ranks(count: int) -> list[dict[str, str]]:
+    """What torchrun tells each of that many CPU processes, in its environment."""
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"LOCAL_WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "True"}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def ended(process: Process, expect: int) -> str:

@@ -8,7 +8,6 @@ process and, when that has ended, a line with its exit code. When the socket is 
 import array
 import atexit
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -118,9 +117,6 @@ def settle(environment: dict[str, str]) -> None:
     for name in READ_THE_ENVIRONMENT:
         if name in sys.modules:
             importlib.reload(sys.modules[name])
-    for name, parameter in (("MALLOC_MMAP_THRESHOLD_", -3), ("MALLOC_ARENA_MAX", -8)):
-        if name in environment:  # what glibc does with these at the start of a process; numbers from malloc.h
-            ctypes.CDLL(None).mallopt(parameter, int(environment[name]))
     if "STRAYS" in environment:  # see there
         runpy.run_path(str(Path(__file__).parent / "only_loopback/sitecustomize.py"))
 
