@@ -184,6 +184,40 @@ def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
     assert "Start again with a number for train.micro_batch_size: the same command continues" in said
 
 
+OUT_ONCE = """
+import os
+from ddpm_train.cli.train import main
+from ddpm_train.diffusion.objective import Objective
+from ddpm_train.system.signals import StopRequest
+draw, failed, vote, votes = Objective.draw, [], StopRequest.vote, []
+def counted(self, wish=False):
+    votes.append(wish)
+    return vote(self, wish)
+StopRequest.vote = counted
+def draw_or_fail(self, x_0, positions):
+    if os.environ["RANK"] == "1" and positions[0] == 16 * 4 + 8 and not failed:
+        failed.append(True)
+        raise MemoryError("no room at step 4")
+    return draw(self, x_0, positions)
+Objective.draw = draw_or_fail
+main()
+print(f"{len(votes)} votes")
+"""
+
+
+def test_one_of_several_processes_cuts_its_micro_batches(cli: Cli) -> None:
+    """In an earlier micro-batch than the one that exchanges gradients: the others notice nothing, nothing is lost."""
+    begin = ("evaluation=none", "lr_scheduler=constant", "train.max_steps=2", "train.micro_batch_size=4")
+    for name in ("cut", "whole"):
+        cli.together(*begin, f"name={name}", num_processes=2)
+    go_on = (*TINY, "evaluation=none", "lr_scheduler=constant", "train.max_steps=8", "train.micro_batch_size=auto")
+    said = cli.python_together("-c", OUT_ONCE, *go_on, "name=cut", count=2)
+    assert "out of memory: goes on with micro-batches of 2" in said
+    assert said.count(" votes") == said.count("7 votes") == 2  # what the processes do together, both do equally often
+    cli.together(*go_on[len(TINY) :], "name=whole", num_processes=2)
+    assert relative_difference(*(weights(cli.output(name), step=8) for name in ("cut", "whole"))) <= 1e-5
+
+
 def test_micro_batches_of_all_processes_tile_the_batch() -> None:
     for sizes in ((4, 2), (1, 4)):  # each process may cut its piece as its memory demands
         seen = []

@@ -57,10 +57,7 @@ class Trainer:
                     self.saving.save()
                 if ending:
                     break
-                with suppress(MicroBatchTooLarge):
-                    self.train_step()
-                    continue
-                self.cut_micro_batches()  # the exception is gone, and with it the tensors of the step
+                self.train_step_within_memory()
         finally:
             self.micro_batches.close()
         if stopping:
@@ -93,6 +90,13 @@ class Trainer:
         if state.ema_unet is not None:
             update_ema(state.ema_unet, state.unet, run.config.ema.decay(state.step))
         self.records.record(state.step, state.step * plan.batch_size, lr, torch.stack(losses).mean(), grad_norm)
+
+    def train_step_within_memory(self) -> None:
+        """A training step, begun anew with smaller micro-batches until they fit: the other processes notice nothing."""
+        while True:
+            with suppress(MicroBatchTooLarge):
+                return self.train_step()
+            self.cut_micro_batches()  # the exception is gone, and with it the tensors of the step
 
     def exchange_gradients_after(self, accumulation: int, micro_step: int) -> AbstractContextManager[object]:
         """The processes exchange gradients once a step, while the last micro-batch goes backward."""
