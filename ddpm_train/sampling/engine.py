@@ -26,7 +26,7 @@ from ddpm_train.sampling.loop import (
     to_uint8,
 )
 from ddpm_train.sampling.recipe import Recipe
-from ddpm_train.system.compute import Compute, Stopwatch, choose, multiplies_in_bf16, out_of_memory
+from ddpm_train.system.compute import PLAIN, Compute, Stopwatch, choose, multiplies_in_bf16, out_of_memory
 
 T = TypeVar("T")
 # The batch that `auto` begins with. A CPU gains nothing from a larger one, and does not say when its memory runs out.
@@ -35,8 +35,6 @@ _LARGEST_BATCH, _LARGEST_BATCH_ON_CPU = 1024, 64
 _WORTH_MEASURING_STEPS = 20
 # A CPU is measured with few images: it works through them one by one, and a trial must not cost what it saves.
 _TRIAL_IMAGES_ON_CPU = 4
-# The same numbers as diffusers' own loop.
-PLAIN = Compute("no", channels_last=False, attention="fused", compile=False)
 
 
 class Engine:

@@ -71,6 +71,10 @@ class Compute:
         return sdpa_kernel(SDPBackend.MATH) if self.attention == "math" else nullcontext()
 
 
+# The same numbers as diffusers' own loops.
+PLAIN = Compute("no", channels_last=False, attention="fused", compile=False)
+
+
 class Stopwatch:
     """Times trial steps, each kind of them once.
 
@@ -135,7 +139,6 @@ def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch
     Args:
         steps_left: how many trial steps the run takes; a short one does not repay compiling.
     """
-    simplest = Compute("no", channels_last=False, attention="fused", compile=False)
     others: dict[str, list[Any]] = {
         "mixed_precision": ["bf16"] if multiplies_in_bf16(device) else [],
         "channels_last": [True],
@@ -143,7 +146,7 @@ def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch
     }
     settled = {key: value for key in MARGINS if (value := getattr(train, key)) != "auto"}
     options = {key: values for key, values in others.items() if key not in settled}
-    chosen = choose(replace(simplest, **settled), options, stopwatch)
+    chosen = choose(replace(PLAIN, **settled), options, stopwatch)
     repaid_after = COMPILE_FROM_SECONDS.get(device.type)
     if train.compile == "auto" and repaid_after is not None and steps_left * stopwatch(chosen) > repaid_after:
         chosen = choose(chosen, {"compile": [True]}, stopwatch)

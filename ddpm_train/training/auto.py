@@ -21,6 +21,7 @@ from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.models.unet import unet_arguments
 from ddpm_train.runs.state import ResumedState
 from ddpm_train.system.compute import (
+    PLAIN,
     Compute,
     Stopwatch,
     choose_for_training,
@@ -118,13 +119,12 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
 
 
 def _trial_images(trial: Trial, at_most: int) -> int:
-    plain = Compute("no", channels_last=False, attention="fused", compile=False)
     if trial.device.type == "cuda":
         sizes = [at_most // 2**halvings for halvings in range(at_most.bit_length())]
-        return largest_fitting(sizes, partial(trial.twice, plain))
-    trial(plain, 1)
+        return largest_fitting(sizes, partial(trial.twice, PLAIN))
+    trial(PLAIN, 1)
     started = time.perf_counter()
-    trial(plain, 1)
+    trial(PLAIN, 1)
     return max(1, min(at_most, int(_CPU_TRIAL_SECONDS / (time.perf_counter() - started))))
 
 
