@@ -149,7 +149,8 @@ def test_gradients_are_exchanged_once_a_step(cli: Cli) -> None:
 @pytest.mark.slow
 def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit_any_more(cli: Cli) -> None:
     cli.train(*LARGE, "name=reference")
-    found = cli.run([*WATCHED, "room=150", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto"], **LEAN)
+    # 600 images take more than 300 MB here; what oneDNN keeps of each size that was tried differs from CPU to CPU.
+    found = cli.run([*WATCHED, "room=250", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto"], **LEAN)
     (batch,) = (line for line in found.splitlines() if line.startswith("  batch "))
     micro = int(batch.split("= ")[1].split(" x")[0])
     assert micro < 600 and f"{micro} x 1 process x {600 // micro} accumulated" in batch
