@@ -126,6 +126,22 @@ def test_held_out_loss_is_that_of_training(cli: Cli, trained: Path) -> None:
     assert (cli.folder / "run/evaluation/loss_by_timestep.png").is_file()
 
 
+NO_ROOM = """
+from ddpm_train.cli.evaluate import main
+from ddpm_train.sampling.engine import Engine
+def images(self, *arguments, **options):
+    raise MemoryError
+Engine.images = images
+main()
+"""
+
+
+def test_out_of_memory_is_told_in_one_line(cli: Cli, trained: Path) -> None:
+    said = cli.python("-c", NO_ROOM, f"pipeline={trained}", "metrics=[kid]", "output=scores", *FAST, expect=2)
+    assert said.endswith("error: batch_size=20: out of memory (the host has none left); use less\n")
+    assert "Traceback" not in said
+
+
 def test_quality_against_cost(evaluated: tuple[Cli, str, dict[str, Any]]) -> None:
     cli, _, _ = evaluated
     cost = ["metrics=[]", "cost.samplers=[ddim,unipc]", "cost.steps=[1,4]", "num_images=32"]

@@ -169,4 +169,13 @@ def test_what_cannot_be_imported_is_told_in_one_line(cli: Cli) -> None:
         f"extensions=[nowhere,broken,needy]: needy fails in {needy}, line 1 (ModuleNotFoundError: No module named "
         "'nowhere_to_be_found'); correct it",
     ]
+    write(cli.folder / "taken.py", "from ddpm_train.config.losses import LOSSES\n\nLOSSES.add('mse', int)\n")
+    write(cli.folder / "torn.py", "x = 1\ndef\n")
+    taken, torn = (cli.folder.resolve() / name for name in ("taken.py", "torn.py"))
+    assert refused(cli, *TRAIN, "extensions=[taken,torn]") == [
+        f"extensions=[taken,torn]: taken fails in {taken}, line 3 (ValueError: there is a loss named mse already; "
+        "choose another name); correct it",
+        f"extensions=[taken,torn]: torn fails in {torn}, line 2 (SyntaxError: invalid syntax (torn.py, line 2)); "
+        "correct it",
+    ]
     assert refused(cli, *TRAIN, "extensions=broken") == ["extensions=broken: must be a list"]

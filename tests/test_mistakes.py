@@ -260,6 +260,10 @@ TABLE = {
     "--multirun train.batch_size=8,16,abc seed=range(0,2) name=${train.batch_size}_${seed}": [
         "train.batch_size=abc: must be a whole number"
     ],
+    # A key that the default choice has not, but one of those that the sweep tries.
+    "--multirun optimizer=sgd,adamw optimizer.nesterov=true": [
+        "optimizer.nesterov=true: no such key; did you mean 'optimizer.eps'?"
+    ],
     "--multirun optimizer.lr=interval(1,2)": [
         "optimizer.lr=interval(1,2): only an optimiser can choose from an interval; add hydra/sweeper=optuna, "
         "or write optimizer.lr=A,B or range(A,B)"

@@ -105,21 +105,44 @@ OTHER_PRECISION = """
 import threading
 import ddpm_train
 TRAIN |= {"max_steps": 2, "mixed_precision": "bf16"}
+first = ddpm_train.train("outputs/main", train={**TRAIN, "mixed_precision": "no"}, **KEYS)
+first.evaluate(metrics=["held_out_loss"])
 threads = [threading.Thread(target=lambda: ddpm_train.train("outputs/thread", train=TRAIN, **KEYS))]
 threads[0].start()
 threads[0].join()
-ddpm_train.train("outputs/main", train={**TRAIN, "mixed_precision": "no"}, **KEYS)
 """
 
 
 def test_several_runs_of_one_process(cli: Cli) -> None:
-    """In a thread, where Python does not listen to signals, and in another precision."""
+    """In another precision, also after an evaluation; in a thread, where Python does not listen to signals."""
     cli.python("-c", KEYS + OTHER_PRECISION)
     precisions = [
         json.loads((cli.output(name) / "environment.json").read_text())[0]["compute"]["mixed_precision"]
         for name in ("thread", "main")
     ]
     assert precisions == ["bf16", "no"]
+
+
+IN_THE_MAIN_FILE = """
+import ddpm_train
+from ddpm_train.config.dataset import DATASET_SOURCES
+from ddpm_train.data.sources import EmbeddedSource
+class Mine(EmbeddedSource):
+    pass
+DATASET_SOURCES.add("mine", Mine)
+try:
+    ddpm_train.train("outputs/main", {"dataset.source": "mine"}, train=TRAIN, **KEYS)
+except ddpm_train.Mistakes as mistakes:
+    print(*mistakes.lines)
+"""
+
+
+def test_a_source_that_workers_could_not_find(cli: Cli) -> None:
+    said = cli.python("-c", KEYS + IN_THE_MAIN_FILE).splitlines()
+    assert said[-1] == (
+        "dataset.source=mine: Mine is defined in the program's main file, which worker processes do not run; "
+        "put it into a module of its own"
+    )
 
 
 def test_the_page_names_what_there_is() -> None:

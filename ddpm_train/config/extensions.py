@@ -47,6 +47,11 @@ def unnamed_mistakes(values: Mapping[str, Any]) -> Iterator[str]:
 def _reason(name: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
         return f"there is no module {error.name}; put it into this folder or that of --config-dir, or install it"
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    told = str(error).splitlines()[0] if str(error) else "no reason given"
-    return f"{name} fails in {place.filename}, line {place.lineno} ({type(error).__name__}: {told}); correct it"
+    frames = traceback.extract_tb(error.__traceback__)
+    # The line of the module itself, and not of what it calls.
+    place = next((frame for frame in reversed(frames) if frame.name == "<module>"), frames[-1])
+    file, line = place.filename, place.lineno
+    if isinstance(error, SyntaxError) and error.filename:
+        file, line = error.filename, error.lineno
+    reason = str(error).splitlines()[0] if str(error) else "no reason given"
+    return f"{name} fails in {file}, line {line} ({type(error).__name__}: {reason}); correct it"

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
@@ -54,30 +55,37 @@ def evaluate(config: EvaluateConfig, stop: StopRequest) -> list[Score]:
         Mistakes: the model, the images or the extractor cannot be had, or they do not go together.
         Stopped: asked to stop.
     """
-    dataset = dataset_of(config)
     keep_memory()
-    with torch.inference_mode():
-        accelerator = Accelerator(
-            cpu=os.environ.get("ACCELERATE_USE_CPU") == "True",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-        )
-        workers = Workers(accelerator, stop, Console(accelerator.is_main_process))
-        data = open_data(dataset, progress=workers.console.live)
-        folder = image_folder(config.pipeline)
-        images = None if folder is None else open_images(folder, dataset, progress=workers.console.live)
-        model = None if folder is not None else _load(config)
-        if mistakes := list(evaluation_mistakes(config, dataset, data, model, images)):
-            raise Mistakes(*mistakes)
-        evaluation = _Evaluation(config, dataset, data, model, images, workers)
-        try:
-            scores = evaluation.carry_out()
-        except Exception as error:
-            if accelerator.num_processes > 1 or not out_of_memory(error):
-                raise
-            reason = (str(error).splitlines() or ["the host has none left"])[0]
-            raise Mistakes(f"batch_size={config.batch_size}: out of memory ({reason}); use less") from None
+    accelerator = Accelerator(
+        cpu=os.environ.get("ACCELERATE_USE_CPU") == "True",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    try:
+        with torch.inference_mode():
+            scores = _evaluate(config, Workers(accelerator, stop, Console(accelerator.is_main_process)))
         accelerator.wait_for_everyone()
-    return scores
+        return scores
+    finally:
+        # A run of this process may compute in another precision.
+        AcceleratorState._reset_state()
+
+
+def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
+    dataset = dataset_of(config)
+    data = open_data(dataset, progress=workers.console.live)
+    folder = image_folder(config.pipeline)
+    images = None if folder is None else open_images(folder, dataset, progress=workers.console.live)
+    model = None if folder is not None else _load(config)
+    if mistakes := list(evaluation_mistakes(config, dataset, data, model, images)):
+        raise Mistakes(*mistakes)
+    evaluation = _Evaluation(config, dataset, data, model, images, workers)
+    try:
+        return evaluation.carry_out()
+    except (RuntimeError, MemoryError) as error:
+        if workers.accelerator.num_processes > 1 or not out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["the host has none left"])[0]
+        raise Mistakes(f"batch_size={config.batch_size}: out of memory ({reason}); use less") from None
 
 
 def _load(config: EvaluateConfig) -> Model:
