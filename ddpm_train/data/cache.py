@@ -175,14 +175,13 @@ def starting_workers() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-# Of a worker: the source, its decoder, and a byte in shared memory: 1 when the parent needs no more images.
-_work: tuple[Source, Decoder, Any]
+_work: tuple[Source, Decoder]  # of a worker
 
 
-def _start_worker(path: str, stop: Any) -> None:
+def _start_worker(path: str) -> None:
     global _work
     with open(path, "rb") as file:
-        _work = (*pickle.load(file), stop)
+        _work = pickle.load(file)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -195,8 +194,7 @@ def _end_with_parent() -> None:
 
 
 def _decode_chunk(indices: range) -> list[_Decoded]:
-    source, decoder, stop = _work
-    return [_decode(source, decoder, index) for index in indices if not stop.value]
+    return [_decode(*_work, index) for index in indices]
 
 
 def _decode(source: Source, decoder: Decoder, index: int) -> _Decoded:
@@ -234,18 +232,23 @@ def _workers(
     """Starts workers without waiting for them; the future is done when the first one is there."""
     # Forking a process that runs torch's threads can deadlock; spawned workers import no torch.
     context = multiprocessing.get_context("spawn")
-    stop = context.RawValue("b", 0)
+    others = multiprocessing.active_children()
     # Through a file: a long list of names does not fit into a pipe, and this process would wait for a worker's imports.
     with tempfile.NamedTemporaryFile(dir=scratch) as work:
         pickle.dump((source, decoder), work)
         work.flush()
-        pool = ProcessPoolExecutor(num_workers, context, _start_worker, (work.name, stop))
+        pool = ProcessPoolExecutor(num_workers, context, _start_worker, (work.name,))
         try:
             # A pool starts a worker for each task that finds none idle.
             ready = [_submit(pool, range(0)) for _ in range(num_workers)]
             yield pool, ready[0]
+        except BaseException:
+            # Nobody needs their images any more, and some may still be importing.
+            for worker in multiprocessing.active_children():
+                if worker not in others:
+                    worker.kill()
+            raise
         finally:
-            stop.value = 1
             pool.shutdown(wait=True, cancel_futures=True)
 
 
