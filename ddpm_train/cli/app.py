@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -11,19 +12,25 @@ from ddpm_train.cli import flags, show
 from ddpm_train.cli.flags import Arguments
 from ddpm_train.config.mistakes import Mistakes, without_tokens
 from ddpm_train.config.program import Program, compose_configs
-from ddpm_train.system import exit_codes
+from ddpm_train.system import exit_codes, launch
 
 C = TypeVar("C")
+T = TypeVar("T")
 
 
 def main(
-    program: Program[C], job: Callable[[C, dict[str, Any]], None], sweep: Callable[[Arguments], None] | None = None
+    program: Program[C],
+    job: Callable[[C, dict[str, Any]], None],
+    sweep: Callable[[Arguments], None] | None = None,
+    *,
+    alone: bool = False,
 ) -> None:
     """Do what the command line asks of a program.
 
     Args:
         job: takes the config, and the same as plain values to be saved with the run.
         sweep: does a sweep; None: its jobs run one after the other in this process.
+        alone: the program has but one process, wherever it is started.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
@@ -36,30 +43,40 @@ def main(
             elif arguments.multirun and sweep:
                 sweep(arguments)
             else:
-                for config, values in compose_configs(
+                compose = partial(
+                    compose_configs,
                     program,
                     arguments.overrides,
                     name=arguments.config_name,
                     path=arguments.config_path,
                     config_dir=arguments.config_dir,
                     multirun=arguments.multirun,
-                ):
+                )
+                together = launch.is_one_of_several() and not alone
+                for config, values in _everywhere(compose) if together else compose():
                     job(config, values)
         except Mistakes as mistakes:
             tell(mistakes)
     except SystemExit as left:
-        if exit_codes.FILE_VARIABLE in os.environ and _is_first():
+        if exit_codes.FILE_VARIABLE in os.environ and launch.is_main():
             Path(os.environ[exit_codes.FILE_VARIABLE]).write_text(str(left.code))
+        raise
+
+
+def _everywhere(compose: Callable[[], T]) -> T:
+    """A mistake on one machine alone must end the processes on all of them; they meet for it, which takes torch."""
+    from ddpm_train.system import ranks
+
+    try:
+        return ranks.everywhere(compose)
+    except Mistakes:
+        ranks.leave()
         raise
 
 
 def tell(mistakes: Mistakes) -> NoReturn:
     """Print the mistakes once, whatever the number of processes, and leave with code 2."""
-    if _is_first():
+    if launch.is_main():
         for line in mistakes.lines:
             print(f"error: {without_tokens(line)}", file=sys.stderr)
     sys.exit(exit_codes.MISTAKE)
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -20,7 +20,7 @@ from ddpm_train.system import exit_codes
 
 
 def main() -> None:
-    app.main(Program("ddpm-push", "push", "run", "'run={}'", PUSHING, preflight), job)
+    app.main(Program("ddpm-push", "push", "run", "'run={}'", PUSHING, preflight), job, alone=True)
 
 
 def preflight(config: PushConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from ddpm_train.system.launch import num_cores
 _SPLIT_SEED = 0
 
 
+DataIdentity: TypeAlias = tuple[tuple[str, int], ...]
+
+
 @dataclass(frozen=True)
 class Data:
     """The training images, the held-out ones (possibly none), and what identifies them."""
@@ -34,6 +38,10 @@ class Data:
     content: str  # see `Prepared`, also for `broken`
     broken: list[str]
     commit: str | None  # of the repository that they come from, if it is one on the Hub
+
+    def identity(self) -> "DataIdentity":
+        """What makes these images these: content and number of the training images, and of those held out."""
+        return tuple((each.prepared.content, len(each)) for each in (self.train, self.validation) if each is not None)
 
 
 def open_data(config: Dataset, *, progress: bool) -> Data:

@@ -1,6 +1,5 @@
 """Carries out `ddpm-evaluate`: open, check, measure what was asked for, keep and tell it."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
@@ -10,7 +9,6 @@ from typing import Annotated
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from ddpm_train.config.dataset import Dataset
@@ -41,8 +39,7 @@ from ddpm_train.sampling.engine import Engine, choose_compute, open_engine
 from ddpm_train.sampling.recipe import Recipe, compared
 from ddpm_train.system.compute import device_name, keep_memory, out_of_memory
 from ddpm_train.system.console import Console
-from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE
+from ddpm_train.system.ranks import everywhere, join, on_main, wait_for_all
 from ddpm_train.system.signals import StopRequest
 
 _LOSS_BINS = 10
@@ -56,14 +53,12 @@ def evaluate(config: EvaluateConfig, stop: StopRequest) -> list[Score]:
         Stopped: asked to stop.
     """
     keep_memory()
-    accelerator = Accelerator(
-        cpu=os.environ.get("ACCELERATE_USE_CPU") == "True",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
+    join()
+    accelerator = Accelerator()
     try:
         with torch.inference_mode():
             scores = _evaluate(config, Workers(accelerator, stop, Console(accelerator.is_main_process)))
-        accelerator.wait_for_everyone()
+        wait_for_all()
         return scores
     finally:
         # A run of this process may compute in another precision.
@@ -72,10 +67,15 @@ def evaluate(config: EvaluateConfig, stop: StopRequest) -> list[Score]:
 
 def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     dataset = dataset_of(config)
-    data = open_data(dataset, progress=workers.console.live)
+    data = everywhere(lambda: open_data(dataset, progress=workers.console.live))
     folder = image_folder(config.pipeline)
-    images = None if folder is None else open_images(folder, dataset, progress=workers.console.live)
-    model = None if folder is not None else _load(config)
+    images = model = None
+    if folder is not None:
+        images = everywhere(lambda: open_images(folder, dataset, progress=workers.console.live))
+    else:
+        model = everywhere(
+            lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights), fetches=True
+        )
     if mistakes := list(evaluation_mistakes(config, dataset, data, model, images)):
         raise Mistakes(*mistakes)
     evaluation = _Evaluation(config, dataset, data, model, images, workers)
@@ -86,11 +86,6 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
             raise
         reason = (str(error).splitlines() or ["the host has none left"])[0]
         raise Mistakes(f"batch_size={config.batch_size}: out of memory ({reason}); use less") from None
-
-
-def _load(config: EvaluateConfig) -> Model:
-    on_main(lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights) and None)
-    return load_model(config.pipeline, revision=config.revision, weights=config.weights)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation.weights import dinov2_network, published_sha256, read_weights, weights_file
 from ddpm_train.evaluation.workers import BATCH_IMAGES
 from ddpm_train.system.files import sha256_file
-from ddpm_train.system.ranks import on_main
+from ddpm_train.system.ranks import everywhere
 
 
 class Extractor:
@@ -96,7 +96,11 @@ def open_extractor(name: str, weights: str | None, device: torch.device, *, key:
     Raises:
         Mistakes: the weights are not here and cannot be fetched, or they are not this extractor's.
     """
-    path = on_main(lambda: weights_file(name, weights, key))
+    return everywhere(lambda: _open_extractor(name, weights, device, key), fetches=True)
+
+
+def _open_extractor(name: str, weights: str | None, device: torch.device, key: str) -> Extractor:
+    path = weights_file(name, weights, key)
     tensors = read_weights(name, path, key)
     try:
         network = _build(name, tensors, key)

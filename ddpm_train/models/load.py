@@ -100,7 +100,7 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
     if chosen not in tensors:
         raise Mistakes(f"weights={weights}: this run keeps no average (ema=none); use weights=unet")
     unet = build_unet(description.model, description.dataset, description.noise_scheduler)
-    unet.load_state_dict(tensors[chosen])
+    unet.load_state_dict(dict(tensors[chosen]))
     known = {"step": read_state(path).step, "weights": chosen}
     return _model(pipeline, unet, description.noise_scheduler.build(), known)
 

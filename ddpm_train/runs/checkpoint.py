@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,11 +126,31 @@ def _read_manifest(path: Path, step: int | None) -> dict[str, dict[str, Any]]:
     return files
 
 
-def load(path: Path) -> "dict[str, dict[str, Tensor]]":
-    """The tensors of a verified checkpoint, on the CPU, by set."""
-    import safetensors.torch
+def load(path: Path) -> "dict[str, Mapping[str, Tensor]]":
+    """The tensors of a verified checkpoint, on the CPU, by set. Each is read from the disk when it is asked for."""
+    return {file.stem: _StoredTensors(file) for file in path.glob("*.safetensors")}
 
-    return {file.stem: safetensors.torch.load_file(file) for file in path.glob("*.safetensors")}
+
+class _StoredTensors(Mapping[str, "Tensor"]):
+    """The tensors in a safetensors file; they need not fit into memory together."""
+
+    def __init__(self, path: Path) -> None:
+        import safetensors
+
+        self._file = safetensors.safe_open(path, framework="pt")
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> "Tensor":
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def load_scalars(path: Path) -> dict[str, Any]:

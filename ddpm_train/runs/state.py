@@ -16,6 +16,7 @@ class ResumedState:
         compute: how steps are computed, the fields of `system.compute.Compute`: settled once, kept on resume.
         device: its name, see `device_name`.
         grad_scaler: the state of the fp16 gradient scaler; empty if there is none.
+        optimizer: what the optimizer keeps besides tensors, by name. Older checkpoints do not say.
         identity: what makes the run the run it is, by dotted key, see `identity.py`.
         changes: the accepted changes of the config, each as {"step", "key", "from", "to"}, the oldest first.
         environments: what has computed the run, see `environment.py`. Older checkpoints do not say.
@@ -28,6 +29,7 @@ class ResumedState:
     micro_batch_size: int
     num_processes: int
     grad_scaler: dict[str, Any]
+    optimizer: dict[str, Any]
     identity: dict[str, Any]
     changes: list[dict[str, Any]]
     environments: list[dict[str, Any]]
@@ -39,7 +41,7 @@ class ResumedState:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`; raises KeyError where a key is missing that every checkpoint has."""
-        known = {"environments": [], **values}
+        known = {"optimizer": {}, "environments": [], **values}
         return cls(**{field.name: known[field.name] for field in fields(cls)})
 
 

@@ -1,7 +1,6 @@
 """Carries out `ddpm-sample`: load, check, make what is missing, and the pictures that were asked for."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +22,7 @@ from ddpm_train.sampling.recipe import Recipe, build_recipe
 from ddpm_train.system.compute import Compute, device_name, keep_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
-from ddpm_train.system.ranks import on_main
-from ddpm_train.system.shutdown import PATIENCE
+from ddpm_train.system.ranks import everywhere, join, on_main, wait_for_all
 
 _GRID_IMAGES = 64
 
@@ -37,9 +35,10 @@ def sample_images(config: SampleConfig) -> None:
     """
     keep_memory()
     with torch.inference_mode():
-        state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True", timeout=PATIENCE)
-        on_main(lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights) and None)
-        model = load_model(config.pipeline, revision=config.revision, weights=config.weights)
+        state = join()
+        model = everywhere(
+            lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights), fetches=True
+        )
         recipe = build_recipe(config, model)
         folder = ImageFolder(Path(config.output))
         compute = on_main(lambda: _claim(config, model, recipe, folder, state.device))
@@ -50,7 +49,7 @@ def sample_images(config: SampleConfig) -> None:
             sampling.make_images()
         elif state.is_main_process:
             getattr(sampling, config.visualization)()
-        state.wait_for_everyone()
+        wait_for_all()
 
 
 def _claim(config: SampleConfig, model: Model, recipe: Recipe, folder: ImageFolder, device: torch.device) -> Compute:
@@ -115,7 +114,7 @@ class _Sampling:
             done += len(batch)
             console.update(done)
         console.finish()
-        state.wait_for_everyone()
+        wait_for_all()
         if state.is_main_process:
             seconds = time.monotonic() - started
             rate = f" ({len(missing) / seconds:.1f} images/s)" if missing else ""

@@ -24,6 +24,16 @@ def num_processes() -> int:
     return int(_launcher_arguments().num_processes or 1)
 
 
+def is_main() -> bool:
+    """Whether this is the process that alone writes, and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_one_of_several() -> bool:
+    """Whether a launcher has started other processes beside this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def num_cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -68,7 +78,7 @@ def launch_mistakes() -> Iterator[str]:
             yield f"{local_processes} processes: this machine has {gpus}; start one process for each"
     port = os.environ.get("MASTER_PORT", "29500")
     # torchrun listens at the port itself, before it starts processes.
-    listens = not by_torchrun and os.environ.get("RANK", "0") == "0" and num_processes() > 1
+    listens = not by_torchrun and is_main() and num_processes() > 1
     if listens and port.isdigit() and (reason := port_error(int(port))):
         yield (
             f"MASTER_PORT={port}: {reason}; choose another port "

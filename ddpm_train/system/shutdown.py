@@ -5,18 +5,13 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import diffusers
-import torch
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.system import exit_codes
+from ddpm_train.system import exit_codes, launch, ranks
 from ddpm_train.system.exit_codes import CannotGoOn
 from ddpm_train.system.signals import Stopped, StopRequest
-
-# How long a process that has done its share waits for the others; a dead one ends all at once.
-PATIENCE = timedelta(days=30)
 
 
 @contextmanager
@@ -27,8 +22,7 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
         again: what the same command does after a stop.
     """
     diffusers.logging.set_verbosity_error()
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    main = os.environ.get("RANK", "0") == "0"
+    several, main = launch.is_one_of_several(), launch.is_main()
     try:
         with StopRequest() as stop:
             yield stop
@@ -51,5 +45,4 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
             os._exit(1)
         raise
     finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        ranks.leave()

@@ -56,10 +56,9 @@ class StopRequest:
         """What ends the run, raised on all processes."""
         return Stopped(self.signal_name or "another process was asked to")
 
-    def connect(self) -> None:
-        """Open the channel over which the processes agree: on the CPU, so that no step waits for a device."""
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self._group = dist.new_group(backend="gloo")
+    def connect(self, channel: dist.ProcessGroup | None) -> None:
+        """From now on the processes agree, over this channel: on the CPU, so that no step waits for a device."""
+        self._group = channel
         self._connected = True
 
     def agree(self, wish: bool = False) -> tuple[bool, bool]:

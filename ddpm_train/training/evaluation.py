@@ -26,6 +26,7 @@ from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.recipe import Recipe
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
+from ddpm_train.system.ranks import on_main
 from ddpm_train.system.signals import Stopped
 from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
@@ -68,8 +69,7 @@ class Evaluation:
                 found = collect(self._results(unet))
         except Stopped:
             return False
-        if self._trackers is not None:
-            self._keep(found, self._trackers)
+        on_main(lambda: self._keep(found))
         values = {**found.numbers, "evaluation_seconds": round(time.monotonic() - started, 3)}
         self._records.annotate(step, values)
         self._run.selection.note(step, values)
@@ -114,14 +114,15 @@ class Evaluation:
         depends_on = DependsOn(step=run.state.step, weights=weights, versions=versions())
         return SampledImages(engine, recipe, num_images, config.evaluation.batch_size, self._workers, depends_on)
 
-    def _keep(self, found: Found, trackers: RunTrackers) -> None:
+    def _keep(self, found: Found) -> None:
         """Pictures, as files and in the trackers; and the numbers, with all that they depend on."""
         step, output_dir = self._run.state.step, self._run.output_dir
         step_name = checkpoint.step_name(step)
         for name, picture in found.pictures.items():
             place = f"{SAMPLES}/{step_name}" if name == "samples" else f"{EVALUATION}/{name}"
             self._write(output_dir / f"{place}.png", pictures.to_png(picture))
-            trackers.add_image(name, picture, step)
+            if self._trackers is not None:
+                self._trackers.add_image(name, picture, step)
         stored = {
             "step": step,
             "held_out_loss": found.numbers.get("held_out_loss"),

@@ -41,6 +41,7 @@ class Trainer:
             NonFinite: on all processes; nothing of the steps it names has reached a checkpoint.
         """
         self.model.train()
+        started_at = self.state.step
         self.micro_batches = self.run.open_micro_batches()
         try:
             while True:
@@ -58,6 +59,8 @@ class Trainer:
                 if ending:
                     break
                 self.train_step_within_memory()
+                if self.state.step == started_at + 1:
+                    self.state.tensors()  # an optimizer whose state cannot be saved is told of now
         finally:
             self.micro_batches.close()
         if stopping:

@@ -1,6 +1,5 @@
 """What is wrong with a training run on this machine and at the Hub, before anything slow starts. Imports no torch."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,15 +19,16 @@ from ddpm_train.system.files import output_mistakes
 def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]:
     """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
     yield from path_mistakes(config.dataset)
-    yield from output_mistakes("output_dir", config.output_dir)
     yield from launch.launch_mistakes()
     yield from _batch_mistakes(config, num_processes or launch.num_processes())
-    yield from _resume_mistakes(config)
     yield from precision_mistakes("train.mixed_precision", config.train.mixed_precision, otherwise="fp16, no or auto")
     yield from _extras_mistakes(config)
     yield from _mirror_mistakes(config.checkpoint.mirror)
     yield from _evaluation_mistakes(config.evaluation)
-    yield from _push_mistakes(config)
+    if launch.is_main():  # which alone touches the run's folder, and the Hub
+        yield from output_mistakes("output_dir", config.output_dir)
+        yield from _resume_mistakes(config)
+        yield from _push_mistakes(config)
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
@@ -85,7 +85,7 @@ def _resume_mistakes(config: Config) -> Iterator[str]:
 
 
 def _push_mistakes(config: Config) -> Iterator[str]:
-    """What would keep the run from being pushed. One process asks the Hub, and only for a run that begins.
+    """What would keep the run from being pushed. The Hub is asked only for a run that begins.
 
     A run that goes on is not ended by a Hub that is down, nor by a token that has expired meanwhile.
     """
@@ -94,7 +94,7 @@ def _push_mistakes(config: Config) -> Iterator[str]:
     wrong_name = list(name_mistakes("hub.repo_id", config.hub.repo_id))
     yield from wrong_name
     begun = any((Path(config.output_dir) / "checkpoints").glob("step_*"))
-    if os.environ.get("RANK", "0") == "0" and not begun and not is_offline():
+    if not begun and not is_offline():
         repo_id = None if wrong_name else config.hub.repo_id
         otherwise = ", or HF_HUB_OFFLINE=1 to train without pushing"
         yield from push_mistakes("hub.push=true", "hub.repo_id", repo_id, config.hub.private, otherwise=otherwise)

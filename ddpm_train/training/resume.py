@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,12 @@ import torch
 from ddpm_train.runs import checkpoint, environment
 from ddpm_train.runs.folder import CONFIG, ENVIRONMENT, RESULT, config_yaml
 from ddpm_train.runs.identity import accept
+from ddpm_train.runs.state import ResumedState
 from ddpm_train.system.compute import device_name
+from ddpm_train.system.exit_codes import CannotGoOn
 from ddpm_train.system.files import write_atomic
+from ddpm_train.system.ranks import broadcast, gather, here, on_main
+from ddpm_train.training.optimizer_state import layout_of
 from ddpm_train.training.run import Run
 from ddpm_train.training.start import Start
 
@@ -30,11 +35,46 @@ def restore(run: Run, start: Start) -> list[str]:
     recorded = [{"step": step, "key": key, "from": there.get(key), "to": now.get(key)} for key in accepted]
     run.changes = [*start.state.changes, *recorded]
     run.environments = start.state.environments
-    run.state.load(step, checkpoint.load(start.path))
+    run.state.step = step
+    _load(run, start.path, start.state, afresh="optimizer.name" in accepted)
     scaler = run.accelerator.scaler
     if scaler is not None and start.state.grad_scaler:
         scaler.load_state_dict(start.state.grad_scaler)
     return harmless + [f"{key}: {there.get(key)} -> {now.get(key)} (accepted, recorded)" for key in accepted]
+
+
+def _load(run: Run, path: Path, stored: ResumedState, *, afresh: bool) -> None:
+    """Have the main process load the checkpoint, which may lie on its disk alone; `share` hands the tensors on.
+
+    Args:
+        afresh: the optimizer is another one now, and begins with nothing.
+    """
+
+    def load() -> None:
+        tensors = checkpoint.load(path)
+        run.state.load({**tensors, "optimizer": {}} if afresh else tensors)
+
+    if not afresh:
+        layout = on_main(lambda: layout_of(checkpoint.load(path)["optimizer"]))
+        run.state.optimizer_state.allocate(layout, stored.optimizer)
+    on_main(load)
+
+
+def share(run: Run) -> None:
+    """Take over the main process's tensors on all processes, and make sure of it.
+
+    Raises:
+        CannotGoOn: the state is not the same on all of them.
+    """
+    if run.plan.num_processes == 1:
+        return
+    for named in run.state.tensors().values():
+        for tensor in named.values():
+            broadcast(tensor)
+    digests = gather((run.state.digest(), here()))
+    for digest, where in digests[1:]:
+        if digest != digests[0][0]:
+            raise CannotGoOn(f"the state at step {run.state.step:,} is not the same on {where} as on {digests[0][1]}")
 
 
 def describe_run(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from diffusers import UNet2DModel
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
 from ddpm_train.config.train import Config, Train
 from ddpm_train.data.images import fits
-from ddpm_train.data.loader import Batches, Data, micro_batches, num_workers, open_data
+from ddpm_train.data.loader import Batches, Data, DataIdentity, micro_batches, num_workers, open_data
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.models.load import load_model
 from ddpm_train.models.unet import build_unet
@@ -25,7 +25,7 @@ from ddpm_train.runs.identity import identity
 from ddpm_train.runs.state import ResumedState
 from ddpm_train.system.compute import device_name, set_backends
 from ddpm_train.system.console import Console
-from ddpm_train.system.ranks import on_main
+from ddpm_train.system.ranks import everywhere, join, on_main, require_same
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training.auto import Choice, Trial, choose_compute, plan_batch
 from ddpm_train.training.state import BatchPlan, TrainState
@@ -99,6 +99,7 @@ class Run:
             device=device_name(self.accelerator.device),
             micro_batch_size=self.plan.micro_batch_size,
             num_processes=self.plan.num_processes,
+            optimizer=self.state.optimizer_state.capture()[1],
             grad_scaler=scaler.state_dict() if scaler is not None else {},
             identity=self.identity,
             changes=self.changes,
@@ -117,9 +118,9 @@ def build_run(
     Raises:
         Mistakes: the dataset cannot be had or is too small, or one image does not fit into memory.
     """
-    device, output_dir = PartialState().device, Path(config.output_dir)
-    data = open_data(config.dataset, progress=console.live)
-    _check_data(config, data)
+    device, output_dir = join().device, Path(config.output_dir)
+    data = everywhere(lambda: _open_data(config, console))
+    require_same(f"dataset.path={config.dataset.path}", data.identity(), _other_images)
     if data.commit is not None:
         # What was asked for, a branch or nothing, may mean other images tomorrow.
         config = replace(config, dataset=replace(config.dataset, revision=data.commit))
@@ -132,14 +133,14 @@ def build_run(
     if config.train.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if config.model.pretrained is not None and resumed is None:
-        _take_weights(unet, config, console)
+        on_main(lambda: _take_weights(unet, config, console))
     max_steps = config.train.max_steps or _steps_of_epochs(config.train, len(data.train))
     trial = Trial(config, unet, objective, device)
     choice = choose_compute(config, trial, max_steps=max_steps, resumed=resumed)
     choice.compute.apply(unet)
     if choice.compute.compile:
         objective.compile()
-    plan = plan_batch(config, trial, choice.compute, resumed=resumed)
+    plan = everywhere(lambda: plan_batch(config, trial, choice.compute, resumed=resumed))
     ema_unet = copy.deepcopy(unet).requires_grad_(False).eval() if config.ema.is_kept else None
     return Run(
         config=config,
@@ -163,8 +164,9 @@ def _steps_of_epochs(train: Train, num_images: int) -> int:
     return math.ceil(train.epochs * num_images / train.batch_size)
 
 
-def _check_data(config: Config, data: Data) -> None:
-    """Raise `Mistakes` if there are too few images, or none held out where the run is to be judged by them."""
+def _open_data(config: Config, console: Console) -> Data:
+    """Raises `Mistakes` also if there are too few images, or none held out where the run is to be judged by them."""
+    data = open_data(config.dataset, progress=console.live)
     if len(data.train) < config.train.batch_size:
         raise Mistakes(
             f"train.batch_size={config.train.batch_size}: more than the {len(data.train)} training images; "
@@ -176,6 +178,13 @@ def _check_data(config: Config, data: Data) -> None:
             f"dataset.validation_fraction={config.dataset.validation_fraction}: of {len(data.train)} images that holds "
             "none out, and the run is to be judged by the held-out loss; raise it"
         )
+    return data
+
+
+def _other_images(here: DataIdentity, there: DataIdentity) -> str:
+    counts = [sum(count for _, count in each) for each in (here, there)]
+    told = f"{counts[1]:,} images, not {counts[0]:,}" if counts[0] != counts[1] else "as many images, but others"
+    return f"{told}; every machine needs the same dataset"
 
 
 def _take_weights(unet: UNet2DModel, config: Config, console: Console) -> None:

@@ -1,11 +1,15 @@
 """What a run is at a step, and how its batches are cut."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
+
+from ddpm_train.training.optimizer_state import OptimizerState
 
 
 @dataclass
@@ -17,34 +21,32 @@ class TrainState:
     ema_unet: UNet2DModel | None
     optimizer: torch.optim.Optimizer
 
+    def __post_init__(self) -> None:
+        self.optimizer_state = OptimizerState(self.optimizer)
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Named sets of tensors, as a checkpoint holds them."""
-        optimizer = {
-            f"{index}.{name}": value
-            for index, values in self.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-            if isinstance(value, Tensor)
-        }
+        """Named sets of tensors, as a checkpoint holds them; raises `NotCaptured` if the optimizer's do not suffice."""
+        optimizer, _ = self.optimizer_state.capture()
         sets = {"unet": self.unet.state_dict(), "optimizer": optimizer}
         return sets if self.ema_unet is None else {**sets, "ema": self.ema_unet.state_dict()}
 
-    def load(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
-        """Take over what `tensors` returned at `step`."""
-        self.step = step
-        self.unet.load_state_dict(tensors["unet"])
-        if self.ema_unet is not None:
-            self.ema_unet.load_state_dict(tensors["ema"])
-        by_parameter: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors["optimizer"].items():
-            index, name = key.split(".", 1)
-            by_parameter.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": by_parameter, "param_groups": groups})
-        for parameter, values in self.optimizer.state.items():
-            for name, value in values.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    # In the parameter's memory format, as the optimizer itself makes them.
-                    values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over what `tensors` returned, one after the other; there is room for the optimizer's."""
+        for name, named in self.tensors().items():
+            # A run that keeps no average until now begins it at its weights.
+            stored = tensors["unet"] if name == "ema" and name not in tensors else tensors[name]
+            for key, tensor in named.items():
+                tensor.copy_(stored[key])
+
+    def digest(self) -> str:
+        """A hash of everything."""
+        digest = hashlib.sha256(json.dumps([self.step, self.optimizer_state.capture()[1]]).encode())
+        for name, named in self.tensors().items():
+            for key, tensor in named.items():
+                digest.update(f"{name}.{key}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @property
     def sampling_unet(self) -> UNet2DModel:

@@ -1,16 +1,16 @@
 """Carries out a run: lock, start, train, evaluate, save, end."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline
 
+from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config
 from ddpm_train.report import try_to_write_report
 from ddpm_train.runs.folder import ORIGIN, PIPELINE, RECORDS, RESULT, read_origin
@@ -20,14 +20,14 @@ from ddpm_train.system.compute import out_of_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.exit_codes import MISTAKE, CannotGoOn
 from ddpm_train.system.files import replace_folder, write_atomic
-from ddpm_train.system.ranks import on_main
+from ddpm_train.system.ranks import join, on_main, open_channel, require_same
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training import messages
 from ddpm_train.training.evaluation import Evaluation, open_extractor
 from ddpm_train.training.loop import Trainer
 from ddpm_train.training.push import finish_push, push_finished
 from ddpm_train.training.records import NonFinite, Records
-from ddpm_train.training.resume import describe_run, restore
+from ddpm_train.training.resume import describe_run, restore, share
 from ddpm_train.training.run import Run, build_run
 from ddpm_train.training.saving import Saving
 from ddpm_train.training.start import find_start
@@ -36,6 +36,8 @@ from ddpm_train.training.trackers import RunTrackers
 if TYPE_CHECKING:  # of an extra
     from ddpm_train.evaluation.features import Extractor
 
+# May be another on each machine.
+_OF_A_MACHINE = ("output_dir", "resume", "dataset.path", "dataset.cache_dir", "dataset.num_workers")
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -68,12 +70,14 @@ def train_run(
     """
     lock = RunLock(Path(config.output_dir))
     try:
-        console = Console(PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "True").is_main_process)
+        console = Console(join().is_main_process)
+        require_same("the config", _shared_keys(values), _other_config)
         on_main(lock.acquire)
         start = on_main(lambda: find_start(config, console.warn))
         run = build_run(config, values, resumed=start.state, stop=stop, console=console)
         changes = restore(run, start)
-        if run.is_finished and read_origin(run.output_dir / PIPELINE).get("step") == run.state.step:
+        share(run)
+        if run.is_finished and on_main(lambda: read_origin(run.output_dir / PIPELINE)).get("step") == run.state.step:
             on_main(lambda: _save_result(run))
             messages.say_finished(run)
             push_finished(run, start.path)
@@ -108,7 +112,7 @@ def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listen
 
     records = Records(run.output_dir / RECORDS, run.accelerator, run.state.step, log=log, warn=console.warn)
     saving = Saving(run, records)
-    run.stop.connect()
+    run.stop.connect(open_channel())
     trainer = Trainer(run, records, Evaluation(run, extractor, records, trackers), saving)
     started = time.monotonic()
     console.start(run.state.step, run.max_steps)
@@ -131,6 +135,15 @@ def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listen
     messages.say_what_next(run, time.monotonic() - started)
     # Here the main process is alone: no other waits for it.
     finish_push(run, saving.push, 60 * run.config.hub.finish_minutes)
+
+
+def _shared_keys(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in dotted_values(values) if key not in _OF_A_MACHINE}
+
+
+def _other_config(here: dict[str, Any], there: dict[str, Any]) -> str:
+    key = next(key for key in [*here, *there] if here.get(key) != there.get(key))
+    return f"{key}={as_written(there.get(key))}, not {as_written(here.get(key))}; give every process the same command"
 
 
 def _save_result(run: Run) -> None:

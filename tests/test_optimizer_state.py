@@ -1,0 +1,165 @@
+"""What an optimizer keeps, through a checkpoint on the disk: what goes in comes out, or nothing goes in."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.cli import Cli
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddpm_train.runs import checkpoint
+from ddpm_train.training.optimizer_state import NotCaptured, OptimizerState, layout_of
+
+Build = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class Quantised(Optimizer):
+    """Keeps what bitsandbytes and optimizers without a learning rate keep: bytes, codebooks that parameters share, an
+    integer step, and an estimate in its groups."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": 1e-2, "betas": (0.9, 0.99), "estimate": 1e-6, "count": 0, "scale": None})
+        self.codebook = torch.linspace(-1, 1, 256)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nests what it keeps, as bitsandbytes does for FSDP."""
+        plain = super().state_dict()
+        return {**plain, "state": {index: {"nested": state} for index, state in plain["state"].items()}}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["count"] += 1
+            group["estimate"] = max(group["estimate"], 0.1 / group["count"])
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state |= {"step": 0, "state1": torch.full_like(parameter, 127, dtype=torch.uint8)}
+                    state |= {"qmap1": self.codebook, "absmax1": torch.ones(()), "half": parameter.bfloat16()}
+                state["step"] += 1
+                moment = self.codebook[state["state1"].int()] * state["absmax1"] * 0.9 + parameter.grad * 0.1
+                state["absmax1"].copy_(moment.abs().max() + 1e-12)
+                state["state1"].copy_(torch.bucketize(moment / state["absmax1"], self.codebook).clamp(max=255))
+                state["half"].lerp_(parameter.bfloat16(), 0.5)
+                group["scale"] = torch.tensor(1 + state["half"].float().mean())
+                parameter -= group["lr"] * group["estimate"] * group["scale"] * moment / state["step"] ** 0.5
+
+
+def bitsandbytes_8bit(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    library = pytest.importorskip("bitsandbytes")
+    return library.optim.AdamW8bit(parameters, lr=1e-2, min_8bit_size=16)  # type: ignore[no-any-return]
+
+
+OPTIMIZERS: dict[str, Build] = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, fused=True),
+    "adam amsgrad": lambda parameters: torch.optim.Adam(parameters, amsgrad=True),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9),
+    "plain sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-2),
+    **{
+        name: getattr(torch.optim, name)
+        for name in ("NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "Adafactor", "ASGD", "RMSprop", "Rprop")
+    },
+    "quantised": Quantised,
+    "adamw_8bit": bitsandbytes_8bit,
+}
+
+
+def network(memory_format: torch.memory_format = torch.channels_last) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 3)).to(memory_format=memory_format)
+
+
+def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def equal(one: tuple[dict[str, Tensor], dict[str, Any]], other: tuple[dict[str, Tensor], dict[str, Any]]) -> bool:
+    """Also in dtype, and scalars in type."""
+    same = one[0].keys() == other[0].keys() and all(
+        value.dtype == other[0][name].dtype and torch.equal(value, other[0][name]) for name, value in one[0].items()
+    )
+    return same and [(*item, type(item[1])) for item in one[1].items()] == [
+        (*item, type(item[1])) for item in other[1].items()
+    ]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_goes_in_comes_out(name: str, tmp_path: Path) -> None:
+    whole = network()
+    optimizer = OPTIMIZERS[name](whole.parameters())
+    kept = OptimizerState(optimizer)
+    train(whole, optimizer, range(3))
+    tensors, scalars = kept.capture()
+    copies = {"unet": whole.state_dict(), "optimizer": {key: value.clone() for key, value in tensors.items()}}
+    path = checkpoint.save(tmp_path, 3, copies, {"optimizer": scalars})
+
+    resumed = network()
+    optimizer_again = OPTIMIZERS[name](resumed.parameters())
+    kept_again = OptimizerState(optimizer_again)
+    stored = checkpoint.load(path)
+    resumed.load_state_dict(dict(stored["unet"]))
+    kept_again.allocate(layout_of(stored["optimizer"]), checkpoint.load_scalars(path)["optimizer"])
+    for key, tensor in kept_again.capture()[0].items():
+        tensor.copy_(stored["optimizer"][key])
+    assert equal(kept.capture(), kept_again.capture())
+    train(whole, optimizer, range(3, 6))
+    train(resumed, optimizer_again, range(3, 6))
+    assert equal(kept.capture(), kept_again.capture())
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_settings_are_not_state() -> None:
+    """A weight decay that the user changes is what a resumed run uses."""
+    optimizer = torch.optim.AdamW(network().parameters(), weight_decay=0.1)
+    assert OptimizerState(optimizer).capture() == ({}, {})
+
+
+KEEPS_A_LIST = """
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from ddpm_train.config.optimizers import OPTIMIZERS, Optimizer
+
+
+class WithHistory(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter].setdefault("history", []).append(float(parameter.norm()))
+
+
+@OPTIMIZERS.choice
+@dataclass(frozen=True)
+class History(Optimizer):
+    name: Literal["history"]
+
+    def build(self, parameters):
+        return WithHistory(parameters, lr=self.lr)
+"""
+
+
+def test_state_that_a_checkpoint_cannot_hold_is_told_at_the_first_step(cli: Cli) -> None:
+    (cli.folder / "histories.py").write_text(KEEPS_A_LIST)
+    (cli.folder / "optimizer").mkdir()
+    (cli.folder / "optimizer/history.yaml").write_text("name: history\nlr: 1e-3\n")
+    said = cli.train("--config-dir", ".", "extensions=[histories]", "optimizer=history", "tracker=none", expect=4)
+    (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+    assert line.startswith(
+        "error: optimizer: WithHistory keeps state that a checkpoint cannot hold (0.history, a list);"
+    )
+    assert not (cli.output() / "checkpoints").exists()
+
+
+def test_state_of_something_else_than_parameters_is_refused() -> None:
+    optimizer = torch.optim.SGD(network().parameters(), lr=1e-2)
+    optimizer.state["all"] = {"step": 1}  # type: ignore[index]
+    with pytest.raises(NotCaptured, match="more than its parameters'"):
+        OptimizerState(optimizer).capture()
