@@ -12,11 +12,8 @@ from helpers.forked import free_port
 from helpers.runs import same_end
 
 RUN = (
-    "evaluation=none",
-    "tracker=none",
-    "lr_scheduler=constant",
-    "dataset.random_flip=true",
-    "checkpoint.every_steps=3",
+    *("evaluation=none", "tracker=none", "lr_scheduler=constant"),
+    *("dataset.random_flip=true", "checkpoint.every_steps=3"),
 )
 
 

@@ -41,10 +41,11 @@ class Quantised(Optimizer):
                     state |= {"qmap1": self.codebook, "absmax1": torch.ones(()), "half": parameter.bfloat16()}
                 state["step"] += 1
                 moment = self.codebook[state["state1"].int()] * state["absmax1"] * 0.9 + parameter.grad * 0.1
+                moment = moment.contiguous()
                 state["absmax1"].copy_(moment.abs().max() + 1e-12)
                 state["state1"].copy_(torch.bucketize(moment / state["absmax1"], self.codebook).clamp(max=255))
                 state["half"].lerp_(parameter.bfloat16(), 0.5)
-                group["scale"] = torch.tensor(1 + state["half"].float().mean())
+                group["scale"] = 1 + state["half"].float().mean()
                 parameter -= group["lr"] * group["estimate"] * group["scale"] * moment / state["step"] ** 0.5
 
 
@@ -97,7 +98,11 @@ def test_what_goes_in_comes_out(name: str, tmp_path: Path) -> None:
     kept = OptimizerState(optimizer)
     train(whole, optimizer, range(3))
     tensors, scalars = kept.capture()
-    copies = {"unet": whole.state_dict(), "optimizer": {key: value.clone() for key, value in tensors.items()}}
+    sets = {"unet": whole.state_dict(), "optimizer": tensors}
+    copies = {
+        name: {key: value.clone(memory_format=torch.contiguous_format) for key, value in named.items()}
+        for name, named in sets.items()
+    }
     path = checkpoint.save(tmp_path, 3, copies, {"optimizer": scalars})
 
     resumed = network()

@@ -65,10 +65,22 @@ def main(
 
 def _everywhere(compose: Callable[[], T]) -> T:
     """A mistake on one machine alone must end the processes on all of them; they meet for it, which takes torch."""
+    composed: T | Mistakes
+    try:
+        composed = compose()
+    except Mistakes as mistakes:
+        composed = mistakes
+    if mistakes := list(launch.port_mistakes()):
+        raise Mistakes(*mistakes)  # where nobody can meet
     from ddpm_train.system import ranks
 
+    def outcome() -> T:
+        if isinstance(composed, Mistakes):
+            raise composed
+        return composed
+
     try:
-        return ranks.everywhere(compose)
+        return ranks.everywhere(outcome)
     except Mistakes:
         ranks.leave()
         raise

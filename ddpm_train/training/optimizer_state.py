@@ -63,16 +63,21 @@ class OptimizerState:
 
     def allocate(self, layout: Layout, scalars: Mapping[str, Any]) -> None:
         """Take over the scalars that `capture` returned, and make room for the tensors."""
-        parameters = self._parameters()
-        for name, value in [*layout.items(), *scalars.items()]:
-            place, key = name.split(".", 1)
-            if place.startswith("group "):
-                keeps = group = self._optimizer.param_groups[int(place.removeprefix("group "))]
-                parameter = group["params"][0]
-            else:
-                parameter, group = parameters[int(place)]
-                keeps = self._optimizer.state[parameter]
-            keeps[key] = _room(*value, key, parameter, group) if name in layout else value
+        for name, (shape, dtype) in layout.items():
+            keeps, key, parameter, group = self._place(name)
+            keeps[key] = _room(shape, dtype, key, parameter, group)
+        for name, value in scalars.items():
+            keeps, key, _, _ = self._place(name)
+            keeps[key] = value
+
+    def _place(self, name: str) -> tuple[dict[str, Any], str, Tensor, dict[str, Any]]:
+        """Where the optimizer keeps something, under which key, and the parameter and the group that it is for."""
+        place, key = name.split(".", 1)
+        if place.startswith("group "):
+            group = self._optimizer.param_groups[int(place.removeprefix("group "))]
+            return group, key, group["params"][0], group
+        parameter, group = self._parameters()[int(place)]
+        return self._optimizer.state[parameter], key, parameter, group
 
     def _parameters(self) -> list[tuple[Tensor, dict[str, Any]]]:
         """The parameters with their groups, in the order in which torch counts them."""
