@@ -24,6 +24,7 @@ from ddpm_train.evaluation.measure import ModelInputs
 from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import load_model
 from ddpm_train.system.console import Console
+from ddpm_train.system.ranks import open_channel
 from ddpm_train.system.signals import StopRequest
 
 SPREAD = 0.25
@@ -246,7 +247,7 @@ def in_processes(count: int, action: Callable[[Accelerator, StopRequest], Any], 
                 os.environ.update({key: str(value) for key, value in places.items()}, MASTER_ADDR="127.0.0.1")
                 accelerator, stop = Accelerator(cpu=True), StopRequest()
                 assert accelerator.num_processes == count
-                stop.connect()
+                stop.connect(open_channel())
                 (folder / f"{count}_{rank}.json").write_text(json.dumps(action(accelerator, stop)))
                 os._exit(0)
             except BaseException:

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from helpers.cli import Cli
+from helpers.runs import same_checkpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -49,9 +51,8 @@ class Quantised(Optimizer):
                 parameter -= group["lr"] * group["estimate"] * group["scale"] * moment / state["step"] ** 0.5
 
 
-def bitsandbytes_8bit(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    library = pytest.importorskip("bitsandbytes")
-    return library.optim.AdamW8bit(parameters, lr=1e-2, min_8bit_size=16)  # type: ignore[no-any-return]
+def adamw_8bit(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    return bitsandbytes.optim.AdamW8bit(parameters, lr=1e-2, min_8bit_size=16)  # type: ignore[no-any-return]
 
 
 OPTIMIZERS: dict[str, Build] = {
@@ -64,13 +65,15 @@ OPTIMIZERS: dict[str, Build] = {
         for name in ("NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "Adafactor", "ASGD", "RMSprop", "Rprop")
     },
     "quantised": Quantised,
-    "adamw_8bit": bitsandbytes_8bit,
+    "adamw_8bit": adamw_8bit,
 }
 
 
-def network(memory_format: torch.memory_format = torch.channels_last) -> nn.Module:
+def network(name: str) -> nn.Module:
+    """As a run lays it out."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 3)).to(memory_format=memory_format)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 3))
+    return network if name == "adamw_8bit" else network.to(memory_format=torch.channels_last)
 
 
 def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
@@ -93,7 +96,7 @@ def equal(one: tuple[dict[str, Tensor], dict[str, Any]], other: tuple[dict[str, 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_goes_in_comes_out(name: str, tmp_path: Path) -> None:
-    whole = network()
+    whole = network(name)
     optimizer = OPTIMIZERS[name](whole.parameters())
     kept = OptimizerState(optimizer)
     train(whole, optimizer, range(3))
@@ -105,7 +108,7 @@ def test_what_goes_in_comes_out(name: str, tmp_path: Path) -> None:
     }
     path = checkpoint.save(tmp_path, 3, copies, {"optimizer": scalars})
 
-    resumed = network()
+    resumed = network(name)
     optimizer_again = OPTIMIZERS[name](resumed.parameters())
     kept_again = OptimizerState(optimizer_again)
     stored = checkpoint.load(path)
@@ -122,7 +125,7 @@ def test_what_goes_in_comes_out(name: str, tmp_path: Path) -> None:
 
 def test_settings_are_not_state() -> None:
     """A weight decay that the user changes is what a resumed run uses."""
-    optimizer = torch.optim.AdamW(network().parameters(), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(network("adamw").parameters(), weight_decay=0.1)
     assert OptimizerState(optimizer).capture() == ({}, {})
 
 
@@ -164,7 +167,22 @@ def test_state_that_a_checkpoint_cannot_hold_is_told_at_the_first_step(cli: Cli)
 
 
 def test_state_of_something_else_than_parameters_is_refused() -> None:
-    optimizer = torch.optim.SGD(network().parameters(), lr=1e-2)
+    optimizer = torch.optim.SGD(network("sgd").parameters(), lr=1e-2)
     optimizer.state["all"] = {"step": 1}  # type: ignore[index]
     with pytest.raises(NotCaptured, match="more than its parameters'"):
         OptimizerState(optimizer).capture()
+
+
+@pytest.mark.slow
+def test_a_run_with_8_bit_state_resumes_to_the_bit(cli: Cli) -> None:
+    """Wide enough for blocks of 8-bit numbers: smaller tensors keep theirs in float32."""
+    run = ("optimizer=adamw_8bit", "model.block_out_channels=[8,32]", "train.channels_last=auto", "tracker=none")
+    run = (*run, "evaluation=none", "lr_scheduler=constant")
+    cli.train(*run, "name=whole")
+    cli.train(*run, "name=parts", "train.max_steps=3")
+    cli.train(*run, "name=parts")
+    same_checkpoint(cli.output("parts"), cli.output("whole"), 6)
+    (line,) = cli.train(*run, "train.channels_last=true", expect=2).splitlines()
+    assert line == (
+        "error: train.channels_last=true: optimizer=adamw_8bit lays the weights out contiguously; use false or auto"
+    )

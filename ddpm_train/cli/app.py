@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from ddpm_train.cli import flags, show
 from ddpm_train.cli.flags import Arguments
@@ -65,30 +65,30 @@ def main(
 
 def _everywhere(compose: Callable[[], T]) -> T:
     """A mistake on one machine alone must end the processes on all of them; they meet for it, which takes torch."""
-    composed: T | Mistakes
+    composed, found = None, Mistakes()
     try:
         composed = compose()
     except Mistakes as mistakes:
-        composed = mistakes
-    if mistakes := list(launch.port_mistakes()):
-        raise Mistakes(*mistakes)  # where nobody can meet
+        found = mistakes
+    if unable_to_meet := list(launch.launch_mistakes()):
+        tell(Mistakes(*dict.fromkeys([*found.lines, *unable_to_meet])), everywhere=False)
     from ddpm_train.system import ranks
 
-    def outcome() -> T:
-        if isinstance(composed, Mistakes):
-            raise composed
+    def outcome() -> T | None:
+        if found.lines:
+            raise found
         return composed
 
     try:
-        return ranks.everywhere(outcome)
+        return cast(T, ranks.everywhere(outcome))
     except Mistakes:
         ranks.leave()
         raise
 
 
-def tell(mistakes: Mistakes) -> NoReturn:
-    """Print the mistakes once, whatever the number of processes, and leave with code 2."""
-    if launch.is_main():
+def tell(mistakes: Mistakes, *, everywhere: bool = True) -> NoReturn:
+    """Print the mistakes once, or once on each machine that has them, and leave with code 2."""
+    if launch.is_main() or (not everywhere and os.environ.get("LOCAL_RANK") == "0"):
         for line in mistakes.lines:
             print(f"error: {without_tokens(line)}", file=sys.stderr)
     sys.exit(exit_codes.MISTAKE)

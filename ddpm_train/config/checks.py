@@ -34,6 +34,11 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
             "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
             f"({reason}); use noise_scheduler.prediction_type=v_prediction"
         )
+    if train.channels_last is True and config.optimizer.is_contiguous:
+        yield (
+            f"train.channels_last=true: optimizer={config.optimizer.name} lays the weights out contiguously; "
+            "use false or auto"
+        )
     if config.evaluation.num_inference_steps > noise.num_train_timesteps:
         yield (
             f"evaluation.num_inference_steps={config.evaluation.num_inference_steps}: more than "

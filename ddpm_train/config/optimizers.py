@@ -24,6 +24,11 @@ class Optimizer(Section):
     name: str
     lr: Annotated[Real, Gt(0)]
 
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether it lays the weights out contiguously, and its own state by that, whatever the layout was."""
+        return False
+
     def build(self, parameters: "Iterable[Parameter]") -> "TorchOptimizer":
         """A torch optimizer of these parameters, whose learning rate is set anew at each step."""
         raise NotImplementedError
@@ -38,6 +43,10 @@ class Adam(Optimizer):
     betas: tuple[Annotated[Real, Ge(0), Lt(1)], Annotated[Real, Ge(0), Lt(1)]]
     eps: Annotated[Real, Gt(0)]
     weight_decay: Annotated[Real, Ge(0)]
+
+    @property
+    def is_contiguous(self) -> bool:
+        return self.name == "adamw_8bit"
 
     def build(self, parameters: "Iterable[Parameter]") -> "TorchOptimizer":
         """In one fused kernel for all parameters where torch has one."""

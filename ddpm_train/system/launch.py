@@ -76,14 +76,9 @@ def launch_mistakes() -> Iterator[str]:
         if 0 < num_gpus < local_processes:
             gpus = "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
             yield f"{local_processes} processes: this machine has {gpus}; start one process for each"
-    yield from port_mistakes()
-
-
-def port_mistakes() -> Iterator[str]:
-    """A line if this is the process that the others come to, and it cannot listen."""
     port = os.environ.get("MASTER_PORT", "29500")
     # torchrun listens at the port itself, before it starts processes.
-    listens = "TORCHELASTIC_RUN_ID" not in os.environ and is_main() and num_processes() > 1
+    listens = not by_torchrun and is_main() and num_processes() > 1
     if listens and port.isdigit() and (reason := port_error(int(port))):
         yield (
             f"MASTER_PORT={port}: {reason}; choose another port "

@@ -87,6 +87,8 @@ def choose_compute(config: Config, trial: Trial, *, max_steps: int, resumed: Res
     if resumed is not None and resumed.device != device_name(trial.device):
         # Another device rounds otherwise anyway, but a run does not change its precision.
         recorded = {"mixed_precision": recorded["mixed_precision"]}
+    if config.optimizer.is_contiguous:
+        recorded["channels_last"] = False
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched in ("bf16", "fp16"):
         recorded.setdefault("mixed_precision", launched)
