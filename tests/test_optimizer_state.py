@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from helpers.cli import Cli
@@ -51,7 +50,9 @@ class Quantised(Optimizer):
                 parameter -= group["lr"] * group["estimate"] * group["scale"] * moment / state["step"] ** 0.5
 
 
+# Not a package that tests install: diffusers imports it wherever it is, which takes seconds.
 def adamw_8bit(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
     return bitsandbytes.optim.AdamW8bit(parameters, lr=1e-2, min_8bit_size=16)  # type: ignore[no-any-return]
 
 
@@ -176,6 +177,7 @@ def test_state_of_something_else_than_parameters_is_refused() -> None:
 @pytest.mark.slow
 def test_a_run_with_8_bit_state_resumes_to_the_bit(cli: Cli) -> None:
     """Wide enough for blocks of 8-bit numbers: smaller tensors keep theirs in float32."""
+    pytest.importorskip("bitsandbytes")
     run = ("optimizer=adamw_8bit", "model.block_out_channels=[8,32]", "train.channels_last=auto", "tracker=none")
     run = (*run, "evaluation=none", "lr_scheduler=constant")
     cli.train(*run, "name=whole")
