@@ -221,6 +221,10 @@ TABLE = {
         "noise_scheduler.trained_betas: 2 values for num_train_timesteps=3; give as many",
         "evaluation.num_inference_steps=50: more than noise_scheduler.num_train_timesteps=3; use at most that many",
     ],
+    "model.time_embedding_type=fourier": [
+        "model.time_embedding_type=fourier: takes the logarithm of the timestep, and the first timestep is 0; "
+        "use positional"
+    ],
     "noise_scheduler=zero_snr noise_scheduler.prediction_type=epsilon loss=min_snr": [
         "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
         "(min-SNR weighs it 0/0); use noise_scheduler.prediction_type=v_prediction"
