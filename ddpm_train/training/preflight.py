@@ -22,6 +22,7 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
     yield from path_mistakes(config.dataset)
     yield from output_mistakes("output_dir", config.output_dir)
     yield from launch.launch_mistakes()
+    yield from _deterministic_mistakes(config.train.deterministic)
     yield from _batch_mistakes(config, num_processes or launch.num_processes())
     yield from _resume_mistakes(config)
     yield from precision_mistakes("train.mixed_precision", config.train.mixed_precision, otherwise="fp16, no or auto")
@@ -29,6 +30,12 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
     yield from _mirror_mistakes(config.checkpoint.mirror)
     yield from _evaluation_mistakes(config.evaluation)
     yield from _push_mistakes(config)
+
+
+def _deterministic_mistakes(deterministic: bool) -> Iterator[str]:
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    if deterministic and workspace not in (None, ":4096:8", ":16:8"):
+        yield f"CUBLAS_WORKSPACE_CONFIG={workspace}: not with train.deterministic=true; unset it"
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
