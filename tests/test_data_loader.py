@@ -1,5 +1,7 @@
 import os
+import pickle
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from helpers.images import dataset_config, encoded, png_bomb
 from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.data import loader
 from ddpm_train.data.loader import Batches, Data, micro_batches, num_workers, open_data
 
 ONE_STEP = ("train.max_steps=1", "evaluation=none", "tracker=none")
@@ -131,11 +134,37 @@ def test_the_held_out_part_does_not_depend_on_the_cache_and_overlaps_nothing(wid
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataset_config("folder", "anywhere")
-    cores = len(os.sched_getaffinity(0))
-    assert num_workers(config) == cores
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
-    assert num_workers(config) == 1
-    assert num_workers(dataset_config("folder", "anywhere", num_workers=5)) == 5
+    for cores, processes, prepared, decoded in ((2, 1, 2, 2), (192, 1, 8, 32), (192, 8, 8, 24), (4, 8, 1, 1)):
+        monkeypatch.setattr(loader, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert num_workers(config) == prepared
+        assert num_workers(dataset_config("folder", "anywhere", cache="none")) == decoded
+    assert num_workers(dataset_config("folder", "anywhere", num_workers=50)) == 50
+
+
+class PickledBatches(Batches):
+    """Counts how often it is sent somewhere."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        with open(os.environ["PICKLED"], "a") as file:
+            file.write(".")
+        return Batches, (self.images, self.seed, self.random_crop, self.random_flip)
+
+
+def test_workers_start_together_and_get_no_copy_of_the_pixels(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a pipe each would get the whole list of images, and the next would start when it has been read."""
+    monkeypatch.setenv("PICKLED", str(wide.parent / "pickled"))
+    data, steps = opened(wide), [torch.arange(start, start + 8) for start in range(0, 64, 8)]
+    data.train.load([0])  # maps the pixels into memory
+    assert len(pickle.dumps(data.train)) < data.train.prepared.pixels().nbytes
+    batches = PickledBatches(data.train, seed=0, random_crop=False, random_flip=False)
+    expected = loaded(batches, steps)
+    temporary = wide.parent / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for one, other in zip(loaded(batches, steps, workers=2), expected, strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert (wide.parent / "pickled").read_text() == "." and not list(temporary.glob("ddpm-train*"))
 
 
 def test_a_run_without_a_cache_is_the_same_run(cli: Cli, wide: Path) -> None:

@@ -46,6 +46,27 @@ def test_a_run_records_what_computes_it(cli: Cli) -> None:
     assert state["environments"] == recorded(cli.output())
 
 
+def test_variables_that_change_numbers_are_recorded(cli: Cli) -> None:
+    """And a repeat under others is warned of."""
+    short = ("evaluation=none", "tracker=none", "train.max_steps=1", "lr_scheduler=constant")
+    cli.train(*short, ONEDNN_DEFAULT_FPMATH_MODE="BF16", NCCL_DEBUG="INFO")
+    (first,) = recorded(cli.output())
+    assert first["variables"] == {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}
+    _, warnings = reproduce(cli, "outputs/default")
+    assert (
+        "warning: ONEDNN_DEFAULT_FPMATH_MODE: BF16 then, not set now; export ONEDNN_DEFAULT_FPMATH_MODE=BF16"
+    ) in warnings
+    cli.train(*short, "train.max_steps=2", "train.deterministic=true")
+    assert [each["variables"] for each in recorded(cli.output())] == [
+        first["variables"],
+        {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
+    ]
+    assert [each["deterministic"] for each in recorded(cli.output())] == [False, True]
+    _, warnings = reproduce(cli, "outputs/default")
+    assert not [line for line in warnings if "CUBLAS_WORKSPACE_CONFIG" in line]
+    assert "warning: step 1: from here on another deterministic, variables; a repeat rounds otherwise" in warnings
+
+
 @pytest.mark.parametrize(
     ("argument", "written"),
     [

@@ -117,6 +117,7 @@ def test_what_disagrees_is_told_side_by_side(hub_cli: HubCli, unet: Path) -> Non
     for name, values, reason in (
         ("labels", {"num_class_embeds": 10}, "wants class labels; give an unconditional model"),
         ("text", {"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel; give a UNet2DModel or a pipeline"),
+        ("fourier", {"time_embedding_type": "fourier"}, "its time_embedding_type=fourier takes the logarithm of the"),
         ("variance", {"in_channels": 3, "out_channels": 6}, "3 channels in and 6 out, a learned variance, for which"),
     ):
         (hub_cli.folder / name).mkdir()

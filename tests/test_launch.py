@@ -207,6 +207,31 @@ def test_the_cpu_config_runs(cli: Cli) -> None:
     assert "16 = 16 x 1 process x 1 accumulated" in said and "done: step 6" in said
 
 
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (
+            {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}},
+            "ACCELERATE_USE_FSDP=true: FSDP splits the model",
+        ),
+        (
+            {"distributed_type": "NO", "num_processes": 1, "dynamo_config": {"dynamo_backend": "INDUCTOR"}},
+            "ACCELERATE_DYNAMO_BACKEND=inductor: compiles beside the run",
+        ),
+    ],
+)
+@pytest.mark.slow
+def test_a_config_that_a_run_cannot_follow(cli: Cli, config: dict[str, Any], line: str) -> None:
+    """Told once, by one of the processes that it starts."""
+    path = cli.folder / "accelerate.yaml"
+    path.write_text(yaml.safe_dump({"compute_environment": "LOCAL_MACHINE", "num_machines": 1, **config}))
+    launch = [str(BIN / "accelerate"), "launch", "--config_file", str(path), "--main_process_port", "0"]
+    process = cli.start([*launch, str(ROOT / "train.py"), *TINY])
+    _, err = process.communicate(timeout=120)
+    (told,) = [each for each in err.splitlines() if each.startswith("error: ")]
+    assert process.returncode == 1 and told.startswith(f"error: {line}") and not cli.output().exists()
+
+
 def torchrun_commands() -> dict[str, list[str]]:
     """The `torchrun …` of every file that has one, as the shell or Kubernetes gives it."""
     _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())

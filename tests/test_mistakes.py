@@ -1,5 +1,7 @@
 """Whatever a user gets wrong is told before anything slow starts: all of it at once, one line each, exit code 2."""
 
+import importlib.util
+import re
 import socket
 import sys
 from pathlib import Path
@@ -227,6 +229,10 @@ TABLE = {
         "noise_scheduler.trained_betas: 2 values for num_train_timesteps=3; give as many",
         "evaluation.num_inference_steps=50: more than noise_scheduler.num_train_timesteps=3; use at most that many",
     ],
+    "model.time_embedding_type=fourier": [
+        "model.time_embedding_type=fourier: takes the logarithm of the timestep, and the first timestep is 0; "
+        "use positional"
+    ],
     "noise_scheduler=zero_snr noise_scheduler.prediction_type=epsilon loss=min_snr": [
         "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
         "(min-SNR weighs it 0/0); use noise_scheduler.prediction_type=v_prediction"
@@ -374,6 +380,67 @@ def test_what_a_launcher_of_jobs_cannot_have(cli: Cli) -> None:
         ]
     assert mistakes(cli, *launch, given, "hydra.launcher.max_parallel=2", CUDA_VISIBLE_DEVICES="") == [
         f"{given}: one port for several jobs at a time; leave it out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        (
+            "ACCELERATE_USE_FSDP",
+            "true",
+            "FSDP splits the model, and runs keep a whole one on each device; launch with ",
+        ),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed splits the model, and runs keep a whole one on each device; "),
+        ("ACCELERATE_USE_MEGATRON_LM", "1", "Megatron-LM splits the model, and runs keep a whole one on each device; "),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "True", "its parallelism splits the model, and runs keep a whole one "),
+        (
+            "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE",
+            "model_parallel",
+            "runs use torch's own processes; launch with torch",
+        ),
+        (
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+            "4",
+            "would divide the gradients by it once more; unset it, and set",
+        ),
+        ("ACCELERATE_DYNAMO_BACKEND", "inductor", "compiles beside the run, which would not know it; launch with "),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "runs compute in no, bf16 or fp16; launch with one of them"),
+        ("ACCELERATE_DOWNCAST_BF16", "true", "changes the precision on TPUs, where no run computes; unset it"),
+    ],
+)
+def test_what_accelerate_would_do_unseen(cli: Cli, variable: str, value: str, remedy: str) -> None:
+    """Told by `ddpm-train` in each of several processes, and by the other programs."""
+    (line,) = mistakes(cli, **{variable: value, "WORLD_SIZE": "2", "RANK": "0"})
+    assert line.startswith(f"{variable}={value}: {remedy}")
+    (line,) = cli.python(
+        "-m", "ddpm_train.cli.sample", "pipeline=google/ddpm-cat-256", expect=2, **{variable: value}
+    ).splitlines()
+    assert line.startswith(f"error: {variable}={value}: {remedy}")
+
+
+def test_accelerate_reads_no_variable_that_nobody_has_judged() -> None:
+    """Those that are neither refused nor taken over change nothing that a run computes."""
+    harmless = {
+        *("CPU_AFFINITY", "DEBUG_MODE", "DEBUG_RDV_FILE", "ENABLE_RICH", "LOG_LEVEL", "IN_TPU_POD", "NUM_PROCESSES"),
+        *("BYPASS_DEVICE_MAP", "INIT_INCLUDE_BUFFERS"),  # of models that do not fit into one device
+        "USE_SAGEMAKER",  # with a kind of distribution only
+    }
+    taken_over = {"MIXED_PRECISION", "USE_CPU", "TORCH_DEVICE"}
+    # These say more of what is refused by itself.
+    of_refused = ("DEEPSPEED_", "DYNAMO", "FP8", "CONFIG_DS_FIELDS", "GRADIENT_CLIPPING", "ALLOW_CP_STANDALONE")
+    launch = (ROOT / "ddpm_train/system/launch.py").read_text()
+    (folder,) = importlib.util.find_spec("accelerate").submodule_search_locations
+    sources = "".join(path.read_text() for path in Path(folder).rglob("*.py") if "test_utils" not in path.parts)
+    names = set(re.findall(r"ACCELERATE_([A-Z0-9_]*[A-Z0-9])", sources))
+    assert {"USE_FSDP", "GRADIENT_ACCUMULATION_STEPS", "DYNAMO_BACKEND"} <= names
+    unknown = {name for name in names - harmless - taken_over if not name.startswith(of_refused)}
+    assert {name for name in unknown if f'"ACCELERATE_{name}"' not in launch} == set()
+
+
+def test_a_workspace_that_is_not_deterministic(cli: Cli) -> None:
+    assert mistakes(cli, "train.deterministic=true", CUBLAS_WORKSPACE_CONFIG=":0:0") == [
+        "CUBLAS_WORKSPACE_CONFIG=:0:0: not with train.deterministic=true; unset it"
     ]
 
 

@@ -42,11 +42,21 @@ def test_min_snr_weighs_the_error_in_x_0(prediction_type: str) -> None:
         assert weights[timestep] * error**2 == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_min_snr_is_finite_with_zero_terminal_snr() -> None:
-    for prediction_type in ("v_prediction", "sample"):
-        noise_scheduler = scheduler(prediction_type, rescale_betas_zero_snr=True)
-        weights = MinSNR("min_snr", 5.0).weights(signal_to_noise(noise_scheduler), prediction_type)
-        assert weights.isfinite().all() and weights[-1] == 0
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_min_snr_learns_the_step_that_sampling_starts_from(prediction_type: str) -> None:
+    """With zero terminal SNR the last weight is 1; all others follow the formula, as those without zero SNR do."""
+    snr = torch.tensor([100.0, 5.0, 4.0, 1.0, 2.0**-20, 0.0])
+    weights = MinSNR("min_snr", 5.0).weights(snr, prediction_type)
+    of_v = [5 / 101, 5 / 6, 4 / 5, 1 / 2, 2.0**-20 / (1 + 2.0**-20), 1]
+    expected = of_v if prediction_type == "v_prediction" else [5, 5, 4, 1, 2.0**-20, 1]
+    assert torch.equal(weights, torch.tensor(expected))
+    for zero_snr in (False, True):
+        noise_scheduler = scheduler(prediction_type, rescale_betas_zero_snr=zero_snr)
+        snr = signal_to_noise(noise_scheduler)
+        weights = Objective(noise_scheduler, MinSNR("min_snr", 5.0), seed=0).weights
+        plain = snr.clamp(max=5.0) / (snr + 1 if prediction_type == "v_prediction" else 1)
+        assert torch.equal(weights[:-1], plain[:-1]) and weights[-1] == (1 if zero_snr else plain[-1])
+        assert (snr == 0).sum() == zero_snr
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)

@@ -39,7 +39,9 @@ HARD = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [(), ("train.mixed_precision=bf16",), ("dataset.cache=none",)])
+@pytest.mark.parametrize(
+    "extra", [(), ("train.mixed_precision=bf16",), ("dataset.cache=none",), ("train.deterministic=true",)]
+)
 def test_n_and_n_steps_are_2n(cli: Cli, write_images: Callable[[Path, int], Path], extra: tuple[str, ...]) -> None:
     """Mid-epoch, with accumulation, dropout, crops, flips, evaluations between; save, load, save, load."""
     images = write_images(cli.folder / "images", 40)

@@ -84,6 +84,12 @@ def _differences(then: dict[str, Any]) -> Iterator[str]:
         if (now := versions.get(package, "none")) != number:
             remedy = "" if package in ("python", "ddpm-train") else f"; pip install {package}=={number}"
             yield f"{package}: {number} then, {now} now{remedy}"
+    set_then, set_now = then.get("variables", {}), environment.variables()
+    its_own = {"CUBLAS_WORKSPACE_CONFIG"} if then.get("deterministic") else set()  # it will set this again
+    for name in sorted({*set_then, *set_now} - its_own):
+        if set_then.get(name) != set_now.get(name):
+            remedy = f"export {name}={set_then[name]}" if name in set_then else f"unset {name}"
+            yield f"{name}: {set_then.get(name, 'not set')} then, {set_now.get(name, 'not set')} now; {remedy}"
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
 
 def _model_mistakes(config: Config) -> Iterator[str]:
     model, resolution = config.model, config.dataset.resolution
+    if model.time_embedding_type == "fourier":
+        yield (
+            "model.time_embedding_type=fourier: takes the logarithm of the timestep, and the first timestep is 0; "
+            "use positional"
+        )
     levels = len(model.block_out_channels)
     for key in ("down_block_types", "up_block_types"):
         if len(getattr(model, key)) != levels:

@@ -41,6 +41,6 @@ class Dataset(Section):
     cache: Literal["disk", "none"]
     device_cache: AutoBool  # all prepared images in the GPU's memory; auto: where they fit
     cache_dir: str | None  # None: $XDG_CACHE_HOME/ddpm-train
-    num_workers: NonNegative | None  # None: one for each core
+    num_workers: NonNegative | None  # None: one for each core, up to a number
     max_broken_fraction: Annotated[Real, Ge(0), Le(1)]
     max_pixels: Positive  # a larger image is not decoded (decompression bombs)

@@ -53,9 +53,12 @@ class MinSNR(Loss):
     def weights(self, snr: "Tensor", prediction_type: str) -> "Tensor":
         """min(SNR, gamma) for the error in x_0 (section 3.4).
 
-        The same error in noise is larger by SNR and in v by SNR + 1, which the weight divides out.
+        The same error in noise is larger by SNR and in v by SNR + 1, which the weight divides out. Where nothing of
+        x_0 is left (zero terminal SNR, Lin et al. 2024) that would be 0, and the step that sampling starts from would
+        never be learned. There v is -x_0, and its error counts as it is, with weight 1: so do the authors themselves
+        (gaussian_diffusion.py of TiankaiHang/Min-SNR-Diffusion-Training).
         """
         clipped = snr.clamp(max=self.gamma)
-        if prediction_type == "sample":
-            return clipped
-        return clipped / (snr if prediction_type == "epsilon" else snr + 1)
+        if prediction_type != "sample":
+            clipped = clipped / (snr if prediction_type == "epsilon" else snr + 1)
+        return clipped.masked_fill(snr == 0, 1.0)

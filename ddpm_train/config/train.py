@@ -29,6 +29,7 @@ class Train(Section):
     attention: Literal["auto", "fused", "math"]
     compile: AutoBool
     allow_tf32: bool
+    deterministic: bool  # the same bits again on the same device, at a price
     gradient_checkpointing: bool
     max_grad_norm: Annotated[Real, Gt(0)] | None
     log_every_steps: Positive  # how often metrics are read back from the device

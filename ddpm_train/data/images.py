@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the memory map, which would be copied whole; another process opens its own."""
+        return {key: value for key, value in vars(self).items() if key != "_pixels"}
+
     @cached_property
     def offsets(self) -> np.ndarray:
         """int64 [len(prepared) + 1]: where each prepared image's pixels start."""
@@ -36,7 +41,7 @@ class Images:
         return np.concatenate(([0], np.cumsum(lengths)))
 
     @cached_property
-    def _pixels(self) -> np.ndarray:  # opened late, so that the object pickles small for workers
+    def _pixels(self) -> np.ndarray:
         return self.prepared.pixels()
 
     @property

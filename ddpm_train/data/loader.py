@@ -1,11 +1,14 @@
 """Positions of a run -> batches of images. The only state is the position."""
 
 import os
+import pickle
+import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +27,9 @@ from ddpm_train.system.launch import num_cores
 
 # The held-out part of a dataset must not move when the run's seed does.
 _SPLIT_SEED = 0
+# By default no process has more workers than this, each of which takes memory and seconds to start. Prepared images
+# are only gathered, which few can do for any GPU; without a cache they are decoded.
+_MOST_WORKERS = {"disk": 8, "none": 32}
 
 
 DataIdentity: TypeAlias = tuple[tuple[str, int], ...]
@@ -100,10 +106,11 @@ def _check_broken(config: Dataset, prepared: Prepared, total: int) -> None:
 
 
 def num_workers(config: Dataset) -> int:
-    """Workers for each training process: by default they share the machine's cores."""
+    """Workers for each training process: by default they share the machine's cores, up to a number."""
     if config.num_workers is not None:
         return config.num_workers
-    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(cores, _MOST_WORKERS[config.cache]))
 
 
 @dataclass
@@ -143,6 +150,32 @@ class Batches(torch.utils.data.Dataset):
         return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 
+class _Filed(torch.utils.data.Dataset):
+    """Batches in a file, which each worker reads for itself."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @cached_property
+    def batches(self) -> Batches:
+        with open(self.path, "rb") as file:
+            batches: Batches = pickle.load(file)
+        return batches
+
+    def __getitem__(self, positions: Tensor | np.ndarray) -> tuple[Tensor, Tensor] | Mistakes:
+        return self.batches[positions]
+
+
+@contextmanager
+def _filed(batches: Batches) -> Iterator[_Filed]:
+    """A long list of images does not fit into the pipe to a worker, and each would start when the one before it has
+    read all of it, after seconds of imports."""
+    with tempfile.NamedTemporaryFile(prefix="ddpm-train-") as file:
+        pickle.dump(batches, file)
+        file.flush()
+        yield _Filed(file.name)
+
+
 def micro_batches(
     batches: Batches, positions: Iterator[Tensor], *, device: torch.device, resident: bool, num_workers: int
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
@@ -176,25 +209,27 @@ def _gathered(
 def _loaded(
     batches: Batches, positions: Iterator[Tensor], device: torch.device, num_workers: int
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    loader = torch.utils.data.DataLoader(
-        batches,
-        sampler=(each.numpy() for each in positions),  # a tensor would go to a worker by a shared file, not by value
-        batch_size=None,
-        num_workers=num_workers,
-        multiprocessing_context="spawn" if num_workers else None,
-        prefetch_factor=4 if num_workers else None,
-        pin_memory=device.type == "cuda",
-    )
-    with starting_workers():
-        loading = iter(loader)
-    try:
-        for loaded in loading:
-            if isinstance(loaded, Mistakes):
-                raise loaded
-            places, images = loaded
-            yield to_device(places, device), to_device(images, device)
-    finally:
-        del loading  # ends the workers now, though a traceback may keep this frame
+    dataset: Any
+    with _filed(batches) if num_workers else nullcontext(batches) as dataset:
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            sampler=(each.numpy() for each in positions),  # a tensor would go to a worker by a file
+            batch_size=None,
+            num_workers=num_workers,
+            multiprocessing_context="spawn" if num_workers else None,
+            prefetch_factor=4 if num_workers else None,
+            pin_memory=device.type == "cuda",
+        )
+        with starting_workers():
+            loading = iter(loader)
+        try:
+            for loaded in loading:
+                if isinstance(loaded, Mistakes):
+                    raise loaded
+                places, images = loaded
+                yield to_device(places, device), to_device(images, device)
+        finally:
+            del loading  # ends the workers now, though a traceback may keep this frame
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,6 +1,6 @@
 """The model card: what a reader wants to know of a pushed run, and how to use it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from ddpm_train.report.formatting import count, duration
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.state import ResumedState
 
+_HELD_OUT_LOSS = "held_out_loss"
+
 
 def model_card(
     *,
     config: Mapping[str, Any],
     state: ResumedState,
     weights: str,
-    records: Sequence[Mapping[str, Any]],
+    records: Iterable[Mapping[str, Any]],
     scores: Sequence[Mapping[str, Any]],
     licence: str | None,
     repo_id: str,
@@ -36,10 +38,16 @@ def model_card(
     """
     from huggingface_hub import ModelCard
 
-    shown = [score for score in scores if score["value"] is not None] if scores else _held_out_loss(records, weights)
     resolution = config["dataset"]["resolution"]
     height, width = resolution if isinstance(resolution, list | tuple) else (resolution, resolution)
-    batch_size = config["train"]["batch_size"]
+    seconds = 0.0  # by the rates in the records: without evaluation, saving and interruptions
+    evaluated: Mapping[str, Any] = {}
+    for record in records:
+        if rate := record.get("images_per_second"):
+            seconds += config["train"]["batch_size"] / rate
+        if record.get(_HELD_OUT_LOSS) is not None:
+            evaluated = record
+    shown = [score for score in scores if score["value"] is not None] if scores else _held_out_loss(evaluated, weights)
     folder = FileSystemLoader(Path(__file__).parent)
     templates = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     templates.filters |= {"count": count, "duration": duration, "metric_label": metric_label}
@@ -53,8 +61,7 @@ def model_card(
         height=height,
         width=width,
         dataset=_dataset_text(config["dataset"], licence),
-        # From the rates in the records: without evaluation, saving and interruptions.
-        seconds=sum(batch_size / rate for record in records if (rate := record.get("images_per_second"))),
+        seconds=seconds,
         scores=shown,
         has_grid=has_grid,
         resumable=resumable,
@@ -92,17 +99,13 @@ def _metadata(config: Mapping[str, Any], repo_id: str, scores: Sequence[Mapping[
     )
 
 
-def _held_out_loss(records: Sequence[Mapping[str, Any]], weights: str) -> list[dict[str, Any]]:
-    """The newest loss on held-out images in the form of a score; nothing if there is none."""
-    name = "held_out_loss"
-    lower_is_better = METRICS[name].lower_is_better
-    found = [
-        {"name": name, "metric": name, "value": record[name], "lower_is_better": lower_is_better}
-        | {"depends_on": {"step": record["step"], "weights": weights}}
-        for record in records
-        if record.get(name) is not None
-    ]
-    return found[-1:]
+def _held_out_loss(record: Mapping[str, Any], weights: str) -> list[dict[str, Any]]:
+    """The loss on held-out images in a record as a score; nothing if there is none."""
+    if not record:
+        return []
+    lower_is_better = METRICS[_HELD_OUT_LOSS].lower_is_better
+    score = {"name": _HELD_OUT_LOSS, "metric": _HELD_OUT_LOSS, "value": record[_HELD_OUT_LOSS]}
+    return [score | {"lower_is_better": lower_is_better, "depends_on": {"step": record["step"], "weights": weights}}]
 
 
 def _value(score: Mapping[str, Any]) -> str:

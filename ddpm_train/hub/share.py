@@ -21,7 +21,17 @@ from ddpm_train.config.parts import Hub
 from ddpm_train.hub.card import model_card
 from ddpm_train.hub.push import LAST, Push
 from ddpm_train.runs import checkpoint
-from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, EVALUATION, RECORDS, SAMPLES, SCORES, config_yaml, read_records
+from ddpm_train.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATION,
+    RECORDS,
+    SAMPLES,
+    SCORES,
+    config_yaml,
+    cut_records,
+    read_records,
+)
 from ddpm_train.runs.state import read_state
 
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -60,8 +70,9 @@ class Shared:
             (folder / name).write_text(text)
         _link(path / f"{weights}.safetensors", folder / _WEIGHTS)
         (folder / CONFIG).write_bytes(config_yaml(config))
-        records = list(read_records(self.run, step))
-        (folder / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
+        if (self.run / RECORDS).exists():
+            shutil.copyfile(self.run / RECORDS, folder / RECORDS)
+            cut_records(folder / RECORDS, step)
         if grid := _newest(self.run / SAMPLES, ".png", step):
             shutil.copyfile(grid, folder / "samples.png")
         checkpoints = {LAST: path} if hub.strategy == "checkpoint" else {}
@@ -73,7 +84,7 @@ class Shared:
             config=config,
             state=read_state(path),
             weights=weights,
-            records=records,
+            records=read_records(folder),
             scores=_scores(self.run / EVALUATION, step),
             licence=self.licence(),
             repo_id=repo_id,

@@ -100,6 +100,11 @@ def _layout(source: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
             f"model.pretrained={source}: {config['in_channels']} channels in and {config['out_channels']} out, a "
             "learned variance, for which there is no loss; give another model"
         )
+    if config.get("time_embedding_type") == "fourier":
+        raise Mistakes(
+            f"model.pretrained={source}: its time_embedding_type=fourier takes the logarithm of the timestep, and the "
+            "first timestep is 0; give another model"
+        )
     layout = {key: config[key] for key in defaults if key in config and key not in _FREE}
     return {**layout, "channels": config.get("in_channels", 3)}
 

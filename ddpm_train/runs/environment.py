@@ -1,6 +1,7 @@
 """By what a run was computed: code, versions, device, command. Nothing in it names a person, a host or a folder."""
 
 import json
+import os
 import platform
 import re
 import shlex
@@ -17,6 +18,15 @@ from ddpm_train._version import __version__
 _PACKAGES = (
     *("torch", "torchvision", "diffusers", "accelerate", "datasets", "numpy", "pillow", "safetensors"),
     "torch-fidelity",
+)
+# Variables by which the libraries round otherwise, or choose other algorithms. None of them holds a path.
+_VARIABLES = (
+    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
+    *("TORCH_BLAS_PREFER_CUBLASLT", "DISABLE_ADDMM_CUDA_LT", "TORCH_CUDNN_USE_HEURISTIC_MODE_B"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE"),
+    *("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_DETERMINISTIC"),
+    *("TORCHINDUCTOR_MAX_AUTOTUNE", "NCCL_ALGO", "NCCL_PROTO"),
 )
 # An absolute path says where something lay on one machine; the run's own config keeps it.
 _ABSOLUTE_PATH = re.compile(r"""(?<![\w.:/-])(?:file://)?(?:[/~]|[A-Za-z]:\\)[^,\]}\s'"]*""")
@@ -36,7 +46,13 @@ def environment(arguments: Sequence[str], compute: Mapping[str, Any]) -> dict[st
         **compute,
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
+        "variables": variables(),
     }
+
+
+def variables() -> dict[str, str]:
+    """The environment's variables that can change a run's numbers, as far as they are set."""
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
 def versions() -> dict[str, str]:

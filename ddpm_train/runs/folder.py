@@ -11,7 +11,10 @@ evaluation/        step_NNNNNNNN.json of the evaluations in the run, scores.json
 tensorboard/  report.html  job.json (of a sweep)  .lock  .heartbeat
 """
 
+import io
 import json
+import mmap
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,16 +88,45 @@ def read_records(run: Path, until: int | None = None, *, with_key: str = "") -> 
         with_key: only those that have this key. The others are not parsed, which is slow.
     """
     path, wanted = run / RECORDS, f'"{with_key}"'.encode() if with_key else b""
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        if wanted not in line:
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            return
-        if not line.endswith(b"\n") or (until is not None and record["step"] > until):
-            return
-        yield record
+    with open(path, "rb") if path.exists() else io.BytesIO() as lines:
+        for line in lines:
+            if wanted not in line:
+                continue
+            record = _parse_record(line)
+            if record is None or (until is not None and record["step"] > until):
+                return
+            yield record
+
+
+def cut_records(records: Path, step: int) -> dict[str, Any] | None:
+    """Drop what a file of records holds after a step, and a damaged line; returns the last that stays.
+
+    It is found by halving, so that a million records cost no more than a few. A damaged line counts as one after the
+    step: it is what a crash has left at the end.
+    """
+    newest, low, high = None, 0, records.stat().st_size  # between low and high lie the lines not yet known
+    if high == 0:
+        return None
+    with open(records, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        while low < high:
+            start = text.rfind(b"\n", low, (low + high) // 2) + 1 or low
+            end = text.find(b"\n", start, high) + 1 or high
+            record = _parse_record(text[start:end])
+            if record is not None and record["step"] <= step:
+                newest, low = record, end
+            else:
+                high = start
+    os.truncate(records, low)
+    return newest
+
+
+def _parse_record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line; None: it is damaged or unfinished."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if line.endswith(b"\n") and isinstance(record, dict) and "step" in record else None
 
 
 def read_result(run: Path) -> dict[str, Any] | None:

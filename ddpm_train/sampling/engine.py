@@ -19,6 +19,7 @@ from ddpm_train.sampling.loop import (
     Observer,
     build_sampler,
     denoise,
+    embedded,
     first_step,
     ignore,
     image_generators,
@@ -95,7 +96,8 @@ class Engine:
     def call(self, x_t: Tensor) -> Tensor:
         """One call of the UNet, at timestep 0: what a step costs."""
         with torch.no_grad(), self.compute.attention_kernels():
-            return self.unet(x_t.to(self.unet.dtype), torch.zeros((), device=self.device)).sample.float()
+            timestep = embedded(self.unet, torch.zeros((), device=self.device))
+            return self.unet(x_t.to(self.unet.dtype), timestep).sample.float()
 
     def num_steps(self, recipe: Recipe) -> int:
         """How often the loop calls the UNet for a batch."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_train.config import samplers
 
@@ -85,12 +85,19 @@ def denoise(
     if hasattr(sampler, "noise_sampler_seed"):  # DPMSolverSDE draws from a Brownian tree for each image
         sampler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
     timesteps = sampler.timesteps[start:]
-    for number, (timestep, on_device) in enumerate(zip(timesteps, timesteps.to(x_t.device), strict=True)):
+    for number, (timestep, on_device) in enumerate(
+        zip(timesteps, embedded(unet, timesteps).to(x_t.device), strict=True)
+    ):
         model_input = sampler.scale_model_input(x_t, timestep)
         prediction = unet(model_input.to(dtype), on_device).sample.float()
         observe(number, timestep, model_input, prediction)
         x_t = sampler.step(prediction, timestep, x_t, **taken).prev_sample
     return x_t
+
+
+def embedded(unet: UNet2DModel, timesteps: Tensor) -> Tensor:
+    """Timesteps as the UNet takes them: a learned embedding has a row for each whole one, and the nearest counts."""
+    return timesteps.round().long() if isinstance(getattr(unet, "time_proj", None), nn.Embedding) else timesteps
 
 
 def first_step(sampler: Any, strength: float) -> int:

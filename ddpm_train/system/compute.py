@@ -172,12 +172,20 @@ def keep_memory() -> None:
 
 
 def set_backends(train: Train) -> None:
-    """Let CUDA's libraries use what the config allows, and look for the fastest convolution; keep the CPU's memory."""
+    """Let CUDA's libraries use what the config allows, and look for the fastest convolution; keep the CPU's memory.
+
+    With `train.deterministic` torch takes algorithms that add up in the same order each time, in attention's backward
+    pass, too, and refuses those that have no such order; the fastest convolution of today is not looked for.
+    """
     keep_memory()
+    torch.use_deterministic_algorithms(train.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # would only show what is read before it is written
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if train.allow_tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = train.allow_tf32
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not train.deterministic
 
 
 def device_name(device: torch.device) -> str:

@@ -10,6 +10,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+# What Accelerate reads from its environment, and `accelerate launch` writes there for a config file or its flags. Of
+# these, runs take over the precision and the CPU; the rest would change gradients, or wait for what never comes.
+_SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "its parallelism",
+}
+_OFF = ("", "0", "false", "no", "off", "n", "f")
 _STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -67,6 +76,7 @@ def _launcher_arguments() -> Any:
 
 def launch_mistakes() -> Iterator[str]:
     """A line for each. Imports torch only in one of several processes that may use GPUs."""
+    yield from _accelerate_mistakes()
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # which is also behind `accelerate launch`
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if by_torchrun and local_processes > 1 and os.environ.get("ACCELERATE_USE_CPU") != "True":
@@ -84,6 +94,36 @@ def launch_mistakes() -> Iterator[str]:
             f"MASTER_PORT={port}: {reason}; choose another port "
             "(accelerate launch --main_process_port 0 takes any that is free)"
         )
+
+
+def _accelerate_mistakes() -> Iterator[str]:
+    """What an Accelerate config says that no run can do, or does by keys of its own."""
+
+    def value(name: str, default: str = "") -> str:
+        return os.environ.get(name, default).lower()
+
+    for name, what in _SHARDED.items():
+        if value(name) not in _OFF:
+            yield (
+                f"{name}={os.environ[name]}: {what} splits the model, and runs keep a whole one on each device; launch "
+                "with --multi_gpu, or a config of distributed_type: MULTI_GPU"
+            )
+    if (kind := value("ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE", "no")) != "no":
+        yield f"ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE={kind}: runs use torch's own processes; launch with torchrun"
+    if (steps := value("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+        yield (
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps}: would divide the gradients by it once more; unset it, "
+            "and set train.batch_size and train.micro_batch_size, from which accumulation follows"
+        )
+    if (backend := value("ACCELERATE_DYNAMO_BACKEND", "no")) not in _OFF:
+        yield (
+            f"ACCELERATE_DYNAMO_BACKEND={backend}: compiles beside the run, which would not know it; launch with "
+            "--dynamo_backend no, and say train.compile=true"
+        )
+    if (precision := value("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", "bf16", "fp16"):
+        yield f"ACCELERATE_MIXED_PRECISION={precision}: runs compute in no, bf16 or fp16; launch with one of them"
+    if (downcast := value("ACCELERATE_DOWNCAST_BF16")) not in _OFF:
+        yield f"ACCELERATE_DOWNCAST_BF16={downcast}: changes the precision on TPUs, where no run computes; unset it"
 
 
 def port_error(port: int) -> str | None:

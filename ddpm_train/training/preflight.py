@@ -1,5 +1,6 @@
 """What is wrong with a training run on this machine and at the Hub, before anything slow starts. Imports no torch."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
     """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
     yield from path_mistakes(config.dataset)
     yield from launch.launch_mistakes()
+    yield from _deterministic_mistakes(config.train.deterministic)
     yield from _batch_mistakes(config, num_processes or launch.num_processes())
     yield from precision_mistakes("train.mixed_precision", config.train.mixed_precision, otherwise="fp16, no or auto")
     yield from _extras_mistakes(config)
@@ -29,6 +31,12 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
         yield from output_mistakes("output_dir", config.output_dir)
         yield from _resume_mistakes(config)
         yield from _push_mistakes(config)
+
+
+def _deterministic_mistakes(deterministic: bool) -> Iterator[str]:
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    if deterministic and workspace not in (None, ":4096:8", ":16:8"):
+        yield f"CUBLAS_WORKSPACE_CONFIG={workspace}: not with train.deterministic=true; unset it"
 
 
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:

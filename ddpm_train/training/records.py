@@ -12,9 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ddpm_train.runs.folder import read_records
+from ddpm_train.runs.folder import cut_records
 from ddpm_train.system.exit_codes import NON_FINITE, CannotGoOn
-from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
 
 Log = Callable[[list[dict[str, Any]]], None]
@@ -48,10 +47,12 @@ class Records:
         self._records: list[dict[str, Any]] = []  # read back, not yet written
         self._on_device: list[tuple[dict[str, Any], Tensor]] = []
         self._carried: dict[str, float] = {}
+        self._late: dict[str, Any] = {}  # what an evaluation adds to the record of its "step", the last on the disk
         self._clock = time.monotonic()
         self.unwritten: OSError | None = None
-        newest = on_main(lambda: _records_until(path, start_step)[-1:])
-        self.last = newest[0] if newest and newest[0]["step"] == start_step else {"step": start_step}
+        # The run is about to repeat what comes after `start_step`.
+        newest = on_main(lambda: cut_records(path, start_step) if path.exists() else None)
+        self.last = newest if newest and newest["step"] == start_step else {"step": start_step}
 
     def record(self, step: int, images_seen: int, learning_rate: float, loss: Tensor, grad_norm: Tensor) -> None:
         """Note a step. `loss` (this process's mean) and `grad_norm` are scalars on the device and stay there."""
@@ -88,12 +89,12 @@ class Records:
 
     def annotate(self, step: int, values: dict[str, float]) -> None:
         """Add values to the record of the newest step, also if it was written before a restart."""
-        if self._records:
-            self._records[-1] |= values
-        elif self._accelerator.is_main_process:
-            _replace_records(self._path, [*read_records(self._path.parent, step - 1), self.last | values])
-            self._log([{"step": step, **values}])
+        on_disk = not self._records and "loss" in self.last
         self.last = self.last | values
+        if on_disk:
+            self._late = {"step": step, **values}
+        else:  # not yet, or the file was lost
+            self._records[-1:] = [self.last]
 
     def carry(self, values: dict[str, float]) -> None:
         """Put values into the next step's record: this step's is on the disk."""
@@ -109,15 +110,13 @@ class Records:
         if not self._accelerator.is_main_process:
             self._records.clear()
             return
-        lines = "".join(json.dumps(record) + "\n" for record in self._records)
-        size = self._path.stat().st_size if self._path.exists() else 0
         try:
-            with open(self._path, "a") as file:
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())
+            if self._late:
+                _extend_last(self._path, {key: value for key, value in self._late.items() if key != "step"})
+                self._log([self._late])
+                self._late = {}
+            _append(self._path, "".join(json.dumps(record) + "\n" for record in self._records))
         except OSError as error:
-            os.truncate(self._path, size)
             if self.unwritten is None:
                 self._warn(f"ERROR: {self._path} cannot be written: {error}. Its records are kept for the next try.")
             self.unwritten = error
@@ -131,13 +130,26 @@ class Records:
         self._clock = time.monotonic()
 
 
-def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the records after `step`, which the run is about to repeat, and from a damaged line on; return the rest."""
-    records = list(read_records(path.parent, step))
-    if path.exists():
-        _replace_records(path, records)
-    return records
+def _append(path: Path, text: str) -> None:
+    """Durably, or not at all."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        os.truncate(path, size)
+        raise
 
 
-def _replace_records(path: Path, records: list[dict[str, Any]]) -> None:
-    write_atomic(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+def _extend_last(path: Path, values: dict[str, float]) -> None:
+    """Add new keys to the last record. The end of its line follows as one that counts as damaged, until two bytes join
+    them: a crash leaves the old record or the new one."""
+    size = path.stat().st_size
+    _append(path, json.dumps(values)[1:] + "\n")
+    with open(path, "r+b") as file:
+        file.seek(size - len(b"}\n"))
+        file.write(b", ")
+        file.flush()
+        os.fsync(file.fileno())

@@ -91,6 +91,7 @@ def describe_run(run: Run, arguments: Sequence[str]) -> list[dict[str, Any]]:
         "num_processes": run.plan.num_processes,
         "micro_batch_size": run.plan.micro_batch_size,
         "compute": asdict(run.choice.compute),
+        "deterministic": run.config.train.deterministic,
     }
     now = environment.environment(arguments, compute)
     environments = run.environments
