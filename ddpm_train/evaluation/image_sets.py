@@ -15,6 +15,7 @@ from ddpm_train.evaluation.workers import BATCH_IMAGES, Workers
 from ddpm_train.runs.environment import versions
 from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.recipe import Recipe
+from ddpm_train.system.compute import synchronize
 
 if TYPE_CHECKING:  # of an extra
     from ddpm_train.evaluation.features import Extractor
@@ -76,8 +77,7 @@ class SampledImages:
             nonlocal seconds, made
             started = time.perf_counter()
             images = self._make(items, poll, size)
-            if images.is_cuda:
-                torch.cuda.synchronize()
+            synchronize(images.device)
             seconds += time.perf_counter() - started
             made += len(items)
             return extractor(images)
