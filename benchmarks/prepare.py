@@ -147,7 +147,6 @@ def order_seconds(num_images: int, repeats: int) -> float:
 def first_batch_seconds(images: Any, position: int, repeats: int) -> float:
     """From nothing to the batch with which a run goes on after `position` images."""
     import torch
-
     from diffusers import DDPMScheduler
 
     from ddpm_train.config.losses import MSE

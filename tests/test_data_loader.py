@@ -1,7 +1,9 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from diffusers import DDPMScheduler
 from helpers.cli import Cli
 from helpers.images import dataset_config, encoded, png_bomb
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_train.config.losses import MSE
 from ddpm_train.config.mistakes import Mistakes
@@ -94,6 +97,30 @@ def test_a_gather_on_the_device_gives_what_the_cache_gives(wide: Path, crop: str
     for one, other in zip(loaded(batches, steps), loaded(batches, steps, resident=True), strict=True):
         assert all(map(torch.equal, one, other))
         assert one.images.shape == one.noise.shape == (40, 3, 6, 8) and one.images.dtype == torch.uint8
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that a GPU would launch a kernel for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.count += not operator.is_view
+        return operator(*arguments, **(options or {}))
+
+
+def test_all_that_is_random_of_a_micro_batch_costs_few_launches(wide: Path) -> None:
+    """Crops, flips, noise and timesteps by themselves took 518 of them; on a GPU each is some microseconds."""
+    batches = Batches(opened(wide, crop="random").train, seed=0, random_crop=True, random_flip=True)
+    objective, device = Objective(DDPMScheduler(), MSE("mse"), 0), torch.device("cpu")
+    positions = iter([torch.arange(16), torch.arange(16, 32)])
+    with closing(micro_batches(batches, objective, positions, device=device, resident=True, num_workers=0)) as made:
+        next(made)
+        with Launches() as launches:
+            next(made)
+    assert 50 < launches.count <= 120  # 91 of them to draw, the others to gather the images
 
 
 def test_workers_give_what_the_cache_gives(wide: Path) -> None:

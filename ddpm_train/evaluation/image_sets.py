@@ -15,7 +15,6 @@ from ddpm_train.evaluation.workers import BATCH_IMAGES, Workers
 from ddpm_train.runs.environment import versions
 from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.recipe import Recipe
-from ddpm_train.system.compute import synchronize
 
 if TYPE_CHECKING:  # of an extra
     from ddpm_train.evaluation.features import Extractor
@@ -77,7 +76,7 @@ class SampledImages:
             nonlocal seconds, made
             started = time.perf_counter()
             images = self._make(items, poll, size)
-            synchronize(images.device)
+            torch.get_device_module(images.device).synchronize()
             seconds += time.perf_counter() - started
             made += len(items)
             return extractor(images)

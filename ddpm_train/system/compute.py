@@ -112,7 +112,7 @@ class Stopwatch:
     def _once(self, compute: Compute) -> float:
         started = time.perf_counter()
         self._step(compute)
-        synchronize(self._device)
+        torch.get_device_module(self._device).synchronize()
         return time.perf_counter() - started
 
 
@@ -150,12 +150,6 @@ def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch
     if train.compile == "auto" and repaid_after is not None and steps_left * stopwatch(chosen) > repaid_after:
         chosen = choose(chosen, {"compile": [True]}, stopwatch)
     return chosen
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was told; a CPU always has."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def memory(device: torch.device) -> tuple[int, int]:
