@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from ddpm_train.data.decode import Decoder
 from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
-from ddpm_train.diffusion.objective import Objective
 from ddpm_train.seeding import Purpose, bits
 from ddpm_train.system.files import default_cache_dir
 from ddpm_train.system.launch import num_cores
+
+if TYPE_CHECKING:  # workers import this module, and diffusers takes them seconds
+    from ddpm_train.diffusion.objective import Objective
 
 # The held-out part of a dataset must not move when the run's seed does.
 _SPLIT_SEED = 0
@@ -146,7 +148,7 @@ class MicroBatch(NamedTuple):
 
 def micro_batches(
     batches: Batches,
-    objective: Objective,
+    objective: "Objective",
     positions: Iterator[Tensor],
     *,
     device: torch.device,

@@ -85,7 +85,9 @@ def denoise(
     if hasattr(sampler, "noise_sampler_seed"):  # DPMSolverSDE draws from a Brownian tree for each image
         sampler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
     timesteps = sampler.timesteps[start:]
-    for number, (timestep, on_device) in enumerate(zip(timesteps, timesteps.to(x_t.device), strict=True)):
+    # Some samplers have them in float64, which Apple's GPUs do not know.
+    for_unet = timesteps.to(x_t.device, torch.float32 if timesteps.is_floating_point() else timesteps.dtype)
+    for number, (timestep, on_device) in enumerate(zip(timesteps, for_unet, strict=True)):
         model_input = sampler.scale_model_input(x_t, timestep)
         prediction = unet(model_input.to(dtype), on_device).sample.float()
         observe(number, timestep, model_input, prediction)

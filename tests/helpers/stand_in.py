@@ -1,7 +1,8 @@
 """A GPU that is not there: torch takes its tensors for another device's, while their numbers lie on the CPU.
 
-It computes what the CPU computes, to the bit, and refuses what a real device refuses: a tensor of the CPU among its
-own, and, as Apple's GPUs do, float64. What the host would wait for, or copy, is noted.
+It computes what the CPU computes, but for rounding, and refuses what a real device refuses or gets wrong: a tensor of
+the CPU among its own and, as Apple's GPUs, float64 and copies in the background. What the host waits for, or copies,
+is noted.
 
 `python -m helpers.stand_in MODULE ARGUMENTS…` runs one of the programs on it, and tells what each training step and
 each batch of samples made the host wait for.
@@ -81,36 +82,37 @@ noted: Counter[str] = Counter()
 
 def _compute(operator: Any, arguments: Any, options: dict[str, Any]) -> Any:
     """Compute on the CPU, after the checks of a device."""
-    name = operator.overloadpacket.__name__
     tensors = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, Tensor)]
     mine = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
     target = options.get("device")
     if not mine and not _is_mine(target):
         return operator(*arguments, **options)
-    host_arguments, host_options = tree_map(
-        lambda leaf: leaf.host if isinstance(leaf, OnDevice) else leaf, (arguments, options)
-    )
-    if target is not None:
-        host_options["device"] = torch.device("cpu")
+    name = operator.overloadpacket.__name__
     if name == "copy_":
-        to_device = isinstance(arguments[0], OnDevice)
-    else:
-        to_device = bool(mine) if target is None else _is_mine(target)
+        target = arguments[0].device
+    to_device = target is None or _is_mine(target)
     if name in ("copy_", "_to_copy"):
         if not to_device or len(mine) < len(tensors):
             noted["copies to the device" if to_device else "copies from the device"] += 1
+            if options.get("non_blocking") or arguments[2:] == (True,):
+                raise RuntimeError(f"{name}: the host does not wait for this copy, and its memory is not pinned")
     else:
-        strays = [tensor for tensor in tensors if tensor.device.type == "cpu" and (tensor.dim() or name in _NO_SCALARS)]
-        if strays and mine:
-            raise RuntimeError(f"{name}: expected all tensors to be on the same device, found {_NAME} and cpu")
-        masks = name in ("index", "index_put", "index_put_") and any(tensor.dtype == torch.bool for tensor in mine[1:])
-        if name in _WAITING or masks:
-            noted[f"waits for {name}"] += 1
-    computed = operator(*host_arguments, **host_options)
+        _check(name, mine, others=[tensor for tensor in tensors if not isinstance(tensor, OnDevice)])
+    on_host = tree_map(lambda leaf: leaf.host if isinstance(leaf, OnDevice) else leaf, (arguments, options))
+    computed = operator(*on_host[0], **on_host[1] | ({"device": torch.device("cpu")} if "device" in options else {}))
     if not to_device:
         return arguments[0] if name == "copy_" else computed
     known = {id(tensor.host): tensor for tensor in mine}
     return tree_map(lambda leaf: _wrapped(leaf, known) if isinstance(leaf, Tensor) else leaf, computed)
+
+
+def _check(name: str, mine: list[OnDevice], others: list[Tensor]) -> None:
+    """Refuse tensors of the CPU, and note what the host waits for."""
+    if mine and any(tensor.dim() or name in _NO_SCALARS for tensor in others):
+        raise RuntimeError(f"{name}: expected all tensors to be on the same device, found {_NAME} and cpu")
+    masks = name in ("index", "index_put", "index_put_") and any(tensor.dtype == torch.bool for tensor in mine[1:])
+    if name in _WAITING or masks:
+        noted[f"waits for {name}"] += 1
 
 
 def _wrapped(host: Tensor, known: dict[int, OnDevice]) -> OnDevice:
