@@ -147,17 +147,22 @@ def order_seconds(num_images: int, repeats: int) -> float:
 def first_batch_seconds(images: Any, position: int, repeats: int) -> float:
     """From nothing to the batch with which a run goes on after `position` images."""
     import torch
+    from diffusers import DDPMScheduler
 
+    from ddpm_train.config.losses import MSE
     from ddpm_train.data.loader import Batches, micro_batches
+    from ddpm_train.diffusion.objective import Objective
     from ddpm_train.training.state import BatchPlan
 
     plan = BatchPlan(BATCH, BATCH, num_processes=1, process_index=0)
     batches = Batches(images, 0, random_crop=False, random_flip=True)
+    objective = Objective(DDPMScheduler(), MSE("mse"), seed=0)
     times = []
     for _ in range(10 * repeats):
         started = time.perf_counter()
         positions = plan.positions(position // BATCH)
-        loading = micro_batches(batches, positions, device=torch.device("cpu"), resident=False, num_workers=0)
+        where = {"device": torch.device("cpu"), "resident": False, "num_workers": 0}
+        loading = micro_batches(batches, objective, positions, **where)
         next(loading)
         times.append(time.perf_counter() - started)
         loading.close()

@@ -132,6 +132,44 @@ def test_a_compiler_that_fails_is_not_chosen() -> None:
     assert not choose_for_training(train_config(compile="auto"), CPU, Stopwatch(step, CPU, {}), steps_left=1e12).compile
 
 
+IN_ORDER = """
+import torch
+from ddpm_train.cli import train
+from ddpm_train.training.loop import Trainer
+from ddpm_train.training.trackers import RunTrackers
+
+walks = 0
+train_step, log, named_parameters = Trainer.train_step, RunTrackers.log, torch.nn.Module.named_parameters
+
+def walk(self, *arguments, **options):
+    global walks
+    yield from named_parameters(self, *arguments, **options)
+    walks += 1  # to the end: diffusers looks at the first one now and then
+
+def step(self):
+    before = walks
+    train_step(self)
+    print("step", self.state.step, "walks", walks - before)
+
+def tell(self, records):
+    log(self, records)
+    if records:
+        print("records", *(record["step"] for record in records))
+
+Trainer.train_step, RunTrackers.log, torch.nn.Module.named_parameters = step, tell, walk
+train.main()
+"""
+
+
+def test_a_step_is_queued_before_the_records_of_the_last_are_written(cli: Cli) -> None:
+    """So that a GPU computes meanwhile. What is saved is written before it is. And no step walks over the network."""
+    said = cli.python("-c", IN_ORDER, *TINY, "evaluation=none", "checkpoint.every_steps=5", "train.max_steps=7")
+    lines = [line for line in said.splitlines() if line.startswith(("step ", "records")) and "loss" not in line]
+    steps = [f"step {number} walks 0" for number in range(1, 8)]
+    in_between = {3: ["records 1 2"], 5: ["records 3 4", "records 5"], 7: ["records 6", "records 7"]}
+    assert lines == [line for number, step in enumerate(steps, 1) for line in (step, *in_between.get(number, ()))]
+
+
 @pytest.mark.parametrize("micro_batch_size", ["null", "4"])
 def test_a_step_never_waits_for_the_device(cli: Cli, micro_batch_size: str) -> None:
     run = ("tracker=none", "dataset.random_flip=true", "model.dropout=0.1", "dataset.device_cache=true")

@@ -3,18 +3,24 @@ import pickle
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from helpers.cli import Cli
 from helpers.images import dataset_config, encoded, png_bomb
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddpm_train.config.losses import MSE
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data import loader
-from ddpm_train.data.loader import Batches, Data, micro_batches, num_workers, open_data
+from ddpm_train.data.loader import Batches, Data, MicroBatch, micro_batches, num_workers, open_data
+from ddpm_train.diffusion.objective import Objective
 
 ONE_STEP = ("train.max_steps=1", "evaluation=none", "tracker=none")
 
@@ -39,14 +45,14 @@ def opened(folder: Path, **values: object) -> Data:
 
 def seen(data: Data, positions: torch.Tensor, seed: int = 0, *, crop: bool = False, flip: bool = False) -> torch.Tensor:
     batches = Batches(data.train, seed=seed, random_crop=crop, random_flip=flip)
-    return loaded(batches, [positions])[0][1]
+    return loaded(batches, [positions])[0].images
 
 
 def loaded(
     batches: Batches, steps: list[torch.Tensor], *, resident: bool = False, workers: int = 0
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    device = torch.device("cpu")
-    return list(micro_batches(batches, iter(steps), device=device, resident=resident, num_workers=workers))
+) -> list[MicroBatch]:
+    objective, device = Objective(DDPMScheduler(), MSE("mse"), batches.seed), torch.device("cpu")
+    return list(micro_batches(batches, objective, iter(steps), device=device, resident=resident, num_workers=workers))
 
 
 def test_an_epoch_sees_every_image_once(wide: Path) -> None:
@@ -92,8 +98,32 @@ def test_a_gather_on_the_device_gives_what_the_cache_gives(wide: Path, crop: str
     batches = Batches(data.train, seed=3, random_crop=crop == "random", random_flip=True)
     steps = [torch.arange(start, start + 40) for start in (0, 40, 10**12)]
     for one, other in zip(loaded(batches, steps), loaded(batches, steps, resident=True), strict=True):
-        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
-        assert one[1].shape == (40, 3, 6, 8) and one[1].dtype == torch.uint8
+        assert all(map(torch.equal, one, other))
+        assert one.images.shape == one.noise.shape == (40, 3, 6, 8) and one.images.dtype == torch.uint8
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that a GPU would launch a kernel for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.count += not operator.is_view
+        return operator(*arguments, **(options or {}))
+
+
+def test_all_that_is_random_of_a_micro_batch_costs_few_launches(wide: Path) -> None:
+    """Crops, flips, noise and timesteps by themselves took 518 of them; on a GPU each is some microseconds."""
+    batches = Batches(opened(wide, crop="random").train, seed=0, random_crop=True, random_flip=True)
+    objective, device = Objective(DDPMScheduler(), MSE("mse"), 0), torch.device("cpu")
+    positions = iter([torch.arange(16), torch.arange(16, 32)])
+    with closing(micro_batches(batches, objective, positions, device=device, resident=True, num_workers=0)) as made:
+        next(made)
+        with Launches() as launches:
+            next(made)
+    assert 50 < launches.count <= 120  # 91 of them to draw, the others to gather the images
 
 
 def test_workers_give_what_the_cache_gives(wide: Path) -> None:
@@ -101,14 +131,14 @@ def test_workers_give_what_the_cache_gives(wide: Path) -> None:
     allowed = {"crop": "random", "max_broken_fraction": 0.1}
     steps = [torch.arange(start, start + 5) for start in (0, 5, 300, 10**12)]
 
-    def through(data: Data, workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def through(data: Data, workers: int) -> list[MicroBatch]:
         batches = Batches(data.train, seed=0, random_crop=True, random_flip=True)
         return loaded(batches, steps, workers=workers)
 
     cached, uncached = opened(wide, **allowed), opened(wide, **allowed, cache="none")
     assert cached.content == uncached.content and cached.broken == ["broken.png: not an image"]
     for one, other in zip(through(cached, 0), through(uncached, 1), strict=True):
-        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+        assert all(map(torch.equal, one, other))
 
 
 def test_an_image_lost_during_training_is_told_without_a_traceback(wide: Path) -> None:

@@ -122,7 +122,7 @@ def test_the_held_out_loss_is_the_mean_over_images(full: tuple[Cli, str], monkey
     noise_scheduler = config.noise_scheduler.build()
     objective = Objective(noise_scheduler, config.loss, config.seed)
     x_0, positions = to_model_range(images.load(range(len(images)))), torch.arange(len(images))
-    drawn = objective.draw(x_0, positions, (Purpose.HELD_OUT_NOISE, Purpose.HELD_OUT_TIMESTEP))
+    drawn = objective.draw(tuple(x_0.shape[1:]), positions, (Purpose.HELD_OUT_NOISE, Purpose.HELD_OUT_TIMESTEP))
     with torch.no_grad():
         losses = objective.per_image(load_model(str(cli.output("full"))).unet, x_0, *drawn)
     assert float(losses.double().mean()) == held_out(cli, "full")[6]

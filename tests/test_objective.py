@@ -65,7 +65,7 @@ def test_targets_invert(prediction_type: str) -> None:
     noise_scheduler = scheduler(prediction_type, clip_sample=False)
     objective = Objective(noise_scheduler, MSE("mse"), seed=0)
     x_0 = torch.rand(4, 1, 8, 8) * 2 - 1
-    noise, _ = objective.draw(x_0, torch.arange(4))
+    noise, _ = objective.draw((1, 8, 8), torch.arange(4))
     timesteps = torch.full((4,), 300)
     x_t = noise_scheduler.add_noise(x_0, noise, timesteps)
     target = objective.target(x_0, noise, timesteps)
@@ -84,7 +84,7 @@ def test_the_loss_is_the_tutorials() -> None:
     objective = Objective(noise_scheduler, MSE("mse"), seed=3)
     images, positions = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4) + 17
     x_0 = to_model_range(images)
-    noise, timesteps = objective.draw(x_0, positions)
+    noise, timesteps = objective.draw((1, 8, 8), positions)
     noisy = noise_scheduler.add_noise(x_0, noise, timesteps)
     theirs = functional.mse_loss(unet(noisy, timesteps, return_dict=False)[0], noise)
     assert objective.per_image(unet, x_0, noise, timesteps).mean().item() == pytest.approx(theirs.item(), rel=1e-6)

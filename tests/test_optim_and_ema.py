@@ -50,7 +50,7 @@ def test_ema_is_diffusers() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += torch.randn_like(parameter)
-        update_ema(ours, model, config.decay(step))
+        update_ema(list(ours.parameters()), list(model.parameters()), config.decay(step))
         theirs.step(model.parameters())
         assert config.decay(step) == pytest.approx(theirs.cur_decay_value)
         for mine, shadow in zip(ours.parameters(), theirs.shadow_params, strict=True):

@@ -1,8 +1,11 @@
 """The counter-based generator against its published test vectors and against statistics."""
 
+import math
+
+import pytest
 import torch
 
-from ddpm_train.seeding import Purpose, bits, derived_seed, integers, normal, philox
+from ddpm_train.seeding import Purpose, bits, derived_seed, draw, integers, normal, philox
 
 
 def words(*values: int) -> tuple[torch.Tensor, ...]:
@@ -20,6 +23,50 @@ def test_philox_known_answers() -> None:
     ]
     for counter, key, expected in cases:
         assert tuple(int(word) for word in philox(words(*counter), key)) == expected
+
+
+# The first six numbers of each purpose at this seed and position, as the first release drew them.
+SEED, POSITION = 2**40 + 3, 2**33 + 5
+MEANS = {
+    Purpose.NOISE: [0xE3B5C662, 0xFA827560, 0xE67BE450, 0x1421C755, 0x97F703F4, 0xB7519676],
+    Purpose.TIMESTEP: [0x7C5B7A6B, 0xAA4F80F5, 0x3B299192, 0x24566BE2, 0x4CF6BE59, 0xC69B9B21],
+    Purpose.FLIP: [0xB0585565, 0x7C8DD29A, 0xC173E3FF, 0x3D3F976E, 0x5542F861, 0x5BE7D25D],
+    Purpose.CROP: [0x75B480C2, 0xA90834A4, 0xCAB8BC9C, 0x2B587600, 0x51FE1A49, 0x7DB96DFD],
+    Purpose.INIT: [0xFCBAFE5A, 0xE70C375C, 0x8DD9A7BD, 0xDE23D091, 0x154146CE, 0x188567E4],
+    Purpose.DROPOUT: [0xB20D7EB6, 0x0EA3141A, 0x83841C30, 0xDB33B7DA, 0x3F840F80, 0xB1278E01],
+    Purpose.HELD_OUT_NOISE: [0x0AD9DDAC, 0x96443CA7, 0xEF5A699A, 0x51A126D1, 0xE193DCF5, 0x85BED779],
+    Purpose.HELD_OUT_TIMESTEP: [0x42C51D2B, 0x5FD2BD66, 0x915F3A3D, 0xC2D55FA2, 0x071E2CEA, 0xD046F877],
+    Purpose.BOUND_NOISE: [0xB71C96B1, 0xD111156E, 0xABC7E884, 0x14EF8CB9, 0x972607ED, 0x2CABF874],
+    Purpose.BOUND_TIMESTEP: [0xB7B12EC9, 0x47F2A4EF, 0x54B8560A, 0x44364C52, 0xD574AC6A, 0x15CE77E0],
+}
+
+
+def test_what_a_seed_means() -> None:
+    """It must never change: no run could go on, and no result be repeated. Alone or in one pass, it is the same."""
+    here = torch.tensor([7, POSITION])
+    assert MEANS.keys() == set(Purpose)
+    for purpose, numbers in MEANS.items():
+        assert bits(SEED, purpose, here, 6)[1].tolist() == numbers
+    counts = dict(zip(MEANS, (6, 1, 1, 2, 5, 6, 3, 4, 6, 1), strict=True))
+    drawn = dict(zip(counts, draw(SEED, here, counts), strict=True))
+    for purpose, count in counts.items():
+        assert drawn[purpose][1].tolist() == MEANS[purpose][:count]
+        assert torch.equal(drawn[purpose], bits(SEED, purpose, here, count))
+
+
+def test_what_is_made_of_the_numbers() -> None:
+    here = torch.tensor([POSITION])
+    n = [(number + 0.5) / 2**32 for number in MEANS[Purpose.NOISE]]
+    radii, angles = [math.sqrt(-2 * math.log(u)) for u in n[:3]], [2 * math.pi * u for u in n[3:]]
+    expected = [radius * f(angle) for f in (math.cos, math.sin) for radius, angle in zip(radii, angles, strict=True)]
+    for shape in ((1, 2, 3), (5,)):  # an odd number takes one more
+        made = normal(SEED, Purpose.NOISE, here, shape)
+        assert made.shape == (1, *shape)
+        assert made.flatten().tolist() == pytest.approx(expected[: made.numel()], rel=1e-5)
+    timestep = MEANS[Purpose.TIMESTEP][0] * 1000 // 2**32
+    assert integers(SEED, Purpose.TIMESTEP, here, 1000).tolist() == [timestep]
+    low, high = MEANS[Purpose.INIT][:2]
+    assert derived_seed(SEED, Purpose.INIT, POSITION) == low | (high & 0x7FFFFFFF) << 32
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:

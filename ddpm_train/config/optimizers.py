@@ -59,8 +59,10 @@ class Adam(Optimizer):
             return bitsandbytes.optim.AdamW8bit(parameters, **arguments)
         kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         parameters = list(parameters)
-        fused = all(parameter.device.type in ("cpu", "cuda", "xpu", "mps") for parameter in parameters)
-        return kind(parameters, fused=fused, **arguments)
+        try:
+            return kind(parameters, fused=True, **arguments)
+        except RuntimeError:  # torch has none for this device
+            return kind(parameters, **arguments)
 
 
 @OPTIMIZERS.choice

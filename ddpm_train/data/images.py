@@ -13,6 +13,7 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared
 from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
 from ddpm_train.data.sources import Source
+from ddpm_train.system.compute import memory
 
 _CHUNK_BYTES = 2**28  # copied to a device at once
 
@@ -86,9 +87,9 @@ class Images:
 
 def fits(images: Images, device: torch.device) -> bool:
     """Whether `dataset.device_cache=auto` puts the images onto this device: a GPU with room for them."""
-    if device.type != "cuda" or not images.cached:
+    if device.type == "cpu" or not images.cached:
         return False
-    free, _ = torch.cuda.mem_get_info(device)  # before training starts; the network needs the rest
+    free, _ = memory(device)  # before training starts; the network needs the rest
     return images.prepared.pixels().nbytes <= free / 4
 
 

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from ddpm_train.data.sources import Source, describe, open_source
 from ddpm_train.seeding import Purpose, bits
 from ddpm_train.system.files import default_cache_dir
 from ddpm_train.system.launch import num_cores
+
+if TYPE_CHECKING:  # workers import this module, and diffusers takes them seconds
+    from ddpm_train.diffusion.objective import Objective
 
 # The held-out part of a dataset must not move when the run's seed does.
 _SPLIT_SEED = 0
@@ -128,9 +131,9 @@ class Batches(torch.utils.data.Dataset):
         A mistake is returned: raised in a worker, it would arrive buried in that worker's traceback.
         """
         positions = torch.as_tensor(positions)
-        crops = self.crops(positions)
+        crops = bits(self.seed, Purpose.CROP, positions, self.crops[Purpose.CROP]).numpy() if self.crops else None
         try:
-            return positions, self.images.load(self.numbers(positions), None if crops is None else crops.numpy())
+            return positions, self.images.load(self.numbers(positions), crops)
         except Mistakes as mistakes:
             return mistakes
 
@@ -138,16 +141,23 @@ class Batches(torch.utils.data.Dataset):
         """Which images are at the positions, int64 [B]."""
         return image_indices(positions.numpy(), len(self.images), self.seed)
 
-    def crops(self, positions: Tensor) -> Tensor | None:
-        """The random integers of the crops, int64 [B, 2]; None where the crop is the centre."""
-        return bits(self.seed, Purpose.CROP, positions, 2) if self.random_crop else None
+    @property
+    def crops(self) -> dict[Purpose, int]:
+        """How many random integers the crop of an image takes: none where it is the centre."""
+        return {Purpose.CROP: 2} if self.random_crop else {}
 
-    def flip(self, positions: Tensor, images: Tensor) -> Tensor:
-        """Mirror the images whose position says so; on any device, without asking it anything."""
-        if not self.random_flip:
-            return images
-        flipped = bits(self.seed, Purpose.FLIP, positions, 1)[:, 0] < 2**31
-        return torch.where(flipped[:, None, None, None], images.flip(-1), images)
+    @property
+    def flips(self) -> dict[Purpose, int]:
+        """How many random integers decide whether an image is mirrored."""
+        return {Purpose.FLIP: 1} if self.random_flip else {}
+
+
+class MicroBatch(NamedTuple):
+    """What a forward pass takes: images as their visit has them, and the noise and timesteps drawn for them."""
+
+    images: Tensor  # uint8 [B, C, H, W]
+    noise: Tensor  # float32 [B, C, H, W]
+    timesteps: Tensor  # int64 [B]
 
 
 class _Filed(torch.utils.data.Dataset):
@@ -177,38 +187,61 @@ def _filed(batches: Batches) -> Iterator[_Filed]:
 
 
 def micro_batches(
-    batches: Batches, positions: Iterator[Tensor], *, device: torch.device, resident: bool, num_workers: int
-) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """(positions int64 [B], images uint8 [B, C, H, W]) on the device for each element of `positions`, in order.
+    batches: Batches,
+    objective: "Objective",
+    positions: Iterator[Tensor],
+    *,
+    device: torch.device,
+    resident: bool,
+    num_workers: int,
+) -> Generator[MicroBatch, None, None]:
+    """The micro-batch at each element of `positions`, int64 [B], in order, on the device.
 
-    The result is the same, wherever the images come from.
+    The result is the same, wherever the images come from. All that is random of a micro-batch is drawn at once.
 
     Args:
+        objective: draws, with the seed of `batches`.
         resident: copy all images to the device first and gather from there.
         num_workers: other processes that load the images ahead, unless resident.
 
     Raises:
         Mistakes: without a cache, an image that could be read at the start cannot be read any more.
     """
-    with closing(
-        _gathered(batches, positions, device) if resident else _loaded(batches, positions, device, num_workers)
-    ) as on_device:
-        for places, images in on_device:
-            yield places, batches.flip(places, images)
+    stored = DeviceImages(batches.images, device) if resident else None
+    shape = (batches.images.decoder.channels, *batches.images.resolution)
+    also = batches.flips if stored is None else {**batches.flips, **batches.crops}  # workers crop by themselves
+
+    def drawn(places: Tensor, found: Tensor) -> MicroBatch:
+        noise, timesteps, *others = objective.draw(shape, places, also=also)
+        integers = dict(zip(also, others, strict=True))
+        images = found if stored is None else stored.load(found, integers.get(Purpose.CROP))
+        return MicroBatch(_flipped(images, integers.get(Purpose.FLIP)), noise, timesteps)
+
+    loading = _numbers(batches, positions, device) if resident else _loaded(batches, positions, device, num_workers)
+    with closing(loading):
+        for places, found in loading:
+            yield drawn(places, found)
 
 
-def _gathered(
+def _flipped(images: Tensor, drawn: Tensor | None) -> Tensor:
+    """Every second image mirrored, as the integers say, int64 [B, 1]; on any device, without asking it anything."""
+    if drawn is None:
+        return images
+    return torch.where((drawn < 2**31)[:, :, None, None], images.flip(-1), images)
+
+
+def _numbers(
     batches: Batches, positions: Iterator[Tensor], device: torch.device
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    images = DeviceImages(batches.images, device)
+    """Positions and the numbers of their images, int64 [B] both, on the device."""
     for each in positions:
-        places, numbers = to_device(each, device), to_device(torch.from_numpy(batches.numbers(each)), device)
-        yield places, images.load(numbers, batches.crops(places))
+        yield to_device(each, device), to_device(torch.from_numpy(batches.numbers(each)), device)
 
 
 def _loaded(
     batches: Batches, positions: Iterator[Tensor], device: torch.device, num_workers: int
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Positions, int64 [B], and their images, not yet flipped, uint8 [B, C, H, W], on the device."""
     dataset: Any
     with _filed(batches) if num_workers else nullcontext(batches) as dataset:
         loader = torch.utils.data.DataLoader(
@@ -233,7 +266,7 @@ def _loaded(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy that the host does not wait for."""
+    """A copy that the host does not wait for, where memory can be pinned; elsewhere it could change underway."""
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")

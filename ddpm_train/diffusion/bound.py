@@ -40,7 +40,7 @@ class BoundTerms:
             what = "thresholding" if config.thresholding else f"variance_type={self.variance_type}"
             raise ValueError(f"there is no bound with {what}")
         self.clip = config.clip_sample_range if config.clip_sample else math.inf
-        kept = noise_scheduler.alphas_cumprod.double().cpu()
+        kept = noise_scheduler.alphas_cumprod.cpu().double()
         kept_before = torch.cat((torch.ones(1).double(), kept[:-1]))
         beta = 1 - kept / kept_before
         posterior = beta * (1 - kept_before) / (1 - kept)  # eq. 7

@@ -1,12 +1,14 @@
 """What a training step minimises."""
 
+from collections.abc import Mapping
+
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ddpm_train.config.losses import Loss
 from ddpm_train.diffusion.noise import signal_to_noise
-from ddpm_train.seeding import Purpose, integers, normal
+from ddpm_train.seeding import Purpose, bits_for_normal, draw, to_integers, to_normal
 
 
 def to_model_range(images: Tensor) -> Tensor:
@@ -30,16 +32,31 @@ class Objective:
         self.seed = seed
 
     def compile(self) -> None:
-        """Fuse the drawing of noise, some 150 small operations, into few."""
+        """Fuse the drawing of noise, some 90 small operations, into few."""
         self.draw = torch.compile(self.draw, dynamic=False)  # type: ignore[method-assign]
 
     def draw(
-        self, x_0: Tensor, positions: Tensor, purposes: tuple[Purpose, Purpose] = (Purpose.NOISE, Purpose.TIMESTEP)
-    ) -> tuple[Tensor, Tensor]:
-        """Noise, float32 like `x_0`, and timesteps, int64 [B] in [0, T): a function of seed and position alone."""
-        noise = normal(self.seed, purposes[0], positions, tuple(x_0.shape[1:]))
-        timesteps = integers(self.seed, purposes[1], positions, self.noise_scheduler.config.num_train_timesteps)
-        return noise, timesteps
+        self,
+        shape: tuple[int, ...],
+        positions: Tensor,
+        purposes: tuple[Purpose, Purpose] = (Purpose.NOISE, Purpose.TIMESTEP),
+        also: Mapping[Purpose, int] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """All random numbers of the images at `positions`, in one pass: a function of seed and position alone.
+
+        Args:
+            shape: of an image, (C, H, W).
+            positions: int64 [B].
+            purposes: of the noise and of the timesteps.
+            also: what else to draw, see `seeding.draw`: integers for each purpose.
+
+        Returns:
+            Noise, float32 [B, C, H, W]; timesteps, int64 [B] in [0, T); and of each purpose of `also` int64 [B, count].
+        """
+        counts = {purposes[0]: bits_for_normal(shape), purposes[1]: 1, **(also or {})}
+        for_noise, for_timesteps, *others = draw(self.seed, positions, counts)
+        timesteps = to_integers(for_timesteps[:, 0], self.noise_scheduler.config.num_train_timesteps)
+        return to_normal(for_noise, shape), timesteps, *others
 
     def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the model should predict, [B, C, H, W]: the noise, v (Salimans & Ho 2022, appendix D), or x_0."""

@@ -18,8 +18,9 @@ from ddpm_train.seeding import Purpose
 def held_out_loss(inputs: ModelInputs) -> Iterator[Result]:
     """The row of `METRICS`: the mean with its interval, and where in the schedule the loss is."""
     losses, timesteps = held_out_losses(inputs)
-    interval = bootstrap.mean(losses.double().cpu(), bootstrap.new_rng())
-    yield "held_out_loss", Measured(float(losses.double().mean()), interval=interval, seed=inputs.objective.seed)
+    values = losses.cpu().double()  # not the other way round: Apple's GPUs have no float64
+    interval = bootstrap.mean(values, bootstrap.new_rng())
+    yield "held_out_loss", Measured(float(values.mean()), interval=interval, seed=inputs.objective.seed)
     yield from over_timesteps(losses, timesteps, inputs)
 
 
@@ -40,7 +41,8 @@ def held_out_losses(inputs: ModelInputs) -> tuple[Tensor, Tensor]:
         poll()
         positions = torch.arange(items.start, items.stop, device=unet.device)
         x_0 = to_model_range(images.load(items).to(unet.device))
-        noise, timesteps = objective.draw(x_0, positions, (Purpose.HELD_OUT_NOISE, Purpose.HELD_OUT_TIMESTEP))
+        purposes = (Purpose.HELD_OUT_NOISE, Purpose.HELD_OUT_TIMESTEP)
+        noise, timesteps = objective.draw(tuple(x_0.shape[1:]), positions, purposes)
         losses = objective.per_image(unet, x_0, noise, timesteps)
         return torch.stack((losses, timesteps.float()), dim=1)
 
@@ -73,7 +75,7 @@ def loss_by_timestep(losses: Tensor, timesteps: Tensor, num_train_timesteps: int
     """
     num_bins = min(num_bins, num_train_timesteps)
     edges = [round(number * num_train_timesteps / num_bins) for number in range(num_bins + 1)]
-    losses, timesteps = losses.double().cpu(), timesteps.cpu()
+    losses, timesteps = losses.cpu().double(), timesteps.cpu()
     within = [(start <= timesteps) & (timesteps < end) for start, end in pairwise(edges)]
     means = [float(losses[mask].mean()) if mask.any() else None for mask in within]
     return {"edges": edges, "loss": means, "count": [int(mask.sum()) for mask in within]}

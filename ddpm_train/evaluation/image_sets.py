@@ -76,8 +76,7 @@ class SampledImages:
             nonlocal seconds, made
             started = time.perf_counter()
             images = self._make(items, poll, size)
-            if images.is_cuda:
-                torch.cuda.synchronize()
+            torch.get_device_module(images.device).synchronize()
             seconds += time.perf_counter() - started
             made += len(items)
             return extractor(images)

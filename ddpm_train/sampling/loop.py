@@ -96,8 +96,13 @@ def denoise(
 
 
 def embedded(unet: UNet2DModel, timesteps: Tensor) -> Tensor:
-    """Timesteps as the UNet takes them: a learned embedding has a row for each whole one, and the nearest counts."""
-    return timesteps.round().long() if isinstance(getattr(unet, "time_proj", None), nn.Embedding) else timesteps
+    """Timesteps as the UNet takes them: a learned embedding has a row for each whole one, and the nearest counts.
+
+    Some samplers have them in float64, which Apple's GPUs do not know.
+    """
+    if isinstance(getattr(unet, "time_proj", None), nn.Embedding):
+        return timesteps.round().long()
+    return timesteps.float() if timesteps.is_floating_point() else timesteps
 
 
 def first_step(sampler: Any, strength: float) -> int:

@@ -46,7 +46,8 @@ def load(
     """
     import_modules(extensions)
     model = load_model(str(pipeline), revision=revision, weights=weights)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    chosen = torch.device(device) if device is not None else found or torch.device("cpu")
     return Pipeline(model, chosen, mixed_precision, compile)
 
 

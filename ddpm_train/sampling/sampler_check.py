@@ -27,7 +27,7 @@ class Schedule:
 
     def __init__(self, noise_scheduler: Any) -> None:
         self.prediction_type: str = noise_scheduler.config.prediction_type
-        self._alphas_cumprod = noise_scheduler.alphas_cumprod.double().cpu()
+        self._alphas_cumprod = noise_scheduler.alphas_cumprod.cpu().double()
         # Between whole timesteps the logarithm of sigma / alpha is linear, as the samplers have it.
         variance = self._alphas_cumprod.clamp(min=2**-48)
         self._log_ratio = ((1 - variance) / variance).log() / 2

@@ -112,8 +112,7 @@ class Stopwatch:
     def _once(self, compute: Compute) -> float:
         started = time.perf_counter()
         self._step(compute)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
+        torch.get_device_module(self._device).synchronize()
         return time.perf_counter() - started
 
 
@@ -153,10 +152,19 @@ def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch
     return chosen
 
 
+def memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of a GPU's memory: what is free, and all."""
+    if device.type == "mps":  # it is the CPU's, too
+        total = torch.mps.recommended_max_memory()
+        return total - torch.mps.driver_allocated_memory(), total
+    free, total = torch.get_device_module(device).mem_get_info(device)
+    return free, total
+
+
 def multiplies_in_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for it, and does not emulate them."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type in ("cuda", "xpu"):
+        return bool(torch.get_device_module(device).is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -190,9 +198,10 @@ def set_backends(train: Train) -> None:
 
 def device_name(device: torch.device) -> str:
     """The device's name, such as "NVIDIA H100" or "cpu, 4 threads"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {counted(torch.get_num_threads(), 'thread')}"
+    if device.type == "cpu":
+        return f"cpu, {counted(torch.get_num_threads(), 'thread')}"
+    module = torch.get_device_module(device)
+    return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -27,6 +27,7 @@ from ddpm_train.system.compute import (
     choose_for_training,
     device_name,
     largest_fitting,
+    memory,
     out_of_memory,
 )
 from ddpm_train.system.files import default_cache_dir, write_atomic
@@ -58,7 +59,7 @@ class Trial:
         try:
             with compute.autocast(self.device), compute.attention_kernels():
                 x_0 = to_model_range(images)
-                losses = self.objective.per_image(self.unet, x_0, *self.objective.draw(x_0, positions))
+                losses = self.objective.per_image(self.unet, x_0, *self.objective.draw(shape[1:], positions))
             losses.mean().backward()
         finally:
             self.unet.zero_grad()
@@ -121,7 +122,7 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
 
 
 def _trial_images(trial: Trial, at_most: int) -> int:
-    if trial.device.type == "cuda":
+    if trial.device.type != "cpu":
         sizes = [at_most // 2**halvings for halvings in range(at_most.bit_length())]
         return largest_fitting(sizes, partial(trial.twice, PLAIN))
     trial(PLAIN, 1)
@@ -150,8 +151,8 @@ def plan_batch(config: Config, trial: Trial, compute: Compute, *, resumed: Resum
     if resumed is not None and resumed.device == device_name(device) and resumed.micro_batch_size in sizes:
         return replace(plan, micro_batch_size=resumed.micro_batch_size)
     num_bytes = _STATE_COPIES * sum(parameter.nbytes for parameter in trial.unet.parameters())
-    if device.type == "cuda":
-        num_bytes += int(_SPARE_SHARE * torch.cuda.mem_get_info(device)[1])
+    if device.type != "cpu":
+        num_bytes += int(_SPARE_SHARE * memory(device)[1])
     try:
         reserved = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         fitting = largest_fitting(sizes, partial(trial.twice, compute))

@@ -96,7 +96,7 @@ class Evaluation:
                 workers=self._workers,
             )
             losses, timesteps = held_out_losses(inputs)
-            yield "held_out_loss", float(losses.double().mean())
+            yield "held_out_loss", float(losses.cpu().double().mean())
             yield from over_timesteps(losses, timesteps, inputs)
         if self._extractor is not None:
             training = RealImages(data.train, config.dataset, self._workers)

@@ -29,6 +29,9 @@ class Trainer:
         self.run = run
         self.state = run.state
         self.model, self.optimizer = run.accelerator.prepare(run.state.unet, run.state.optimizer)
+        # Kept, since a walk over the modules takes the host as long as queueing a good part of a step.
+        self.parameters = list(self.model.parameters())
+        self.ema_parameters = [] if run.state.ema_unet is None else list(run.state.ema_unet.parameters())
         self.records = records
         self.evaluation = evaluation
         self.saving = saving
@@ -50,21 +53,29 @@ class Trainer:
                     stopping = not self.evaluation.run()  # ended by a request to stop: a resumed run repeats it
                 ending = stopping or self.run.is_finished
                 save = ending or overdue or self.saving.is_due
-                if save or self.state.step % self.run.config.train.log_every_steps == 0:
-                    # What is saved has been found finite, and its records are on the disk before it is.
-                    self.records.flush()
-                    self.run.console.progress(self.records.last)
+                log = save or self.state.step % self.run.config.train.log_every_steps == 0
+                if log:
+                    self.records.read_back()
                 if save:
+                    # What is saved has been found finite, and its records are on the disk before it is.
+                    self.write_records()
                     self.saving.save()
                 if ending:
                     break
                 self.train_step_within_memory()
                 if self.state.step == started_at + 1:
                     self.state.tensors()  # an optimizer whose state cannot be saved is told of now
+                if log and not save:
+                    self.write_records()  # when the device has its next step to do
         finally:
             self.micro_batches.close()
         if stopping:
             raise self.run.stop.stopped()
+
+    def write_records(self) -> None:
+        """Write what was read back, to the disk and the trackers, and show the newest."""
+        self.records.write()
+        self.run.console.progress(self.records.last)
 
     def train_step(self) -> None:
         """One update of weights and average (Ho et al. 2020, algorithm 1). Nothing in it waits for the device."""
@@ -75,10 +86,10 @@ class Trainer:
         losses = []
         for micro_step in range(plan.accumulation):
             with self.within_memory(micro_step), self.exchange_gradients_after(plan.accumulation, micro_step):
-                positions, images = next(self.micro_batches)
+                # Images, noise and timesteps are functions of (seed, position) alone.
+                images, noise, timesteps = next(self.micro_batches)
                 self.seed_dropout(micro_step)
                 x_0 = to_model_range(images)  # uint8 [B, C, H, W] -> float32 in [-1, 1]
-                noise, timesteps = objective.draw(x_0, positions)  # a function of (seed, position) alone
                 with run.choice.compute.attention_kernels():
                     x_t = objective.noise_scheduler.add_noise(x_0, noise, timesteps)
                     prediction = self.model(x_t, timesteps).sample
@@ -86,12 +97,12 @@ class Trainer:
                 run.accelerator.backward(loss / plan.accumulation)
                 losses.append(loss.detach())
         max_norm = run.config.train.max_grad_norm or float("inf")
-        grad_norm = run.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
+        grad_norm = run.accelerator.clip_grad_norm_(self.parameters, max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         state.step += 1
         if state.ema_unet is not None:
-            update_ema(state.ema_unet, state.unet, run.config.ema.decay(state.step))
+            update_ema(self.ema_parameters, self.parameters, run.config.ema.decay(state.step))
         self.records.record(state.step, state.step * plan.batch_size, lr, torch.stack(losses).mean(), grad_norm)
 
     def train_step_within_memory(self) -> None:

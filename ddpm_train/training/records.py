@@ -100,13 +100,8 @@ class Records:
         """Put values into the next step's record: this step's is on the disk."""
         self._carried |= values
 
-    def flush(self) -> None:
-        """Fetch what was recorded and write it, durably. What a full disk does not take is kept for the next time.
-
-        Raises:
-            NonFinite: on all processes.
-        """
-        self.read_back()
+    def write(self) -> None:
+        """Write what was read back, durably. What a full disk does not take is kept for the next time."""
         if not self._accelerator.is_main_process:
             self._records.clear()
             return

@@ -9,13 +9,12 @@ from typing import Any
 
 from accelerate import Accelerator
 from diffusers import UNet2DModel
-from torch import Tensor
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
 from ddpm_train.config.train import Config, Train
 from ddpm_train.data.images import fits
-from ddpm_train.data.loader import Batches, Data, DataIdentity, micro_batches, num_workers, open_data
+from ddpm_train.data.loader import Batches, Data, DataIdentity, MicroBatch, micro_batches, num_workers, open_data
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.models.load import load_model
 from ddpm_train.models.unet import build_unet
@@ -71,17 +70,18 @@ class Run:
         """Whether the run is at its end when it stands at `step`, by its length or by its patience."""
         return step >= self.max_steps or self.selection.out_of_patience
 
-    def open_micro_batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """This process's micro-batches from where the run stands: positions int64 [B], images uint8 [B, C, H, W]."""
+    def open_micro_batches(self) -> Generator[MicroBatch, None, None]:
+        """This process's micro-batches from where the run stands."""
         dataset, device = self.config.dataset, self.accelerator.device
         random_crop = dataset.crop == "random"
         batches = Batches(self.data.train, self.config.seed, random_crop=random_crop, random_flip=dataset.random_flip)
         resident = fits(self.data.train, device) if dataset.device_cache == "auto" else dataset.device_cache
         # A CPU trains from the disk cache's own memory; for a GPU somebody must read ahead.
-        loads_ahead = dataset.cache == "none" or device.type == "cuda"
+        loads_ahead = dataset.cache == "none" or device.type != "cpu"
         workers = num_workers(dataset) if loads_ahead else 0
         positions = self.plan.positions(self.state.step)
-        return micro_batches(batches, positions, device=device, resident=resident, num_workers=workers)
+        where = {"device": device, "resident": resident, "num_workers": workers}
+        return micro_batches(batches, self.objective, positions, **where)
 
     @property
     def identity(self) -> dict[str, Any]:

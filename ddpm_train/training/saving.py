@@ -97,7 +97,7 @@ class Saver:
             for key, tensor in named.items():
                 if key not in kept:
                     kept[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                kept[key].copy_(tensor, non_blocking=True)
+                kept[key].copy_(tensor, non_blocking=tensor.is_cuda)  # others do not pin, and would not wait either
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 

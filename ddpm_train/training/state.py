@@ -55,9 +55,9 @@ class TrainState:
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+def update_ema(ema: list[nn.Parameter], model: list[nn.Parameter], decay: float) -> None:
     """ema <- decay * ema + (1 - decay) * model, all parameters in one call."""
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+    torch._foreach_lerp_(ema, model, 1 - decay)
 
 
 @dataclass(frozen=True)
