@@ -1,17 +1,15 @@
 """What the programs share: from the command line to the program's job, and every mistake told on the way."""
 
-import os
-import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ddpm_train.cli import flags, show
 from ddpm_train.cli.flags import Arguments
 from ddpm_train.config.mistakes import Mistakes, without_tokens
 from ddpm_train.config.program import Program, compose_configs
-from ddpm_train.system import exit_codes
+from ddpm_train.system import exit_codes, launch
+from ddpm_train.system.signals import handle_signals
 
 C = TypeVar("C")
 
@@ -25,9 +23,9 @@ def main(
         job: takes the config, and the same as plain values to be saved with the run.
         sweep: does a sweep; None: its jobs run one after the other in this process.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
-        # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
-        signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
+    # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
+    handle_signals(lambda *_: exit_codes.leave(exit_codes.REQUEUE))
+    launch.follow_launchers()
     try:
         try:
             arguments = flags.read(sys.argv[1:], program, sweeps_itself=sweep is not None)
@@ -48,18 +46,13 @@ def main(
         except Mistakes as mistakes:
             tell(mistakes)
     except SystemExit as left:
-        if exit_codes.FILE_VARIABLE in os.environ and _is_first():
-            Path(os.environ[exit_codes.FILE_VARIABLE]).write_text(str(left.code))
+        exit_codes.note(left.code)
         raise
 
 
 def tell(mistakes: Mistakes) -> NoReturn:
     """Print the mistakes once, whatever the number of processes, and leave with code 2."""
-    if _is_first():
+    if exit_codes.is_first_process():
         for line in mistakes.lines:
             print(f"error: {without_tokens(line)}", file=sys.stderr)
     sys.exit(exit_codes.MISTAKE)
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -33,6 +33,10 @@ class Objective:
         """Fuse the drawing of noise, some 150 small operations, into few."""
         self.draw = torch.compile(self.draw, dynamic=False)  # type: ignore[method-assign]
 
+    def interpret(self) -> None:
+        """Undo `compile`."""
+        del self.draw  # the method is in its place again
+
     def draw(
         self, x_0: Tensor, positions: Tensor, purposes: tuple[Purpose, Purpose] = (Purpose.NOISE, Purpose.TIMESTEP)
     ) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,16 @@ from ddpm_train.system.console import counted
 MARGINS = {"mixed_precision": 0.1, "channels_last": 0.05, "attention": 0.05, "compile": 0.05}
 # Compiling takes about a minute on a GPU, where it saves a third, and minutes on a CPU, where it saves a tenth at best.
 COMPILE_FROM_SECONDS = {"cuda": 300.0, "cpu": 3600.0}
+# How libraries say that memory has run out, besides those that Accelerate knows; in lower case.
+_OUT_OF_MEMORY = (
+    "out of memory",  # the drivers and allocators of CUDA, ROCm, XPU and MPS
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+    "allocation_failed",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+    "unable to find an engine to execute this computation",  # cuDNN: none whose workspace could be had
+    "error_out_of_",  # Level Zero, below XPU: ..._DEVICE_MEMORY, ..._HOST_MEMORY, ..._RESOURCES
+    "invalid buffer size",  # MPS: larger than any buffer may be
+    "not enough memory",  # the CPU's allocator on Windows
+)
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,15 @@ class Compute:
         )
 
     def apply(self, unet: nn.Module) -> None:
-        """Lay out and compile the network's weights, in place; names and values stay."""
+        """Lay out and compile the network's weights, in place; names and values stay.
+
+        It is compiled at the first call for each shape: as a whole, or that call raises.
+        """
         unet.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         if not self.compile:
             unet._compiled_call_impl = None  # what `Module.compile` sets
         elif unet._compiled_call_impl is None:
-            unet.compile(dynamic=False)
+            unet.compile(dynamic=False, fullgraph=True)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
@@ -144,13 +157,17 @@ def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch
         "channels_last": [True],
         "attention": ["math"],
     }
-    settled = {key: value for key in MARGINS if (value := getattr(train, key)) != "auto"}
+    # Compiled is only what has won: compiling each candidate would take longer than it can tell.
+    settled = {key: value for key in others if (value := getattr(train, key)) != "auto"}
     options = {key: values for key, values in others.items() if key not in settled}
     chosen = choose(replace(PLAIN, **settled), options, stopwatch)
+    if train.compile != "auto":
+        return replace(chosen, compile=train.compile)
     repaid_after = COMPILE_FROM_SECONDS.get(device.type)
-    if train.compile == "auto" and repaid_after is not None and steps_left * stopwatch(chosen) > repaid_after:
-        chosen = choose(chosen, {"compile": [True]}, stopwatch)
-    return chosen
+    if repaid_after is None or steps_left * stopwatch(chosen) <= repaid_after:
+        return chosen
+    torch.compiler.reset()  # what an earlier run of this process compiled may have other kernels in it
+    return choose(chosen, {"compile": [True]}, stopwatch)
 
 
 def multiplies_in_bf16(device: torch.device) -> bool:
@@ -188,9 +205,11 @@ def device_name(device: torch.device) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, of a device or of the host."""
+    said = str(error).lower()
     # oneDNN's convolutions do not say why they could not be set up; on a CPU it is for want of memory.
-    unnamed = str(error) == "could not create a primitive"
-    return unnamed or isinstance(error, MemoryError) or should_reduce_batch_size(error)
+    known = said == "could not create a primitive" or any(words in said for words in _OUT_OF_MEMORY)
+    return known or isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
 def largest_fitting(sizes: list[int], trial: Callable[[int], None]) -> int:

@@ -1,16 +1,25 @@
-"""Makes `accelerate launch --cpu --num_processes N` start N processes.
+"""The programs that launch this one: what they were asked for, and that nothing trains on when they have died.
 
 Accelerate 1.15 leaves CPU processes to mpirun: without a hostfile its `simple_launcher` silently starts one process,
-however many were asked for. That process hands over to torchrun.
+however many `accelerate launch --cpu --num_processes N` asked for. That process hands over to torchrun.
 """
 
 import os
+import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 _STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# Words of their command lines, or the ends of such: `accelerate launch`, `python -m torch.distributed.run`, …
+_LAUNCHERS = (
+    *("/accelerate-launch", "accelerate.commands.launch", "accelerate/commands/launch.py"),
+    *("/torchrun", "torch.distributed.run", "torch/distributed/run.py", "torch.distributed.launch"),
+)
+_LOOKS_EVERY_SECONDS = 1.0
 
 
 def num_processes() -> int:
@@ -39,6 +48,8 @@ def spread() -> None:
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *meeting]
     module = getattr(sys.modules["__main__"], "__spec__", None)  # if this program was started by `-m`
     program = ["-m", module.name] if module is not None else [sys.argv[0]]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup: torchrun would take it for the end
+        os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     os.execv(sys.executable, [sys.executable, *torchrun, *program, *sys.argv[1:]])
 
 
@@ -53,6 +64,37 @@ def _launcher_arguments() -> Any:
     launcher = next(place for place, word in enumerate(command) if os.path.basename(word) in launchers)
     arguments = launch_command_parser().parse_args(command[launcher + 1 :])
     return _validate_launch_command(arguments)[0]
+
+
+def follow_launchers() -> None:
+    """Take the death of a program that launched this one for SIGTERM: it would go on unseen, and hold its run.
+
+    `accelerate launch` and torchrun hand on the signals that ask them to stop, if at all, only while they live.
+    """
+    import psutil
+
+    def is_launcher(process: psutil.Process) -> bool:
+        try:
+            words = process.cmdline()
+        except psutil.Error:  # gone, or another user's
+            return False
+        accelerate = any(os.path.basename(word) == "accelerate" for word in words)
+        return (accelerate and "launch" in words) or any(f"/{word}".endswith(_LAUNCHERS) for word in words)
+
+    def lives(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def follow() -> None:
+        while all(map(lives, launchers)):
+            time.sleep(_LOOKS_EVERY_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    launchers = [parent for parent in psutil.Process().parents() if is_launcher(parent)]
+    if launchers:
+        threading.Thread(target=follow, name="launchers", daemon=True).start()
 
 
 def launch_mistakes() -> Iterator[str]:

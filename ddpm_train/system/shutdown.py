@@ -29,12 +29,23 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
     diffusers.logging.set_verbosity_error()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     main = os.environ.get("RANK", "0") == "0"
+    said = not main
+
+    def say(signal_name: str) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            print(f"stopped ({signal_name}); {again}", flush=True)
+
+    def leave(signal_name: str) -> None:
+        say(signal_name)
+        exit_codes.leave(exit_codes.REQUEUE)
+
     try:
-        with StopRequest() as stop:
+        with StopRequest(leave) as stop:
             yield stop
     except Stopped as stopped:
-        if main:
-            print(f"stopped ({stopped}); {again}", flush=True)
+        say(str(stopped))
         sys.exit(exit_codes.REQUEUE)
     except Mistakes:
         raise
