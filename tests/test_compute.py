@@ -133,14 +133,24 @@ print("compiled", counters["stats"]["unique_graphs"])
 """
 
 
+@pytest.mark.parametrize("compile", [False, True, "max-autotune-no-cudagraphs"])
+def test_a_way_to_compute_is_known_by_its_name(compile: bool | str) -> None:
+    compute = Compute("bf16", channels_last=True, attention="math", compile=compile)
+    assert Compute.named(str(compute)) == compute
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_each_thing_is_compiled_once(cli: Cli) -> None:
+@pytest.mark.parametrize("mode", ["true", "max-autotune-no-cudagraphs"])
+def test_each_thing_is_compiled_once(cli: Cli, mode: str) -> None:
     """The network and the drawing of noise: not for what is measured, nor for each micro-batch that is tried."""
     auto = ("train.attention=auto", "train.micro_batch_size=auto")
-    run = ("train.compile=true", *auto, "evaluation=none", "tracker=none")
+    run = (f"train.compile={mode}", *auto, "evaluation=none", "tracker=none")
     said = cli.python("-c", COUNTED, *TINY, *run)
-    assert "+ compiled on cpu" in said and "\ncompiled 2\n" in said
+    shown = "compiled" if mode == "true" else f"compiled {mode}"
+    assert f" + {shown} on cpu" in said and "\ncompiled 2\n" in said
+    state = json.loads((cli.output() / "checkpoints/step_00000006/state.json").read_text())
+    assert str(Compute(**state["compute"])).endswith(shown)
 
 
 SWITCHED_OFF = "import torch\ntorch.compiler.set_stance('force_eager')\n"

@@ -45,24 +45,26 @@ class Compute:
     mixed_precision: str  # no (float32), bf16 or fp16: what autocast multiplies in; weights stay float32
     channels_last: bool  # activations and convolution weights lie as [B, H, W, C] in memory
     attention: str  # fused (the best of torch's fused kernels) or math (plain matrix products)
-    compile: bool  # by torch.compile
+    compile: bool | str  # by torch.compile; a text is its mode
 
     def __str__(self) -> str:
         parts = ["fp32" if self.mixed_precision == "no" else self.mixed_precision]
         parts += ["channels_last"] if self.channels_last else []
         parts += ["math attention"] if self.attention == "math" else []
-        parts += ["compiled"] if self.compile else []
+        if self.compile:
+            parts.append("compiled" if self.compile is True else f"compiled {self.compile}")
         return " + ".join(parts)
 
     @classmethod
     def named(cls, name: str) -> "Compute":
         """The inverse of `str`."""
         precision, *others = name.split(" + ")
+        modes = [other.removeprefix("compiled").strip() for other in others if other.startswith("compiled")]
         return cls(
             "no" if precision == "fp32" else precision,
             channels_last="channels_last" in others,
             attention="math" if "math attention" in others else "fused",
-            compile="compiled" in others,
+            compile=(modes[0] or True) if modes else False,
         )
 
     def apply(self, unet: nn.Module) -> None:
@@ -74,7 +76,8 @@ class Compute:
         if not self.compile:
             unet._compiled_call_impl = None  # what `Module.compile` sets
         elif unet._compiled_call_impl is None:
-            unet.compile(dynamic=False, fullgraph=True)
+            mode = self.compile if isinstance(self.compile, str) else None
+            unet.compile(dynamic=False, fullgraph=True, mode=mode)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
