@@ -1,4 +1,4 @@
-"""What torch.compile costs and gains: the whole network, or each residual and attention block by itself.
+"""What torch.compile costs and gains: the whole network, also with every kernel tuned, or each block by itself.
 
     python benchmarks/compiling.py [--model small] [--resolution 64] [--batch-size 32] [--steps 10]
 
@@ -23,7 +23,8 @@ from work import ROOT, build_model, model_overrides
 
 from ddpm_train.system.compute import multiplies_in_bf16
 
-WAYS = ("eager", "whole", "regional")
+# Of each: a mode of torch.compile, or None.
+WAYS = {"eager": None, "whole": None, "autotuned": "max-autotune-no-cudagraphs", "regional": None}
 REGIONS = ("ResnetBlock2D", "Attention")
 
 
@@ -32,8 +33,9 @@ def child(way: str, arguments: argparse.Namespace) -> dict[str, float]:
     size = f"dataset.resolution={arguments.resolution}"
     unet = build_model([*model_overrides(arguments.model), "dataset=imagefolder", "dataset.path=.", size]).to(device)
     for module in unet.modules():
-        if (way == "whole" and module is unet) or (way == "regional" and type(module).__name__ in REGIONS):
-            module.compile(dynamic=False)
+        whole = way in ("whole", "autotuned") and module is unet
+        if whole or (way == "regional" and type(module).__name__ in REGIONS):
+            module.compile(dynamic=False, mode=WAYS[way])
     x_t = torch.randn(arguments.batch_size, 3, arguments.resolution, arguments.resolution, device=device)
     timesteps = torch.arange(arguments.batch_size, device=device)
     seconds = []

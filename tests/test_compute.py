@@ -11,7 +11,7 @@ from helpers.cli import LEAN, ROOT, TINY, Cli, ranks
 from helpers.runs import relative_difference, weights
 
 from ddpm_train.config.train import Train
-from ddpm_train.system.compute import Compute, Stopwatch, choose_for_training
+from ddpm_train.system.compute import Compute, Stopwatch, choose_for_training, out_of_memory
 from ddpm_train.training.state import BatchPlan
 
 WATCHED = (sys.executable, str(ROOT / "tests/helpers/watched_train.py"))
@@ -53,9 +53,10 @@ def test_what_is_faster_by_its_margin_is_chosen() -> None:
     compiled = {**times, "fp32 + math attention + compiled": 0.5}
     assert chosen(compiled, steps_left=hour - 1)[0] == "fp32 + math attention"
     assert chosen(compiled, steps_left=hour + 1)[0] == "fp32 + math attention + compiled"
-    # What is forced is not measured.
+    # What is forced is not measured, and what is to be compiled is chosen before.
     name, asked = chosen(times, channels_last=True, attention="math", compile=False)
     assert name == "fp32 + channels_last + math attention" and asked == []
+    assert chosen(times, compile=True) == ("fp32 + math attention + compiled", [])
 
 
 @pytest.mark.slow
@@ -122,6 +123,51 @@ def test_a_compiled_run_is_the_same_run(cli: Cli) -> None:
     eager, whole, parts = (weights(cli.output(name)) for name in ("eager", "whole", "parts"))
     assert relative_difference(eager, whole) < 1e-4
     assert all(torch.equal(parts[key], whole[key]) for key in whole)
+
+
+COUNTED = """
+from torch._dynamo.utils import counters
+from ddpm_train.cli.train import main
+main()
+print("compiled", counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.parametrize("compile", [False, True, "max-autotune-no-cudagraphs"])
+def test_a_way_to_compute_is_known_by_its_name(compile: bool | str) -> None:
+    compute = Compute("bf16", channels_last=True, attention="math", compile=compile)
+    assert Compute.named(str(compute)) == compute
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("mode", ["true", "max-autotune-no-cudagraphs"])
+def test_each_thing_is_compiled_once(cli: Cli, mode: str) -> None:
+    """The network and the drawing of noise: not for what is measured, nor for each micro-batch that is tried."""
+    auto = ("train.attention=auto", "train.micro_batch_size=auto")
+    run = (f"train.compile={mode}", *auto, "evaluation=none", "tracker=none")
+    said = cli.python("-c", COUNTED, *TINY, *run)
+    shown = "compiled" if mode == "true" else f"compiled {mode}"
+    assert f" + {shown} on cpu" in said and "\ncompiled 2\n" in said
+    state = json.loads((cli.output() / "checkpoints/step_00000006/state.json").read_text())
+    assert str(Compute(**state["compute"])).endswith(shown)
+
+
+SWITCHED_OFF = "import torch\ntorch.compiler.set_stance('force_eager')\n"
+NO_COMPILER = "import torch._inductor.config as config\nconfig.cpp.cxx = ('/nowhere/g++',)\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"), [(SWITCHED_OFF, "torch.compile is switched off"), (NO_COMPILER, "/nowhere/g++")]
+)
+def test_a_run_that_is_not_compiled_does_not_claim_it(cli: Cli, program: str, reason: str) -> None:
+    run = ("train.compile=true", "tracker=none", "evaluation=none")
+    said = cli.python("-c", program + "from ddpm_train.cli.train import main\nmain()", *TINY, *run)
+    (warning,) = (line for line in said.splitlines() if line.startswith("warning: goes on without torch.compile"))
+    assert reason in warning and "compute    fp32 on cpu" in said
+    state = json.loads((cli.output() / "checkpoints/step_00000006/state.json").read_text())
+    assert state["compute"]["compile"] is False
+    assert json.loads((cli.output() / "environment.json").read_text())[0]["compute"]["compile"] is False
 
 
 def test_a_compiler_that_fails_is_not_chosen() -> None:
@@ -211,6 +257,44 @@ def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
     assert said.endswith("The same command with train.micro_batch_size=auto continues with the largest that fits\n")
 
 
+# As torch 2.14 and the libraries below it say it.
+OUT_OF_MEMORY = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB of which 3.00 MiB are",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA ran out of memory outside PyTorch's allocator. If this workload uses many dynamic shapes, cuDNN may need",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "GET was unable to find an engine to execute this computation",
+    "FIND was unable to find an engine to execute this computation",
+    "HIP out of memory. Tried to allocate 2.00 GiB",
+    "MPS backend out of memory (MPS allocated: 8.13 GiB, other allocations: 1.02 GiB, max allowed: 9.07 GiB)",
+    "Invalid buffer size: 24.00 GiB",
+    "XPU out of memory. Tried to allocate 2.00 GiB",
+    "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
+    "could not create a primitive",
+)
+
+
+@pytest.mark.parametrize("said", OUT_OF_MEMORY)
+def test_out_of_memory_is_known_by_all_its_words(said: str) -> None:
+    assert out_of_memory(RuntimeError(said))
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    others = ("CUDA error: device-side assert triggered", "mat1 and mat2 shapes cannot be multiplied (4x8 and 4x8)")
+    assert not any(out_of_memory(RuntimeError(said)) for said in (*others, "CUBLAS_STATUS_EXECUTION_FAILED", ""))
+
+
+@pytest.mark.slow
+def test_out_of_memory_in_an_evaluation_names_its_batch(cli: Cli) -> None:
+    large = ("dataset.resolution=16", "evaluation.num_images=2000", "evaluation.batch_size=2000", "tracker=none")
+    said = cli.run([*WATCHED, "room_in_evaluation=60", *TINY, *large], expect=2, **LEAN)
+    assert "error: out of memory: " in said and "Traceback" not in said
+    assert said.endswith("The same command with evaluation.batch_size=1000, or less, continues\n")
+
+
 @pytest.mark.slow
 def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
     """With code 2; a process that is still within its memory ends with 1 when the exchange with the other one fails."""
@@ -255,6 +339,30 @@ def test_one_of_several_processes_cuts_its_micro_batches(cli: Cli) -> None:
     assert said.count(" votes") == said.count("7 votes") == 2  # what the processes do together, both do equally often
     cli.together(*go_on[len(TINY) :], "name=whole", num_processes=2)
     assert relative_difference(*(weights(cli.output(name), step=8) for name in ("cut", "whole"))) <= 1e-5
+
+
+OUT_IN_BACKWARD = """
+from ddpm_train.cli.train import main
+from ddpm_train.training.loop import Trainer
+train, calls = Trainer.train, []
+def fail_once(gradient):
+    calls.append(1)
+    if len(calls) == 3:
+        raise MemoryError("no room at step 3")
+def train_and_fail(self):
+    self.state.unet.conv_in.weight.register_hook(fail_once)  # the last of a backward pass
+    train(self)
+Trainer.train = train_and_fail
+main()
+"""
+
+
+def test_a_single_process_of_a_launcher_cuts_its_micro_batches(cli: Cli) -> None:
+    run = (*TINY, "evaluation=none", "tracker=none", "train.micro_batch_size=auto")
+    said = cli.python_together("-c", OUT_IN_BACKWARD, *run, "name=cut", count=1)
+    assert "out of memory: goes on with micro-batches of 8" in said
+    cli.train(*run[len(TINY) :], "name=whole")
+    assert relative_difference(*(weights(cli.output(name)) for name in ("cut", "whole"))) <= 1e-5
 
 
 def test_micro_batches_of_all_processes_tile_the_batch() -> None:

@@ -106,7 +106,7 @@ TABLE = {
         "train.micro_batch_size=0: must be a whole number above 0, auto or null",
         "train.channels_last=2: must be auto, true or false",
         "train.attention=flash: not one of auto, fused, math",
-        "train.compile=maybe: must be auto, true or false",
+        "train.compile=maybe: must be auto, true, false or max-autotune-no-cudagraphs",
         "train.allow_tf32=abc: must be true or false",
     ],
     "dataset.cache=none dataset.device_cache=true": [

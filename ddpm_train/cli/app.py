@@ -1,11 +1,9 @@
 """What the programs share: from the command line to the program's job, and every mistake told on the way."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 from ddpm_train.cli import flags, show
@@ -13,6 +11,7 @@ from ddpm_train.cli.flags import Arguments
 from ddpm_train.config.mistakes import Mistakes, without_tokens
 from ddpm_train.config.program import Program, compose_configs
 from ddpm_train.system import exit_codes, launch
+from ddpm_train.system.signals import Stopped, StopRequest, handle_signals
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -32,9 +31,9 @@ def main(
         sweep: does a sweep; None: its jobs run one after the other in this process.
         alone: the program has but one process, wherever it is started.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
-        # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
-        signal.signal(number, lambda *_: os._exit(exit_codes.REQUEUE))
+    # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
+    handle_signals(lambda *_: exit_codes.leave(exit_codes.REQUEUE))
+    launch.follow_launchers()
     try:
         try:
             arguments = flags.read(sys.argv[1:], program, sweeps_itself=sweep is not None)
@@ -58,8 +57,7 @@ def main(
         except Mistakes as mistakes:
             tell(mistakes)
     except SystemExit as left:
-        if exit_codes.FILE_VARIABLE in os.environ and launch.is_main():
-            Path(os.environ[exit_codes.FILE_VARIABLE]).write_text(str(left.code))
+        exit_codes.note(left.code)
         raise
 
 
@@ -80,15 +78,18 @@ def _everywhere(compose: Callable[[], T]) -> T:
         return composed
 
     try:
-        return cast(T, ranks.everywhere(outcome))
+        with StopRequest(lambda signal_name: exit_codes.leave(exit_codes.REQUEUE)):
+            return cast(T, ranks.everywhere(outcome))
     except Mistakes:
         ranks.leave()
         raise
+    except Stopped:
+        exit_codes.leave(exit_codes.REQUEUE)
 
 
 def tell(mistakes: Mistakes, *, everywhere: bool = True) -> NoReturn:
     """Print the mistakes once, or once on each machine that has them, and leave with code 2."""
-    if launch.is_main() or (not everywhere and os.environ.get("LOCAL_RANK") == "0"):
+    if exit_codes.is_first_process() or (not everywhere and os.environ.get("LOCAL_RANK") == "0"):
         for line in mistakes.lines:
             print(f"error: {without_tokens(line)}", file=sys.stderr)
     sys.exit(exit_codes.MISTAKE)

@@ -1,6 +1,5 @@
 """`ddpm-push`: shares a run that exists already, by hand or after a push of its own has failed."""
 
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from ddpm_train.hub.preflight import is_offline, name_mistakes, push_mistakes
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, read_config
 from ddpm_train.system import exit_codes
+from ddpm_train.system.signals import handle_signals
 
 
 def main() -> None:
@@ -45,8 +45,7 @@ def job(config: PushConfig, values: dict[str, Any]) -> None:
     # torch takes seconds to import; a typo must not wait for it.
     from ddpm_train.training.push import push_run
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(exit_codes.REQUEUE))  # leaving no folder of links behind
+    handle_signals(lambda *_: sys.exit(exit_codes.REQUEUE))  # leaving no folder of links behind
     push_run(Path(config.run), _wanted(config))
 
 

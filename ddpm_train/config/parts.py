@@ -51,9 +51,19 @@ def _height_and_width(value: object) -> object:
     return value
 
 
+# Modes of torch.compile. None with CUDA graphs: a graph's next run overwrites what it has left, gradients among it.
+COMPILE_MODES = ("max-autotune-no-cudagraphs",)
+
+
 def _auto_or_bool(value: object) -> object:
     if value not in ("auto", True, False):
         raise ValueError("must be auto, true or false")
+    return value
+
+
+def _compiling(value: object) -> object:
+    if value not in ("auto", True, False, *COMPILE_MODES):
+        raise ValueError(f"must be auto, true, false or {', '.join(COMPILE_MODES)}")
     return value
 
 
@@ -71,6 +81,7 @@ def _given(value: object) -> object:
 
 Resolution = Annotated[tuple[Positive, Positive], BeforeValidator(_height_and_width)]
 AutoBool = Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)]
+Compiling = Annotated[str | bool, BeforeValidator(_compiling)]
 AutoCount = Annotated[int | Literal["auto"] | None, BeforeValidator(_auto_or_count)]
 Required = BeforeValidator(_given)  # `???` in a config: the user has to say
 

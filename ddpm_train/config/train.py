@@ -15,7 +15,18 @@ from ddpm_train.config.metrics import FeatureMetricName
 from ddpm_train.config.model import Model
 from ddpm_train.config.noise import NoiseScheduler
 from ddpm_train.config.optimizers import AVERAGES, EMA, LR_SCHEDULERS, OPTIMIZERS, LRScheduler, Optimizer
-from ddpm_train.config.parts import AutoBool, AutoCount, Extractor, Hub, Positive, Real, SamplerChoice, Section, Whole
+from ddpm_train.config.parts import (
+    AutoBool,
+    AutoCount,
+    Compiling,
+    Extractor,
+    Hub,
+    Positive,
+    Real,
+    SamplerChoice,
+    Section,
+    Whole,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class Train(Section):
     mixed_precision: Literal["auto", "no", "bf16", "fp16"]
     channels_last: AutoBool
     attention: Literal["auto", "fused", "math"]
-    compile: AutoBool
+    compile: Compiling
     allow_tf32: bool
     deterministic: bool  # the same bits again on the same device, at a price
     gradient_checkpointing: bool

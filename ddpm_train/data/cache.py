@@ -35,6 +35,7 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.sources import Source
 from ddpm_train.system.files import replace_folder
+from ddpm_train.system.signals import SIGNALS, handle_signals
 
 _FORMAT = 1
 # What one process still decodes in this time needs no workers: they take about as long to start. The pace is known
@@ -157,11 +158,10 @@ def starting_workers() -> Iterator[None]:
     one would leave a process behind that nobody knows.
     """
     resource_tracker.ensure_running()  # multiprocessing's own helper; starting it would undo the mask
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     arrived: list[int] = []
     listening = threading.current_thread() is threading.main_thread()  # Python listens to signals nowhere else
-    handlers = {each: signal.signal(each, lambda number, _: arrived.append(number)) for each in numbers if listening}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    handlers = handle_signals(lambda number, _: arrived.append(number)) if listening else {}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

@@ -35,6 +35,10 @@ class Objective:
         """Fuse the drawing of noise, some 90 small operations, into few."""
         self.draw = torch.compile(self.draw, dynamic=False)  # type: ignore[method-assign]
 
+    def interpret(self) -> None:
+        """Undo `compile`."""
+        del self.draw  # the method is in its place again
+
     def draw(
         self,
         shape: tuple[int, ...],

@@ -26,6 +26,16 @@ from ddpm_train.system.console import counted
 MARGINS = {"mixed_precision": 0.1, "channels_last": 0.05, "attention": 0.05, "compile": 0.05}
 # Compiling takes about a minute on a GPU, where it saves a third, and minutes on a CPU, where it saves a tenth at best.
 COMPILE_FROM_SECONDS = {"cuda": 300.0, "cpu": 3600.0}
+# How libraries say that memory has run out, besides those that Accelerate knows; in lower case.
+_OUT_OF_MEMORY = (
+    "out of memory",  # the drivers and allocators of CUDA, ROCm, XPU and MPS
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+    "allocation_failed",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+    "unable to find an engine to execute this computation",  # cuDNN: none whose workspace could be had
+    "error_out_of_",  # Level Zero, below XPU: ..._DEVICE_MEMORY, ..._HOST_MEMORY, ..._RESOURCES
+    "invalid buffer size",  # MPS: larger than any buffer may be
+    "not enough memory",  # the CPU's allocator on Windows
+)
 
 
 @dataclass(frozen=True)
@@ -35,33 +45,39 @@ class Compute:
     mixed_precision: str  # no (float32), bf16 or fp16: what autocast multiplies in; weights stay float32
     channels_last: bool  # activations and convolution weights lie as [B, H, W, C] in memory
     attention: str  # fused (the best of torch's fused kernels) or math (plain matrix products)
-    compile: bool  # by torch.compile
+    compile: bool | str  # by torch.compile; a text is its mode
 
     def __str__(self) -> str:
         parts = ["fp32" if self.mixed_precision == "no" else self.mixed_precision]
         parts += ["channels_last"] if self.channels_last else []
         parts += ["math attention"] if self.attention == "math" else []
-        parts += ["compiled"] if self.compile else []
+        if self.compile:
+            parts.append("compiled" if self.compile is True else f"compiled {self.compile}")
         return " + ".join(parts)
 
     @classmethod
     def named(cls, name: str) -> "Compute":
         """The inverse of `str`."""
         precision, *others = name.split(" + ")
+        modes = [other.removeprefix("compiled").strip() for other in others if other.startswith("compiled")]
         return cls(
             "no" if precision == "fp32" else precision,
             channels_last="channels_last" in others,
             attention="math" if "math attention" in others else "fused",
-            compile="compiled" in others,
+            compile=(modes[0] or True) if modes else False,
         )
 
     def apply(self, unet: nn.Module) -> None:
-        """Lay out and compile the network's weights, in place; names and values stay."""
+        """Lay out and compile the network's weights, in place; names and values stay.
+
+        It is compiled at the first call for each shape: as a whole, or that call raises.
+        """
         unet.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         if not self.compile:
             unet._compiled_call_impl = None  # what `Module.compile` sets
         elif unet._compiled_call_impl is None:
-            unet.compile(dynamic=False)
+            mode = self.compile if isinstance(self.compile, str) else None
+            unet.compile(dynamic=False, fullgraph=True, mode=mode)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
@@ -143,13 +159,17 @@ def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch
         "channels_last": [True],
         "attention": ["math"],
     }
-    settled = {key: value for key in MARGINS if (value := getattr(train, key)) != "auto"}
+    # Compiled is only what has won: compiling each candidate would take longer than it can tell.
+    settled = {key: value for key in others if (value := getattr(train, key)) != "auto"}
     options = {key: values for key, values in others.items() if key not in settled}
     chosen = choose(replace(PLAIN, **settled), options, stopwatch)
+    if train.compile != "auto":
+        return replace(chosen, compile=train.compile)
     repaid_after = COMPILE_FROM_SECONDS.get(device.type)
-    if train.compile == "auto" and repaid_after is not None and steps_left * stopwatch(chosen) > repaid_after:
-        chosen = choose(chosen, {"compile": [True]}, stopwatch)
-    return chosen
+    if repaid_after is None or steps_left * stopwatch(chosen) <= repaid_after:
+        return chosen
+    torch.compiler.reset()  # what an earlier run of this process compiled may have other kernels in it
+    return choose(chosen, {"compile": [True]}, stopwatch)
 
 
 def memory(device: torch.device) -> tuple[int, int]:
@@ -205,9 +225,11 @@ def device_name(device: torch.device) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, of a device or of the host."""
+    said = str(error).lower()
     # oneDNN's convolutions do not say why they could not be set up; on a CPU it is for want of memory.
-    unnamed = str(error) == "could not create a primitive"
-    return unnamed or isinstance(error, MemoryError) or should_reduce_batch_size(error)
+    known = said == "could not create a primitive" or any(words in said for words in _OUT_OF_MEMORY)
+    return known or isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
 def largest_fitting(sizes: list[int], trial: Callable[[int], None]) -> int:

@@ -1,7 +1,11 @@
 """What a person sees: what will run, one live line, and what to do next."""
 
+import os
+import select
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -13,6 +17,24 @@ _LINE_EVERY_SECONDS = 10.0
 def counted(number: int, noun: str, plural: str = "s") -> str:
     """A number with its noun: "1 image", "2,000 images"."""
     return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def let_go_of_lost_output() -> None:
+    """Have what nobody can read any more go nowhere: to write to a terminal that was closed, or to a pipe, raises."""
+    lost = select.poll()
+    for number in (1, 2):
+        lost.register(number, 0)  # an error and a hang-up are always told
+    for number, _ in lost.poll(0):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+@contextmanager
+def _whoever_listens() -> Iterator[None]:
+    """Training goes on where its output has gone, up to where it can be saved."""
+    try:
+        yield
+    except OSError:
+        let_go_of_lost_output()
 
 
 class Console:
@@ -30,12 +52,14 @@ class Console:
         """Whether there is a terminal to draw progress bars on."""
         return self._enabled and sys.stderr.isatty()
 
+    @_whoever_listens()
     def say(self, *lines: str) -> None:
         if self._enabled:
             for line in lines:
                 tqdm.write(line, file=sys.stdout) if self._bar is not None else print(line)
             sys.stdout.flush()
 
+    @_whoever_listens()
     def warn(self, line: str) -> None:
         if self._enabled:
             tqdm.write(line, file=sys.stderr)
@@ -55,6 +79,7 @@ class Console:
             shown = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.0f} img/s"
             self.update(record["step"], shown)
 
+    @_whoever_listens()
     def update(self, done: int, shown: str = "") -> None:
         """Move the bar, or print a line now and then."""
         if not self._enabled:
@@ -66,6 +91,7 @@ class Console:
             self._last_line = time.monotonic()
             print(f"{self._unit} {done}/{self._total}  {shown}".rstrip(), flush=True)
 
+    @_whoever_listens()
     def finish(self) -> None:
         if self._bar is not None:
             self._bar.close()

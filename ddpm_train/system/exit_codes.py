@@ -1,5 +1,9 @@
 """With which code a program ends, for schedulers."""
 
+import os
+from pathlib import Path
+from typing import NoReturn
+
 MISTAKE = 2  # in the command or the data; nothing was changed
 NON_FINITE = 3  # the loss or gradient is not a number; nothing of it was saved
 NOT_SAVED = 4  # checkpoints cannot be written
@@ -7,6 +11,23 @@ REQUEUE = 75  # asked to stop, and saved: EX_TEMPFAIL of sysexits.h, "try again 
 
 # Names the file that a job's main process leaves its exit code in: `accelerate launch` puts its own 1 in its place.
 FILE_VARIABLE = "DDPM_TRAIN_EXIT_CODE_FILE"
+
+
+def is_first_process() -> bool:
+    """Whether this is the one that alone writes, and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def note(code: object) -> None:
+    """Leave the exit code where the sweep that started this program looks for it."""
+    if FILE_VARIABLE in os.environ and is_first_process():
+        Path(os.environ[FILE_VARIABLE]).write_text(str(code))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, whatever its threads do."""
+    note(code)
+    os._exit(code)
 
 
 class CannotGoOn(Exception):

@@ -1,14 +1,19 @@
-"""Makes `accelerate launch --cpu --num_processes N` start N processes.
+"""The programs that launch this one: what they were asked for, and that nothing trains on when they have died.
 
 Accelerate 1.15 leaves CPU processes to mpirun: without a hostfile its `simple_launcher` silently starts one process,
-however many were asked for. That process hands over to torchrun.
+however many `accelerate launch --cpu --num_processes N` asked for. That process hands over to torchrun.
 """
 
 import os
+import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
+
+from ddpm_train.system.exit_codes import is_first_process
 
 # What Accelerate reads from its environment, and `accelerate launch` writes there for a config file or its flags. Of
 # these, runs take over the precision and the CPU; the rest would change gradients, or wait for what never comes.
@@ -20,6 +25,12 @@ _SHARDED = {
 }
 _OFF = ("", "0", "false", "no", "off", "n", "f")
 _STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# Words of their command lines, or the ends of such: `accelerate launch`, `python -m torch.distributed.run`, …
+_LAUNCHERS = (
+    *("/accelerate-launch", "accelerate.commands.launch", "accelerate/commands/launch.py"),
+    *("/torchrun", "torch.distributed.run", "torch/distributed/run.py", "torch.distributed.launch"),
+)
+_LOOKS_EVERY_SECONDS = 1.0
 
 
 def num_processes() -> int:
@@ -31,11 +42,6 @@ def num_processes() -> int:
     if not alone or any(name in os.environ for name in _STARTED_BY_MPI):
         return 1
     return int(_launcher_arguments().num_processes or 1)
-
-
-def is_main() -> bool:
-    """Whether this is the process that alone writes, and speaks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def is_one_of_several() -> bool:
@@ -58,6 +64,8 @@ def spread() -> None:
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *meeting]
     module = getattr(sys.modules["__main__"], "__spec__", None)  # if this program was started by `-m`
     program = ["-m", module.name] if module is not None else [sys.argv[0]]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup: torchrun would take it for the end
+        os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     os.execv(sys.executable, [sys.executable, *torchrun, *program, *sys.argv[1:]])
 
 
@@ -74,6 +82,37 @@ def _launcher_arguments() -> Any:
     return _validate_launch_command(arguments)[0]
 
 
+def follow_launchers() -> None:
+    """Take the death of a program that launched this one for SIGTERM: it would go on unseen, and hold its run.
+
+    `accelerate launch` and torchrun hand on the signals that ask them to stop, if at all, only while they live.
+    """
+    import psutil
+
+    def is_launcher(process: psutil.Process) -> bool:
+        try:
+            words = process.cmdline()
+        except psutil.Error:  # gone, or another user's
+            return False
+        accelerate = any(os.path.basename(word) == "accelerate" for word in words)
+        return (accelerate and "launch" in words) or any(f"/{word}".endswith(_LAUNCHERS) for word in words)
+
+    def lives(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def follow() -> None:
+        while all(map(lives, launchers)):
+            time.sleep(_LOOKS_EVERY_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    launchers = [parent for parent in psutil.Process().parents() if is_launcher(parent)]
+    if launchers:
+        threading.Thread(target=follow, name="launchers", daemon=True).start()
+
+
 def launch_mistakes() -> Iterator[str]:
     """A line for each. Imports torch only in one of several processes that may use GPUs."""
     yield from _accelerate_mistakes()
@@ -88,7 +127,7 @@ def launch_mistakes() -> Iterator[str]:
             yield f"{local_processes} processes: this machine has {gpus}; start one process for each"
     port = os.environ.get("MASTER_PORT", "29500")
     # torchrun listens at the port itself, before it starts processes.
-    listens = not by_torchrun and is_main() and num_processes() > 1
+    listens = not by_torchrun and is_first_process() and num_processes() > 1
     if listens and port.isdigit() and (reason := port_error(int(port))):
         yield (
             f"MASTER_PORT={port}: {reason}; choose another port "

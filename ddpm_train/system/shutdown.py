@@ -22,13 +22,24 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
         again: what the same command does after a stop.
     """
     diffusers.logging.set_verbosity_error()
-    several, main = launch.is_one_of_several(), launch.is_main()
+    several, main = launch.is_one_of_several(), exit_codes.is_first_process()
+    said = not main
+
+    def say(signal_name: str) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            print(f"stopped ({signal_name}); {again}", flush=True)
+
+    def leave(signal_name: str) -> None:
+        say(signal_name)
+        exit_codes.leave(exit_codes.REQUEUE)
+
     try:
-        with StopRequest() as stop:
+        with StopRequest(leave) as stop:
             yield stop
     except Stopped as stopped:
-        if main:
-            print(f"stopped ({stopped}); {again}", flush=True)
+        say(str(stopped))
         sys.exit(exit_codes.REQUEUE)
     except Mistakes:
         raise

@@ -1,15 +1,29 @@
-"""Signals that ask a run to stop -> a flag that all processes agree on."""
+"""Signals that ask a run to stop -> a flag that all processes agree on. Imports no torch until they connect."""
 
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-import torch.distributed as dist
+from ddpm_train.system.console import let_go_of_lost_output
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+# Python handles a signal when its main thread comes back from a call of C, be that a backward pass of a minute. Before
+# there is anything to save, nobody waits longer than this.
+ANSWER_SECONDS = 3.0
+
+
+def handle_signals(handler: Callable[[int, FrameType | None], object]) -> dict[signal.Signals, Any]:
+    """Have the signals that ask to stop handled; returns the handlers before. Under `nohup` SIGHUP stays ignored."""
+    heard = [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+    return {each: signal.signal(each, handler) for each in heard}
 
 
 class Stopped(BaseException):
@@ -20,46 +34,68 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Turns SIGTERM, SIGUSR1, SIGUSR2 (schedulers' warnings) and Ctrl-C into a request; a second Ctrl-C leaves at once.
+    """Turns SIGTERM, SIGUSR1, SIGUSR2 (schedulers' warnings), SIGHUP (a closed terminal) and Ctrl-C into a request.
 
-    A context manager, which puts the old handlers back. Outside the main thread Python cannot listen to signals, and
-    there is never a request.
+    A second Ctrl-C leaves at once. A context manager, which puts the old handlers back. Outside the main thread Python
+    cannot listen to signals, and there is never a request.
 
-    Until `connect` there is nothing to save, and a signal raises `Stopped` at once. From then on
+    Until `defer` there is nothing to save, and a signal raises `Stopped` at once. From then on
     the request waits until all processes ask for it at the same place.
+
+    Args:
+        leave: ends the program, called with the signal's name from another thread where the main one, long after a
+            signal before `defer`, has not left by itself. None: it may take its time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leave: Callable[[str], object] | None = None) -> None:
         self.signal_name: str | None = None
-        self._connected = False
+        self._leave = leave
+        self._deferred = False
         self._group: dist.ProcessGroup | None = None
         self._vote: tuple[torch.Tensor, dist.Work] | None = None  # under way
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._handlers = handle_signals(self._note)
+            if self._leave is not None:
+                arrived, wakeup = os.pipe()
+                os.set_blocking(wakeup, False)
+                signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+                threading.Thread(target=self._insist, args=(arrived, self._leave), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
+    def _insist(self, arrived: int, leave: Callable[[str], object]) -> None:
+        """Read each signal's number when it arrives, whatever the main thread does, and see that it is answered."""
+        while number := os.read(arrived, 1):
+            if number[0] in SIGNALS and not self._deferred:
+                time.sleep(ANSWER_SECONDS)  # until the process has gone, which may wait for threads of its own
+                if not self._deferred:
+                    leave(signal.Signals(number[0]).name)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
+        let_go_of_lost_output()  # of a terminal that was closed
         if number == signal.SIGINT and self.signal_name == "SIGINT":
             os._exit(128 + number)
         self.signal_name = signal.Signals(number).name
-        if not self._connected:
+        if not self._deferred:
             raise self.stopped()
 
     def stopped(self) -> Stopped:
         """What ends the run, raised on all processes."""
         return Stopped(self.signal_name or "another process was asked to")
 
-    def connect(self, channel: dist.ProcessGroup | None) -> None:
+    def connect(self, channel: "dist.ProcessGroup | None") -> None:
         """From now on the processes agree, over this channel: on the CPU, so that no step waits for a device."""
         self._group = channel
-        self._connected = True
+
+    def defer(self) -> None:
+        """From now on there is something to lose, and requests wait to be asked for."""
+        self._deferred = True
 
     def agree(self, wish: bool = False) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether any has the `wish`.
@@ -77,7 +113,10 @@ class StopRequest:
         before, self._vote = self._vote, self._start_vote(wish)
         return _result(*before) if before else (False, False)
 
-    def _start_vote(self, wish: bool) -> tuple[torch.Tensor, dist.Work]:
+    def _start_vote(self, wish: bool) -> "tuple[torch.Tensor, dist.Work]":
+        import torch
+        import torch.distributed as dist
+
         votes = torch.tensor([self.signal_name is not None, wish], dtype=torch.uint8)
         return votes, dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
@@ -87,7 +126,7 @@ class StopRequest:
             raise self.stopped()
 
 
-def _result(votes: torch.Tensor, exchange: dist.Work) -> tuple[bool, bool]:
+def _result(votes: "torch.Tensor", exchange: "dist.Work") -> tuple[bool, bool]:
     exchange.wait()
     stop, wish = votes.tolist()
     return bool(stop), bool(wish)

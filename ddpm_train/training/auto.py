@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from diffusers import UNet2DModel
+from torch import nn
+from torch._dynamo.utils import counters
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import Config
@@ -30,8 +34,9 @@ from ddpm_train.system.compute import (
     memory,
     out_of_memory,
 )
+from ddpm_train.system.failures import first_line
 from ddpm_train.system.files import default_cache_dir, write_atomic
-from ddpm_train.system.ranks import on_main
+from ddpm_train.system.ranks import gather, on_main
 from ddpm_train.training.state import BatchPlan
 
 # On a CPU a trial step takes no longer than this, for as many images as that allows; a GPU needs a real batch.
@@ -44,10 +49,15 @@ _STATE_COPIES = 3
 
 @dataclass
 class Trial:
-    """Forward and backward passes of the network that will train; they leave nothing behind."""
+    """Forward and backward passes of the network that will train; they leave nothing behind.
+
+    Attributes:
+        model: what is called: the network, or what exchanges its gradients. Here nothing is exchanged.
+    """
 
     config: Config
     unet: UNet2DModel
+    model: nn.Module
     objective: Objective
     device: torch.device
 
@@ -57,10 +67,12 @@ class Trial:
         images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         positions = torch.arange(num_images, device=self.device)
         try:
-            with compute.autocast(self.device), compute.attention_kernels():
+            with getattr(self.model, "no_sync", nullcontext)():
                 x_0 = to_model_range(images)
-                losses = self.objective.per_image(self.unet, x_0, *self.objective.draw(shape[1:], positions))
-            losses.mean().backward()
+                noise, timesteps = self.objective.draw(shape[1:], positions)
+                with compute.autocast(self.device), compute.attention_kernels():
+                    losses = self.objective.per_image(self.model, x_0, noise, timesteps)
+                losses.mean().backward()
         finally:
             self.unet.zero_grad()
 
@@ -68,6 +80,16 @@ class Trial:
         """To see whether it fits: the first time also chooses kernels and their workspace."""
         self(compute, num_images)
         self(compute, num_images)
+
+    def why_not_compiled(self, compute: Compute, num_images: int) -> str | None:
+        """Compile a step of so many images; returns why that did not come about."""
+        graphs = counters["stats"]["unique_graphs"]
+        try:
+            self(compute, num_images)
+        except Exception as error:  # a compiler needs tools that a machine may lack, and knows many ways to say so
+            if not out_of_memory(error):  # which `train.micro_batch_size=auto` mends
+                return first_line(error)
+        return None if counters["stats"]["unique_graphs"] > graphs else "torch.compile is switched off"
 
 
 @dataclass(frozen=True)
@@ -137,8 +159,13 @@ def _micro_batch_size(config: Config) -> int:
     return size if isinstance(size, int) else config.train.batch_size // PartialState().num_processes
 
 
-def plan_batch(config: Config, trial: Trial, compute: Compute, *, resumed: ResumedState | None) -> BatchPlan:
+def plan_batch(
+    config: Config, trial: Trial, compute: Compute, *, resident_bytes: int, resumed: ResumedState | None
+) -> BatchPlan:
     """How the global batch is cut; with `train.micro_batch_size=auto` into the largest pieces that fit.
+
+    Args:
+        resident_bytes: what the images will take of the device's memory.
 
     Raises:
         Mistakes: not even one image fits.
@@ -150,18 +177,39 @@ def plan_batch(config: Config, trial: Trial, compute: Compute, *, resumed: Resum
     sizes = plan.micro_batch_sizes()
     if resumed is not None and resumed.device == device_name(device) and resumed.micro_batch_size in sizes:
         return replace(plan, micro_batch_size=resumed.micro_batch_size)
-    num_bytes = _STATE_COPIES * sum(parameter.nbytes for parameter in trial.unet.parameters())
+    num_bytes = resident_bytes + _STATE_COPIES * sum(parameter.nbytes for parameter in trial.unet.parameters())
     if device.type != "cpu":
         num_bytes += int(_SPARE_SHARE * memory(device)[1])
     try:
         reserved = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        fitting = largest_fitting(sizes, partial(trial.twice, compute))
+        # Not compiled: each size would be compiled by itself, and it takes the less memory then.
+        fitting = largest_fitting(sizes, partial(trial.twice, replace(compute, compile=False)))
         del reserved
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise Mistakes(
-            "train.micro_batch_size=auto: not even one image fits into the memory; choose a smaller model or "
-            "resolution, or train.gradient_checkpointing=true"
+            f"train.micro_batch_size=auto: not even one image fits into the memory ({first_line(error)}); choose a "
+            "smaller model or resolution, or train.gradient_checkpointing=true"
         ) from None
     return replace(plan, micro_batch_size=fitting)
+
+
+def compile_chosen(choice: Choice, trial: Trial, num_images: int, warn: Callable[[str], None]) -> Choice:
+    """Compile the step that was chosen, once, as the run will take it; on all processes, or on none.
+
+    Returns:
+        How steps are computed in truth: a run that could not be compiled does not say that it is.
+    """
+    reason = None
+    if choice.compute.compile:
+        torch.compiler.reset()  # see choose_for_training
+        trial.objective.compile()
+        reason = trial.why_not_compiled(choice.compute, num_images)
+    reasons = [each for each in gather(reason) if each]
+    if reasons:
+        trial.objective.interpret()
+        warn(f"warning: goes on without torch.compile, which did not work here: {reasons[0]}")
+        choice = replace(choice, compute=replace(choice.compute, compile=False))
+    choice.compute.apply(trial.unet)
+    return choice

@@ -28,6 +28,7 @@ from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import on_main
 from ddpm_train.system.signals import Stopped
+from ddpm_train.training.messages import evaluation_memory_remedy, out_of_memory_ends
 from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
 from ddpm_train.training.trackers import RunTrackers
@@ -65,7 +66,8 @@ class Evaluation:
         started, step = time.monotonic(), self._run.state.step
         self._records.read_back()
         try:
-            with _as_diffusers_loads_it(self._run.state.sampling_unet) as unet:
+            remedy = evaluation_memory_remedy(self._run.config)
+            with out_of_memory_ends(remedy), _as_diffusers_loads_it(self._run.state.sampling_unet) as unet:
                 found = collect(self._results(unet))
         except Stopped:
             return False
@@ -159,12 +161,10 @@ def open_extractor(run: Run) -> "Extractor | None":
 
 @contextmanager
 def _as_diffusers_loads_it(unet: UNet2DModel) -> Iterator[UNet2DModel]:
-    """The UNet in eval mode and float32, so that its pictures are those of the pipeline that the run leaves.
+    """The UNet in eval mode and not compiled, so that its pictures are those of the pipeline that the run leaves.
 
-    Without an average this is the network that trains, whose `forward` Accelerate has replaced by one that autocasts,
-    and which may be compiled for training.
+    Without an average this is the network that trains.
     """
-    autocasting = unet.__dict__.pop("forward", None)
     compiled, unet._compiled_call_impl = unet._compiled_call_impl, None
     training = unet.training
     unet.eval()
@@ -173,5 +173,3 @@ def _as_diffusers_loads_it(unet: UNet2DModel) -> Iterator[UNet2DModel]:
     finally:
         unet.train(training)
         unet._compiled_call_impl = compiled
-        if autocasting is not None:
-            unet.forward = autocasting

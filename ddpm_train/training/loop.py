@@ -28,7 +28,8 @@ class Trainer:
     def __init__(self, run: Run, records: Records, evaluation: Evaluation, saving: Saving) -> None:
         self.run = run
         self.state = run.state
-        self.model, self.optimizer = run.accelerator.prepare(run.state.unet, run.state.optimizer)
+        self.model = run.model
+        self.optimizer = run.accelerator.prepare_optimizer(run.state.optimizer)
         # Kept, since a walk over the modules takes the host as long as queueing a good part of a step.
         self.parameters = list(self.model.parameters())
         self.ema_parameters = [] if run.state.ema_unet is None else list(run.state.ema_unet.parameters())
@@ -63,6 +64,7 @@ class Trainer:
                 if ending:
                     break
                 self.train_step_within_memory()
+                self.run.stop.defer()
                 if self.state.step == started_at + 1:
                     self.state.tensors()  # an optimizer whose state cannot be saved is told of now
                 if log and not save:
@@ -80,6 +82,7 @@ class Trainer:
     def train_step(self) -> None:
         """One update of weights and average (Ho et al. 2020, algorithm 1). Nothing in it waits for the device."""
         run, state, plan, objective = self.run, self.state, self.run.plan, self.run.objective
+        compute = run.choice.compute
         lr = run.config.lr_scheduler.at(state.step, run.config.optimizer.lr, run.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -90,7 +93,7 @@ class Trainer:
                 images, noise, timesteps = next(self.micro_batches)
                 self.seed_dropout(micro_step)
                 x_0 = to_model_range(images)  # uint8 [B, C, H, W] -> float32 in [-1, 1]
-                with run.choice.compute.attention_kernels():
+                with compute.autocast(x_0.device), compute.attention_kernels():
                     x_t = objective.noise_scheduler.add_noise(x_0, noise, timesteps)
                     prediction = self.model(x_t, timesteps).sample
                     loss = objective(prediction, x_0, noise, timesteps).mean()
@@ -143,6 +146,7 @@ class Trainer:
         self.micro_batches.close()
         self.optimizer.zero_grad()
         clear_device_cache(garbage_collection=True)
+        torch.compiler.reset()  # of each network it compiles eight shapes, and refuses the ninth
         run = self.run
         run.plan = replace(run.plan, micro_batch_size=run.plan.micro_batch_sizes()[1])
         # Any process may come to this, not only the main one.

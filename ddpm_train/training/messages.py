@@ -1,5 +1,7 @@
 """What a run says at its start and at its end."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ddpm_train._version import __version__
@@ -7,8 +9,10 @@ from ddpm_train.config.train import Config
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
 from ddpm_train.runs.folder import BEST, CHECKPOINTS, PIPELINE, REPORT, SAMPLES, TENSORBOARD
-from ddpm_train.system.compute import device_name
+from ddpm_train.system.compute import device_name, out_of_memory
 from ddpm_train.system.console import counted
+from ddpm_train.system.exit_codes import MISTAKE, CannotGoOn
+from ddpm_train.system.failures import first_line
 from ddpm_train.training.auto import Choice
 from ddpm_train.training.run import Run
 
@@ -96,6 +100,31 @@ def non_finite_remedy(config: Config) -> str:
         keys = f"{change} 'allow_change=[optimizer.lr]'"
         return f"To go on from {saved[-1].name} with a lower learning rate, give the same command with {keys}"
     return f"Start again with a lower learning rate: the same command with {change}"
+
+
+class OutOfMemory(CannotGoOn):
+    """A training step or an evaluation did not fit into the memory of a device, or of the machine."""
+
+    exit_code = MISTAKE
+    everywhere = False
+
+
+@contextmanager
+def out_of_memory_ends(remedy: str) -> Iterator[None]:
+    """Raise `OutOfMemory`, with this remedy, where memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = first_line(error) if str(error) else "the host has none left"
+        raise OutOfMemory(f"out of memory: {reason}. {remedy}") from None
+
+
+def evaluation_memory_remedy(config: Config) -> str:
+    if (size := config.evaluation.batch_size) == 1:
+        return "The same command with evaluation=none continues"
+    return f"The same command with evaluation.batch_size={size // 2}, or less, continues"
 
 
 def memory_remedy(config: Config) -> str:

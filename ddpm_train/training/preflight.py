@@ -13,7 +13,7 @@ from ddpm_train.data.paths import path_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
 from ddpm_train.models.pretrained import resolve
 from ddpm_train.sampling.preflight import precision_mistakes
-from ddpm_train.system import launch
+from ddpm_train.system import exit_codes, launch
 from ddpm_train.system.files import output_mistakes
 
 
@@ -27,7 +27,7 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
     yield from _extras_mistakes(config)
     yield from _mirror_mistakes(config.checkpoint.mirror)
     yield from _evaluation_mistakes(config.evaluation)
-    if launch.is_main():  # which alone touches the run's folder, and the Hub
+    if exit_codes.is_first_process():  # which alone touches the run's folder, and the Hub
         yield from output_mistakes("output_dir", config.output_dir)
         yield from _resume_mistakes(config)
         yield from _push_mistakes(config)

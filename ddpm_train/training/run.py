@@ -9,6 +9,8 @@ from typing import Any
 
 from accelerate import Accelerator
 from diffusers import UNet2DModel
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
@@ -26,7 +28,7 @@ from ddpm_train.system.compute import device_name, set_backends
 from ddpm_train.system.console import Console
 from ddpm_train.system.ranks import everywhere, join, on_main, require_same
 from ddpm_train.system.signals import StopRequest
-from ddpm_train.training.auto import Choice, Trial, choose_compute, plan_batch
+from ddpm_train.training.auto import Choice, Trial, choose_compute, compile_chosen, plan_batch
 from ddpm_train.training.state import BatchPlan, TrainState
 
 
@@ -37,6 +39,8 @@ class Run:
     Attributes:
         values: the config as plain values, with the dataset's commit.
         choice: how steps are computed, and what was measured to choose that.
+        model: the network as a step calls it: where there are several processes, they exchange its gradients.
+        on_device: whether the images lie in the device's own memory.
         selection: judges the evaluations so far.
         changes: records accepted changes of the config.
         environments: what computed it so far, see `environment.py`.
@@ -53,6 +57,8 @@ class Run:
     plan: BatchPlan
     max_steps: int
     state: TrainState
+    model: nn.Module
+    on_device: bool
     objective: Objective
     selection: Selection
     changes: list[dict[str, Any]] = field(default_factory=list)
@@ -75,12 +81,11 @@ class Run:
         dataset, device = self.config.dataset, self.accelerator.device
         random_crop = dataset.crop == "random"
         batches = Batches(self.data.train, self.config.seed, random_crop=random_crop, random_flip=dataset.random_flip)
-        resident = fits(self.data.train, device) if dataset.device_cache == "auto" else dataset.device_cache
         # A CPU trains from the disk cache's own memory; for a GPU somebody must read ahead.
         loads_ahead = dataset.cache == "none" or device.type != "cpu"
         workers = num_workers(dataset) if loads_ahead else 0
         positions = self.plan.positions(self.state.step)
-        where = {"device": device, "resident": resident, "num_workers": workers}
+        where = {"device": device, "resident": self.on_device, "num_workers": workers}
         return micro_batches(batches, self.objective, positions, **where)
 
     @property
@@ -135,12 +140,15 @@ def build_run(
     if config.model.pretrained is not None and resumed is None:
         on_main(lambda: _take_weights(unet, config, console))
     max_steps = config.train.max_steps or _steps_of_epochs(config.train, len(data.train))
-    trial = Trial(config, unet, objective, device)
+    trial = Trial(config, unet, unet, objective, device)
     choice = choose_compute(config, trial, max_steps=max_steps, resumed=resumed)
-    choice.compute.apply(unet)
-    if choice.compute.compile:
-        objective.compile()
-    plan = everywhere(lambda: plan_batch(config, trial, choice.compute, resumed=resumed))
+    on_device = fits(data.train, device) if config.dataset.device_cache == "auto" else config.dataset.device_cache
+    resident_bytes = data.train.prepared.pixels().nbytes if on_device else 0
+    plan = everywhere(lambda: plan_batch(config, trial, choice.compute, resident_bytes=resident_bytes, resumed=resumed))
+    replace(choice.compute, compile=False).apply(unet)  # the buckets for the exchange are laid out like the weights
+    # Alone it would exchange gradients with itself, and a step that ran out of memory could not begin anew.
+    model = DistributedDataParallel(unet) if plan.num_processes > 1 else unet
+    choice = compile_chosen(choice, replace(trial, model=model), plan.micro_batch_size, console.warn)
     ema_unet = copy.deepcopy(unet).requires_grad_(False).eval() if config.ema.is_kept else None
     return Run(
         config=config,
@@ -154,6 +162,8 @@ def build_run(
         plan=plan,
         max_steps=max_steps,
         state=TrainState(0, unet, ema_unet, config.optimizer.build(unet.parameters())),
+        model=model,
+        on_device=on_device,
         objective=objective,
         selection=on_main(lambda: read_selection(output_dir, config, resumed.step if resumed else 0)),
     )

@@ -16,9 +16,7 @@ from ddpm_train.report import try_to_write_report
 from ddpm_train.runs.folder import ORIGIN, PIPELINE, RECORDS, RESULT, read_origin
 from ddpm_train.runs.lock import RunLock
 from ddpm_train.runs.mirror import FINISH_SECONDS, STOP_SECONDS
-from ddpm_train.system.compute import out_of_memory
 from ddpm_train.system.console import Console
-from ddpm_train.system.exit_codes import MISTAKE, CannotGoOn
 from ddpm_train.system.files import replace_folder, write_atomic
 from ddpm_train.system.ranks import join, on_main, open_channel, require_same
 from ddpm_train.system.signals import StopRequest
@@ -39,13 +37,6 @@ if TYPE_CHECKING:  # of an extra
 # May be another on each machine.
 _OF_A_MACHINE = ("output_dir", "resume", "dataset.path", "dataset.cache_dir", "dataset.num_workers")
 Listener = Callable[[dict[str, Any]], None]
-
-
-class OutOfMemory(CannotGoOn):
-    """A training step did not fit into the memory of a device, or of the machine."""
-
-    exit_code = MISTAKE
-    everywhere = False
 
 
 def train_run(
@@ -88,11 +79,9 @@ def train_run(
             _train_and_finish(run, extractor, on_record)
     except NonFinite as error:
         raise NonFinite(f"{error}; nothing of it was saved. {messages.non_finite_remedy(config)}") from None
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+    except (RuntimeError, MemoryError):
+        with messages.out_of_memory_ends(messages.memory_remedy(config)):
             raise
-        reason = (str(error).splitlines() or ["the host has none left"])[0]
-        raise OutOfMemory(f"out of memory: {reason}. {messages.memory_remedy(config)}") from None
     finally:
         lock.release()
         # Another run of this process may compute in another precision.

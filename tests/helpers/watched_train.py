@@ -4,6 +4,7 @@ syncs         from its second step on training may not ask the device for a valu
 exchanges     how often gradients are exchanged in each step
 room=MB       no more memory than this, from the moment that the network is built
 room_at_3=MB  the same, but from the third step on
+room_in_evaluation=MB  the same, but from the first evaluation on
 """
 
 import gc
@@ -19,12 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_train.cli import train
 from ddpm_train.training import run
+from ddpm_train.training.evaluation import Evaluation
 from ddpm_train.training.loop import Trainer
 
 # What makes the host wait for a device: .item(), a mask as an index, a comparison of whole tensors.
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
 counted: Counter[str] = Counter()
 train_step = Trainer.train_step
+evaluate = Evaluation.run
 
 
 class Watch(TorchDispatchMode):
@@ -60,6 +63,11 @@ def step_in_little_room(self: Trainer) -> None:
     train_step(self)
 
 
+def evaluate_in_little_room(self: Evaluation) -> bool:
+    limit(room)
+    return evaluate(self)
+
+
 def counting_hook(state: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
     counted["exchanges"] += 1
     exchanged = torch.distributed.all_reduce(bucket.buffer() / 2, async_op=True).get_future()
@@ -92,6 +100,9 @@ def main() -> None:
     elif instrument == "room_at_3":
         room = int(value)
         Trainer.train_step = step_in_little_room  # type: ignore[method-assign]
+    elif instrument == "room_in_evaluation":
+        room = int(value)
+        Evaluation.run = evaluate_in_little_room  # type: ignore[method-assign]
     arguments = sys.argv
     sys.argv = [arguments[0], *arguments[2:]]
     train.main()

@@ -17,9 +17,9 @@ import psutil
 from ddpm_train.cli.sweeps.jobs import Record, Status, read_record
 from ddpm_train.runs.lock import read_holder
 from ddpm_train.system import exit_codes
+from ddpm_train.system.signals import handle_signals
 
 LOG = "job.log"
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class JobProcesses:
@@ -119,7 +119,7 @@ JOBS = JobProcesses()  # of this process: a signal comes to the process, not to 
 
 @contextmanager
 def signals_reach_the_jobs() -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and Ctrl-C ask the jobs to save and leave; a second Ctrl-C ends them and the sweep at once."""
+    """Signals ask the jobs to save and leave; a second Ctrl-C ends them and the sweep at once."""
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         if JOBS.stopping and number == signal.SIGINT:
@@ -152,7 +152,7 @@ def signals_wait_for_the_jobs() -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    before = handle_signals(handler)
     try:
         yield
     finally:

@@ -1,0 +1,127 @@
+"""A run that is asked to stop before there is anything to save, that loses its terminal, or whose launcher dies."""
+
+import os
+import pty
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+from helpers.cli import ROOT, TINY, Cli, launch_command
+from helpers.runs import REQUEUE, steps_written, wait_for
+
+from ddpm_train.runs.lock import is_held
+
+LONG = ("train.max_steps=100000", "evaluation=none", "tracker=none", "lr_scheduler=constant", "train.log_every_steps=1")
+MAIN = "from ddpm_train.cli.train import main\n"
+# Tells of each backward pass: of this network it is one call of C that takes some ten seconds.
+TELLS = """
+import torch
+backward = torch.Tensor.backward
+def telling(self, *arguments, **options):
+    print("backward", flush=True)
+    backward(self, *arguments, **options)
+torch.Tensor.backward = telling
+"""
+SLOW = (
+    *("dataset.resolution=96", "model.block_out_channels=[256,256]", "train.mixed_precision=auto"),
+    *("train.batch_size=4", "evaluation=none", "tracker=none"),
+)
+# A session of its own whose terminal is argument 1, as a login shell has one.
+IN_TERMINAL = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+terminal = os.open(sys.argv.pop(1), os.O_RDWR)
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+for number in (0, 1, 2):
+    os.dup2(terminal, number)
+"""
+UNDER_NOHUP = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+IN_BACKGROUND = "import os\nif os.fork():\n    os._exit(0)\n"
+
+
+def saved_whole(cli: Cli) -> bool:
+    """Whether the last step that there is a record of is the one that was saved."""
+    return (cli.output() / f"checkpoints/step_{steps_written(cli.output()):08d}/manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_while_auto_is_measured_is_answered_in_seconds(cli: Cli) -> None:
+    process = cli.fork("-c", TELLS + MAIN + "main()", *TINY, *SLOW)
+    assert process.stdout.readline() == "backward\n"
+    cpu_times = psutil.Process(process.pid).cpu_times
+    begun = cpu_times().user
+    wait_for(lambda: cpu_times().user > begun + 0.5, process)  # that call is under way
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == REQUEUE and time.monotonic() - asked < 5, err
+    assert out == "stopped (SIGTERM); the same command continues\n" and err == ""
+    assert not is_held(cli.output())
+
+
+def test_a_closed_terminal_asks_a_run_to_stop(cli: Cli) -> None:
+    ours, theirs = pty.openpty()
+    process = cli.fork("-c", IN_TERMINAL + MAIN + "main()", os.ttyname(theirs), *TINY, *LONG, session=True)
+    wait_for(lambda: steps_written(cli.output()) >= 5, process)
+    os.close(theirs)
+    os.close(ours)
+    assert process.wait(timeout=30) == REQUEUE
+    assert saved_whole(cli)
+
+
+def test_a_run_under_nohup_outlives_its_terminal(cli: Cli) -> None:
+    process = cli.fork("-c", UNDER_NOHUP + MAIN + "main()", *TINY, *LONG)
+    wait_for(lambda: steps_written(cli.output()) >= 5, process)
+    process.send_signal(signal.SIGHUP)
+    seen = steps_written(cli.output())
+    wait_for(lambda: steps_written(cli.output()) >= seen + 10, process)
+    process.terminate()
+    out, _ = process.communicate()
+    assert process.returncode == REQUEUE and "stopped (SIGTERM)" in out
+
+
+def test_a_run_in_the_background_outlives_its_shell(cli: Cli) -> None:
+    cli.python("-c", IN_BACKGROUND + MAIN + "main()", *TINY, "train.max_steps=40", "evaluation=none")
+    wait_for((cli.output() / "result.json").exists)
+    assert steps_written(cli.output()) == 40
+
+
+@pytest.mark.parametrize("closed", ["out", "err"])
+def test_a_reader_that_leaves_does_not_end_the_run(cli: Cli, closed: str) -> None:
+    """`ddpm-train | head`: nothing that is printed is worth a run."""
+    process = cli.start_training("train.max_steps=30", "evaluation=none", "train.log_every_steps=1")
+    (process.stdout if closed == "out" else process.stderr).close()
+    assert process.wait(timeout=60) == 0
+    assert steps_written(cli.output()) == 30 and (cli.output() / "result.json").exists()
+
+
+LAUNCHERS = {
+    "accelerate, two processes": (launch_command(2), signal.SIGTERM),
+    "accelerate, one process": (launch_command(1), signal.SIGTERM),
+    "torchrun": (
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--standalone"],
+        signal.SIGKILL,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_run_saves_and_leaves_when_its_launcher_dies(cli: Cli, launcher: str) -> None:
+    command, number = LAUNCHERS[launcher]
+    program = [str(ROOT / "train.py")] if launcher == "torchrun" else []
+    process = cli.start([*command, *program, *TINY, *LONG], ACCELERATE_USE_CPU="True")
+    try:
+        wait_for(lambda: steps_written(cli.output()) >= 5, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == -number
+        assert psutil.wait_procs(family, timeout=30)[1] == []
+    finally:
+        for left in psutil.wait_procs(family, timeout=0)[1]:
+            left.kill()
+    out, _ = process.communicate()
+    assert "stopped (" in out and "; the same command continues" in out
+    assert saved_whole(cli) and not is_held(cli.output())
