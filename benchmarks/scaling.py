@@ -60,7 +60,7 @@ def num_gpus() -> int:
 
 
 def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
-    launch(replace(work, overrides=[*work.overrides, f"train.max_steps={WINDOW + 1}"]), 1, True)  # prepares the images
+    launch(replace(work, steps=WINDOW + 1), 1, True)  # prepares the images
     whole: dict[int, list[float]] = {count: [] for count in arguments.processes}
     alone: dict[int, list[float]] = {count: [] for count in arguments.processes if count > 1}
     for repeat in range(arguments.repeats):

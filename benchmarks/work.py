@@ -40,6 +40,7 @@ class Work:
         overrides: of this project's config; the peers take the network from there.
         warmup: steps before the clock starts.
         exchange: whether the processes of this project's program exchange gradients.
+        profiled_steps: how many steps it takes after these, under the profiler.
     """
 
     images: str
@@ -50,6 +51,7 @@ class Work:
     warmup: int
     scratch: str
     exchange: bool = True
+    profiled_steps: int = 0
 
     def fresh(self) -> Path:
         """The folder to work in, without the run of the turn before."""
@@ -66,6 +68,7 @@ class Work:
 def add_case(parser: argparse.ArgumentParser) -> None:
     """The options that describe a case."""
     parser.add_argument("--images", type=Path, help="a folder of photographs; otherwise they are generated")
+    parser.add_argument("--photographs", type=int, default=NUM_PHOTOGRAPHS, help="how many are generated")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--resolution", type=int, default=64)
@@ -83,7 +86,7 @@ def work_of(arguments: argparse.Namespace) -> Iterator[Work]:
     try:
         images = arguments.images.resolve() if arguments.images else scratch / "images"
         if not arguments.images:
-            write_photographs(images, NUM_PHOTOGRAPHS)
+            write_photographs(images, arguments.photographs)
         overrides = _overrides(arguments, images, scratch)
         yield Work(
             str(images), overrides, arguments.resolution, arguments.batch_size, arguments.steps, WINDOW, str(scratch)
@@ -155,6 +158,12 @@ def run(command: list[str], log: Path, **environment: str) -> int:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-3000:]}")
     return usage.ru_maxrss * 1024
+
+
+def rates_of(folder: Path, after: int) -> list[float]:
+    """Images a second of each step after that one, from the run's record; the steps of a window have the window's."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["images_per_second"] for record in records if record["step"] > after]
 
 
 def last_json(log: Path) -> dict[str, Any]:
