@@ -4,7 +4,8 @@
 
 Warm: the same has run before. Cold: as after a restart of the machine, the files of Python, of the packages and of
 this project are not in the system's memory (it is asked to forget them, which it does unless another process uses
-them), and the images of the default run have never been prepared. Kinds of starts take turns. With --warm no cold ones are measured.
+them), and the images of the default run have never been prepared. Kinds of starts take turns. With
+--warm no cold ones are measured.
 """
 
 import argparse
