@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from report import tell
-from work import config_of
+from work import config_of, model_overrides
 
 from ddpm_train.models.unet import build_unet
 from ddpm_train.runs import checkpoint
@@ -28,7 +28,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def full_state(model: str) -> TrainState:
     """Weights, average and optimizer as after a first step: every moment exists."""
-    config = config_of([f"model={model}", "dataset.resolution=64"])
+    config = config_of([*model_overrides(model), "dataset=imagefolder", "dataset.path=.", "dataset.resolution=64"])
     unet = build_unet(config.model, config.dataset, config.noise_scheduler).to(DEVICE)
     optimizer = config.optimizer.build(unet.parameters())
     for parameter in unet.parameters():
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--saves", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to write to")
-    parser.add_argument("--model", default="unet_128", help="one of conf/model")
+    parser.add_argument("--model", default="unet_128", help="small, tiny or one of conf/model")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     state = full_state(arguments.model)

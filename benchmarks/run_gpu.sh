@@ -42,18 +42,19 @@ export PYTHONPATH=$repository
 cd "$repository" || exit 1
 failed=()
 
-# A rehearsal says these after the others; the last one counts.
-tiny_network=() tiny_case=() tiny_images=() tiny_saves=()
+# A rehearsal says these after the others; the last one counts. On a CPU compiling a run takes minutes: one part does.
+tiny_network=() tiny_case=() tiny_images=() tiny_saves=() compiled=train.compile=true
 if [ -n "$rehearse" ]; then
-  tiny_network=(--model unet_tiny --resolution 16)
+  tiny_network=(--model tiny --resolution 8)
   tiny_case=("${tiny_network[@]}" --batch-size 4 --steps 12 --repeats 1 --photographs 40)
   tiny_images=("${tiny_network[@]}" --images 2 --steps 2 --repeats 1)
-  tiny_saves=(--model unet_tiny --saves 1)
+  tiny_saves=(--model tiny --saves 1)
+  compiled=train.compile=false
 fi
 
 # limited PART COMMAND…: its figures go to FOLDER/PART, what it says also to FOLDER/PART.log.
 limited() {
-  local part=$1 seconds=300 left=$((whole - SECONDS))
+  local part=$1 seconds=900 left=$((whole - SECONDS))
   shift
   if [ -z "$rehearse" ]; then
     seconds=$(awk -v part="$part" '$1 == part { print $2 }' <<<"$budgets")
@@ -65,11 +66,12 @@ limited() {
     failed+=("$part")
     return
   fi
-  RESULTS=$folder/$part timeout --kill-after=10 "$seconds" "$python" "$@" 2>&1 | tee "$folder/$part.log"
+  # KILL reaches also the programs that it has started, which would take another signal as the wish to save.
+  RESULTS=$folder/$part timeout --signal=KILL "$seconds" "$python" "$@" 2>&1 | tee "$folder/$part.log"
   local code=${PIPESTATUS[0]}
   if [ "$code" -ne 0 ]; then
     failed+=("$part")
-    echo "failed with exit code $code (124: its $seconds seconds were over)"
+    echo "failed with exit code $code (137: its $seconds seconds were over)"
   fi
   echo "took $((SECONDS - started)) of $seconds seconds"
 }
@@ -78,7 +80,7 @@ limited() {
 throughput() {
   local part=$1
   shift
-  limited "$part" benchmarks/throughput.py "$@" "${tiny_case[@]}" -- train.compile=true
+  limited "$part" benchmarks/throughput.py "$@" "${tiny_case[@]}" -- "$compiled"
 }
 
 # deterministic PART OPTIONS…
@@ -113,7 +115,7 @@ for part in "${parts[@]}"; do
       ;;
     checkpoint) limited "$part" benchmarks/checkpoint.py --saves 3 "${tiny_saves[@]}" ;;
     deterministic) deterministic "$part" -- train.compile=false ;;
-    deterministic_compiled) deterministic "$part" --kinds deterministic -- train.compile=true ;;
+    deterministic_compiled) deterministic "$part" --kinds deterministic -- "$compiled" ;;
     sampling)
       limited "$part" benchmarks/sampling.py --model unet_32 --resolution 32 --images 64 --repeats 3 "${tiny_images[@]}"
       ;;

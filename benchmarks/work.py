@@ -30,6 +30,11 @@ SMALL = (
     "model.down_block_types=[DownBlock2D,DownBlock2D,DownBlock2D,AttnDownBlock2D]",
     *("model.up_block_types=[AttnUpBlock2D,UpBlock2D,UpBlock2D,UpBlock2D]", "model.norm_num_groups=8"),
 )
+# For rehearsals: whatever is slow with it is slow around the network, or in the compiler.
+TINY = (
+    *("model=unet2d", "model.layers_per_block=1", "model.block_out_channels=[8,16]", "model.norm_num_groups=4"),
+    *("model.down_block_types=[DownBlock2D,AttnDownBlock2D]", "model.up_block_types=[AttnUpBlock2D,UpBlock2D]"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def add_case(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--model", default="small", help="small, or one of conf/model")
+    parser.add_argument("--model", default="small", help="small, tiny or one of conf/model")
     parser.add_argument("overrides", nargs="*", help="more of this project's config, such as train.compile=true")
 
 
@@ -125,7 +130,7 @@ def _overrides(arguments: argparse.Namespace, images: Path, scratch: Path) -> li
 
 
 def model_overrides(name: str) -> list[str]:
-    return list(SMALL) if name == "small" else [f"model={name}"]
+    return list({"small": SMALL, "tiny": TINY}.get(name, (f"model={name}",)))
 
 
 def config_of(overrides: list[str]) -> Any:
