@@ -5,6 +5,7 @@
 Counts the networks of conf/model at their usual resolutions; `throughput.py` uses the same functions for its case.
 """
 
+import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def tell_peak(flops: dict[str, float]) -> tuple[str, str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     peak = peak_flops()
     figures: dict[str, Any] = {"peak_flops": peak, "flops_per_image": {}}
     rows = [tell_peak(peak)]

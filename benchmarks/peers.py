@@ -9,7 +9,8 @@ tutorial  diffusers' examples/unconditional_image_generation/train_unconditional
 tuned     the same with all that makes it faster short of another program: bf16, one worker for each core that lives on
           between epochs, pinned memory, fused AdamW, EMAModel(foreach=True)
 package   `denoising-diffusion-pytorch`'s Trainer and GaussianDiffusion, in bf16
-ours      this project's program with a clock around its data (and, for scaling.py, without the gradients' exchange)
+ours      this project's program with a clock around its data and, after that, a profiler around some more steps (for
+          scaling.py also without the gradients' exchange)
 limits    no training: operations for each image, and how many a second the device does in a matrix product
 """
 
@@ -20,9 +21,11 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from profiling import profiled
 from work import Work, build_model, num_cores
 
 
@@ -197,7 +200,7 @@ def package(work: Work) -> dict[str, Any]:
 
 
 def ours(work: Work) -> dict[str, Any]:
-    """This project's program in this process, its data timed."""
+    """This project's program in this process, its data timed, and then some steps profiled."""
     from ddpm_train.system import launch
 
     launch.spread()  # while the command line is still this script's
@@ -219,14 +222,21 @@ def ours(work: Work) -> dict[str, Any]:
     if not work.exchange:
         keep_gradients()
     figures: dict[str, Any] = {}
-    train = Trainer.train
+    train_step = Trainer.train_step
+    profiling = ExitStack()
 
-    def train_and_measure(self: Any) -> None:
-        train(self)
-        figures.update(meter.figures())
+    def measured_step(self: Any) -> None:
+        train_step(self)
+        if self.state.step == work.steps:
+            figures.update(meter.figures())
+            if work.profiled_steps:
+                figures["profile"] = {}
+                profiling.enter_context(profiled(work.profiled_steps, figures["profile"]))
+        elif self.state.step == work.steps + work.profiled_steps:
+            profiling.close()
 
-    Trainer.train = train_and_measure
-    sys.argv = ["train.py", *work.overrides]
+    Trainer.train_step = measured_step
+    sys.argv = ["train.py", *work.overrides, f"train.max_steps={work.steps + work.profiled_steps}"]
     program.main()
     return figures
 

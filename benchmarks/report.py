@@ -3,12 +3,13 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from ddpm_train.runs.environment import commit
 
 RESULTS = Path(os.environ.get("RESULTS") or Path(__file__).parent / "results")
 PACKAGES = ("torch", "diffusers", "accelerate", "safetensors")
@@ -19,15 +20,16 @@ def circumstances() -> dict[str, Any]:
     import torch
 
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    code = commit()
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
+        "commit": code["id"][:7] if code else None,
         "cpu": f"{len(os.sched_getaffinity(0))} cores, {models[0].split(':')[1].strip()}" if models else "unknown",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
+        **({"rehearsal": True} if os.environ.get("REHEARSE") else {}),
     }
 
 

@@ -1,82 +1,136 @@
 #!/usr/bin/env bash
-# Everything a GPU machine should measure, in under 20 minutes: tables on stdout, JSON files in a folder.
+# Everything a GPU machine should measure, in under 20 minutes: tables on stdout, JSON files in a folder, and at the end
+# which goals are met and which figure is short.
 #
 #   benchmarks/run_gpu.sh [FOLDER [PART…]]
+#   REHEARSE=1 benchmarks/run_gpu.sh [FOLDER [PART…]]    does it run? The same on a CPU, as small as it goes
 #
-# FOLDER defaults to benchmarks/results/gpu. Without PARTs all of them run, one after the other; each has its own limit
-# of time, and one that fails does not stop the rest. PYTHON chooses the interpreter. Images are generated.
+# FOLDER defaults to benchmarks/results/gpu (of a rehearsal, to a new one). Without PARTs all but the last two run, what
+# matters most first. Each fits into ten minutes by itself: PARTs of several calls come into one table of goals, if they
+# have the same FOLDER. One that fails does not stop the rest; the exit code is then 1. PYTHON chooses the interpreter.
+# Images are generated.
 set -u
 
+# PART and the seconds that it may take; all of them together may take no more than `whole`.
+budgets="
+limits 50
+tests 150
+unet_128_64px 300
+unet_32_32px 260
+flowers_64 190
+checkpoint 90
+deterministic 150
+sampling 50
+compiling 150
+deterministic_compiled 200
+startup 120
+unet_128_128px 200
+"
+whole=1190
+
 repository=$(cd "$(dirname "$0")/.." && pwd)
+rehearse=${REHEARSE:-}
+if [ -n "$rehearse" ] && [ $# -eq 0 ]; then
+  set -- "$(mktemp -d)"
+fi
 folder=${1:-$repository/benchmarks/results/gpu}
 shift $(($# > 0 ? 1 : 0))
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
-parts=("$@")
-if [ ${#parts[@]} -eq 0 ]; then
-  parts=(limits tests unet_128_64px unet_128_128px unet_32_32px flowers_64 sampling compiling checkpoint startup)
-fi
 python=${PYTHON:-python}
 export PYTHONPATH=$repository
 cd "$repository" || exit 1
 failed=()
 
-# limited SECONDS PART COMMAND…: its figures go to FOLDER/PART, what it says also to FOLDER/PART.log.
+# A rehearsal says these after the others; the last one counts. On a CPU compiling a run takes minutes: one part does.
+tiny_network=() tiny_case=() tiny_images=() tiny_saves=() compiled=train.compile=true
+if [ -n "$rehearse" ]; then
+  tiny_network=(--model tiny --resolution 8)
+  tiny_case=("${tiny_network[@]}" --batch-size 4 --steps 12 --repeats 1 --photographs 40)
+  tiny_images=("${tiny_network[@]}" --images 2 --steps 2 --repeats 1)
+  tiny_saves=(--model tiny --saves 1)
+  compiled=train.compile=false
+fi
+
+# limited PART COMMAND…: its figures go to FOLDER/PART, what it says also to FOLDER/PART.log.
 limited() {
-  local seconds=$1 part=$2
-  shift 2
-  printf '\n== %s\n' "$part"
-  RESULTS=$folder/$part timeout --kill-after=10 "$seconds" "$@" 2>&1 | tee "$folder/$part.log"
-  if [ "${PIPESTATUS[0]}" -ne 0 ]; then
-    failed+=("$part")
+  local part=$1 seconds=900 left=$((whole - SECONDS))
+  shift
+  if [ -z "$rehearse" ]; then
+    seconds=$(awk -v part="$part" '$1 == part { print $2 }' <<<"$budgets")
+    seconds=$((seconds < left ? seconds : left))
   fi
+  local started=$SECONDS
+  if [ "$seconds" -le 0 ]; then
+    echo "no time left"
+    failed+=("$part")
+    return
+  fi
+  # KILL reaches also the programs that it has started, which would take another signal as the wish to save.
+  RESULTS=$folder/$part timeout --signal=KILL "$seconds" "$python" "$@" 2>&1 | tee "$folder/$part.log"
+  local code=${PIPESTATUS[0]}
+  if [ "$code" -ne 0 ]; then
+    failed+=("$part")
+    echo "failed with exit code $code (137: its $seconds seconds were over)"
+  fi
+  echo "took $((SECONDS - started)) of $seconds seconds"
 }
 
-# throughput SECONDS PART OPTIONS…: compiled, which a run as short as these would not choose by itself.
+# throughput PART OPTIONS…: compiled, which a run as short as these would not choose by itself.
 throughput() {
-  local seconds=$1 part=$2
-  shift 2
-  limited "$seconds" "$part" "$python" benchmarks/throughput.py "$@" -- train.compile=true
+  local part=$1
+  shift
+  limited "$part" benchmarks/throughput.py "$@" "${tiny_case[@]}" -- "$compiled"
 }
 
-# The 818,900 images of the recipe behind ddpm-ema-flowers-64 (100 epochs), at the rate just measured.
-flowers() {
-  "$python" - "$folder/flowers_64" <<'PYTHON'
-import json, pathlib, statistics, sys
-folder = pathlib.Path(sys.argv[1])
-result = json.loads((folder / "throughput.json").read_text())
-rate = statistics.median(result["figures"]["ours"]["images_per_second"])
-figures = {"images": 818_900, "images_per_second": rate, "minutes": 818_900 / rate / 60}
-(folder / "flowers.json").write_text(json.dumps({**result, "figures": figures}, indent=1) + "\n")
-print(f"818,900 images  {figures['minutes']:.1f} minutes, extrapolated from {rate:,.0f} images/s")
-PYTHON
+# deterministic PART OPTIONS…
+deterministic() {
+  local part=$1
+  shift
+  local size=(--model unet_32 --resolution 32 --batch-size 128 --steps 60 --repeats 1 "${tiny_case[@]}")
+  limited "$part" benchmarks/deterministic.py "${size[@]}" "$@"
 }
 
-started=$SECONDS
+parts=("$@")
+if [ ${#parts[@]} -eq 0 ]; then
+  mapfile -t parts < <(awk 'NF { print $1 }' <<<"$budgets" | head -n -2)
+fi
 for part in "${parts[@]}"; do
+  printf '\n== %s\n' "$part"
   case $part in
-    limits) limited 60 limits "$python" benchmarks/limits.py ;;
-    tests)
-      # On a GPU a step that waits for the device raises.
-      limited 120 tests "$python" -m pytest -q -p no:cacheprovider tests/test_compute.py -k "never_waits or fast_path"
+    limits) limited "$part" benchmarks/limits.py ;;
+    tests) limited "$part" -m pytest -q -p no:cacheprovider tests/test_gpu.py -k the_gpu ;;
+    unet_128_64px)
+      throughput "$part" --model unet_128 --resolution 64 --batch-size 256 --steps 100 --repeats 1 --against tuned
       ;;
-    unet_128_64px) throughput 240 "$part" --model unet_128 --resolution 64 --batch-size 256 --repeats 2 --against tuned ;;
-    unet_128_128px) throughput 170 "$part" --model unet_128 --resolution 128 --batch-size 64 --repeats 1 --against tuned ;;
-    unet_32_32px) throughput 170 "$part" --model unet_32 --resolution 32 --batch-size 512 --repeats 2 --against tuned ;;
+    unet_128_128px)
+      throughput "$part" --model unet_128 --resolution 128 --batch-size 64 --steps 100 --repeats 1 --against tuned
+      ;;
+    unet_32_32px)
+      throughput "$part" --model unet_32 --resolution 32 --batch-size 512 --steps 100 --repeats 1 --against tuned
+      ;;
     flowers_64)
-      # 4 GPUs had 16 images each.
-      throughput 120 "$part" --model unet_128 --resolution 64 --batch-size 64 --repeats 1 --against
-      flowers
+      # As ddpm-ema-flowers-64 was trained: 4 GPUs had 16 images each.
+      throughput "$part" --model unet_128 --resolution 64 --batch-size 64 --steps 1000 --repeats 1 --against
       ;;
-    sampling) limited 60 "$part" "$python" benchmarks/sampling.py --model unet_32 --resolution 32 --images 64 --repeats 3 ;;
-    compiling) limited 100 "$part" "$python" benchmarks/compiling.py --model unet_32 --resolution 32 --batch-size 128 ;;
-    checkpoint) limited 80 "$part" "$python" benchmarks/checkpoint.py --saves 3 ;;
-    startup) limited 70 "$part" "$python" benchmarks/startup.py --runs 1 ;;
+    checkpoint) limited "$part" benchmarks/checkpoint.py --saves 3 "${tiny_saves[@]}" ;;
+    deterministic) deterministic "$part" -- train.compile=false ;;
+    deterministic_compiled) deterministic "$part" --kinds deterministic -- "$compiled" ;;
+    sampling)
+      limited "$part" benchmarks/sampling.py --model unet_32 --resolution 32 --images 64 --repeats 3 "${tiny_images[@]}"
+      ;;
+    compiling)
+      limited "$part" benchmarks/compiling.py --model unet_32 --resolution 32 --batch-size 128 "${tiny_network[@]}"
+      ;;
+    startup) limited "$part" benchmarks/startup.py --runs 1 --warm ;;
     *)
       echo "no such part: $part" >&2
       failed+=("$part")
       ;;
   esac
 done
-printf '\n%s seconds; failed: %s\n' $((SECONDS - started)) "${failed[*]:-none}"
+
+printf '\n== goals (%s)\n' "$folder"
+"$python" benchmarks/goals.py "$folder"
+printf '\n%s seconds; failed: %s\n' "$SECONDS" "${failed[*]:-none}"
 [ ${#failed[@]} -eq 0 ]

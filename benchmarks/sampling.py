@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--model", default="small", help="small, or one of conf/model")
+    parser.add_argument("--model", default="small", help="small, tiny or one of conf/model")
     parser.add_argument("--mixed-precision", default="auto", help="auto, no or bf16")
     arguments = parser.parse_args()
     overrides = [

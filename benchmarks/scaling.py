@@ -20,6 +20,8 @@ from limits import flops_per_image
 from report import tell
 from work import ROOT, WINDOW, Work, add_case, build_model, case_of, last_json, num_cores, run, tell_case, work_of
 
+from ddpm_train.cli.sweeps.devices import visible_gpus
+
 # What the prediction assumes; SCALING.md says where the numbers come from.
 ACHIEVED_FLOPS = 0.4 * 790e12  # of each GPU
 NODE_GPUS = 8
@@ -39,7 +41,7 @@ def launch(work: Work, processes: int, exchange: bool) -> float:
     log = work.fresh() / "scaling.log"
     program = [str(ROOT / "benchmarks/peers.py"), "ours", replace(work, exchange=exchange).write()]
     if processes > 1:
-        devices = ["--multi_gpu"] if num_gpus() else ["--cpu"]
+        devices = ["--multi_gpu"] if visible_gpus() else ["--cpu"]
         options = ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", str(free_port())]
         launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", *devices]
         program = [*launcher, "--num_processes", str(processes), *options, *program]
@@ -54,13 +56,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def num_gpus() -> int:
-    """Without importing torch here: the contestants need the memory."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
 def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
-    launch(replace(work, overrides=[*work.overrides, f"train.max_steps={WINDOW + 1}"]), 1, True)  # prepares the images
+    launch(replace(work, steps=WINDOW + 1), 1, True)  # prepares the images
     whole: dict[int, list[float]] = {count: [] for count in arguments.processes}
     alone: dict[int, list[float]] = {count: [] for count in arguments.processes if count > 1}
     for repeat in range(arguments.repeats):
@@ -70,7 +67,7 @@ def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
                 alone[count].append(launch(work, count, False))
             print(f"turn {repeat + 1}, {count} processes: {whole[count][-1]:.1f} images/s", file=sys.stderr)
     first = arguments.processes[0]
-    devices = {count: count / first if num_gpus() else 1.0 for count in whole}
+    devices = {count: count / first if visible_gpus() else 1.0 for count in whole}
     return {
         "case": case_of(arguments),
         "images_per_second": whole,

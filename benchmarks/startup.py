@@ -1,10 +1,11 @@
 """How long a person waits: --help, a typo, and from the command to the first step, cold and warm.
 
-    python benchmarks/startup.py [--runs 5]
+    python benchmarks/startup.py [--runs 5] [--warm]
 
 Warm: the same has run before. Cold: as after a restart of the machine, the files of Python, of the packages and of
 this project are not in the system's memory (it is asked to forget them, which it does unless another process uses
-them), and the images of the default run have never been prepared. Kinds of starts take turns.
+them), and the images of the default run have never been prepared. Kinds of starts take turns. With
+--warm no cold ones are measured.
 """
 
 import argparse
@@ -74,11 +75,13 @@ def forget(files: set[Path]) -> None:
             os.close(descriptor)
 
 
-def measure(folder: Path, runs: int) -> dict[str, dict[str, list[float]]]:
+def measure(folder: Path, runs: int, cold: bool) -> dict[str, dict[str, list[float]]]:
     cache, resumed_run = folder / "cache", folder / "resumed"
-    files = installed_files()
+    files = installed_files() if cold else set()
     until_first_step(resumed_run, cache)
-    seconds: dict[str, dict[str, list[float]]] = {name: {"warm": [], "cold": []} for name in LABELS}
+    seconds: dict[str, dict[str, list[float]]] = {
+        name: {kind: [] for kind in (("warm", "cold") if cold else ("warm",))} for name in LABELS
+    }
     for run in range(runs):
         starts: dict[str, Callable[[Path, str], float]] = {
             "help": lambda cache, kind: whole("--help"),
@@ -88,28 +91,30 @@ def measure(folder: Path, runs: int) -> dict[str, dict[str, list[float]]]:
         }
         for name, start in starts.items():
             seconds[name]["warm"].append(start(cache, "warm"))
-            forget(files)
-            seconds[name]["cold"].append(start(folder / f"cache{name}{run}", "cold"))
+            if cold:
+                forget(files)
+                seconds[name]["cold"].append(start(folder / f"cache{name}{run}", "cold"))
     return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--warm", action="store_true")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     try:
-        figures = measure(folder, arguments.runs)
+        figures = measure(folder, arguments.runs, cold=not arguments.warm)
     finally:
         shutil.rmtree(folder)
     tell("startup", rows(figures), figures)
 
 
 def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    def median(name: str, kind: str) -> str:
-        return f"{statistics.median(figures[name][kind]):.2f} s {kind}"
+    def medians(name: str) -> str:
+        return ", ".join(f"{statistics.median(seconds):.2f} s {kind}" for kind, seconds in figures[name].items())
 
-    return [(label, f"{median(name, 'warm')}, {median(name, 'cold')}") for name, label in LABELS.items()]
+    return [(label, medians(name)) for name, label in LABELS.items()]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 The peers stand in `peers.py`. Every contestant is a process of its own; they take turns, and the ratios are medians
 over the turns. Counted are the steps after a warm-up, with the prepared images in place (`datasets` keeps its own).
 Without --images it generates JPEGs of a photograph's size. OVERRIDES are this project's, such as train.compile=true:
-by itself a run as short as these does not compile.
+by itself a run as short as these does not compile. `--against` without a name measures this project's program alone.
 """
 
 import argparse
@@ -15,13 +15,15 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from limits import tell_peak
+from profiling import rows as profile_rows
 from report import tell
-from work import ROOT, Work, add_case, case_of, last_json, run, tell_case, work_of
+from work import ROOT, WINDOW, Work, add_case, case_of, last_json, rates_of, run, tell_case, work_of
 
 LABELS = {
     "ours": "ours",
@@ -46,12 +48,9 @@ def program(work: Work) -> dict[str, Any]:
     """This project's own program, as a user starts it: its rate from its record, its choices from its checkpoint."""
     scratch = work.fresh()
     peak = run([sys.executable, str(ROOT / "train.py"), *work.overrides], scratch / "ours.log")
-    records = [json.loads(line) for line in (scratch / "run/metrics.jsonl").read_text().splitlines()]
-    # Every record of a window carries the window's rate.
-    rates = [record["images_per_second"] for record in records if record["step"] > work.warmup]
     state = json.loads((scratch / f"run/checkpoints/step_{work.steps:08d}/state.json").read_text())
     return {
-        "images_per_second": statistics.harmonic_mean(rates),
+        "images_per_second": statistics.harmonic_mean(rates_of(scratch / "run", after=work.warmup)),
         "peak_rss": peak,
         "precision": state["compute"]["mixed_precision"],
         "chosen": {**state["compute"], "micro_batch_size": state["micro_batch_size"]},
@@ -79,15 +78,15 @@ def main() -> None:
 
 def measure(work: Work, against: list[str], repeats: int) -> dict[str, Any]:
     limits = peer("limits", work)
-    # Also prepares the images. A clock around the data has no place in the program that is measured.
-    watched = peer("ours", work)
+    # A clock around the data, and a profiler, have no place in the program that is measured. Also prepares the images.
+    watched = peer("ours", replace(work, profiled_steps=WINDOW)) if against else {}
     contestants: dict[str, Callable[[], dict[str, Any]]] = {"ours": lambda: program(work)}
     for name in against:
         if all(map(importlib.util.find_spec, NEEDS[name])):
             contestants[name] = partial(peer, name, work)
     turns = take_turns(contestants, repeats)
     missing = {name: NEEDS[name] for name in against if name not in turns}
-    figures: dict[str, Any] = {"limits": limits, "not_installed": missing}
+    figures: dict[str, Any] = {"limits": limits, "not_installed": missing, "profile": watched.pop("profile", None)}
     for name, measured in turns.items():
         last = {**measured[-1], **watched} if name == "ours" else measured[-1]
         rates = [turn["images_per_second"] for turn in measured]
@@ -97,9 +96,9 @@ def measure(work: Work, against: list[str], repeats: int) -> dict[str, Any]:
             "ours_is_faster_by": statistics.median(
                 mine["images_per_second"] / theirs for mine, theirs in zip(turns["ours"], rates, strict=True)
             ),
-            "waiting_share": last["waiting_share"],
+            "waiting_share": last.get("waiting_share"),
             "peak_rss": statistics.median(turn["peak_rss"] for turn in measured),
-            "peak_gpu": last["peak_gpu"],
+            "peak_gpu": last.get("peak_gpu"),
             "precision": last["precision"],
             **({"chosen": last["chosen"]} if name == "ours" else {}),
             "flops_utilisation": achieved / limits["peak_flops"]["bf16" if last["precision"] != "no" else "no"],
@@ -124,18 +123,18 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
             continue
         row = figures[name]
         gpu = f", {row['peak_gpu'] / 1e9:.2f} GB on the GPU" if row["peak_gpu"] else ""
+        waits = "" if row["waiting_share"] is None else f"waits for data {100 * row['waiting_share']:.1f} %, "
         ratio = "" if name == "ours" else f"  ours is {row['ours_is_faster_by']:.2f} times as fast"
         table.append(
             (
                 label,
                 f"{statistics.median(row['images_per_second']):7.1f} images/s  "
                 f"{'fp32' if row['precision'] == 'no' else row['precision']}, "
-                f"waits for data {100 * row['waiting_share']:.1f} %, "
-                f"{100 * row['flops_utilisation']:.1f} % of the matrix products, "
+                f"{waits}{100 * row['flops_utilisation']:.1f} % of the matrix products, "
                 f"{row['peak_rss'] / 1e9:.2f} GB{gpu}{ratio}",
             )
         )
-    return table
+    return table + (profile_rows(figures["profile"]) if figures["profile"] else [])
 
 
 if __name__ == "__main__":

@@ -30,6 +30,11 @@ SMALL = (
     "model.down_block_types=[DownBlock2D,DownBlock2D,DownBlock2D,AttnDownBlock2D]",
     *("model.up_block_types=[AttnUpBlock2D,UpBlock2D,UpBlock2D,UpBlock2D]", "model.norm_num_groups=8"),
 )
+# For rehearsals: whatever is slow with it is slow around the network, or in the compiler.
+TINY = (
+    *("model=unet2d", "model.layers_per_block=1", "model.block_out_channels=[8,16]", "model.norm_num_groups=4"),
+    *("model.down_block_types=[DownBlock2D,AttnDownBlock2D]", "model.up_block_types=[AttnUpBlock2D,UpBlock2D]"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Work:
         overrides: of this project's config; the peers take the network from there.
         warmup: steps before the clock starts.
         exchange: whether the processes of this project's program exchange gradients.
+        profiled_steps: how many steps it takes after these, under the profiler.
     """
 
     images: str
@@ -50,6 +56,7 @@ class Work:
     warmup: int
     scratch: str
     exchange: bool = True
+    profiled_steps: int = 0
 
     def fresh(self) -> Path:
         """The folder to work in, without the run of the turn before."""
@@ -66,11 +73,12 @@ class Work:
 def add_case(parser: argparse.ArgumentParser) -> None:
     """The options that describe a case."""
     parser.add_argument("--images", type=Path, help="a folder of photographs; otherwise they are generated")
+    parser.add_argument("--photographs", type=int, default=NUM_PHOTOGRAPHS, help="how many are generated")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--model", default="small", help="small, or one of conf/model")
+    parser.add_argument("--model", default="small", help="small, tiny or one of conf/model")
     parser.add_argument("overrides", nargs="*", help="more of this project's config, such as train.compile=true")
 
 
@@ -83,7 +91,7 @@ def work_of(arguments: argparse.Namespace) -> Iterator[Work]:
     try:
         images = arguments.images.resolve() if arguments.images else scratch / "images"
         if not arguments.images:
-            write_photographs(images, NUM_PHOTOGRAPHS)
+            write_photographs(images, arguments.photographs)
         overrides = _overrides(arguments, images, scratch)
         yield Work(
             str(images), overrides, arguments.resolution, arguments.batch_size, arguments.steps, WINDOW, str(scratch)
@@ -122,7 +130,7 @@ def _overrides(arguments: argparse.Namespace, images: Path, scratch: Path) -> li
 
 
 def model_overrides(name: str) -> list[str]:
-    return list(SMALL) if name == "small" else [f"model={name}"]
+    return list({"small": SMALL, "tiny": TINY}.get(name, (f"model={name}",)))
 
 
 def config_of(overrides: list[str]) -> Any:
@@ -155,6 +163,12 @@ def run(command: list[str], log: Path, **environment: str) -> int:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-3000:]}")
     return usage.ru_maxrss * 1024
+
+
+def rates_of(folder: Path, after: int) -> list[float]:
+    """Images a second of each step after that one, from the run's record; the steps of a window have the window's."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["images_per_second"] for record in records if record["step"] > after]
 
 
 def last_json(log: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from filelock import FileLock
+from helpers import gpu
 from helpers.cli import ROOT, Cli, Once
 from PIL import Image
 
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from helpers.hub.client import HubCli
 
 # Who asks for one of these starts programs.
-PROGRAMS = {"cli", "hub_cli", "once", "proxy"}
+PROGRAMS = {"cli", "gpu_cli", "hub_cli", "once", "proxy"}
 # One thread each: the tests run side by side on few cores. Set before anything imports torch.
 os.environ["OMP_NUM_THREADS"] = "1"
+gpu.hide()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,6 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def cli(tmp_path: Path) -> Iterator[Cli]:
     cli = Cli(tmp_path)
+    yield cli
+    cli.close()
+
+
+@pytest.fixture
+def gpu_cli(tmp_path: Path) -> Iterator[gpu.GpuCli]:
+    """The same on the GPU; without one the test is skipped."""
+    gpu.skip_without_gpu()
+    cli = gpu.GpuCli(tmp_path)
     yield cli
     cli.close()
 

@@ -91,15 +91,18 @@ class Saver:
             self._thread = None
 
     def _take_snapshot(self, tensors: Tensors) -> None:
-        """Copy to host memory that is kept from save to save: fresh pages would cost more than the copy."""
+        """Copy to host memory that is kept from save to save: fresh pages would cost more than the copy.
+
+        Only CUDA copies into pinned memory while the host goes on; elsewhere each copy is waited for.
+        """
         for name, named in tensors.items():
             kept = self._snapshot.setdefault(name, {})  # the optimizer's state comes with the first step
             for key, tensor in named.items():
                 if key not in kept:
                     kept[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
                 kept[key].copy_(tensor, non_blocking=tensor.is_cuda)  # others do not pin, and would not wait either
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        for device in {tensor.device for named in tensors.values() for tensor in named.values() if tensor.is_cuda}:
+            torch.cuda.synchronize(device)
 
     def _write(self, step: int, scalars: dict[str, Any]) -> None:
         try:
