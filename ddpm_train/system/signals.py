@@ -22,8 +22,13 @@ ANSWER_SECONDS = 3.0
 
 def handle_signals(handler: Callable[[int, FrameType | None], object]) -> dict[signal.Signals, Any]:
     """Have the signals that ask to stop handled; returns the handlers before. Under `nohup` SIGHUP stays ignored."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        let_go_of_lost_output()  # of a terminal that was closed
+        handler(number, frame)
+
     heard = [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
-    return {each: signal.signal(each, handler) for each in heard}
+    return {each: signal.signal(each, handle) for each in heard}
 
 
 class Stopped(BaseException):
@@ -78,7 +83,6 @@ class StopRequest:
                     leave(signal.Signals(number[0]).name)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        let_go_of_lost_output()  # of a terminal that was closed
         if number == signal.SIGINT and self.signal_name == "SIGINT":
             os._exit(128 + number)
         self.signal_name = signal.Signals(number).name
