@@ -30,7 +30,8 @@ def profiled(steps: int, figures: dict[str, Any]) -> Iterator[None]:
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     work = [event for event in events if event.get("cat") in (GPU_WORK if cuda else CPU_WORK)]
-    figures.update(summary(work, steps))
+    if work:
+        figures.update(summary(work, steps))
 
 
 def summary(work: list[dict[str, Any]], steps: int) -> dict[str, Any]:
@@ -66,7 +67,9 @@ def covered(intervals: Iterable[tuple[float, float]]) -> tuple[float, float, flo
 
 
 def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """For people."""
+    """For people; the figures are empty where the profiler may not see the device."""
+    if not figures:
+        return [("a step", "the profiler has seen nothing of the device's work")]
     step = (
         f"{figures['step_milliseconds']:.2f} ms under the profiler, {figures['launches_a_step']:,.0f} launches, "
         f"device idle {100 * figures['idle_share']:.1f} %"

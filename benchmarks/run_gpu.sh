@@ -76,11 +76,12 @@ limited() {
   echo "took $((SECONDS - started)) of $seconds seconds"
 }
 
-# throughput PART OPTIONS…: compiled, which a run as short as these would not choose by itself.
+# throughput PART OPTIONS…: compiled, which a run as short as these would not choose by itself, and with as many images
+# as the flowers: of few, an epoch would be over before all workers of the peer have something to do.
 throughput() {
   local part=$1
   shift
-  limited "$part" benchmarks/throughput.py "$@" "${tiny_case[@]}" -- "$compiled"
+  limited "$part" benchmarks/throughput.py "$@" --photographs 8189 "${tiny_case[@]}" -- "$compiled"
 }
 
 # deterministic PART OPTIONS…

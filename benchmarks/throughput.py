@@ -134,7 +134,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{row['peak_rss'] / 1e9:.2f} GB{gpu}{ratio}",
             )
         )
-    return table + (profile_rows(figures["profile"]) if figures["profile"] else [])
+    return table if figures["profile"] is None else table + profile_rows(figures["profile"])
 
 
 if __name__ == "__main__":
