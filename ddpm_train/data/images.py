@@ -13,7 +13,6 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared
 from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
 from ddpm_train.data.sources import Source
-from ddpm_train.system.compute import memory
 
 _CHUNK_BYTES = 2**28  # copied to a device at once
 
@@ -89,6 +88,8 @@ def fits(images: Images, device: torch.device) -> bool:
     """Whether `dataset.device_cache=auto` puts the images onto this device: a GPU with room for them."""
     if device.type == "cpu" or not images.cached:
         return False
+    from ddpm_train.system.compute import memory  # workers import this module, and Accelerate takes them seconds
+
     free, _ = memory(device)  # before training starts; the network needs the rest
     return images.prepared.pixels().nbytes <= free / 4
 
