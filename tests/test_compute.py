@@ -33,10 +33,25 @@ def train_config(**values: object) -> Train:
         "attention": "fused",
         "compile": False,
         "allow_tf32": True,
+        "deterministic": False,
         "gradient_checkpointing": False,
         "log_every_steps": 1,
     }
     return Train(**{**defaults, **values})  # type: ignore[arg-type]
+
+
+BACKENDS = """
+import os, torch
+from types import SimpleNamespace
+from ddpm_train.system.compute import set_backends
+for deterministic in (True, False):
+    set_backends(SimpleNamespace(deterministic=deterministic, allow_tf32=True))
+    print(torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+"""
+
+
+def test_deterministic_algorithms_are_for_the_run_that_asks(cli: Cli) -> None:
+    assert cli.python("-c", BACKENDS).split() == ["True", ":4096:8", "False", ":4096:8"]
 
 
 def test_what_is_faster_by_its_margin_is_chosen() -> None:

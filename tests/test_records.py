@@ -110,6 +110,7 @@ def test_a_record_that_was_lost_is_made_up_for(tmp_path: Path, accelerator: Acce
     assert list(read_records(tmp_path)) == [{"step": 3, **FOUND}]
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_resume_adds_to_the_last_line_alone(cli: Cli) -> None:
     """Of a run that stopped before it: the same records as without a stop, in the same file."""
     constant = ("lr_scheduler=constant", "tracker=none", "train.max_steps=4")

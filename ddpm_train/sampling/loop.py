@@ -85,11 +85,10 @@ def denoise(
     if hasattr(sampler, "noise_sampler_seed"):  # DPMSolverSDE draws from a Brownian tree for each image
         sampler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
     timesteps = sampler.timesteps[start:]
-    for number, (timestep, on_device) in enumerate(
-        zip(timesteps, embedded(unet, timesteps).to(x_t.device), strict=True)
-    ):
+    on_device = embedded(unet, timesteps).to(x_t.device)
+    for number, timestep in enumerate(timesteps):
         model_input = sampler.scale_model_input(x_t, timestep)
-        prediction = unet(model_input.to(dtype), on_device).sample.float()
+        prediction = unet(model_input.to(dtype), on_device[number]).sample.float()
         observe(number, timestep, model_input, prediction)
         x_t = sampler.step(prediction, timestep, x_t, **taken).prev_sample
     return x_t

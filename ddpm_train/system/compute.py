@@ -206,7 +206,8 @@ def set_backends(train: Train) -> None:
     pass, too, and refuses those that have no such order; the fastest convolution of today is not looked for.
     """
     keep_memory()
-    torch.use_deterministic_algorithms(train.deterministic)
+    if train.deterministic != torch.are_deterministic_algorithms_enabled():  # to say it imports the compiler
+        torch.use_deterministic_algorithms(train.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # would only show what is read before it is written
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
