@@ -410,13 +410,16 @@ def test_what_a_launcher_of_jobs_cannot_have(cli: Cli) -> None:
     ],
 )
 def test_what_accelerate_would_do_unseen(cli: Cli, variable: str, value: str, remedy: str) -> None:
-    """Told by `ddpm-train` in each of several processes, and by the other programs."""
     (line,) = mistakes(cli, **{variable: value, "WORLD_SIZE": "2", "RANK": "0"})
     assert line.startswith(f"{variable}={value}: {remedy}")
-    (line,) = cli.python(
-        "-m", "ddpm_train.cli.sample", "pipeline=google/ddpm-cat-256", expect=2, **{variable: value}
-    ).splitlines()
-    assert line.startswith(f"error: {variable}={value}: {remedy}")
+
+
+@pytest.mark.parametrize("program", ["sample", "evaluate"])
+def test_nor_do_the_other_programs_split_a_model(cli: Cli, program: str) -> None:
+    command = ["-m", f"ddpm_train.cli.{program}", "pipeline=google/ddpm-cat-256"]
+    command += ["dataset=fashion_tiny"] if program == "evaluate" else []
+    (line,) = cli.python(*command, expect=2, ACCELERATE_USE_FSDP="true").splitlines()
+    assert line.startswith("error: ACCELERATE_USE_FSDP=true: FSDP splits the model")
 
 
 def test_accelerate_reads_no_variable_that_nobody_has_judged() -> None:

@@ -40,11 +40,11 @@ class Train(Section):
     attention: Literal["auto", "fused", "math"]
     compile: Compiling
     allow_tf32: bool
-    deterministic: bool  # the same bits again on the same device, at a price
     gradient_checkpointing: bool
     max_grad_norm: Annotated[Real, Gt(0)] | None
     log_every_steps: Positive  # how often metrics are read back from the device
     patience: Positive | None  # evaluations without a better `objective` after which the run ends; None: never
+    deterministic: bool = False  # the same bits again on the same device, at a price; older configs do not have it
 
 
 @dataclass(frozen=True)

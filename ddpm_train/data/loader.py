@@ -4,11 +4,11 @@ import os
 import pickle
 import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -177,9 +177,15 @@ class _Filed(torch.utils.data.Dataset):
 
 
 @contextmanager
-def _filed(batches: Batches) -> Iterator[_Filed]:
-    """A long list of images does not fit into the pipe to a worker, and each would start when the one before it has
-    read all of it, after seconds of imports."""
+def _for_workers(batches: Batches, num_workers: int) -> Iterator[Batches | _Filed]:
+    """The batches as a DataLoader should have them.
+
+    A long list of images does not fit into the pipe to a worker: the next would start when it has been read, after
+    seconds of imports.
+    """
+    if not num_workers:
+        yield batches
+        return
     with tempfile.NamedTemporaryFile(prefix="ddpm-train-") as file:
         pickle.dump(batches, file)
         file.flush()
@@ -242,8 +248,7 @@ def _loaded(
     batches: Batches, positions: Iterator[Tensor], device: torch.device, num_workers: int
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Positions, int64 [B], and their images, not yet flipped, uint8 [B, C, H, W], on the device."""
-    dataset: Any
-    with _filed(batches) if num_workers else nullcontext(batches) as dataset:
+    with _for_workers(batches, num_workers) as dataset:
         loader = torch.utils.data.DataLoader(
             dataset,
             sampler=(each.numpy() for each in positions),  # a tensor would go to a worker by a file

@@ -17,6 +17,7 @@ from ddpm_train.runs.folder import EVALUATION as FOLDER
 from ddpm_train.runs.folder import read_part, run_of
 from ddpm_train.sampling.preflight import precision_mistakes
 from ddpm_train.system.files import output_mistakes
+from ddpm_train.system.launch import launch_mistakes
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class _Trained:
 def preflight(config: EvaluateConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
     yield from output_mistakes("output", str(output_of(config)))
+    yield from launch_mistakes()
     yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
     yield from path_mistakes(config.pipeline)
     yield from package_mistakes(config.metrics, "metrics")  # also what needs no features is plotted

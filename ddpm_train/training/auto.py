@@ -127,9 +127,9 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
         return Choice(choose_for_training(train, device, unused, steps_left=0), 0, {})
     at_most = min(_micro_batch_size(config), _TRIAL_IMAGES)
     circumstances = [device_name(device), torch.backends.cpu.get_cpu_capability(), torch.__version__]
+    circumstances += ["deterministic"] if train.deterministic else []
     dataset = config.dataset
     network = [unet_arguments(config.model), dataset.resolution, dataset.channels, train.gradient_checkpointing]
-    network += ["deterministic"] if train.deterministic else []
     key = json.dumps([circumstances, network, at_most])
     path = default_cache_dir() / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

@@ -105,20 +105,22 @@ class Records:
         if not self._accelerator.is_main_process:
             self._records.clear()
             return
+        written: list[dict[str, Any]] = []
         try:
             if self._late:
                 _extend_last(self._path, {key: value for key, value in self._late.items() if key != "step"})
-                self._log([self._late])
+                written.append(self._late)
                 self._late = {}
             _append(self._path, "".join(json.dumps(record) + "\n" for record in self._records))
         except OSError as error:
             if self.unwritten is None:
                 self._warn(f"ERROR: {self._path} cannot be written: {error}. Its records are kept for the next try.")
             self.unwritten = error
-            return
-        self.unwritten = None
-        self._log(self._records)
-        self._records.clear()
+        else:
+            self.unwritten = None
+            written += self._records
+            self._records.clear()
+        self._log(written)
 
     def rest_clock(self) -> None:
         """Leave the time since the last `read_back` (an evaluation, a save) out of images_per_second."""
