@@ -55,7 +55,7 @@ def test_a_million_records(tmp_path: Path, accelerator: Accelerator) -> None:
         values = evaluated(tmp_path, criterion, step)
         assert len(values) == step // 1000
         resumed.annotate(step, FOUND)
-        resumed.flush()
+        resumed.write()
 
     started = time.monotonic()
     resume(999_999)
@@ -94,7 +94,7 @@ def test_a_crash_while_an_evaluation_is_added(tmp_path: Path, accelerator: Accel
         assert path.read_text() == before and resumed.last == json.loads(line(2))
         resumed.annotate(2, FOUND)
         assert list(read_records(tmp_path)) == [json.loads(line(1)), json.loads(line(2))]
-        resumed.flush()
+        resumed.write()
         assert path.read_text() == after
     path.write_text(before[:kept] + after[kept:])
     assert opened(path, accelerator, 2).last == json.loads(line(2, **FOUND))
@@ -106,7 +106,7 @@ def test_a_record_that_was_lost_is_made_up_for(tmp_path: Path, accelerator: Acce
     path = tmp_path / "metrics.jsonl"
     resumed = opened(path, accelerator, 3)
     resumed.annotate(3, FOUND)
-    resumed.flush()
+    resumed.write()
     assert list(read_records(tmp_path)) == [{"step": 3, **FOUND}]
 
 
@@ -136,8 +136,8 @@ def test_a_line_that_a_disk_refuses_costs_no_record(tmp_path: Path, accelerator:
     resumed = Records(path, accelerator, 2, log=lambda records: None, warn=said.append)
     resumed.annotate(2, FOUND)
     shutil.move(folder, elsewhere)
-    resumed.flush()
+    resumed.write()
     assert resumed.unwritten is not None and "Its records are kept for the next try" in said[0]
     shutil.move(elsewhere, folder)
-    resumed.flush()
+    resumed.write()
     assert resumed.unwritten is None and path.read_text() == line(1) + line(2, **FOUND)
