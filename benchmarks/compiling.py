@@ -1,10 +1,10 @@
-"""What torch.compile costs and gains: the whole network, also with every kernel tuned, or each block by itself.
+"""What torch.compile costs and gains: the whole network, or each residual and attention block by itself.
 
-    python benchmarks/compiling.py [--model small] [--resolution 64] [--batch-size 32] [--steps 10]
+    python benchmarks/compiling.py [--model small] [--resolution 64] [--batch-size 32] [--steps 10] [--autotune]
 
 Each is a process of its own with an empty compiler cache: forward and backward of the network, in bf16 (autocast) where
 the device multiplies in it, the first time and then the median of `--steps` more. The program compiles the whole
-network.
+network; `--autotune` tries that with `train.compile=max-autotune-no-cudagraphs`, too, which may take many minutes.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from work import ROOT, build_model, model_overrides
 
 from ddpm_train.system.compute import multiplies_in_bf16
 
-# Of each: a mode of torch.compile, or None.
-WAYS = {"eager": None, "whole": None, "autotuned": "max-autotune-no-cudagraphs", "regional": None}
+WAYS = ("eager", "whole", "regional")
+AUTOTUNED = "max-autotune-no-cudagraphs"
 REGIONS = ("ResnetBlock2D", "Attention")
 
 
@@ -33,9 +33,9 @@ def child(way: str, arguments: argparse.Namespace) -> dict[str, float]:
     size = f"dataset.resolution={arguments.resolution}"
     unet = build_model([*model_overrides(arguments.model), "dataset=imagefolder", "dataset.path=.", size]).to(device)
     for module in unet.modules():
-        whole = way in ("whole", "autotuned") and module is unet
+        whole = way in ("whole", AUTOTUNED) and module is unet
         if whole or (way == "regional" and type(module).__name__ in REGIONS):
-            module.compile(dynamic=False, mode=WAYS[way])
+            module.compile(dynamic=False, mode=AUTOTUNED if way == AUTOTUNED else None)
     x_t = torch.randn(arguments.batch_size, 3, arguments.resolution, arguments.resolution, device=device)
     timesteps = torch.arange(arguments.batch_size, device=device)
     seconds = []
@@ -66,12 +66,13 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)  # how this script calls itself
+    parser.add_argument("--autotune", action="store_true")
+    parser.add_argument("--child", choices=(*WAYS, AUTOTUNED), help=argparse.SUPPRESS)  # how this script calls itself
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(arguments.child, arguments)))
         return
-    figures = {way: in_process(way) for way in WAYS}
+    figures = {way: in_process(way) for way in (*WAYS, *([AUTOTUNED] if arguments.autotune else []))}
     rows = [
         (way, f"first step {row['first_seconds']:.1f} s, then {1e3 * row['step_seconds']:.0f} ms a step")
         for way, row in figures.items()
