@@ -40,13 +40,7 @@ def model_card(
 
     resolution = config["dataset"]["resolution"]
     height, width = resolution if isinstance(resolution, list | tuple) else (resolution, resolution)
-    seconds = 0.0  # by the rates in the records: without evaluation, saving and interruptions
-    evaluated: Mapping[str, Any] = {}
-    for record in records:
-        if rate := record.get("images_per_second"):
-            seconds += config["train"]["batch_size"] / rate
-        if record.get(_HELD_OUT_LOSS) is not None:
-            evaluated = record
+    seconds, evaluated = _read_through(records, config["train"]["batch_size"])
     shown = [score for score in scores if score["value"] is not None] if scores else _held_out_loss(evaluated, weights)
     folder = FileSystemLoader(Path(__file__).parent)
     templates = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -68,6 +62,18 @@ def model_card(
         versions=versions(),
     )
     return str(ModelCard(f"---\n{_metadata(config, repo_id, shown).to_yaml()}\n---\n\n{text}\n"))
+
+
+def _read_through(records: Iterable[Mapping[str, Any]], batch_size: int) -> tuple[float, Mapping[str, Any]]:
+    """How long it trained, by the rates alone (without evaluation, saving, interruptions), and what it measured last."""
+    seconds = 0.0
+    evaluated: Mapping[str, Any] = {}
+    for record in records:
+        if rate := record.get("images_per_second"):
+            seconds += batch_size / rate
+        if record.get(_HELD_OUT_LOSS) is not None:
+            evaluated = record
+    return seconds, evaluated
 
 
 def _metadata(config: Mapping[str, Any], repo_id: str, scores: Sequence[Mapping[str, Any]]) -> Any:

@@ -124,12 +124,7 @@ def build_run(
         Mistakes: the dataset cannot be had or is too small, or one image does not fit into memory.
     """
     device, output_dir = join().device, Path(config.output_dir)
-    data = everywhere(lambda: _open_data(config, console))
-    require_same(f"dataset.path={config.dataset.path}", data.identity(), _other_images)
-    if data.commit is not None:
-        # What was asked for, a branch or nothing, may mean other images tomorrow.
-        config = replace(config, dataset=replace(config.dataset, revision=data.commit))
-        values = {**values, "dataset": {**values["dataset"], "revision": data.commit}}
+    config, values, data = _open_same_data(config, values, console)
     set_backends(config.train)
     noise_scheduler = config.noise_scheduler.build()
     noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
@@ -167,6 +162,17 @@ def build_run(
         objective=objective,
         selection=on_main(lambda: read_selection(output_dir, config, resumed.step if resumed else 0)),
     )
+
+
+def _open_same_data(config: Config, values: dict[str, Any], console: Console) -> tuple[Config, dict[str, Any], Data]:
+    """The same dataset on all processes, and the config, typed and as plain values, with the dataset's commit."""
+    data = everywhere(lambda: _open_data(config, console))
+    require_same(f"dataset.path={config.dataset.path}", data.identity(), _other_images)
+    if data.commit is not None:
+        # What was asked for, a branch or nothing, may mean other images tomorrow.
+        config = replace(config, dataset=replace(config.dataset, revision=data.commit))
+        values = {**values, "dataset": {**values["dataset"], "revision": data.commit}}
+    return config, values, data
 
 
 def _steps_of_epochs(train: Train, num_images: int) -> int:
