@@ -65,7 +65,7 @@ def model_card(
 
 
 def _read_through(records: Iterable[Mapping[str, Any]], batch_size: int) -> tuple[float, Mapping[str, Any]]:
-    """How long it trained, by the rates alone (without evaluation, saving, interruptions), and what it measured last."""
+    """How long it trained, by its rates (without evaluation, saving, interruptions), and what it measured last."""
     seconds = 0.0
     evaluated: Mapping[str, Any] = {}
     for record in records:
