@@ -266,6 +266,36 @@ def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit
         assert relative_difference(reference, other) < 1e-4
 
 
+RESERVED = """
+import psutil
+from ddpm_train.cli.train import main
+from ddpm_train.training import auto, run
+plan_batch, largest_fitting = run.plan_batch, auto.largest_fitting
+def taken():
+    return psutil.Process().memory_info().vms
+def plan(*arguments, **options):
+    global before
+    before = taken()
+    return plan_batch(*arguments, **options)
+def search(*arguments):
+    print("reserved", taken() - before)
+    return largest_fitting(*arguments)
+run.plan_batch, auto.largest_fitting = plan, search
+main()
+"""
+
+
+def test_images_in_the_devices_memory_leave_less_for_a_micro_batch(cli: Cli) -> None:
+    run = ("dataset.resolution=64", "train.micro_batch_size=auto", "train.max_steps=1", "evaluation=none")
+    reserved = []
+    for device_cache in ("false", "true"):
+        arguments = (*TINY, *run, f"dataset.device_cache={device_cache}", f"name={device_cache}")
+        said = cli.python("-c", RESERVED, *arguments, **LEAN)
+        reserved.append(int(said.split("reserved ")[1].split()[0]))
+    (pixels,) = (cli.folder / "cache").rglob("pixels.bin")
+    assert reserved[0] < pixels.stat().st_size <= reserved[1]
+
+
 def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
     said = cli.run([*WATCHED, "room_at_3=150", *TINY, *LARGE], expect=2, **LEAN)
     assert "error: out of memory: " in said and "Traceback" not in said
