@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn, TypeVar, cast
 
 from ddpm_train.cli import flags, show
@@ -33,7 +32,19 @@ def main(
     """
     # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
     handle_signals(lambda *_: exit_codes.leave(exit_codes.REQUEUE))
-    launch.follow_launchers()
+
+    def compose() -> list[tuple[C, dict[str, Any]]]:
+        configs = compose_configs(
+            program,
+            arguments.overrides,
+            name=arguments.config_name,
+            path=arguments.config_path,
+            config_dir=arguments.config_dir,
+            multirun=arguments.multirun,
+        )
+        launch.follow_launchers()
+        return configs
+
     try:
         try:
             arguments = flags.read(sys.argv[1:], program, sweeps_itself=sweep is not None)
@@ -42,15 +53,6 @@ def main(
             elif arguments.multirun and sweep:
                 sweep(arguments)
             else:
-                compose = partial(
-                    compose_configs,
-                    program,
-                    arguments.overrides,
-                    name=arguments.config_name,
-                    path=arguments.config_path,
-                    config_dir=arguments.config_dir,
-                    multirun=arguments.multirun,
-                )
                 together = launch.is_one_of_several() and not alone
                 for config, values in _everywhere(compose) if together else compose():
                     job(config, values)
