@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.cli import ROOT, TINY, Cli
-from helpers.runs import wait_for
+from helpers.runs import steps_written, wait_for
 
 import ddpm_train
 
@@ -92,7 +92,7 @@ except ddpm_train.Stopped as stopped:
 
 def test_asked_to_stop(cli: Cli) -> None:
     process = cli.fork("-c", KEYS + STOP_IT)
-    wait_for(lambda: (cli.output("python") / "metrics.jsonl").exists())
+    wait_for(lambda: steps_written(cli.output("python")) > 0, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, out + err

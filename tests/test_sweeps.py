@@ -13,7 +13,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from helpers.cli import Cli, Once
-from helpers.runs import wait_for
+from helpers.runs import steps_written, wait_for
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
@@ -155,7 +155,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     command += ["--multirun", "train.mixed_precision=no,bf16", "evaluation.every_steps=null"]
     first, second = (cli.folder / f"sweeps/default/train.mixed_precision={choice}" for choice in ("no", "bf16"))
     process = cli.start_training(*command)
-    wait_for((first / "metrics.jsonl").exists, process)
+    wait_for(lambda: steps_written(first) > 0, process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 75, said
@@ -206,7 +206,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
     command += ["tracker=none", "train.max_steps=300", "evaluation.every_steps=20"]
     sweep = cli.folder / "sweeps/default"
     process = cli.start_training(*command)
-    wait_for(lambda: any(sweep.glob("*/metrics.jsonl")), process)
+    wait_for(lambda: any(steps_written(run) for run in sweep.glob("optimizer.lr=*")), process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 75, said
@@ -229,7 +229,7 @@ def test_a_requeued_job_goes_on(cli: Cli) -> None:
     command = ["--multirun", "hydra/launcher=submitit_local", "seed=choice(3)", "train.max_steps=150", "tracker=none"]
     process = cli.start_training(*command)
     job = cli.folder / "sweeps/default/seed=3"
-    wait_for((job / "metrics.jsonl").exists, process)
+    wait_for(lambda: steps_written(job) > 0, process)
     family = psutil.Process(process.pid).children(recursive=True)
     (task,) = (each for each in family if "submitit.core._submit" in each.cmdline())
     for each in [task, *task.children()]:

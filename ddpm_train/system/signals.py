@@ -55,7 +55,7 @@ class StopRequest:
     def __init__(self, leave: Callable[[str], object] | None = None) -> None:
         self.signal_name: str | None = None
         self._leave = leave
-        self._deferred = False
+        self._deferred = threading.Event()
         self._group: dist.ProcessGroup | None = None
         self._vote: tuple[torch.Tensor, dist.Work] | None = None  # under way
         self._handlers: dict[signal.Signals, Any] = {}
@@ -67,26 +67,20 @@ class StopRequest:
                 arrived, wakeup = os.pipe()
                 os.set_blocking(wakeup, False)
                 signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-                threading.Thread(target=self._insist, args=(arrived, self._leave), name="signals", daemon=True).start()
+                # To the end of the program: it must not keep this object, and its group of processes, alive.
+                needs = (arrived, self._deferred, self._leave)
+                threading.Thread(target=_insist, args=needs, name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _insist(self, arrived: int, leave: Callable[[str], object]) -> None:
-        """Read each signal's number when it arrives, whatever the main thread does, and see that it is answered."""
-        while number := os.read(arrived, 1):
-            if number[0] in SIGNALS and not self._deferred:
-                time.sleep(ANSWER_SECONDS)  # until the process has gone, which may wait for threads of its own
-                if not self._deferred:
-                    leave(signal.Signals(number[0]).name)
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name == "SIGINT":
             os._exit(128 + number)
         self.signal_name = signal.Signals(number).name
-        if not self._deferred:
+        if not self._deferred.is_set():
             raise self.stopped()
 
     def stopped(self) -> Stopped:
@@ -99,7 +93,7 @@ class StopRequest:
 
     def defer(self) -> None:
         """From now on there is something to lose, and requests wait to be asked for."""
-        self._deferred = True
+        self._deferred.set()
 
     def agree(self, wish: bool = False) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether any has the `wish`.
@@ -128,6 +122,14 @@ class StopRequest:
         """Raise `Stopped` on all processes if any was asked to stop."""
         if self.agree()[0]:
             raise self.stopped()
+
+
+def _insist(arrived: int, deferred: threading.Event, leave: Callable[[str], object]) -> None:
+    """Read each signal's number when it arrives, whatever the main thread does, and see that it is answered."""
+    while number := os.read(arrived, 1):
+        # The process may also wait for threads of its own, when it leaves by itself.
+        if number[0] in SIGNALS and not deferred.wait(ANSWER_SECONDS):
+            leave(signal.Signals(number[0]).name)
 
 
 def _result(votes: "torch.Tensor", exchange: "dist.Work") -> tuple[bool, bool]:
