@@ -91,10 +91,7 @@ class Saver:
             self._thread = None
 
     def _take_snapshot(self, tensors: Tensors) -> None:
-        """Copy to host memory that is kept from save to save: fresh pages would cost more than the copy.
-
-        Only CUDA copies into pinned memory while the host goes on; elsewhere each copy is waited for.
-        """
+        """Copy to host memory that is kept from save to save: fresh pages would cost more than the copy."""
         for name, named in tensors.items():
             kept = self._snapshot.setdefault(name, {})  # the optimizer's state comes with the first step
             for key, tensor in named.items():
