@@ -27,6 +27,7 @@ def every_part() -> list[str]:
     return [line.split()[0] for line in budgets.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rehearse", ["", "1"])
 def test_every_part_asks_what_its_benchmark_understands(cli: Cli, rehearse: str) -> None:
     asked = cli.folder / "asked"
