@@ -318,6 +318,16 @@ def test_sigkill_of_one_of_two_processes(cli: Cli) -> None:
     assert [record["step"] for record in records(cli.output())] == list(range(1, at + 11))
 
 
+@pytest.mark.slow
+def test_gradients_of_several_processes_add_up_in_the_same_order(cli: Cli) -> None:
+    """Of more than two: which sum rounds how would depend on the buckets, which torch cuts anew after a first step."""
+    same = ("train.deterministic=true", "train.batch_size=18", "lr_scheduler=constant", "evaluation=none")
+    cli.together(*same, "name=whole", "train.max_steps=4", num_processes=3)
+    for steps in (2, 4):
+        cli.together(*same, "name=parts", f"train.max_steps={steps}", num_processes=3)
+    same_checkpoint(cli.output("parts"), cli.output("whole"), 4)
+
+
 CONSUMED = """
 import hashlib, json, os, sys, torch
 from ddpm_train.diffusion.objective import Objective

@@ -141,8 +141,7 @@ def build_run(
     resident_bytes = data.train.prepared.pixels().nbytes if on_device else 0
     plan = everywhere(lambda: plan_batch(config, trial, choice.compute, resident_bytes=resident_bytes, resumed=resumed))
     replace(choice.compute, compile=False).apply(unet)  # the buckets for the exchange are laid out like the weights
-    # Alone it would exchange gradients with itself, and a step that ran out of memory could not begin anew.
-    model = DistributedDataParallel(unet) if plan.num_processes > 1 else unet
+    model = _exchanging(unet, config.train) if plan.num_processes > 1 else unet
     choice = compile_chosen(choice, replace(trial, model=model), plan.micro_batch_size, console.warn)
     ema_unet = copy.deepcopy(unet).requires_grad_(False).eval() if config.ema.is_kept else None
     return Run(
@@ -162,6 +161,16 @@ def build_run(
         objective=objective,
         selection=on_main(lambda: read_selection(output_dir, config, resumed.step if resumed else 0)),
     )
+
+
+def _exchanging(unet: UNet2DModel, train: Train) -> nn.Module:
+    """The network, exchanging gradients with other processes. A process alone would do so with itself, and could not
+    begin a step anew that ran out of memory.
+
+    Gradients are added up in buckets, which are cut anew after the first step: with more than two processes the first
+    step of a resume would round otherwise. They are kept where DDP looks for parameters without a gradient.
+    """
+    return DistributedDataParallel(unet, find_unused_parameters=train.deterministic)
 
 
 def _open_same_data(config: Config, values: dict[str, Any], console: Console) -> tuple[Config, dict[str, Any], Data]:
