@@ -295,7 +295,7 @@ def test_images_in_the_devices_memory_leave_less_for_a_micro_batch(cli: Cli) -> 
     run = ("dataset.resolution=64", "train.micro_batch_size=auto", "train.max_steps=1", "evaluation=none")
     reserved = []
     for device_cache in ("false", "true"):
-        arguments = (*TINY, *run, f"dataset.device_cache={device_cache}", f"name={device_cache}")
+        arguments = (*TINY, *run, f"dataset.device_cache={device_cache}", f"name=cache_{device_cache}")
         said = cli.python("-c", RESERVED, *arguments, **LEAN)
         reserved.append(int(said.split("reserved ")[1].split()[0]))
     (pixels,) = (cli.folder / "cache").rglob("pixels.bin")
