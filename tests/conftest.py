@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ PROGRAMS = {"cli", "gpu_cli", "hub_cli", "once", "proxy"}
 # One thread each: the tests run side by side on few cores. Set before anything imports torch.
 os.environ["OMP_NUM_THREADS"] = "1"
 gpu.hide()
+# A shell has what it starts in the background ignore Ctrl-C, and programs would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

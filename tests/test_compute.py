@@ -160,7 +160,7 @@ def test_a_way_to_compute_is_known_by_its_name(compile: bool | str) -> None:
 def test_each_thing_is_compiled_once(cli: Cli) -> None:
     """The network and the drawing of noise: not for what is measured, nor for each micro-batch that is tried."""
     auto = ("train.attention=auto", "train.micro_batch_size=auto")
-    run = ("train.compile=true", *auto, "evaluation=none", "tracker=none")
+    run = ("train.compile=true", *auto, "evaluation=none", "tracker=none", "dataset.random_flip=true")
     said = cli.python("-c", COUNTED, *TINY, *run)
     assert "+ compiled on cpu" in said and "\ncompiled 2\n" in said
 
@@ -365,11 +365,11 @@ def counted(self, wish=False):
     votes.append(wish)
     return vote(self, wish)
 StopRequest.vote = counted
-def draw_or_fail(self, x_0, positions):
+def draw_or_fail(self, shape, positions, **others):
     if os.environ["RANK"] == "1" and positions[0] == 16 * 4 + 8 and not failed:
         failed.append(True)
         raise MemoryError("no room at step 4")
-    return draw(self, x_0, positions)
+    return draw(self, shape, positions, **others)
 Objective.draw = draw_or_fail
 main()
 print(f"{len(votes)} votes")

@@ -329,18 +329,23 @@ def test_gradients_of_several_processes_add_up_in_the_same_order(cli: Cli) -> No
 
 
 CONSUMED = """
-import hashlib, json, os, sys, torch
-from ddpm_train.diffusion.objective import Objective
+import hashlib, json, os
 from ddpm_train.cli.train import main
-draw = Objective.draw
-def note(self, x_0, positions):
-    noise, timesteps = draw(self, x_0, positions)
-    with open(os.environ["CONSUMED"] + os.environ.get("RANK", "0"), "a") as file:
-        for parts in zip(positions, x_0, noise, timesteps):
-            digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
-            file.write(json.dumps([int(parts[0]), digest]) + "\\n")
-    return noise, timesteps
-Objective.draw = note
+from ddpm_train.training import run
+made = run.micro_batches
+def note(batches, objective, positions, **where):
+    asked = []
+    def asking():
+        for each in positions:
+            asked.append(each)
+            yield each
+    for batch in made(batches, objective, asking(), **where):
+        with open(os.environ["CONSUMED"] + os.environ.get("RANK", "0"), "a") as file:
+            for position, *parts in zip(asked.pop(0), *batch, strict=True):
+                digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+                file.write(json.dumps([int(position), digest]) + "\\n")
+        yield batch
+run.micro_batches = note
 main()
 """
 
@@ -376,10 +381,10 @@ import os
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.cli.train import main
 draw = Objective.draw
-def fail(self, x_0, positions):
+def fail(self, shape, positions, **others):
     if os.environ["RANK"] == "1" and positions[0] >= 16 * 4:
         raise RuntimeError("this process has had enough")
-    return draw(self, x_0, positions)
+    return draw(self, shape, positions, **others)
 Objective.draw = fail
 main()
 """

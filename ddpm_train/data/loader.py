@@ -151,6 +151,10 @@ class Batches(torch.utils.data.Dataset):
         """How many random integers decide whether an image is mirrored."""
         return {Purpose.FLIP: 1} if self.random_flip else {}
 
+    def drawn(self, *, resident: bool) -> dict[Purpose, int]:
+        """What is drawn for an image besides its noise, where that is drawn: workers crop by themselves."""
+        return {**self.flips, **self.crops} if resident else self.flips
+
 
 class MicroBatch(NamedTuple):
     """What a forward pass takes: images as their visit has them, and the noise and timesteps drawn for them."""
@@ -215,7 +219,7 @@ def micro_batches(
     """
     stored = DeviceImages(batches.images, device) if resident else None
     shape = (batches.images.decoder.channels, *batches.images.resolution)
-    also = batches.flips if stored is None else {**batches.flips, **batches.crops}  # workers crop by themselves
+    also = batches.drawn(resident=resident)
 
     def drawn(places: Tensor, found: Tensor) -> MicroBatch:
         noise, timesteps, *others = objective.draw(shape, places, also=also)

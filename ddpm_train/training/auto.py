@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +24,7 @@ from ddpm_train.config.train import Config
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.models.unet import unet_arguments
 from ddpm_train.runs.state import ResumedState
+from ddpm_train.seeding import Purpose
 from ddpm_train.system.compute import (
     PLAIN,
     Compute,
@@ -53,6 +54,7 @@ class Trial:
 
     Attributes:
         model: what is called: the network, or what exchanges its gradients. Here nothing is exchanged.
+        also: what is drawn besides noise and timesteps, see `Objective.draw`.
     """
 
     config: Config
@@ -60,6 +62,7 @@ class Trial:
     model: nn.Module
     objective: Objective
     device: torch.device
+    also: Mapping[Purpose, int]
 
     def __call__(self, compute: Compute, num_images: int) -> None:
         compute.apply(self.unet)
@@ -69,7 +72,7 @@ class Trial:
         try:
             with getattr(self.model, "no_sync", nullcontext)():
                 x_0 = to_model_range(images)
-                noise, timesteps = self.objective.draw(shape[1:], positions)
+                noise, timesteps, *_ = self.objective.draw(shape[1:], positions, also=self.also)
                 with compute.autocast(self.device), compute.attention_kernels():
                     losses = self.objective.per_image(self.model, x_0, noise, timesteps)
                 losses.mean().backward()

@@ -54,6 +54,7 @@ class Run:
     stop: StopRequest
     console: Console
     data: Data
+    batches: Batches
     plan: BatchPlan
     max_steps: int
     state: TrainState
@@ -79,14 +80,12 @@ class Run:
     def open_micro_batches(self) -> Generator[MicroBatch, None, None]:
         """This process's micro-batches from where the run stands."""
         dataset, device = self.config.dataset, self.accelerator.device
-        random_crop = dataset.crop == "random"
-        batches = Batches(self.data.train, self.config.seed, random_crop=random_crop, random_flip=dataset.random_flip)
         # A CPU trains from the disk cache's own memory; for a GPU somebody must read ahead.
         loads_ahead = dataset.cache == "none" or device.type != "cpu"
         workers = num_workers(dataset) if loads_ahead else 0
         positions = self.plan.positions(self.state.step)
         where = {"device": device, "resident": self.on_device, "num_workers": workers}
-        return micro_batches(batches, self.objective, positions, **where)
+        return micro_batches(self.batches, self.objective, positions, **where)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -135,9 +134,10 @@ def build_run(
     if config.model.pretrained is not None and resumed is None:
         on_main(lambda: _take_weights(unet, config, console))
     max_steps = config.train.max_steps or _steps_of_epochs(config.train, len(data.train))
-    trial = Trial(config, unet, unet, objective, device)
-    choice = choose_compute(config, trial, max_steps=max_steps, resumed=resumed)
     on_device = fits(data.train, device) if config.dataset.device_cache == "auto" else config.dataset.device_cache
+    batches = _batches(config, data)
+    trial = Trial(config, unet, unet, objective, device, also=batches.drawn(resident=on_device))
+    choice = choose_compute(config, trial, max_steps=max_steps, resumed=resumed)
     resident_bytes = data.train.prepared.pixels().nbytes if on_device else 0
     plan = everywhere(lambda: plan_batch(config, trial, choice.compute, resident_bytes=resident_bytes, resumed=resumed))
     replace(choice.compute, compile=False).apply(unet)  # the buckets for the exchange are laid out like the weights
@@ -153,6 +153,7 @@ def build_run(
         stop=stop,
         console=console,
         data=data,
+        batches=batches,
         plan=plan,
         max_steps=max_steps,
         state=TrainState(0, unet, ema_unet, config.optimizer.build(unet.parameters())),
@@ -161,6 +162,11 @@ def build_run(
         objective=objective,
         selection=on_main(lambda: read_selection(output_dir, config, resumed.step if resumed else 0)),
     )
+
+
+def _batches(config: Config, data: Data) -> Batches:
+    dataset = config.dataset
+    return Batches(data.train, config.seed, random_crop=dataset.crop == "random", random_flip=dataset.random_flip)
 
 
 def _exchanging(unet: UNet2DModel, train: Train) -> nn.Module:
