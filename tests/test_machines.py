@@ -93,6 +93,11 @@ def test_what_the_second_machine_lacks_ends_both_in_a_line(
     assert "error: dataset.path=photographs: not the same on process 1 on " in said
     assert "30 images, not 32; every machine needs the same dataset" in said and said.count("error: ") == 1
     shutil.rmtree(machines.second.folder / "photographs")
+    write_images(machines.second.folder / "photographs", 33)
+    next(iter(sorted((machines.second.folder / "photographs").iterdir()))).unlink()
+    said = machines.train(*folder, expect=2)
+    assert "as many images, but others; every machine needs the same dataset" in said and said.count("error: ") == 1
+    shutil.rmtree(machines.second.folder / "photographs")
     (line,) = machines.train(*folder, expect=2).splitlines()
     assert line.startswith("error: dataset.path=photographs: ") and "(process 1 on " in line
 
@@ -159,6 +164,7 @@ FAILING = """
 import os
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.system import ranks
+from ddpm_train.system.signals import Stopped
 
 main = os.environ["RANK"] == "0"
 
@@ -172,7 +178,7 @@ def raises(error):
 def told(call):
     try:
         call()
-    except Exception as error:
+    except (Exception, Stopped) as error:
         return f"{type(error).__name__}: {error}"
 
 assert told(lambda: ranks.on_main(lambda: raises(Odd("this", "that")))) == "RuntimeError: Odd: this and that"
@@ -181,6 +187,9 @@ assert alone.startswith("FailedElsewhere: process 1 on ") if main else alone == 
 assert alone.endswith("ValueError: broken")
 mistakes = told(lambda: ranks.everywhere(lambda: raises(Mistakes("all have it", *([] if main else ["one has it"])))))
 assert mistakes.startswith("Mistakes: all have it\\none has it (process 1 on "), mistakes
+stopped = told(lambda: ranks.everywhere(lambda: None if main else raises(Stopped("SIGTERM"))))
+assert stopped == ("Stopped: another process was asked to" if main else "Stopped: SIGTERM"), stopped
+assert told(lambda: ranks.on_main(lambda: raises(Stopped("SIGUSR1")))) == "Stopped: SIGUSR1"
 print("told")
 ranks.leave()
 """

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.cli import Cli
-from helpers.runs import same_checkpoint
+from helpers.runs import relative_difference, same_checkpoint, weights
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -172,6 +173,22 @@ def test_state_of_something_else_than_parameters_is_refused() -> None:
     optimizer.state["all"] = {"step": 1}  # type: ignore[index]
     with pytest.raises(NotCaptured, match="more than its parameters'"):
         OptimizerState(optimizer).capture()
+
+
+def test_another_optimizer_and_a_new_average_begin_afresh(cli: Cli) -> None:
+    """Where the user has accepted the change: the weights go on, the average begins at them."""
+    run = ("tracker=none", "evaluation=none", "lr_scheduler=constant")
+    cli.train(*run, "ema=none", "train.max_steps=3")
+    begun = weights(cli.output(), step=3)
+    changed = ("optimizer=sgd", "optimizer.lr=1e-3", "ema=warmup", "allow_change=[optimizer,ema]", "train.max_steps=4")
+    assert "optimizer.name: adamw -> sgd (accepted, recorded)" in cli.train(*run, *changed)
+    after = weights(cli.output(), step=4)
+    assert after.keys() == begun.keys() and 0 < relative_difference(begun, after) < 1e-2
+    state = load_file(cli.output() / "checkpoints/step_00000004/optimizer.safetensors")
+    assert {name.split(".")[1] for name in state} == {"momentum_buffer"}
+    average = weights(cli.output(), "ema", step=4)
+    assert all(torch.isfinite(value).all() for value in average.values())
+    assert relative_difference(after, average) <= relative_difference(begun, after)
 
 
 @pytest.mark.slow
