@@ -11,8 +11,11 @@ from helpers.cli import LEAN, ROOT, TINY, Cli, ranks
 from helpers.runs import relative_difference, weights
 from torch._dynamo.utils import counters
 
+from ddpm_train.config.program import compose_configs
 from ddpm_train.config.train import Train
 from ddpm_train.system.compute import Compute, Stopwatch, choose_for_training, out_of_memory
+from ddpm_train.training.messages import evaluation_memory_remedy
+from ddpm_train.training.preflight import PROGRAM
 from ddpm_train.training.state import BatchPlan
 
 WATCHED = (sys.executable, str(ROOT / "tests/helpers/watched_train.py"))
@@ -341,6 +344,11 @@ def test_out_of_memory_in_an_evaluation_names_its_batch(cli: Cli) -> None:
     said = cli.run([*WATCHED, "room_in_evaluation=60", *TINY, *large], expect=2, **LEAN)
     assert "error: out of memory: " in said and "Traceback" not in said
     assert said.endswith("The same command with evaluation.batch_size=1000, or less, continues\n")
+
+
+def test_an_evaluation_of_single_images_can_only_be_left_out() -> None:
+    ((config, _),) = compose_configs(PROGRAM, ["evaluation.batch_size=1"])
+    assert evaluation_memory_remedy(config) == "The same command with evaluation=none continues"
 
 
 @pytest.mark.slow
