@@ -1,0 +1,103 @@
+"""What comes from elsewhere: small files read as values of known types and sizes, and text that is safe to show.
+
+Whoever reads JSON or YAML in this project reads it here: a run, a checkpoint, a model or a cache may have been damaged,
+edited, or made by somebody who means harm.
+"""
+
+import os
+import stat
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+# The largest file that is read this way, the index of a model in many shards, has a few MB.
+_LARGEST_BYTES = 64 << 20
+_LONGEST_TEXT = 300
+
+
+class BadFile(ValueError):
+    """A file that does not hold what it should; the text names it and says why, in one line."""
+
+
+def read_json(path: Path, shape: type[T]) -> T:
+    """The value in a JSON file.
+
+    Args:
+        shape: its type, such as `dict[str, float]` or a dataclass, of which unknown keys are left out. Nothing is
+            converted: a text is no number.
+
+    Raises:
+        BadFile: it is no regular file, too large, not UTF-8, not JSON, or not of that type.
+        OSError: it is not there, or cannot be read.
+    """
+    return parse_json(_read(path), shape, str(path))
+
+
+def parse_json(data: str | bytes, shape: type[T], name: str) -> T:
+    """The same as `read_json` for what is in memory; `name` is what errors call it.
+
+    Raises:
+        BadFile: see `read_json`.
+    """
+    try:
+        value: T = _adapter(shape).validate_json(data, strict=True)  # type: ignore[arg-type]  # types are hashable
+        return value
+    except ValidationError as error:
+        detail = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, detail["loc"]))
+        raise BadFile(printable(f"{name}: {f'{where}: ' if where else ''}{detail['msg']}")) from None
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file, which must be a mapping, and of which no part may stand for another (`*alias`):
+    a few of them can stand for more than any memory holds.
+
+    Raises:
+        BadFile: it is no regular file, too large, not UTF-8, not YAML, or not like that.
+        OSError: it is not there, or cannot be read.
+    """
+    data = _read(path)
+    try:
+        text = data.decode()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.CSafeLoader)):
+            raise BadFile(printable(f"{path}: holds an alias (*name); write out what it stands for"))
+        values = yaml.load(text, yaml.CSafeLoader)
+    except UnicodeDecodeError as error:
+        raise BadFile(printable(f"{path}: is not UTF-8: {error}")) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile(printable(f"{path}: is not YAML: {error}")) from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise BadFile(printable(f"{path}: is not a mapping of keys to values"))
+    return values
+
+
+def _read(path: Path) -> bytes:
+    """Whole, if it is a regular file: to open a pipe would wait for its other end."""
+    if path.is_dir():
+        raise BadFile(printable(f"{path}: is a folder"))
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise BadFile(printable(f"{path}: is no regular file"))
+        if status.st_size > _LARGEST_BYTES:
+            raise BadFile(printable(f"{path}: has {status.st_size:,} bytes, more than {_LARGEST_BYTES:,}"))
+        return file.read(_LARGEST_BYTES + 1)
+
+
+def printable(text: str, longest: int = _LONGEST_TEXT) -> str:
+    """A text in one line that cannot move a terminal's cursor, change its colours or turn its reading direction:
+    what is no printable character is written as Python escapes it, and what is too long is cut."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
+    return shown if len(text) <= longest else f"{shown}… ({len(text):,} characters)"
