@@ -1,9 +1,10 @@
 # `make demo` trains the default run; `make test` checks everything; `make test-fast`, for the moment between two edits,
-# runs what takes two minutes: the tests that start no program, and one small run. Each makes .venv if it is missing.
+# runs what takes two minutes: the tests that start no program, and one small run; `make fuzz` runs the fuzzers at large
+# size. Each makes .venv if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast fuzz lint clean
 
 demo: .venv/installed
 	$(BIN)/ddpm-train
@@ -13,6 +14,9 @@ test: lint
 
 test-fast: .venv/installed
 	$(BIN)/pytest -n 2 --dist worksteal -m fast
+
+fuzz: .venv/installed
+	$(BIN)/pytest -n 2 tests/fuzz --large
 
 lint: .venv/installed
 	$(BIN)/ruff check .
