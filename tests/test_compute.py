@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from diffusers import UNet2DModel
-from helpers.cli import LEAN, ROOT, TINY, Cli, ranks
+from helpers.cli import LEAN, ROOT, TINY, Cli
 from helpers.runs import relative_difference, weights
 from torch._dynamo.utils import counters
 
@@ -18,10 +18,10 @@ from ddpm_train.training.messages import evaluation_memory_remedy
 from ddpm_train.training.preflight import PROGRAM
 from ddpm_train.training.state import BatchPlan
 
-WATCHED = (sys.executable, str(ROOT / "tests/helpers/watched_train.py"))
+WATCHED = str(ROOT / "tests/helpers/watched_train.py")
 CPU = torch.device("cpu")
 AUTO = ("train.mixed_precision=auto", "train.channels_last=auto", "train.attention=auto", "train.compile=auto")
-LARGE = ("dataset.resolution=16", "train.batch_size=600", "train.max_steps=3", "evaluation=none", "tracker=none")
+LARGE = ("dataset.resolution=16", "train.batch_size=300", "train.max_steps=3", "evaluation=none", "tracker=none")
 
 
 def train_config(**values: object) -> Train:
@@ -243,13 +243,13 @@ def test_a_step_is_queued_before_the_records_of_the_last_are_written(cli: Cli) -
 @pytest.mark.parametrize("micro_batch_size", ["null", "4"])
 def test_a_step_never_waits_for_the_device(cli: Cli, micro_batch_size: str) -> None:
     run = ("tracker=none", "dataset.random_flip=true", "model.dropout=0.1", "dataset.device_cache=true")
-    command = (WATCHED[1], "syncs", *TINY, *run, f"train.micro_batch_size={micro_batch_size}")
+    command = (WATCHED, "syncs", *TINY, *run, f"train.micro_batch_size={micro_batch_size}")
     counted = cli.python(*command).split("counted ")[1]
     assert "'waiting': 0" in counted and int(counted.split("'operations': ")[1].split(",")[0]) > 5000
 
 
 def test_gradients_are_exchanged_once_a_step(cli: Cli) -> None:
-    command = (WATCHED[1], "exchanges", *TINY, "tracker=none", "train.micro_batch_size=2")
+    command = (WATCHED, "exchanges", *TINY, "tracker=none", "train.micro_batch_size=2")
     # Six steps of four micro-batches on each of two processes; this network's gradients are one bucket.
     assert cli.python_together(*command, count=2).count("counted {'exchanges': 6}") == 2
 
@@ -257,15 +257,15 @@ def test_gradients_are_exchanged_once_a_step(cli: Cli) -> None:
 @pytest.mark.slow
 def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit_any_more(cli: Cli) -> None:
     cli.train(*LARGE, "name=reference")
-    # 600 images take more than 300 MB here; what oneDNN keeps of each size that was tried differs from CPU to CPU.
-    found = cli.run([*WATCHED, "room=250", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto"], **LEAN)
+    # 300 images take more than 150 MB here; what oneDNN keeps of each size that was tried differs from CPU to CPU.
+    found = cli.python(WATCHED, "room=125", *TINY, *LARGE, "name=found", "train.micro_batch_size=auto", **LEAN)
     (batch,) = (line for line in found.splitlines() if line.startswith("  batch "))
     micro = int(batch.split("= ")[1].split(" x")[0])
-    assert micro < 600 and f"{micro} x 1 process x {600 // micro} accumulated" in batch
+    assert micro < 300 and f"{micro} x 1 process x {300 // micro} accumulated" in batch
     assert "out of memory" not in found
-    cut = cli.run([*WATCHED, "room_at_3=150", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto"], **LEAN)
-    assert "batch      600 = 600 x 1 process" in cut
-    assert "out of memory: goes on with micro-batches of 300" in cut
+    cut = cli.python(WATCHED, "room_at_3=75", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto", **LEAN)
+    assert "batch      300 = 300 x 1 process" in cut
+    assert "out of memory: goes on with micro-batches of 150" in cut
     for name in ("found", "cut"):
         for record, expected in zip(cli.metrics(name), cli.metrics("reference"), strict=True):
             assert record["step"] == expected["step"]
@@ -303,7 +303,7 @@ def test_images_in_the_devices_memory_leave_less_for_a_micro_batch(cli: Cli) -> 
 
 
 def test_out_of_memory_is_told_in_one_line(cli: Cli) -> None:
-    said = cli.run([*WATCHED, "room_at_3=150", *TINY, *LARGE], expect=2, **LEAN)
+    said = cli.python(WATCHED, "room_at_3=75", *TINY, *LARGE, expect=2, **LEAN)
     assert "error: out of memory: " in said and "Traceback" not in said
     assert said.endswith("The same command with train.micro_batch_size=auto continues with the largest that fits\n")
 
@@ -341,7 +341,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
 @pytest.mark.slow
 def test_out_of_memory_in_an_evaluation_names_its_batch(cli: Cli) -> None:
     large = ("dataset.resolution=16", "evaluation.num_images=2000", "evaluation.batch_size=2000", "tracker=none")
-    said = cli.run([*WATCHED, "room_in_evaluation=60", *TINY, *large], expect=2, **LEAN)
+    said = cli.python(WATCHED, "room_in_evaluation=60", *TINY, *large, expect=2, **LEAN)
     assert "error: out of memory: " in said and "Traceback" not in said
     assert said.endswith("The same command with evaluation.batch_size=1000, or less, continues\n")
 
@@ -354,8 +354,8 @@ def test_an_evaluation_of_single_images_can_only_be_left_out() -> None:
 @pytest.mark.slow
 def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
     """With code 2; a process that is still within its memory ends with 1 when the exchange with the other one fails."""
-    command = [*WATCHED, "room_at_3=75", *TINY, *LARGE, "train.micro_batch_size=auto"]
-    processes = [cli.start(command, **LEAN, **rank) for rank in ranks(2)]
+    command = (WATCHED, "room_at_3=40", *TINY, *LARGE, "train.micro_batch_size=auto")
+    processes = cli.start_together(*command, count=2, **LEAN)
     said = "".join("".join(process.communicate(timeout=300)) for process in processes)
     codes = {process.returncode for process in processes}
     assert 2 in codes and codes <= {1, 2}

@@ -24,14 +24,14 @@ from ddpm_train.sampling.loop import image_seed
 FAST = ("num_inference_steps=5", "mixed_precision=no")
 # For 64 images of 64 x 128 the UNet needs more than 200 MB, for 8 less.
 IN_LITTLE_MEMORY = """
-import resource, psutil, torch
-import ddpm_train.sampling.sample
+import torch
 from ddpm_train.cli import sample
 from ddpm_train.config.samplers import SAMPLERS
+from helpers.watched_train import give_back_at_once, limit
+give_back_at_once()
 SAMPLERS["dpm_solver"].load()  # the limit is for computing, not for imports
 torch.nn.Conv2d(1, 8, 3)(torch.zeros(1, 1, 64, 128))
-limit = psutil.Process().memory_info().vms + 200 * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+limit(50)
 sample.main()
 """
 PROGRAM = ("-m", "ddpm_train.cli.sample")
@@ -279,15 +279,15 @@ def test_beginning_with_a_picture(cli: Cli, trained: Path, garments: list[Image.
 def test_a_batch_that_does_not_fit_is_halved(cli: Cli, trained: Path) -> None:
     command = (
         f"pipeline={trained}",
-        "num_images=64",
+        "num_images=16",
         "num_inference_steps=1",
         "resolution=[64,128]",
         "mixed_precision=no",
     )
-    program = [sys.executable, "-c", IN_LITTLE_MEMORY, *command]
-    said = cli.run([*program, "batch_size=64", "output=fixed"], expect=2, **LEAN)
-    assert said.endswith("error: batch_size=64: does not fit in the memory of cpu; use less, or auto\n")
-    assert "made 64 images" in cli.run([*program, "output=halved"], **LEAN)
+    program = ("-c", IN_LITTLE_MEMORY, *command)
+    said = cli.python(*program, "batch_size=16", "output=fixed", expect=2, **LEAN)
+    assert said.endswith("error: batch_size=16: does not fit in the memory of cpu; use less, or auto\n")
+    assert "made 16 images" in cli.python(*program, "output=halved", **LEAN)
 
 
 def test_the_trainer_takes_a_samplers_arguments(cli: Cli) -> None:

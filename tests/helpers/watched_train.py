@@ -5,8 +5,11 @@ exchanges     how often gradients are exchanged in each step
 room=MB       no more memory than this, from the moment that the network is built
 room_at_3=MB  the same, but from the third step on
 room_in_evaluation=MB  the same, but from the first evaluation on
+
+Memory can be limited only in the environment `LEAN`.
 """
 
+import ctypes
 import gc
 import resource
 import sys
@@ -25,6 +28,7 @@ from ddpm_train.training.loop import Trainer
 
 # What makes the host wait for a device: .item(), a mask as an index, a comparison of whole tensors.
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of malloc.h
 counted: Counter[str] = Counter()
 train_step = Trainer.train_step
 evaluate = Evaluation.run
@@ -49,6 +53,12 @@ def watched_step(self: Trainer) -> None:
     finally:
         if torch.cuda.is_available():
             torch.cuda.set_sync_debug_mode("default")
+
+
+def give_back_at_once() -> None:
+    """Have glibc give large blocks back when they are freed, so that a limit on memory is one on what is in use."""
+    libc = ctypes.CDLL(None)
+    assert libc.mallopt(M_MMAP_THRESHOLD, 65536) == libc.mallopt(M_ARENA_MAX, 1) == 1
 
 
 def limit(megabytes: int) -> None:
@@ -76,6 +86,7 @@ def counting_hook(state: object, bucket: torch.distributed.GradBucket) -> torch.
 
 def main() -> None:
     global room
+    give_back_at_once()
     instrument, _, value = sys.argv[1].partition("=")
     if instrument == "syncs":
         Trainer.train_step = watched_step  # type: ignore[method-assign]
