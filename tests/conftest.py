@@ -51,8 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Iterator[Cli]:
-    cli = Cli(tmp_path)
+def cli(tmp_path: Path, prepared: Path) -> Iterator[Cli]:
+    cli = Cli(tmp_path, prepared)
     yield cli
     cli.close()
 
@@ -67,13 +67,13 @@ def gpu_cli(tmp_path: Path) -> Iterator[gpu.GpuCli]:
 
 
 @pytest.fixture
-def hub_cli(tmp_path: Path) -> "Iterator[HubCli]":
+def hub_cli(tmp_path: Path, prepared: Path) -> "Iterator[HubCli]":
     """The programs and a Hub of their own, `hub_cli.hub`; no request may have been meant for any other host."""
     from helpers.hub.client import TOKEN, HubCli
     from helpers.hub.server import LoopbackHub
 
     with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
-        cli = HubCli(tmp_path, hub)
+        cli = HubCli(tmp_path, hub, prepared)
         yield cli
         cli.close()
         cli.check_hosts()
@@ -105,6 +105,12 @@ def trained(once: Once) -> Path:
     """A finished run of six steps with checkpoints at 3 and 6."""
     cli, _ = once("trained", lambda cli: cli.train("checkpoint.every_steps=3"))
     return cli.output()
+
+
+@pytest.fixture(scope="session")
+def prepared(trained: Path) -> Path:
+    """The cache of that run: its images are prepared once for all tests."""
+    return trained.parent.parent / "cache/ddpm-train"
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Every config that comes along composes, checks and means what its header says; so do configs of one's own."""
 
 import inspect
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,8 +123,8 @@ def test_cifar10_is_the_recipe_of_ho_et_al() -> None:
 
 @pytest.mark.parametrize("name", ["flowers102_64", "cifar10"])
 def test_an_experiment_gives_way_to_the_command_line(cli: Cli, name: str) -> None:
-    command = [sys.executable, TRAIN, "--cfg", "job", f"experiment={name}", "optimizer=sgd", "train.batch_size=3"]
-    values = yaml.safe_load(cli.run(command))
+    command = (TRAIN, "--cfg", "job", f"experiment={name}", "optimizer=sgd", "train.batch_size=3")
+    values = yaml.safe_load(cli.python(*command))
     assert (values["name"], values["optimizer"]["name"], values["train"]["batch_size"]) == (name, "sgd", 3)
 
 
@@ -191,13 +190,13 @@ def test_configs_of_ones_own(cli: Cli) -> None:
         cli.folder / "mine/experiment/mine.yaml",
         "# @package _global_\ndefaults: [override /model: mine]\ntrain: {batch_size: 5}\n",
     )
-    run = [sys.executable, TRAIN, "--config-dir", "mine", "--cfg", "job"]
-    assert yaml.safe_load(cli.run([*run, "model=mine"]))["model"]["dropout"] == 0.3
-    values = yaml.safe_load(cli.run([*run, "experiment=mine"]))
+    run = (TRAIN, "--config-dir", "mine", "--cfg", "job")
+    assert yaml.safe_load(cli.python(*run, "model=mine"))["model"]["dropout"] == 0.3
+    values = yaml.safe_load(cli.python(*run, "experiment=mine"))
     assert (values["model"]["dropout"], values["train"]["batch_size"]) == (0.3, 5)
-    assert "experiment: cifar10, flowers102_64, mine" in cli.run([*run[:-2], "--help"])
+    assert "experiment: cifar10, flowers102_64, mine" in cli.python(*run[:-2], "--help")
     # Checked like the others: 10 does not divide by the four levels of `mine`.
-    wrong = cli.run([*run[:-2], "model=mine", "dataset.resolution=10"], expect=2)
+    wrong = cli.python(*run[:-2], "model=mine", "dataset.resolution=10", expect=2)
     assert (
         wrong
         == "error: dataset.resolution=10: 4 levels need multiples of 8; use dataset.resolution=8 or fewer levels\n"
@@ -207,12 +206,12 @@ def test_configs_of_ones_own(cli: Cli) -> None:
 def test_a_saved_config_runs_again(cli: Cli) -> None:
     """A run's folder holds all it takes to repeat it: from there it goes on, elsewhere it repeats itself exactly."""
     cli.train("name=first", "dataset.resolution=[8,12]")
-    again = [sys.executable, TRAIN, "--config-path", "outputs/first", "--config-name", "config"]
-    assert "nothing to do" in cli.run(again)
-    cli.run([*again, "name=again", "output_dir=outputs/again"])
+    again = (TRAIN, "--config-path", "outputs/first", "--config-name", "config")
+    assert "nothing to do" in cli.python(*again)
+    cli.python(*again, "name=again", "output_dir=outputs/again")
     losses = [[line["loss"] for line in cli.metrics(name)] for name in ("first", "again")]
     assert losses[0] == losses[1] and len(losses[0]) == 6
-    wrong = cli.run([*again, "model.dropoutt=0.1", "optimizer=3"], expect=2)
+    wrong = cli.python(*again, "model.dropoutt=0.1", "optimizer=3", expect=2)
     assert wrong.splitlines() == [
         "error: model.dropoutt=0.1: no such key; did you mean 'model.dropout'?",
         "error: optimizer=3: must be a section of keys",

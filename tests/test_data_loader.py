@@ -199,6 +199,7 @@ def test_workers_start_together_and_get_no_copy_of_the_pixels(wide: Path, monkey
 
 def test_a_run_without_a_cache_is_the_same_run(cli: Cli, wide: Path) -> None:
     run = ("dataset=imagefolder", f"dataset.path={wide}", "dataset.crop=random", "dataset.random_flip=true")
+    run = (*run, "dataset.cache_dir=own")
     cli.train(*run, "name=cached", "tracker=none")
     cli.train(*run, "name=uncached", "tracker=none", "dataset.cache=none")
     cached, uncached = (
@@ -206,7 +207,7 @@ def test_a_run_without_a_cache_is_the_same_run(cli: Cli, wide: Path) -> None:
         for name in ("cached", "uncached")
     )
     assert cached == uncached and len([loss for _, loss, _ in cached if loss is not None]) == 6
-    sizes = [path.stat().st_size for path in (cli.folder / "cache").rglob("pixels.bin")]
+    sizes = [path.stat().st_size for path in (cli.folder / "own").rglob("pixels.bin")]
     assert sorted(sizes) == [0, 40 * 8 * 24 * 3]
 
 

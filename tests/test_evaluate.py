@@ -136,8 +136,10 @@ main()
 """
 
 
-def test_out_of_memory_is_told_in_one_line(cli: Cli, trained: Path) -> None:
-    said = cli.python("-c", NO_ROOM, f"pipeline={trained}", "metrics=[kid]", "output=scores", *FAST, expect=2)
+def test_out_of_memory_is_told_in_one_line(evaluated: tuple[Cli, str, dict[str, Any]]) -> None:
+    cli, _, _ = evaluated
+    command = ("pipeline=run", "metrics=[kid]", *against("garments"), "output=none", *FAST)
+    said = cli.python("-c", NO_ROOM, *command, expect=2)
     assert said.endswith("error: batch_size=20: out of memory (the host has none left); use less\n")
     assert "Traceback" not in said
 

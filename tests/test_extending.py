@@ -49,9 +49,13 @@ def test_every_section_is_followed() -> None:
     assert set(SECTIONS) == set(followed)
 
 
-def test_a_loss_that_is_no_weight_and_a_metric_and_a_sampler(cli: Cli, mine: Callable[..., str]) -> None:
+def test_a_loss_that_is_no_weight_and_a_metric_and_a_sampler(
+    cli: Cli, mine: Callable[..., str], write_images: Callable[[Path, int], Path]
+) -> None:
     """The loss that a run minimises is the class's own: computed here anew for the first batch."""
-    mine("A loss", "ema=none", "checkpoint.every_steps=3")
+    images = ("dataset=imagefolder", f"dataset.path={write_images(cli.folder / 'garments', 60)}", "dataset.channels=1")
+    images = (*images, "dataset.validation_fraction=0.2")
+    mine("A loss", "ema=none", "checkpoint.every_steps=3", *images)
     records = cli.metrics("huber")
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     check = """
@@ -72,7 +76,7 @@ assert torch.allclose(ours, theirs)
     refused = cli.evaluate("pipeline=outputs/huber", "metrics=[held_out_loss]", expect=2)
     assert "extensions=[my_losses]: this config names code" in refused
     # The same command goes on.
-    mine("A loss", "ema=none", "train.max_steps=8")
+    mine("A loss", "ema=none", "train.max_steps=8", *images)
     assert len(cli.metrics("huber")) == 8
 
     said = mine("A metric", "num_inference_steps=2", "batch_size=20")

@@ -1,15 +1,15 @@
 """Code that the command line names is imported; a config that names code runs none."""
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers.cli import ROOT, Cli
 
-TRAIN = [sys.executable, str(ROOT / "train.py")]
-SAMPLE = [sys.executable, "-m", "ddpm_train.cli.sample"]
+TRAIN = (str(ROOT / "train.py"),)
+SAMPLE = ("-m", "ddpm_train.cli.sample")
 # Says that it was imported, and adds a choice to each of two groups.
 MODULE = """
 from dataclasses import dataclass
@@ -62,18 +62,18 @@ def write(path: Path, text: str) -> None:
 
 def refused(cli: Cli, *command: str) -> list[str]:
     """The lines of a command that is wrong; it may have left nothing."""
-    lines = cli.run(command, expect=2).splitlines()
+    lines = cli.python(*command, expect=2).splitlines()
     assert not (cli.folder / "imported").exists() and not (cli.folder / "outputs").exists()
     return [line.removeprefix("error: ") for line in lines]
 
 
 @pytest.mark.parametrize("extensions", ["extensions=[my_choices]", "+extensions=[my_choices]"])
 def test_what_the_command_line_names_is_imported(mine: Cli, extensions: str) -> None:
-    command = [*TRAIN, "--config-dir", "mine", extensions, "loss=huber", "sampler=mine", "sampler.eta=0.5"]
-    values = yaml.safe_load(mine.run([*command, "--cfg", "job"]))
+    command = (*TRAIN, "--config-dir", "mine", extensions, "loss=huber", "sampler=mine", "sampler.eta=0.5")
+    values = yaml.safe_load(mine.python(*command, "--cfg", "job"))
     assert (values["loss"], values["extensions"]) == ({"name": "huber", "delta": 0.5}, ["my_choices"])
     assert values["sampler"] == {"name": "mine", "eta": 0.5} and (mine.folder / "imported").exists()
-    wrong = mine.run([*command, "loss.delta=abc", "loss.gamma=5", "sampler.etaa=1"], expect=2)
+    wrong = mine.python(*command, "loss.delta=abc", "loss.gamma=5", "sampler.etaa=1", expect=2)
     assert wrong.splitlines() == [
         "error: loss.gamma=5: no such key; did you mean 'loss.name'?",
         "error: loss.delta=abc: must be a number",
@@ -83,17 +83,25 @@ def test_what_the_command_line_names_is_imported(mine: Cli, extensions: str) -> 
 
 def test_the_current_folder_is_searched_too(cli: Cli) -> None:
     write(cli.folder / "my_choices.py", MODULE)
-    text = cli.run([*SAMPLE, "extensions=[my_choices]", "--help"])
+    text = cli.python(*SAMPLE, "extensions=[my_choices]", "--help")
     assert "  mine                   DDIM by another name" in text
     # A choice whose class has all the values needs no file.
-    shown = cli.run([*TRAIN, "extensions=[my_choices]", "loss=huber", "--cfg", "job"])
+    shown = cli.python(*TRAIN, "extensions=[my_choices]", "loss=huber", "--cfg", "job")
     assert yaml.safe_load(shown)["loss"] == {"name": "huber", "delta": 0.25}
 
 
-def test_a_metric_of_ones_own(cli: Cli) -> None:
+def test_a_metric_of_ones_own(cli: Cli, write_images: Callable[[Path, int], Path]) -> None:
     """One row and one function: measured in a run and after it, with its label in the report."""
     write(cli.folder / "my_metric.py", METRIC)
-    full = ("evaluation=full", "evaluation.metrics=[kid,spread]", "evaluation.num_samples=10", "train.max_steps=1")
+    images = ("dataset=imagefolder", f"dataset.path={write_images(cli.folder / 'garments', 60)}", "dataset.channels=1")
+    full = (
+        *images,
+        "dataset.validation_fraction=0.2",
+        "evaluation=full",
+        "evaluation.metrics=[kid,spread]",
+        "evaluation.num_samples=10",
+        "train.max_steps=1",
+    )
     cli.train("extensions=[my_metric]", *full, "objective=spread")
     record = cli.metrics()[-1]
     assert record["spread_efficientnet_lite0_n10"] > 0 and "kid_efficientnet_lite0_n10" in record
@@ -125,22 +133,22 @@ def test_a_config_that_names_code_runs_none(mine: Cli) -> None:
     sweep = ("--multirun", "--config-dir", "mine", "experiment=evil", "seed=1,2")
     assert refused(mine, *TRAIN, *sweep) == [needed]
 
-    composed = yaml.safe_load(mine.run([*TRAIN, "--cfg", "job"]))
+    composed = yaml.safe_load(mine.python(*TRAIN, "--cfg", "job"))
     write(mine.folder / "run/config.yaml", yaml.safe_dump({**composed, **evil}))
     write(mine.folder / "run/my_choices.py", MODULE)
     assert refused(mine, *TRAIN, "--config-path", "run") == [needed]
     # Named, it is trusted; it is found in this folder or in that of --config-dir, but not in the run's.
-    run = [*TRAIN, "--config-path", "run", "extensions=[my_choices]"]
+    run = (*TRAIN, "--config-path", "run", "extensions=[my_choices]")
     assert refused(mine, *run) == [
         "extensions=[my_choices]: there is no module my_choices; put it into this folder or that of --config-dir, "
         "or install it"
     ]
-    wrong = mine.run([*run, "--config-dir", "mine", "train.max_steps=-1"], expect=2)
+    wrong = mine.python(*run, "--config-dir", "mine", "train.max_steps=-1", expect=2)
     assert wrong == "error: train.max_steps=-1: must be greater than 0\n"
 
 
 def test_what_hydra_would_call_is_not_called(cli: Cli) -> None:
-    composed = yaml.safe_load(cli.run([*TRAIN, "--cfg", "job"]))
+    composed = yaml.safe_load(cli.python(*TRAIN, "--cfg", "job"))
     touch = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": ["called"]}}
     write(cli.folder / "run/config.yaml", yaml.safe_dump({**composed, "hydra": {"callbacks": {"evil": touch}}}))
     cli.train("--config-path", "run", "train.max_steps=1", "evaluation.batch_size=4")
@@ -148,11 +156,11 @@ def test_what_hydra_would_call_is_not_called(cli: Cli) -> None:
 
 
 def test_a_config_from_before_extensions_takes_them(mine: Cli) -> None:
-    composed = yaml.safe_load(mine.run([*TRAIN, "--cfg", "job"]))
+    composed = yaml.safe_load(mine.python(*TRAIN, "--cfg", "job"))
     del composed["extensions"]
     write(mine.folder / "run/config.yaml", yaml.safe_dump(composed))
-    shown = mine.run(
-        [*TRAIN, "--config-path", "run", "--config-dir", "mine", "--cfg", "job", "extensions=[my_choices]"]
+    shown = mine.python(
+        *TRAIN, "--config-path", "run", "--config-dir", "mine", "--cfg", "job", "extensions=[my_choices]"
     )
     assert yaml.safe_load(shown)["extensions"] == ["my_choices"]
 

@@ -199,14 +199,6 @@ def test_accelerate_configs() -> None:
     assert (second.rdzv_backend, second.rdzv_endpoint) == ("static", "10.0.0.1:29500")
 
 
-@pytest.mark.slow
-def test_the_cpu_config_runs(cli: Cli) -> None:
-    """With two processes: see test_training.py."""
-    launch = [str(BIN / "accelerate"), "launch", "--config_file", str(LAUNCH / "accelerate/cpu.yaml")]
-    said = cli.run([*launch, str(ROOT / "train.py"), *TINY, "evaluation=none", "tracker=none"])
-    assert "16 = 16 x 1 process x 1 accumulated" in said and "done: step 6" in said
-
-
 @pytest.mark.parametrize(
     ("config", "line"),
     [

@@ -395,7 +395,7 @@ def test_an_error_on_one_process_ends_all_of_them(cli: Cli) -> None:
     """With that error, within seconds, and with what was saved before it."""
     (cli.folder / "failing.py").write_text(FAILING)
     saves = ("train.max_steps=100000", "checkpoint.every_steps=2", "evaluation=none")
-    process = cli.start([*launch_command(2)[:-1], "failing.py", *TINY, *saves])
+    process = cli.start([*launch_command(2), "failing.py", *TINY, *saves])
     wait_for(lambda: (cli.output() / "checkpoints/step_00000004").exists(), process)
     asked = time.monotonic()
     _, err = process.communicate(timeout=60)

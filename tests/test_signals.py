@@ -5,6 +5,7 @@ import pty
 import signal
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -97,11 +98,17 @@ def test_a_reader_that_leaves_does_not_end_the_run(cli: Cli, closed: str) -> Non
     assert steps_written(cli.output()) == 30 and (cli.output() / "result.json").exists()
 
 
+CPU_CONFIG = str(ROOT / "launch/accelerate/cpu.yaml")
 LAUNCHERS = {
-    "accelerate, two processes": (launch_command(2), signal.SIGTERM),
-    "accelerate, one process": (launch_command(1), signal.SIGTERM),
+    "accelerate, two processes": (launch_command(2), "16 = 8 x 2 processes", signal.SIGTERM),
+    "accelerate, the config for CPUs": (
+        [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", CPU_CONFIG],
+        "16 = 16 x 1 process x 1 accumulated",
+        signal.SIGTERM,
+    ),
     "torchrun": (
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--standalone"],
+        "16 = 16 x 1 process x 1 accumulated",
         signal.SIGKILL,
     ),
 }
@@ -110,9 +117,8 @@ LAUNCHERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_run_saves_and_leaves_when_its_launcher_dies(cli: Cli, launcher: str) -> None:
-    command, number = LAUNCHERS[launcher]
-    program = [str(ROOT / "train.py")] if launcher == "torchrun" else []
-    process = cli.start([*command, *program, *TINY, *LONG], ACCELERATE_USE_CPU="True")
+    command, batch, number = LAUNCHERS[launcher]
+    process = cli.start([*command, str(ROOT / "train.py"), *TINY, *LONG], ACCELERATE_USE_CPU="True")
     try:
         wait_for(lambda: steps_written(cli.output()) >= 5, process)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -123,5 +129,5 @@ def test_a_run_saves_and_leaves_when_its_launcher_dies(cli: Cli, launcher: str) 
         for left in psutil.wait_procs(family, timeout=0)[1]:
             left.kill()
     out, _ = process.communicate()
-    assert "stopped (" in out and "; the same command continues" in out
+    assert batch in out and "stopped (" in out and "; the same command continues" in out
     assert saved_whole(cli) and not is_held(cli.output())

@@ -117,21 +117,12 @@ def test_processes_and_accumulation_change_nothing(cli: Cli) -> None:
     assert cli.metrics("one")[-1]["held_out_loss"] == pytest.approx(cli.metrics("two")[-1]["held_out_loss"], rel=1e-5)
 
 
-FLAGS = ("--cpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        (sys.executable, "-m", "accelerate.commands.launch", *FLAGS, "--main_process_port", "0"),
-        (str(Path(sys.executable).with_name("accelerate-launch")), "--config_file", "launch/accelerate/cpu.yaml"),
-    ],
-)
-def test_every_way_to_launch_cpu_processes(cli: Cli, launcher: tuple[str, ...]) -> None:
-    """Port 0 is any that is free, as in the config."""
+def test_accelerate_launch_to_the_end(cli: Cli) -> None:
+    """By its other name, with the config for CPUs; for its first name, and as a module, see test_signals.py."""
     (cli.folder / "launch").symlink_to(ROOT / "launch")
-    said = cli.run([*launcher, "--num_processes", "2", str(ROOT / "train.py"), *TINY, "evaluation=none"])
+    launch = (str(Path(sys.executable).with_name("accelerate-launch")), "--config_file", "launch/accelerate/cpu.yaml")
+    said = cli.run([*launch, "--num_processes", "2", str(ROOT / "train.py"), *TINY, "evaluation=none"])
     assert "16 = 8 x 2 processes x 1 accumulated" in said and "done: step 6" in said
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from helpers.forked import TESTS, Fork, free_port
 
 ROOT = TESTS.parent
-MINIMAL = TESTS / "helpers/minimal"
+AT_START = TESTS / "helpers/at_start"
 # With one of glibc's settings given, programs leave the others as they are, too: see `helpers/watched_train.py`.
 LEAN = {"MALLOC_ARENA_MAX": "1"}
 # The smallest UNet with an attention level, 8 x 8 images, a handful of steps: about a second of training.
@@ -48,15 +48,15 @@ class Cli:
     """
 
     def __init__(self, folder: Path, prepared: Path | None = None) -> None:
-        """`prepared`: what the cache begins with, if that is there."""
+        """`prepared`: what the cache begins with."""
         self.folder = folder
-        if prepared is not None and prepared.is_dir():
+        if prepared is not None:
             shutil.copytree(prepared, folder / "cache/ddpm-train")
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "ACCELERATE_"))},
             "XDG_CACHE_HOME": str(folder / "cache"),
             "HF_HOME": str(folder / "hf"),
-            "PYTHONPATH": f"{MINIMAL}:{ROOT}",
+            "PYTHONPATH": f"{AT_START}:{ROOT}",
         }
         self._started: list[Process] = []
 
@@ -157,12 +157,9 @@ def ended(process: Process, expect: int) -> str:
     return out + err
 
 
-def launch_command(num_processes: int, *program_arguments: str) -> list[str]:
-    """`accelerate launch` with so many CPU processes."""
-    program = str(Path(sys.executable).with_name("accelerate"))
-    port = str(20000 + os.getpid() % 20000)
+def launch_command(num_processes: int) -> list[str]:
+    """`accelerate launch` as a module, with so many CPU processes and any port that is free; the program follows."""
     return [
-        *(program, "launch", "--cpu", "--num_processes", str(num_processes), "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port),
-        *(program_arguments or (str(ROOT / "train.py"),)),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(num_processes)),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
     ]

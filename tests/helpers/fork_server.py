@@ -117,8 +117,7 @@ def settle(environment: dict[str, str]) -> None:
     for name in READ_THE_ENVIRONMENT:
         if name in sys.modules:
             importlib.reload(sys.modules[name])
-    if "STRAYS" in environment:  # see there
-        runpy.run_path(str(Path(__file__).parent / "only_loopback/sitecustomize.py"))
+    runpy.run_path(str(Path(__file__).parent / "at_start/sitecustomize.py"))
 
 
 def run_python(first: str, *arguments: str) -> None:

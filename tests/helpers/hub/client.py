@@ -5,27 +5,26 @@ import json
 import sys
 from pathlib import Path
 
-from helpers.cli import ROOT, Cli
+from helpers.cli import AT_START, ROOT, Cli
 from helpers.forked import TESTS, Fork
 from helpers.hub.server import LoopbackHub
 
 TOKEN = "hf_right"
-GUARD = TESTS / "helpers/only_loopback"
 PUSH_SECONDS = ("hub.retry_minutes=0.1", "hub.stall_seconds=2", "hub.finish_minutes=1")
 
 
 class HubCli(Cli):
     """Runs programs as a user does whose Hub is `hub` and who is logged in there."""
 
-    def __init__(self, folder: Path, hub: LoopbackHub) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, hub: LoopbackHub, prepared: Path | None = None) -> None:
+        super().__init__(folder, prepared)
         self.hub = hub
         self.strays = folder / "strays.txt"
         kept = {key: self.environment[key] for key in ("XDG_CACHE_HOME", "OMP_NUM_THREADS")}
         self.environment = {
             **hub.environment(folder / "hf", TOKEN),
             **kept,
-            "PYTHONPATH": f"{GUARD}:{ROOT}",
+            "PYTHONPATH": f"{AT_START}:{ROOT}",
             "STRAYS": str(self.strays),
         }
 
@@ -68,7 +67,7 @@ def hash_of_images(pipeline: str, revision: str = "main") -> str:
 def start_push(hub: LoopbackHub, folder: Path, home: Path, **values: object) -> Fork:
     """The process that pushes beside a run, given `folder`."""
     target = {"repo_id": "tester/x", "private": None, "revision": "main", "retry_seconds": 20.0, "stall_seconds": 2.0}
-    environment = {**hub.environment(home, TOKEN), "PYTHONPATH": f"{GUARD}:{ROOT}", "STRAYS": f"{home}-strays.txt"}
+    environment = {**hub.environment(home, TOKEN), "PYTHONPATH": f"{AT_START}:{ROOT}", "STRAYS": f"{home}-strays.txt"}
     if values.pop("xet", False):
         del environment["HF_HUB_DISABLE_XET"]
     environment |= values.pop("environment", {})  # type: ignore[arg-type]
