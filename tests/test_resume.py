@@ -40,7 +40,13 @@ HARD = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "extra", [(), ("train.mixed_precision=bf16",), ("dataset.cache=none",), ("train.deterministic=true",)]
+    "extra",
+    [
+        (),
+        ("train.mixed_precision=bf16",),
+        ("dataset.cache=none", "dataset.num_workers=1"),
+        ("train.deterministic=true",),
+    ],
 )
 def test_n_and_n_steps_are_2n(cli: Cli, write_images: Callable[[Path, int], Path], extra: tuple[str, ...]) -> None:
     """Mid-epoch, with accumulation, dropout, crops, flips, evaluations between; save, load, save, load."""
@@ -105,15 +111,16 @@ def test_a_signal_saves_and_asks_to_be_requeued(cli: Cli, undisturbed: Path, num
     assert f"stopped ({number.name}); the same command continues" in out and "Traceback" not in err
     saved = sorted(path.name for path in (cli.output() / "checkpoints").iterdir())[-1]
     assert steps_written(cli.output()) == int(saved.removeprefix("step_"))
-    said = cli.train(*LONG)
-    assert f"resumes at step {int(saved.removeprefix('step_'))}" in said
-    same_run(cli.output(), undisturbed, 200)
+    if number == signal.SIGTERM:  # what is saved does not depend on it
+        said = cli.train(*LONG)
+        assert f"resumes at step {int(saved.removeprefix('step_'))}" in said
+        same_run(cli.output(), undisturbed, 200)
 
 
 @pytest.mark.slow
 def test_a_signal_during_an_evaluation(cli: Cli) -> None:
     """The picture that was under way is made again by the resumed run, and the record is as if nothing had been."""
-    slow = ("evaluation.num_inference_steps=200", "evaluation.num_images=8", "evaluation.batch_size=2")
+    slow = ("evaluation.num_inference_steps=100", "evaluation.num_images=8", "evaluation.batch_size=2")
     slow = (*slow, "checkpoint.every_steps=6")
     process = cli.start_training(*slow)
     # The record of the last step is read back before the evaluation and written after it.

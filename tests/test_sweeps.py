@@ -151,7 +151,7 @@ def test_a_folder_that_holds_another_run_is_told_before_anything_starts(swept: t
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     """Its jobs differ in precision, which one process could not change."""
-    command = ["train.max_steps=150", "tracker=none"]
+    command = ["train.max_steps=100", "tracker=none"]
     command += ["--multirun", "train.mixed_precision=no,bf16", "evaluation.every_steps=null"]
     first, second = (cli.folder / f"sweeps/default/train.mixed_precision={choice}" for choice in ("no", "bf16"))
     process = cli.start_training(*command)
@@ -161,13 +161,13 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     assert process.returncode == 75, said
     assert "stopping (SIGTERM): the jobs save" in said and "the same command continues" in said
     saved = [int(path.name.removeprefix("step_")) for path in (first / "checkpoints").iterdir()]
-    assert len(saved) == 1 and 0 < saved[0] < 150
+    assert len(saved) == 1 and 0 < saved[0] < 100
     assert [line["status"] for line in table(cli.folder / "sweeps/default").values()] == ["stopped", "waiting"]
 
     said = cli.train(*command)
     assert f"resumes at step {saved[0]}" in (first / "job.log").read_text()
     assert "bf16 on cpu" in (second / "job.log").read_text() and "fp32 on cpu" in (first / "job.log").read_text()
-    assert [result(job)["step"] for job in (first, second)] == [150, 150]
+    assert [result(job)["step"] for job in (first, second)] == [100, 100]
     lines = table(cli.folder / "sweeps/default")
     assert [line["status"] for line in lines.values()] == ["finished", "finished"]
     assert [float(line["objective"]) for line in lines.values()] == sorted(
@@ -203,7 +203,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
     """With this seed, of two learning rates the second is the lower one, and the run learns less."""
     command = ["--multirun", "hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-9,1e-3))"]
     command += [f"hydra.sweeper.{key}" for key in ("num_trials=2", "num_startup_trials=1", "seed=3")]
-    command += ["tracker=none", "train.max_steps=300", "evaluation.every_steps=20"]
+    command += ["tracker=none", "train.max_steps=120", "evaluation.every_steps=20"]
     sweep = cli.folder / "sweeps/default"
     process = cli.start_training(*command)
     wait_for(lambda: any(steps_written(run) for run in sweep.glob("optimizer.lr=*")), process)
@@ -214,7 +214,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
     cli.train(*command)
     (bad,) = set(sweep.glob("optimizer.lr=*")) - {good}
     assert "resumes at step" in (good / "job.log").read_text()
-    assert result(good)["step"] == 300
+    assert result(good)["step"] == 120
     lines = table(sweep)
     assert [(name, line["status"]) for name, line in lines.items()] == [(good.name, "finished"), (bad.name, "pruned")]
     storage = JournalStorage(JournalFileBackend(str(sweep / "optuna.journal")))
@@ -226,7 +226,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
 @pytest.mark.slow
 def test_a_requeued_job_goes_on(cli: Cli) -> None:
     """submitit warns its process and, as Slurm does, all that it has started; then starts the job again."""
-    command = ["--multirun", "hydra/launcher=submitit_local", "seed=choice(3)", "train.max_steps=150", "tracker=none"]
+    command = ["--multirun", "hydra/launcher=submitit_local", "seed=choice(3)", "train.max_steps=100", "tracker=none"]
     process = cli.start_training(*command)
     job = cli.folder / "sweeps/default/seed=3"
     wait_for(lambda: steps_written(job) > 0, process)
@@ -238,7 +238,7 @@ def test_a_requeued_job_goes_on(cli: Cli) -> None:
     assert process.returncode == 0, said + complaints
     log = (job / "job.log").read_text()
     assert "stopped (SIG" in log and "resumes at step" in log
-    assert result(job)["step"] == 150
+    assert result(job)["step"] == 100
     assert [line["status"] for line in table(job.parent).values()] == ["finished"]
 
 
