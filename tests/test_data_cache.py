@@ -224,13 +224,13 @@ def test_sigterm_while_the_command_line_prepares(cli: Cli, garments: list[Image.
         "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     (tmp_path / "slowly.py").write_text(program)
-    process = cli.fork("slowly.py", "dataset=imagefolder", f"dataset.path={folder}")
+    process = cli.fork("slowly.py", "dataset=imagefolder", f"dataset.path={folder}", "dataset.cache_dir=own")
     assert process.stdout.readline() == "workers\n"
     process.terminate()
     out, err = process.communicate(timeout=20)
     assert process.returncode == 75, err
     assert "SIGTERM" in out and len(out.splitlines()) == 1 and err == ""
-    assert [path.suffix for path in (tmp_path / "cache/ddpm-train").iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "own").iterdir()] == [".lock"]
 
 
 def test_memory_does_not_grow_with_the_images(
