@@ -1,11 +1,13 @@
 """What an optimizer keeps, through a checkpoint on the disk: what goes in comes out, or nothing goes in."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.checkpoints import run_state
 from helpers.cli import Cli
 from helpers.runs import relative_difference, same_checkpoint, weights
 from safetensors.torch import load_file
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.state import read_state
 from ddpm_train.training.optimizer_state import NotCaptured, OptimizerState, layout_of
 
 Build = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -108,14 +111,14 @@ def test_what_goes_in_comes_out(name: str, tmp_path: Path) -> None:
         name: {key: value.clone(memory_format=torch.contiguous_format) for key, value in named.items()}
         for name, named in sets.items()
     }
-    path = checkpoint.save(tmp_path, 3, copies, {"optimizer": scalars})
+    path = checkpoint.save(tmp_path, 3, copies, replace(run_state(3), optimizer=scalars).to_json())
 
     resumed = network(name)
     optimizer_again = OPTIMIZERS[name](resumed.parameters())
     kept_again = OptimizerState(optimizer_again)
     stored = checkpoint.load(path)
     resumed.load_state_dict(dict(stored["unet"]))
-    kept_again.allocate(layout_of(stored["optimizer"]), checkpoint.load_scalars(path)["optimizer"])
+    kept_again.allocate(layout_of(stored["optimizer"]), read_state(path).optimizer)
     for key, tensor in kept_again.capture()[0].items():
         tensor.copy_(stored["optimizer"][key])
     assert equal(kept.capture(), kept_again.capture())

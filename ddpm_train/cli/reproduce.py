@@ -59,7 +59,12 @@ def _recorded(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _history(run: Path, environments: list[dict[str, Any]]) -> Iterator[str]:
     """Why one command alone may not make the same weights again."""
     checkpoints = checkpoint.published(run / CHECKPOINTS)
-    for change in read_state(checkpoints[-1]).changes if checkpoints else []:
+    try:
+        changes = read_state(checkpoints[-1]).changes if checkpoints else []
+    except checkpoint.BadCheckpoint as error:
+        changes = []
+        yield f"{checkpoints[-1].name}: {error}; changes of the config on the way are not known"
+    for change in changes:
         yield (
             f"{change['key']}: changed from {as_written(change['from'])} to {as_written(change['to'])} at step "
             f"{change['step']}; the command has what it was at the end"

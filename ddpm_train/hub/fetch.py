@@ -1,6 +1,5 @@
 """The checkpoints in a repository that `hub.strategy` pushed them to, as a store to resume from."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, reason, with_retries
 from ddpm_train.hub.push import LAST
-from ddpm_train.runs import checkpoint
+from ddpm_train.runs import checkpoint, state
 from ddpm_train.runs.folder import CHECKPOINTS, RECORDS
 from ddpm_train.runs.stores import Candidate, Candidates, without_manifest
 from ddpm_train.system.files import replace_folder
@@ -60,11 +59,11 @@ class HubStore:
                     if f"{folder}/{checkpoint.MANIFEST}" not in commit.files:
                         yield without_manifest(name)
                         continue
-                    manifest = self._download(commit, f"{folder}/{checkpoint.MANIFEST}", scratch).read_text()
+                    path = self._download(commit, f"{folder}/{checkpoint.MANIFEST}", scratch)
                     try:
-                        whole.append((int(json.loads(manifest)["step"]), folder, name, manifest))
-                    except (ValueError, KeyError, TypeError) as error:
-                        yield without_manifest(name, f"{checkpoint.MANIFEST} cannot be read ({error})")
+                        whole.append((checkpoint.read_manifest(path.parent).step, folder, name, path.read_bytes()))
+                    except checkpoint.BadCheckpoint as error:
+                        yield without_manifest(name, str(error))
                 for step, folder, name, manifest in sorted(whole, reverse=True):
                     if step <= newer_than:
                         return
@@ -118,7 +117,7 @@ class HubStore:
             for name in commit.files:
                 if name.rpartition("/")[0] == folder:
                     os.replace(self._download(commit, name, scratch, anew), staging / Path(name).name)
-            checkpoint.verify(staging, checkpoint.step_of(target))
+            state.verify(staging, checkpoint.step_of(target))
             # Before the checkpoint is in its place: once it is, nothing is fetched again.
             if RECORDS in commit.files:
                 os.replace(self._download(commit, RECORDS, scratch, anew), target.parent.parent / RECORDS)

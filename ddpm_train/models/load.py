@@ -23,7 +23,7 @@ from ddpm_train.models.unet import Description, build_unet
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, is_best, read_origin, read_part
-from ddpm_train.runs.state import read_state
+from ddpm_train.runs.state import read_state, verify
 from ddpm_train.system.failures import first_line
 
 _INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -89,7 +89,7 @@ def _from_run(pipeline: str, run: Path, weights: str) -> Model:
 def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
     """The model that the run's config describes, with the checkpoint's tensors."""
     try:
-        checkpoint.verify(path, checkpoint.step_of(path))
+        verify(path, checkpoint.step_of(path))
     except checkpoint.BadCheckpoint as error:
         raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
     run = path.parent.parent
@@ -197,9 +197,20 @@ def _model(
     """A model of which `step` and `weights` are known, or nothing."""
     which = f"step {known['step']:,}, {'EMA' if known['weights'] == 'ema' else 'raw'} weights" if known else ""
     label = ", ".join(filter(None, (pipeline, which, assumed)))
+    _refuse_non_finite(pipeline, unet)
     digest = _digest(unet, noise_scheduler)
     unet.eval().requires_grad_(False)
     return Model(label, unet, noise_scheduler, digest, known.get("step"), known.get("weights"))
+
+
+def _refuse_non_finite(pipeline: str, unet: UNet2DModel) -> None:
+    """Of a training that diverged, or a damaged file: images of it would be black, and scores not numbers."""
+    bad = [name for name, tensor in unet.state_dict().items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise Mistakes(
+            f"pipeline={pipeline}: its weights are no numbers: {len(bad)} of {len(unet.state_dict())} tensors hold NaN "
+            f"or infinity, {bad[0]} first; give an earlier checkpoint or another model"
+        )
 
 
 def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> str:

@@ -14,11 +14,16 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from annotated_types import Ge, Lt
+
+from ddpm_train.config.foreign import BadFile, printable, read_json
+from ddpm_train.system.failures import one_line
 from ddpm_train.system.files import fsync_path, sha256_file
 
 if TYPE_CHECKING:
@@ -27,11 +32,32 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
-_NAME = re.compile(r"step_(\d{8,})")
+_NEEDED = (STATE, "unet.safetensors")
+_NAME = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,17})")
 
 
 class BadCheckpoint(Exception):
-    """A folder that is not a whole checkpoint; the text says what is wrong with it."""
+    """A folder that is not a whole checkpoint; the text says in one line what is wrong with it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))  # it may name files from elsewhere
+
+
+@dataclass(frozen=True)
+class File:
+    """What a file of a checkpoint must hold."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint must hold: every file but the manifest, by name."""
+
+    format: int
+    step: Annotated[int, Ge(0), Lt(10**18)]
+    files: dict[str, File]
 
 
 def step_name(step: int) -> str:
@@ -64,15 +90,14 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"
     staging = directory / f".{path.name}.staging"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[str, File] = {}
     try:
         for name, named_tensors in tensors.items():
             # The metadata is what other libraries, diffusers among them, expect of weights.
             data = safetensors.torch.save(dict(named_tensors), metadata={"format": "pt"})
             _write(staging / f"{name}.safetensors", data, files)
         _write(staging / STATE, json.dumps(scalars, indent=1).encode(), files)
-        manifest = {"format": FORMAT, "step": step, "files": files}
-        _write(staging / MANIFEST, json.dumps(manifest, indent=1).encode(), {})
+        _write(staging / MANIFEST, json.dumps(asdict(Manifest(FORMAT, step, files)), indent=1).encode(), {})
         fsync_path(staging)
         os.rename(staging, path)
         fsync_path(directory)
@@ -81,49 +106,69 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"
     return verify(path, step)
 
 
-def _write(path: Path, data: bytes, files: dict[str, dict[str, Any]]) -> None:
+def _write(path: Path, data: bytes, files: dict[str, File]) -> None:
     """Write a file through to the disk and note what it must hold: the hash is of the memory, not of the file."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    files[path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    files[path.name] = File(len(data), hashlib.sha256(data).hexdigest())
 
 
 def verify(path: Path, step: int | None = None) -> Path:
     """Check every file of a checkpoint against its manifest, and that it is of `step`, if that is known; returns it.
 
     Raises:
-        BadCheckpoint: something is missing, foreign, of another size or of another content.
+        BadCheckpoint: something is missing, foreign, of another size or of another content, or cannot be read.
     """
-    files = _read_manifest(path, step)
-    present = {file.name for file in path.iterdir()} - {MANIFEST}
-    problems = [f"{name} is missing" for name in sorted(set(files) - present)]
-    problems += [f"{name} is foreign" for name in sorted(present - set(files))]
-    if problems:
-        raise BadCheckpoint("; ".join(problems))
-    for name, expected in files.items():
-        if (size := (path / name).stat().st_size) != expected["bytes"]:
-            raise BadCheckpoint(f"{name} has {size} bytes, not {expected['bytes']}")
-        if sha256_file(path / name) != expected["sha256"]:
-            raise BadCheckpoint(f"{name} has another SHA-256 than its manifest says")
+    manifest = read_manifest(path)
+    if step is not None and manifest.step != step:
+        raise BadCheckpoint(f"{MANIFEST} is of step {manifest.step}")
+    try:
+        present = {file.name for file in path.iterdir()} - {MANIFEST}
+        problems = [f"{name} is missing" for name in sorted({*manifest.files, *_NEEDED} - present)]
+        problems += [f"{name} is foreign" for name in sorted(present - set(manifest.files))]
+        if problems:
+            raise BadCheckpoint("; ".join(problems))
+        for name, expected in manifest.files.items():
+            _verify_file(path / name, expected)
+    except OSError as error:
+        raise BadCheckpoint(f"it cannot be read: {one_line(error)}") from None
     return path
 
 
-def _read_manifest(path: Path, step: int | None) -> dict[str, dict[str, Any]]:
-    """File name -> {"bytes", "sha256"} of every file of a checkpoint but the manifest."""
+def _verify_file(path: Path, expected: File) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its other end
+        raise BadCheckpoint(f"{path.name} is no regular file")
+    if status.st_size != expected.bytes:
+        raise BadCheckpoint(f"{path.name} has {status.st_size} bytes, not {expected.bytes}")
+    if sha256_file(path) != expected.sha256:
+        raise BadCheckpoint(f"{path.name} has another SHA-256 than its manifest says")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a checkpoint's folder, unverified; raises BadCheckpoint."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files: dict[str, dict[str, Any]] = manifest["files"]
-        if manifest["format"] != FORMAT:
-            raise BadCheckpoint(f"format {manifest['format']}, this program reads {FORMAT}")
-        if step is not None and manifest["step"] != step:
-            raise BadCheckpoint(f"{MANIFEST} is of step {manifest['step']}")
+        manifest = read_json(path / MANIFEST, Manifest)
     except FileNotFoundError:
         raise BadCheckpoint(f"no {MANIFEST}") from None
-    except (ValueError, KeyError, TypeError, NotADirectoryError) as error:
-        raise BadCheckpoint(f"{MANIFEST} cannot be read ({error})") from None
-    return files
+    except (BadFile, OSError) as error:
+        raise BadCheckpoint(f"{MANIFEST} cannot be read ({one_line(error)})") from None
+    if manifest.format != FORMAT:
+        raise BadCheckpoint(f"format {manifest.format}, this program reads {FORMAT}")
+    return manifest
+
+
+def check_tensors(path: Path) -> None:
+    """Raise BadCheckpoint if a set of tensors in a verified checkpoint cannot be opened; reads their headers only."""
+    import safetensors
+
+    for file in path.glob("*.safetensors"):
+        try:
+            safetensors.safe_open(file, framework="np")  # which needs no torch
+        except (safetensors.SafetensorError, OSError) as error:
+            raise BadCheckpoint(f"{file.name} cannot be read ({one_line(error)})") from None
 
 
 def load(path: Path) -> "dict[str, Mapping[str, Tensor]]":
@@ -153,12 +198,6 @@ class _StoredTensors(Mapping[str, "Tensor"]):
         return len(self._names)
 
 
-def load_scalars(path: Path) -> dict[str, Any]:
-    """The scalars of a verified checkpoint."""
-    scalars: dict[str, Any] = json.loads((path / STATE).read_text())
-    return scalars
-
-
 def by_step(folder: Path, suffix: str = "") -> dict[int, Path]:
     """Step -> what is named step_NNNNNNNN, with `suffix`, in a folder; the oldest first."""
     found = ((_NAME.fullmatch(path.name.removesuffix(suffix)), path) for path in folder.glob(f"step_*{suffix}"))
@@ -173,7 +212,7 @@ def published(directory: Path) -> list[Path]:
 def remove_leftovers(directory: Path) -> None:
     """Remove what saves that were killed have left. Only the process that owns the run may call this."""
     for path in directory.glob(".step_*"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # the next save says what is wrong with the disk
 
 
 @dataclass(frozen=True)

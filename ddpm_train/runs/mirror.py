@@ -1,5 +1,6 @@
 """Copies published checkpoints to where disks do not vanish: any fsspec URL (s3://, gs://, a folder)."""
 
+import errno
 import os
 import shutil
 import threading
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.runs import checkpoint
+from ddpm_train.runs import checkpoint, state
 from ddpm_train.runs.folder import RECORDS
 from ddpm_train.runs.stores import Candidate, Candidates, without_manifest
 from ddpm_train.system.failures import one_line, retry
@@ -93,8 +95,8 @@ class Mirror:
         with replace_folder(path) as staging:
             source = f"{self._root}/{path.name}"
             for file in self._names(source):
-                self._try(self._fs.get_file, f"{source}/{file}", str(staging / file))
-            checkpoint.verify(staging, step)
+                self._get(f"{source}/{file}", staging / file)
+            state.verify(staging, step)
             # Before the checkpoint is in its place: once it is, nothing is fetched again.
             with suppress(FileNotFoundError):
                 self._try(self._fs.get_file, f"{self._root}/{RECORDS}", str(directory.parent / RECORDS))
@@ -117,6 +119,17 @@ class Mirror:
             return [Path(entry).name for entry in self._try(self._fs.ls, folder, False)]
         except FileNotFoundError:
             return []
+
+    def _get(self, source: str, file: Path) -> None:
+        try:
+            self._try(self._fs.get_file, source, str(file))
+        except OSError as error:
+            # What is listed and not there is no file. A disk that cannot read one may read others; of a network that
+            # is away (S3's errors have this number, too) no checkpoint is to blame.
+            unreadable = isinstance(self._fs, LocalFileSystem) and error.errno == errno.EIO
+            if unreadable or isinstance(error, FileNotFoundError):
+                raise checkpoint.BadCheckpoint(f"{file.name} cannot be read: {one_line(error)}") from None
+            raise
 
     def _put(self, file: Path, target: str) -> None:
         self._make_folder(target.rpartition("/")[0])

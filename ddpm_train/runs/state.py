@@ -1,11 +1,13 @@
 """What a checkpoint holds besides tensors: where a run stands, what computes it, and what makes it that run."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.checkpoint import BadCheckpoint
+from ddpm_train.system.failures import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,27 +26,37 @@ class ResumedState:
 
     step: int
     images_seen: int
-    compute: dict[str, Any]
+    compute: dict[str, str | bool]
     device: str
     micro_batch_size: int
     num_processes: int
     grad_scaler: dict[str, Any]
-    optimizer: dict[str, Any]
+    optimizer: dict[str, bool | int | float | str | None] = field(default_factory=dict)
     identity: dict[str, Any]
     changes: list[dict[str, Any]]
-    environments: list[dict[str, Any]]
+    environments: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """What JSON holds of it."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`; raises KeyError where a key is missing that every checkpoint has."""
-        known = {"optimizer": {}, "environments": [], **values}
-        return cls(**{field.name: known[field.name] for field in fields(cls)})
-
 
 def read_state(path: Path) -> ResumedState:
-    """The state in a verified checkpoint."""
-    return ResumedState.from_json(checkpoint.load_scalars(path))
+    """The state in a checkpoint's folder; raises BadCheckpoint if it cannot be read, or is none."""
+    try:
+        return read_json(path / checkpoint.STATE, ResumedState)
+    except (BadFile, OSError) as error:
+        raise BadCheckpoint(f"{checkpoint.STATE} cannot be read ({one_line(error)})") from None
+
+
+def verify(path: Path, step: int | None = None) -> Path:
+    """Check a checkpoint whole: its files, see `checkpoint.verify`, and what is in them, whoever wrote its manifest.
+
+    Raises:
+        BadCheckpoint: see there; or its state or its tensors cannot be read.
+    """
+    checkpoint.verify(path, step)
+    if (state := read_state(path)).step != checkpoint.read_manifest(path).step:
+        raise BadCheckpoint(f"{checkpoint.STATE} is of step {state.step}")
+    checkpoint.check_tensors(path)
+    return path

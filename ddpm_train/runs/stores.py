@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.runs import checkpoint
+from ddpm_train.runs import checkpoint, state
 from ddpm_train.runs.checkpoint import BadCheckpoint
+from ddpm_train.system.failures import one_line
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def newest_good(candidates: Candidates, reject: Callable[[Candidate, BadCheckpoi
 def on_disk(directory: Path) -> Candidates:
     """The published checkpoints in a folder."""
     for path in reversed(checkpoint.published(directory)):
-        yield Candidate(path.name, partial(checkpoint.verify, path, checkpoint.step_of(path)))
+        yield Candidate(path.name, partial(state.verify, path, checkpoint.step_of(path)))
 
 
 def newest_on_disk(directory: Path, warn: Callable[[str], None]) -> Path | None:
@@ -70,8 +71,12 @@ def newest_on_disk(directory: Path, warn: Callable[[str], None]) -> Path | None:
         aside, number = directory / f"{candidate.name}.bad", 2
         while aside.exists():
             aside, number = directory / f"{candidate.name}.bad-{number}", number + 1
-        os.rename(directory / candidate.name, aside)
-        warn(f"warning: checkpoint {candidate.name} is set aside as {aside.name}: {error}")
+        try:
+            os.rename(directory / candidate.name, aside)
+        except OSError as refused:
+            warn(f"warning: checkpoint {candidate.name} is passed over: {error}. It stays there: {one_line(refused)}")
+        else:
+            warn(f"warning: checkpoint {candidate.name} is set aside as {aside.name}: {error}")
 
     checkpoint.remove_leftovers(directory)
     return newest_good(on_disk(directory), set_aside)

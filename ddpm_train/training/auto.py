@@ -109,16 +109,16 @@ def choose_compute(config: Config, trial: Trial, *, max_steps: int, resumed: Res
 
     What the launcher has decided, or the run itself before the checkpoint that it goes on from, is not `auto` any more.
     """
-    recorded = dict(resumed.compute) if resumed is not None else {}
+    recorded: dict[str, Any] = dict(resumed.compute) if resumed is not None else {}
     if resumed is not None and resumed.device != device_name(trial.device):
         # Another device rounds otherwise anyway, but a run does not change its precision.
-        recorded = {"mixed_precision": recorded["mixed_precision"]}
+        recorded = {key: value for key, value in recorded.items() if key == "mixed_precision"}
     if config.optimizer.is_contiguous:
         recorded["channels_last"] = False
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched in ("bf16", "fp16"):
         recorded.setdefault("mixed_precision", launched)
-    known = {key: value for key, value in recorded.items() if getattr(config.train, key) == "auto"}
+    known = {key: value for key, value in recorded.items() if getattr(config.train, key, None) == "auto"}
     settled = replace(config, train=replace(config.train, **known))
     return on_main(lambda: _choose(settled, trial, max_steps))
 

@@ -12,7 +12,7 @@ from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
 from ddpm_train.runs.folder import CHECKPOINTS
 from ddpm_train.runs.mirror import Mirror
-from ddpm_train.runs.state import ResumedState, read_state
+from ddpm_train.runs.state import ResumedState, read_state, verify
 from ddpm_train.runs.stores import fetch_newest, newest_on_disk
 
 
@@ -49,7 +49,7 @@ def find_start(config: Config, warn: Callable[[str], None]) -> Start:
         path = fetch_newest(repository, directory, path, warn)
     if path is None and config.resume != "auto" and not config.resume.startswith(SCHEME):
         try:
-            path = checkpoint.verify(Path(config.resume))
+            path = verify(Path(config.resume))
         except checkpoint.BadCheckpoint as error:
             raise Mistakes(f"resume={config.resume}: not a whole checkpoint: {error}") from None
     if path is None and any(directory.glob("step_*")):  # what was set aside
