@@ -1,9 +1,12 @@
 """A run's model is loaded by the parts of its config that describe it, whatever else stands there."""
 
+import math
 import shutil
 from pathlib import Path
 
 import pytest
+from helpers.cli import Cli
+from safetensors.torch import load_file, save_file
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.models.load import load_model
@@ -36,3 +39,19 @@ def test_what_describes_the_model_is_checked(run: Path) -> None:
         "dataset.resolution=large: must be a whole number or [height,width]",
         "model.layers_per_block=0: must be greater than 0",
     ]
+
+
+def test_weights_that_are_no_numbers_are_refused(cli: Cli, trained: Path) -> None:
+    """By all that loads a model, in a line that names the first tensor and how many there are."""
+    shutil.copytree(trained / "pipeline", cli.folder / "nan")
+    file = cli.folder / "nan/unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.weight"][0, 0, 0, 0] = math.nan
+    tensors["conv_out.bias"][0] = math.inf
+    save_file(tensors, file, metadata={"format": "pt"})
+    reason = f"its weights are no numbers: 2 of {len(tensors)} tensors hold NaN or infinity, conv_in.weight first; "
+    with pytest.raises(Mistakes) as mistakes:
+        load_model(str(cli.folder / "nan"))
+    assert mistakes.value.lines == (f"pipeline={cli.folder}/nan: {reason}give an earlier checkpoint or another model",)
+    assert f"error: pipeline=nan: {reason}" in cli.sample("pipeline=nan", expect=2)
+    assert f"error: model.pretrained=nan: {reason}" in cli.train("model.pretrained=nan", expect=2)
