@@ -39,7 +39,7 @@ def test_saving_what_is_on_the_cpu_waits_for_no_gpu(tmp_path: Path, monkeypatch:
     saver = Saver(tmp_path, Retention(1, None), 1, lambda path: None, print)
     saver.save(1, {"unet": {"weight": torch.ones(2)}}, {})
     saver.close()
-    saver.check()
+    saver.check_saved()
 
 
 @pytest.mark.slow

@@ -206,7 +206,11 @@ def test_what_is_torn_or_damaged_is_passed_over(pushed: HubCli) -> None:
     older = fetched(pushed, "older/checkpoints").splitlines()
     assert older[-1] == "step_00000004" and "ema.safetensors has another SHA-256 than its manifest says" in older[1]
     # As `hub.strategy=checkpoint` lays it out, and in a repository that has nothing else.
-    for name, change in {"good": lambda data: data, "ruined": flipped, "garbled": lambda data: b'{"step": 1e999}'}.items():
+    for name, change in {
+        "good": lambda data: data,
+        "ruined": flipped,
+        "garbled": lambda data: b'{"step": 1e999}',
+    }.items():
         folder = hub.root / "models/tester" / name
         shutil.copytree(whole / "checkpoints/step_00000004", folder / "last-checkpoint")
         shutil.copy(whole / "metrics.jsonl", folder)

@@ -32,11 +32,13 @@ class PushThread:
     Args:
         shared: the run; no single push of it may take longer than its `hub.finish_minutes`.
         warn: shows a line to a person.
+        check: called before each push; may raise.
     """
 
-    def __init__(self, shared: Shared, warn: Callable[[str], None]) -> None:
+    def __init__(self, shared: Shared, warn: Callable[[str], None], check: Callable[[], None]) -> None:
         self._shared = shared
         self._warn = warn
+        self._check = check
         self._condition = threading.Condition()
         self._waiting: Path | None = None
         self._busy = False
@@ -91,6 +93,7 @@ class PushThread:
 
     def _push(self, path: Path) -> dict[str, str]:
         """{"commit": …} or {"error": …}."""
+        self._check()
         folder = self._shared.run / ".push"
         shutil.rmtree(folder, ignore_errors=True)
         try:

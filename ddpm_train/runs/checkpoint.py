@@ -72,12 +72,19 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"]], scalars: Mapping[str, Any]) -> Path:
+def save(
+    directory: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, "Tensor"]],
+    scalars: Mapping[str, Any],
+    check: Callable[[], None] = lambda: None,
+) -> Path:
     """Write, publish and verify the checkpoint of `step`; returns its folder.
 
     Args:
         tensors: set name -> tensor name -> tensor, on the CPU. A set becomes the file NAME.safetensors.
         scalars: what JSON can hold.
+        check: called before it is published; may raise.
 
     Raises:
         OSError: the disk did not take it; nothing was published.
@@ -99,6 +106,7 @@ def save(directory: Path, step: int, tensors: Mapping[str, Mapping[str, "Tensor"
         _write(staging / STATE, json.dumps(scalars, indent=1).encode(), files)
         _write(staging / MANIFEST, json.dumps(asdict(Manifest(FORMAT, step, files)), indent=1).encode(), {})
         fsync_path(staging)
+        check()
         os.rename(staging, path)
         fsync_path(directory)
     finally:

@@ -3,16 +3,20 @@
 import itertools
 import json
 import os
+import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ddpm_train.config.foreign import BadFile, printable, read_json
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.runs.folder import HEARTBEAT, LOCK
+from ddpm_train.system.exit_codes import MISTAKE, CannotGoOn
 from ddpm_train.system.files import write_atomic
 
 BEAT_SECONDS = 5.0
@@ -20,11 +24,43 @@ BEAT_SECONDS = 5.0
 SILENT_BEATS = 3
 
 
+class TakenOver(CannotGoOn):
+    """Another process holds the run, which must not be written here any more."""
+
+    exit_code = MISTAKE
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who last said that they hold a run, alive or not.
+
+    Attributes:
+        beat: how often they had said so.
+        token: tells holders apart that have the same host and process number, as containers may.
+        generation: one more than that of the holder before.
+        held: False: they have let go of it.
+    """
+
+    host: str
+    pid: int
+    beat: int
+    token: str = ""
+    generation: int = 0
+    held: bool = True
+
+    def __str__(self) -> str:
+        return printable(f"process {self.pid} on {self.host}")
+
+
 class RunLock:
     """Holds a run's folder while it trains.
 
     On one host, and on shared disks with locks, the operating system's file lock decides: it ends with its process,
-    however that ends. Where hosts do not see each other's locks, a heartbeat file tells the living from the dead.
+    however that ends. Where hosts do not see each other's locks, a heartbeat file tells the living from the dead. One
+    that was only held up (a frozen machine, a disk that hung) finds there that it was taken for dead.
+
+    Attributes:
+        is_lost: whether it has been found that another process has taken the run over.
     """
 
     def __init__(self, output_dir: Path) -> None:
@@ -33,44 +69,79 @@ class RunLock:
         self._heartbeat = output_dir / HEARTBEAT
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._me: Holder | None = None  # while the run is held
+        self.is_lost = False
 
     def acquire(self) -> None:
-        """Take the run, also from a dead holder; raises `Mistakes` if a living process holds it."""
+        """Take the run, also from a dead holder.
+
+        Raises:
+            Mistakes: a living process holds it.
+            OSError: the disk does not take it.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
             self._refuse(read_holder(self._folder))
         holder = read_holder(self._folder)
-        if holder is not None and holder["host"] != socket.gethostname():
+        if holder is not None and holder.held and holder.host != socket.gethostname():
             deadline = time.monotonic() + SILENT_BEATS * BEAT_SECONDS
             while time.monotonic() < deadline:
                 time.sleep(BEAT_SECONDS / 5)
                 if (now := read_holder(self._folder)) not in (holder, None):
                     self._lock.release()
                     self._refuse(now)
+        generation = 1 if holder is None else holder.generation + 1
+        me = Holder(socket.gethostname(), os.getpid(), 0, secrets.token_hex(8), generation)
+        self._write(me)
+        self._me = me
         self._thread.start()
+
+    def check(self) -> None:
+        """Raise `TakenOver` if another process has taken the run over since it was acquired here.
+
+        A holder of an earlier generation does not count: held up in the middle of a beat, it has ended that now, and
+        will find out.
+        """
+        holder = read_holder(self._folder)
+        if self._me is None or holder is None or holder.token == self._me.token:
+            return
+        if holder.generation >= self._me.generation:
+            self.is_lost = True
+            raise TakenOver(
+                f"output_dir={self._folder}: {holder} has taken this run over, since this process gave no sign of life "
+                f"for {SILENT_BEATS * BEAT_SECONDS:.0f} s; nothing more is written here"
+            )
 
     def release(self) -> None:
         self._released.set()
-        if self._thread.is_alive():
+        if self._me is not None:
             self._thread.join()
-            self._heartbeat.unlink(missing_ok=True)
+            with suppress(TakenOver, OSError):
+                self.check()
+                self._write(replace(self._me, held=False))
         self._lock.release()
 
-    def _refuse(self, holder: dict[str, Any] | None) -> None:
-        who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+    def _refuse(self, holder: Holder | None) -> None:
+        who = holder if holder is not None and holder.held else "another process"
         raise Mistakes(f"output_dir={self._folder}: {who} is training this run; wait for it, or give another name=…")
 
     def _beat(self) -> None:
-        for beat in itertools.count():
-            try:
-                holder = {"host": socket.gethostname(), "pid": os.getpid(), "beat": beat}
-                write_atomic(self._heartbeat, json.dumps(holder).encode())
-            except OSError:
-                pass  # a full disk must not end the run; the file lock still holds
+        for beat in itertools.count(1):
             if self._released.wait(BEAT_SECONDS):
                 return
+            assert self._me is not None
+            try:
+                self.check()
+                self._write(replace(self._me, beat=beat))
+            except TakenOver:
+                return
+            except OSError:
+                pass  # a full disk must not end the run; the file lock still holds
+
+    def _write(self, holder: Holder) -> None:
+        write_atomic(self._heartbeat, json.dumps(asdict(holder)).encode())
 
 
 def is_held(output_dir: Path) -> bool:
@@ -84,10 +155,9 @@ def is_held(output_dir: Path) -> bool:
         return True
 
 
-def read_holder(output_dir: Path) -> dict[str, Any] | None:
-    """The host and the process that last said they hold a run, alive or not."""
+def read_holder(output_dir: Path) -> Holder | None:
+    """The process that last said it holds a run, alive or not; None: nobody can be told."""
     try:
-        holder: dict[str, Any] = json.loads((output_dir / HEARTBEAT).read_text())
-    except (OSError, ValueError):
+        return read_json(output_dir / HEARTBEAT, Holder)
+    except (OSError, BadFile):
         return None
-    return holder

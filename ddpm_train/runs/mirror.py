@@ -162,12 +162,22 @@ class MirrorThread:
     """Uploads in the background, one at a time, the newest first. Never raises into training.
 
     What fails is tried again with the next submission, unless the disk has pruned it meanwhile.
+
+    Args:
+        check: called before anything is changed there; may raise.
     """
 
-    def __init__(self, mirror: Mirror, retention: checkpoint.Retention, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        mirror: Mirror,
+        retention: checkpoint.Retention,
+        warn: Callable[[str], None],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._mirror = mirror
         self._retention = retention
         self._warn = warn
+        self._check = check
         self._condition = threading.Condition()
         self._waiting: list[Path] = []
         self._due = self._busy = False  # due: something was submitted since the thread last looked
@@ -212,6 +222,7 @@ class MirrorThread:
 
     def _copy(self, path: Path) -> None:
         """Copy from hard links: the disk may prune the checkpoint before a slow upload has read it."""
+        self._check()
         links = path.parent / ".mirroring"
         shutil.rmtree(links, ignore_errors=True)
         source = links / path.name
@@ -227,6 +238,7 @@ class MirrorThread:
             shutil.rmtree(links, ignore_errors=True)
         self._newest = max(self._newest, checkpoint.step_of(path))
         try:
+            self._check()
             self._mirror.prune(self._newest, self._retention)
         except Exception as error:
             self._warn(f"warning: old checkpoints in {self._mirror.url} could not be removed: {one_line(error)}")

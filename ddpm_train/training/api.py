@@ -75,6 +75,7 @@ def train(
         Mistakes: something in the keys, the dataset or the folder is wrong; a line for each mistake.
         Stopped: asked to stop by a signal or Ctrl-C, and saved: the same call goes on.
         NonFinite, SavingFailed, OutOfMemory: the text says how to go on.
+        TakenOver: another process has taken the run over, and goes on with it.
     """
     given = {**(keys or {}), **keywords, "output_dir": str(output_dir)}
     given.setdefault("name", re.sub(r"[^\w.=,+-]", "_", Path(output_dir).resolve().name))

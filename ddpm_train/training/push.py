@@ -17,6 +17,7 @@ from ddpm_train.hub.share import Shared
 from ddpm_train.models.unet import Description, build_unet, pipeline_files
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, read_config, read_part
+from ddpm_train.runs.lock import RunLock
 from ddpm_train.runs.stores import Candidate, newest_good, on_disk
 from ddpm_train.training.run import Run
 
@@ -28,7 +29,7 @@ class _ItsDataset:
     dataset: Dataset
 
 
-def open_push(run: Run) -> PushThread | None:
+def open_push(run: Run, lock: RunLock) -> PushThread | None:
     """The thread that pushes this run, if it is to be pushed; on the main process only."""
     config = run.config
     if not (config.hub.push and run.accelerator.is_main_process):
@@ -39,7 +40,7 @@ def open_push(run: Run) -> PushThread | None:
         return None
     files = pipeline_files(run.state.sampling_unet, run.objective.noise_scheduler)
     licence = functools.cache(lambda: dataset_licence(config.dataset))
-    return PushThread(Shared(run.output_dir, run.values, config.hub, files, licence), run.console.warn)
+    return PushThread(Shared(run.output_dir, run.values, config.hub, files, licence), run.console.warn, lock.check)
 
 
 def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
@@ -53,9 +54,9 @@ def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
         run.console.warn(f"ERROR: {missing}, because {outcome.error}; `ddpm-push run={run.output_dir}` pushes it")
 
 
-def push_finished(run: Run, path: Path | None) -> None:
+def push_finished(run: Run, lock: RunLock, path: Path | None) -> None:
     """Push a finished run's checkpoint: the push may have failed, or the run may have been killed during it."""
-    if path is not None and (push := open_push(run)) is not None:
+    if path is not None and (push := open_push(run, lock)) is not None:
         push.submit(path)
         finish_push(run, push, 60 * run.config.hub.finish_minutes)
 

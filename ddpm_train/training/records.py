@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm_train.runs.folder import cut_records
+from ddpm_train.runs.lock import TakenOver
 from ddpm_train.system.exit_codes import NON_FINITE, CannotGoOn
 from ddpm_train.system.ranks import on_main
 
@@ -31,6 +32,7 @@ class Records:
     Args:
         log: called on the main process with the records that have been written.
         warn: shows a line to a person.
+        check: called before anything is written; raises `TakenOver` if that must not be.
 
     Attributes:
         last: the newest record that was read back (of the step started from, after a restart).
@@ -38,12 +40,19 @@ class Records:
     """
 
     def __init__(
-        self, path: Path, accelerator: Accelerator, start_step: int, log: Log, warn: Callable[[str], None]
+        self,
+        path: Path,
+        accelerator: Accelerator,
+        start_step: int,
+        log: Log,
+        warn: Callable[[str], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
         self._accelerator = accelerator
         self._log = log
         self._warn = warn
+        self._check = check
         self._records: list[dict[str, Any]] = []  # read back, not yet written
         self._on_device: list[tuple[dict[str, Any], Tensor]] = []
         self._carried: dict[str, float] = {}
@@ -107,11 +116,14 @@ class Records:
             return
         written: list[dict[str, Any]] = []
         try:
+            self._check()
             if self._late:
                 _extend_last(self._path, {key: value for key, value in self._late.items() if key != "step"})
                 written.append(self._late)
                 self._late = {}
             _append(self._path, "".join(json.dumps(record) + "\n" for record in self._records))
+        except TakenOver:
+            return  # the other processes do not wait for this one here; the next save tells them
         except OSError as error:
             if self.unwritten is None:
                 self._warn(f"ERROR: {self._path} cannot be written: {error}. Its records are kept for the next try.")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.lock import RunLock, TakenOver
 from ddpm_train.runs.mirror import MirrorThread
 from ddpm_train.system.exit_codes import NOT_SAVED, CannotGoOn
 from ddpm_train.system.ranks import on_main
@@ -40,6 +41,7 @@ class Saver:
         max_failures: saves that may fail in a row.
         published: called in the thread with each new checkpoint.
         warn: shows a line to a person.
+        check: raises `TakenOver` if the run must not be written here any more.
     """
 
     directory: Path
@@ -47,6 +49,7 @@ class Saver:
     max_failures: int
     published: Callable[[Path], None]
     warn: Callable[[str], None]
+    check: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -63,9 +66,11 @@ class Saver:
 
         Raises:
             SavingFailed: too many saves in a row have failed.
+            TakenOver: see `check`.
         """
         started = time.monotonic()
         self.close()
+        self.check()
         if self._failures >= self.max_failures:
             raise SavingFailed(
                 f"checkpoint.max_failures={self.max_failures}: that many saves in a row failed, the last "
@@ -79,7 +84,7 @@ class Saver:
         self._thread.start()
         return time.monotonic() - started
 
-    def check(self) -> None:
+    def check_saved(self) -> None:
         """Raise `SavingFailed` if the newest save, which must be over, has failed."""
         if self._failures:
             raise SavingFailed(f"the last checkpoint could not be saved: {self._error}. {_REMEDY}")
@@ -103,8 +108,11 @@ class Saver:
 
     def _write(self, step: int, scalars: dict[str, Any]) -> None:
         try:
-            path = checkpoint.save(self.directory, step, self._snapshot, scalars)
+            path = checkpoint.save(self.directory, step, self._snapshot, scalars, self.check)
+            self.check()
             checkpoint.prune(self.directory, self.retention)
+        except TakenOver:
+            pass  # which the next save raises
         except Exception as error:
             self._fail(step, error)
         else:
@@ -126,24 +134,27 @@ class Saving:
     The main process saves; every process knows how it went.
     """
 
-    def __init__(self, run: Run, records: Records) -> None:
+    def __init__(self, run: Run, records: Records, lock: RunLock) -> None:
         self._run = run
         self._records = records
+        self._lock = lock
         config = run.config.checkpoint
         mirror = run_mirror(run.config) if run.accelerator.is_main_process else None
         best = run.selection.best if config.keep_best else lambda steps: None
         retention = checkpoint.Retention(config.keep_last, config.keep_every_steps, best)
-        self._mirror = MirrorThread(mirror, retention, run.console.warn) if mirror else None
-        self.push = open_push(run)
-        self._saver = Saver(run.checkpoints, retention, config.max_failures, self._published, run.console.warn)
+        self._mirror = MirrorThread(mirror, retention, run.console.warn, lock.check) if mirror else None
+        self.push = open_push(run, lock)
+        warn = run.console.warn
+        self._saver = Saver(run.checkpoints, retention, config.max_failures, self._published, warn, lock.check)
         self._last = time.monotonic()
         self._saved_step = run.state.step
 
     @property
     def is_overdue(self) -> bool:
-        """Whether this process's clock says that a checkpoint is due."""
+        """Whether this process's clock says that a checkpoint is due; or has to be tried, to tell all processes that
+        the run was taken over."""
         minutes = self._run.config.checkpoint.every_minutes
-        return minutes is not None and time.monotonic() - self._last > 60 * minutes
+        return self._lock.is_lost or (minutes is not None and time.monotonic() - self._last > 60 * minutes)
 
     @property
     def is_due(self) -> bool:
@@ -153,7 +164,7 @@ class Saving:
         return every or (config.keep_best and run.selection.best() == run.state.step)
 
     def save(self) -> None:
-        """Start the checkpoint of this step, unless there is one; raises `SavingFailed` as `Saver.save` does."""
+        """Start the checkpoint of this step, unless there is one; raises as `Saver.save` does."""
         run = self._run
         if run.state.step == self._saved_step:
             return
@@ -173,8 +184,9 @@ class Saving:
             self._mirror.finish(mirror_seconds)
 
     def check(self) -> None:
-        """Raise `SavingFailed` on all processes if the run's last checkpoint is not on the disk."""
-        on_main(self._saver.check)
+        """Raise `SavingFailed` on all processes if the run's last checkpoint is not on the disk, or `TakenOver`."""
+        on_main(self._lock.check)
+        on_main(self._saver.check_saved)
 
     def _published(self, path: Path) -> None:
         if self._mirror is not None:

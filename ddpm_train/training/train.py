@@ -58,6 +58,7 @@ def train_run(
         Mistakes: something about the dataset, the folder or the checkpoint to resume from is wrong.
         Stopped: asked to stop, and saved.
         NonFinite, SavingFailed, OutOfMemory: the text says how to go on.
+        TakenOver: another process has taken the run over, and goes on with it.
     """
     lock = RunLock(Path(config.output_dir))
     try:
@@ -71,12 +72,12 @@ def train_run(
         if run.is_finished and on_main(lambda: read_origin(run.output_dir / PIPELINE)).get("step") == run.state.step:
             on_main(lambda: _save_result(run))
             messages.say_finished(run)
-            push_finished(run, start.path)
+            push_finished(run, lock, start.path)
         else:
             extractor = open_extractor(run)
             run.environments = on_main(lambda: describe_run(run, arguments))
             messages.announce(run, start.path is not None, changes)
-            _train_and_finish(run, extractor, on_record)
+            _train_and_finish(run, lock, extractor, on_record)
     except NonFinite as error:
         raise NonFinite(f"{error}; nothing of it was saved. {messages.non_finite_remedy(config)}") from None
     except (RuntimeError, MemoryError):
@@ -88,7 +89,7 @@ def train_run(
         AcceleratorState._reset_state()
 
 
-def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listener) -> None:
+def _train_and_finish(run: Run, lock: RunLock, extractor: "Extractor | None", on_record: Listener) -> None:
     """Train, leave the pipeline, the result and the report, and say what to do next."""
     console, is_main = run.console, run.accelerator.is_main_process
     trackers = RunTrackers(run.config, run.values, run.state.step, console.warn) if is_main else None
@@ -99,8 +100,9 @@ def _train_and_finish(run: Run, extractor: "Extractor | None", on_record: Listen
         for record in records:
             on_record(record)
 
-    records = Records(run.output_dir / RECORDS, run.accelerator, run.state.step, log=log, warn=console.warn)
-    saving = Saving(run, records)
+    path, warn = run.output_dir / RECORDS, console.warn
+    records = Records(path, run.accelerator, run.state.step, log=log, warn=warn, check=lock.check)
+    saving = Saving(run, records, lock)
     run.stop.connect(open_channel())
     trainer = Trainer(run, records, Evaluation(run, extractor, records, trackers), saving)
     started = time.monotonic()

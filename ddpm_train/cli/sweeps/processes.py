@@ -86,8 +86,8 @@ class JobProcesses:
         holder = read_holder(self._folders[process])
         try:
             family = {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
-            if holder is not None and holder["pid"] in family:
-                os.kill(holder["pid"], signal.SIGTERM)
+            if holder is not None and holder.pid in family:
+                os.kill(holder.pid, signal.SIGTERM)
             else:  # it has only begun; there is nothing to save
                 os.killpg(process.pid, signal.SIGTERM)
         except (ProcessLookupError, psutil.NoSuchProcess):
