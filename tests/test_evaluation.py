@@ -247,7 +247,14 @@ def test_without_keep_best_only_the_last_stays(cli: Cli) -> None:
     said = cli.train(*WILD, "train.max_steps=3", "checkpoint.keep_best=false", "objective=null")
     assert checkpoints(cli.output()) == [3] and "best" not in said
     result = json.loads((cli.output() / "result.json").read_text())
-    assert result == {"objective": None, "value": None, "best_step": None, "step": 3, "stopped_early": False}
+    assert result == {
+        "objective": None,
+        "value": None,
+        "best_step": None,
+        "step": 3,
+        "stopped_early": False,
+        "failed_evaluation": None,
+    }
     with pytest.raises(Mistakes) as mistakes:
         load_model(f"{cli.output()}/checkpoints/best")
     assert mistakes.value.lines == (
@@ -267,6 +274,7 @@ def test_the_objective_is_what_programs_that_compare_runs_read(cli: Cli) -> None
         "best_step": best_of(values),
         "step": 2,
         "stopped_early": False,
+        "failed_evaluation": None,
     }
 
 

@@ -7,7 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ddpm_train.system.compute import out_of_memory
 from ddpm_train.system.console import Console
+from ddpm_train.system.ranks import everywhere
 from ddpm_train.system.signals import StopRequest
 
 # An extractor gets images in batches of this size, whatever the other batch sizes are: another size rounds differently.
@@ -52,8 +54,10 @@ class Workers:
 
         Raises:
             Stopped: all processes, when one of them was asked to stop.
+            FailedElsewhere: `compute` has failed on another process, with an error that it raises itself.
         """
         count, num_processes, polls_left = len(results), self.accelerator.num_processes, 0
+        failure: Exception | None = None
         console = Console(enabled=False) if unit is None else self.console
 
         def poll() -> None:
@@ -65,11 +69,23 @@ class Workers:
         for turn in range(0, count, batch_size * num_processes):
             polls_left = polls_per_batch
             start = turn + self.accelerator.process_index * batch_size
-            if items := range(count)[start : start + batch_size]:
-                results[items.start : items.stop] = compute(items, poll)
+            items = range(count)[start : start + batch_size]
+            if items and failure is None:
+                try:
+                    results[items.start : items.stop] = compute(items, poll)
+                except Exception as error:
+                    if num_processes == 1 or out_of_memory(error):
+                        raise
+                    failure = error  # the others wait for this process's answers, and come to the end
             while polls_left > 0:
                 poll()
             console.update(min(turn + batch_size * num_processes, count))
         console.finish()
+        everywhere(lambda: _raise(failure))
         # Each row was filled by one process and is zero on the others.
         return self.accelerator.reduce(results, "sum")
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error

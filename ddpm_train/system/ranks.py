@@ -24,6 +24,7 @@ from ddpm_train.system.signals import Stopped
 T = TypeVar("T")
 # A dead process ends all the others at once: its connections close.
 PATIENCE = timedelta(days=30)
+_EVERYWHERE = "raised_by_every_process"
 _channel: dist.ProcessGroup | None = None
 
 
@@ -64,7 +65,7 @@ def on_main(action: Callable[[], T]) -> T:
     dist.broadcast_object_list(outcome, group=_channel)
     result, raised = outcome
     if raised is not None:
-        raise raised
+        raise _everywhere(raised)
     return cast(T, result)
 
 
@@ -91,14 +92,24 @@ def everywhere(action: Callable[[], T], *, fetches: bool = False) -> T:
         raised = error
     failures = [failure for failure in gather(None if raised is None else _Failure.of(raised)) if failure is not None]
     if raised is not None and not isinstance(raised, Mistakes):
-        raise raised
+        raise _everywhere(raised)
     if any(failure.stopped for failure in failures):
         raise Stopped("another process was asked to")
     if others := [failure for failure in failures if failure.error is not None]:
-        raise FailedElsewhere(f"{others[0].where}: {others[0].error}")
+        raise _everywhere(FailedElsewhere(f"{others[0].where}: {others[0].error}"))
     if failures:
-        raise Mistakes(*_merged(failures))
+        raise _everywhere(Mistakes(*_merged(failures)))
     return cast(T, result)
+
+
+def is_everywhere(error: BaseException) -> bool:
+    """Whether every process raises an error at this point, this or another: they can go on together."""
+    return join().num_processes == 1 or hasattr(error, _EVERYWHERE)
+
+
+def _everywhere(error: BaseException) -> BaseException:
+    setattr(error, _EVERYWHERE, True)
+    return error
 
 
 def gather(value: T) -> list[T]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from diffusers import UNet2DModel
 
+from ddpm_train.config.foreign import printable
 from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.evaluation.held_out import held_out_losses, over_timesteps
@@ -25,10 +26,11 @@ from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.recipe import Recipe
 from ddpm_train.system.console import Console
+from ddpm_train.system.failures import one_line
 from ddpm_train.system.files import write_atomic
-from ddpm_train.system.ranks import on_main
+from ddpm_train.system.ranks import is_everywhere, on_main
 from ddpm_train.system.signals import Stopped
-from ddpm_train.training.messages import evaluation_memory_remedy, out_of_memory_ends
+from ddpm_train.training.messages import OutOfMemory, evaluation_memory_remedy, out_of_memory_ends
 from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
 from ddpm_train.training.trackers import RunTrackers
@@ -43,6 +45,9 @@ class Evaluation:
     Args:
         extractor: see `open_extractor`.
         trackers: on the main process only.
+
+    Attributes:
+        failed: the steps whose evaluation has failed, and why.
     """
 
     def __init__(self, run: Run, extractor: "Extractor | None", records: Records, trackers: RunTrackers | None) -> None:
@@ -51,6 +56,7 @@ class Evaluation:
         self._records = records
         self._trackers = trackers
         self._workers = Workers(run.accelerator, run.stop, Console(enabled=False))  # the run's own shows its steps
+        self.failed: dict[int, str] = {}
         self._done = run.state.step if "evaluation_seconds" in records.last else None
 
     @property
@@ -62,22 +68,40 @@ class Evaluation:
         return step == run.max_steps or bool(config.every_steps and step % config.every_steps == 0)
 
     def run(self) -> bool:
-        """Measure, show, store and judge. False if a request to stop ended it."""
+        """Measure, show, store and judge. False if a request to stop ended it.
+
+        A failure is told, and costs the run no more than this evaluation.
+
+        Raises:
+            OutOfMemory: the text says how to go on.
+            Exception: on this process alone; the others would wait for it.
+        """
         started, step = time.monotonic(), self._run.state.step
-        self._records.read_back()
         try:
             remedy = evaluation_memory_remedy(self._run.config)
             with out_of_memory_ends(remedy), _as_diffusers_loads_it(self._run.state.sampling_unet) as unet:
                 found = collect(self._results(unet))
+            on_main(lambda: self._keep(found))
         except Stopped:
             return False
-        on_main(lambda: self._keep(found))
+        except OutOfMemory:
+            raise
+        except Exception as error:
+            if not is_everywhere(error):
+                raise
+            self._fail(step, error)
+            return True
         values = {**found.numbers, "evaluation_seconds": round(time.monotonic() - started, 3)}
         self._records.annotate(step, values)
         self._run.selection.note(step, values)
         self._records.rest_clock()
         self._done = step
         return True
+
+    def _fail(self, step: int, error: Exception) -> None:
+        self.failed[step] = reason = printable(f"{type(error).__name__}: {one_line(error)}")
+        self._run.console.warn(f"ERROR: the evaluation of step {step:,} failed: {reason}. The run goes on without it.")
+        self._records.rest_clock()
 
     def _results(self, unet: UNet2DModel) -> Iterator[Result]:
         run, data, config = self._run, self._run.data, self._run.config

@@ -50,18 +50,22 @@ class Trainer:
         try:
             while True:
                 stopping, overdue = self.run.stop.vote(self.saving.is_overdue)
-                if not stopping and self.evaluation.is_due:
-                    stopping = not self.evaluation.run()  # ended by a request to stop: a resumed run repeats it
-                ending = stopping or self.run.is_finished
-                save = ending or overdue or self.saving.is_due
-                log = save or self.state.step % self.run.config.train.log_every_steps == 0
+                evaluate = not stopping and self.evaluation.is_due
+                save = stopping or overdue or self.saving.is_due or self.run.is_finished
+                log = save or evaluate or self.state.step % self.run.config.train.log_every_steps == 0
                 if log:
                     self.records.read_back()
                 if save:
                     # What is saved has been found finite, and its records are on the disk before it is.
                     self.write_records()
                     self.saving.save()
-                if ending:
+                if evaluate:  # after the save: whatever happens in here, no step is lost
+                    stopping = not self.evaluation.run()  # ended by a request to stop: a resumed run repeats it
+                    self.records.write()
+                    if stopping or self.saving.is_due or self.run.is_finished:
+                        self.saving.save()
+                self.saving.settle()
+                if stopping or self.run.is_finished:
                     break
                 self.train_step_within_memory()
                 self.run.stop.defer()

@@ -58,8 +58,12 @@ def say_finished(run: Run) -> None:
     run.console.say(f"{run.config.name}: {why} at step {run.state.step:,}; nothing to do{remedy} ({run.output_dir})")
 
 
-def say_what_next(run: Run, seconds: float) -> None:
-    """Where the pictures are, and the next commands."""
+def say_what_next(run: Run, seconds: float, failed_evaluations: dict[int, str]) -> None:
+    """What is missing, where the pictures are, and the next commands.
+
+    Args:
+        failed_evaluations: their steps, and why they failed.
+    """
     output, step = run.output_dir, run.state.step
     pictures = output / SAMPLES / f"{checkpoint.step_name(step)}.png"
     report, tensorboard, pipeline = output / REPORT, output / TENSORBOARD, output / PIPELINE
@@ -69,6 +73,7 @@ def say_what_next(run: Run, seconds: float) -> None:
     run.console.say(f"done: step {step:,} after {seconds:.0f} s{why}")
     run.console.table(
         {
+            **_failed(run, failed_evaluations),
             **({"report": str(report)} if report.exists() else {}),
             **({"pictures": str(pictures)} if pictures.exists() else {}),
             **_best(run),
@@ -77,6 +82,14 @@ def say_what_next(run: Run, seconds: float) -> None:
             "longer": f"the same command with {longer}",
         }
     )
+
+
+def _failed(run: Run, evaluations: dict[int, str]) -> dict[str, str]:
+    if not evaluations:
+        return {}
+    steps, last = ", ".join(f"{step:,}" for step in evaluations), max(evaluations)
+    again = "; the same command tries it again" if last == run.state.step else ""
+    return {"NOT done": f"the evaluation of step {steps}: {evaluations[last]}{again}"}
 
 
 def _patience(selection: Selection) -> str:

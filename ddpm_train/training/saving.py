@@ -40,6 +40,7 @@ class Saver:
         directory: the run's `checkpoints` folder.
         max_failures: saves that may fail in a row.
         published: called in the thread with each new checkpoint.
+        settled: called in the thread with it once it is known how good it is, see `settle`.
         warn: shows a line to a person.
         check: raises `TakenOver` if the run must not be written here any more.
     """
@@ -48,6 +49,7 @@ class Saver:
     retention: checkpoint.Retention
     max_failures: int
     published: Callable[[Path], None]
+    settled: Callable[[Path], None]
     warn: Callable[[str], None]
     check: Callable[[], None] = lambda: None
 
@@ -56,6 +58,7 @@ class Saver:
         self._snapshot: dict[str, dict[str, Tensor]] = {}
         self._error: Exception | None = None
         self._failures = 0
+        self._may_settle = threading.Event()
 
     def save(self, step: int, tensors: Tensors, scalars: dict[str, Any], refused: Exception | None = None) -> float:
         """Start the save of `step`; returns the seconds that the caller was held up.
@@ -80,6 +83,7 @@ class Saver:
             self._fail(step, refused)
             return time.monotonic() - started
         self._take_snapshot(tensors)
+        self._may_settle.clear()
         self._thread = threading.Thread(target=self._write, args=(step, scalars), name="checkpoint")
         self._thread.start()
         return time.monotonic() - started
@@ -89,8 +93,13 @@ class Saver:
         if self._failures:
             raise SavingFailed(f"the last checkpoint could not be saved: {self._error}. {_REMEDY}")
 
+    def settle(self) -> None:
+        """The step that is being saved has been evaluated, if it is to be: which checkpoints stay depends on that."""
+        self._may_settle.set()
+
     def close(self) -> None:
         """Wait for the save in flight."""
+        self.settle()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -109,15 +118,22 @@ class Saver:
     def _write(self, step: int, scalars: dict[str, Any]) -> None:
         try:
             path = checkpoint.save(self.directory, step, self._snapshot, scalars, self.check)
+        except TakenOver:
+            return  # which the next save raises
+        except Exception as error:
+            self._fail(step, error)
+            return
+        self._failures = 0
+        self.published(path)
+        self._may_settle.wait()
+        try:
             self.check()
             checkpoint.prune(self.directory, self.retention)
         except TakenOver:
-            pass  # which the next save raises
-        except Exception as error:
-            self._fail(step, error)
-        else:
-            self._failures = 0
-            self.published(path)
+            return
+        except OSError as error:
+            self.warn(f"warning: old checkpoints in {self.directory} could not be removed: {error}")
+        self.settled(path)
 
     def _fail(self, step: int, error: Exception) -> None:
         self._error = error
@@ -144,8 +160,8 @@ class Saving:
         retention = checkpoint.Retention(config.keep_last, config.keep_every_steps, best)
         self._mirror = MirrorThread(mirror, retention, run.console.warn, lock.check) if mirror else None
         self.push = open_push(run, lock)
-        warn = run.console.warn
-        self._saver = Saver(run.checkpoints, retention, config.max_failures, self._published, warn, lock.check)
+        told = (self._copy, self._push, run.console.warn, lock.check)
+        self._saver = Saver(run.checkpoints, retention, config.max_failures, *told)
         self._last = time.monotonic()
         self._saved_step = run.state.step
 
@@ -177,6 +193,10 @@ class Saving:
         self._records.carry({"checkpoint_stall_seconds": round(stall, 4)})
         self._records.rest_clock()
 
+    def settle(self) -> None:
+        """This step has been evaluated, if it is to be."""
+        self._saver.settle()
+
     def close(self, mirror_seconds: float) -> None:
         """Wait for what is being written, and that long for what is being copied."""
         self._saver.close()
@@ -188,9 +208,11 @@ class Saving:
         on_main(self._lock.check)
         on_main(self._saver.check_saved)
 
-    def _published(self, path: Path) -> None:
+    def _copy(self, path: Path) -> None:
         if self._mirror is not None:
             self._mirror.submit(path)
+
+    def _push(self, path: Path) -> None:
         run, step = self._run, checkpoint.step_of(path)
         # Patience may have ended while an older checkpoint was still being written.
         finished = run.is_finished_at(step) and step >= max(run.selection.values, default=0)

@@ -19,8 +19,8 @@ class RunTrackers:
     """The configured trackers of one run, on the main process.
 
     A resumed run goes on in the same TensorBoard folder: what an earlier process wrote beyond `start_step` is hidden
-    (`purge_step`). The hyperparameters are stored once, at the start of the run. A tracker that fails later, on a
-    full disk for instance, does not end the run: a warning says so, and it is opened again for the next records.
+    (`purge_step`). The hyperparameters are stored once, at the start of the run. A tracker that fails, on a full disk
+    for instance, does not end the run: a warning says so, and it is opened again for the next records.
 
     Args:
         values: the config as plain values, for the hyperparameters.
@@ -31,13 +31,13 @@ class RunTrackers:
         self._warn = warn
         self._unlogged: list[dict[str, Any]] = []
         self._images: dict[int, dict[str, Image.Image]] = {}
-        self._trackers: list[GeneralTracker] = self._open(start_step)
-        if start_step == 0:
-            flat = dict(dotted_values(values))
-            # TensorBoard's HParams hold nothing but texts and numbers.
-            flat |= {key: str(value) for key, value in flat.items() if not isinstance(value, str | float | int)}
-            for tracker in self._trackers:
-                tracker.store_init_configuration(flat)
+        flat = dict(dotted_values(values))
+        # TensorBoard's HParams hold nothing but texts and numbers.
+        flat |= {key: str(value) for key, value in flat.items() if not isinstance(value, str | float | int)}
+        self._hyperparameters = flat
+        self._trackers: list[GeneralTracker] = []
+        with self._reopened_after_errors():
+            self._trackers = self._open(start_step)
 
     def _open(self, start_step: int) -> list[GeneralTracker]:
         config, name = self._config.tracker, self._config.name
@@ -54,6 +54,8 @@ class RunTrackers:
             trackers.append(TrackioTracker(arguments.pop("project", "ddpm-train"), **arguments))
         for tracker in trackers:
             tracker.start()
+            if start_step == 0:
+                tracker.store_init_configuration(self._hyperparameters)
         return trackers
 
     def log(self, records: list[dict[str, Any]]) -> None:

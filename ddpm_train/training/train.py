@@ -13,7 +13,7 @@ from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config
 from ddpm_train.report import try_to_write_report
-from ddpm_train.runs.folder import ORIGIN, PIPELINE, RECORDS, RESULT, read_origin
+from ddpm_train.runs.folder import ORIGIN, PIPELINE, RECORDS, RESULT, read_origin, read_result
 from ddpm_train.runs.lock import RunLock
 from ddpm_train.runs.mirror import FINISH_SECONDS, STOP_SECONDS
 from ddpm_train.system.console import Console
@@ -69,8 +69,8 @@ def train_run(
         run = build_run(config, values, resumed=start.state, stop=stop, console=console)
         changes = restore(run, start)
         share(run)
-        if run.is_finished and on_main(lambda: read_origin(run.output_dir / PIPELINE)).get("step") == run.state.step:
-            on_main(lambda: _save_result(run))
+        if on_main(lambda: _is_complete(run)):
+            on_main(lambda: _save_result(run, None))
             messages.say_finished(run)
             push_finished(run, lock, start.path)
         else:
@@ -104,7 +104,8 @@ def _train_and_finish(run: Run, lock: RunLock, extractor: "Extractor | None", on
     records = Records(path, run.accelerator, run.state.step, log=log, warn=warn, check=lock.check)
     saving = Saving(run, records, lock)
     run.stop.connect(open_channel())
-    trainer = Trainer(run, records, Evaluation(run, extractor, records, trackers), saving)
+    evaluation = Evaluation(run, extractor, records, trackers)
+    trainer = Trainer(run, records, evaluation, saving)
     started = time.monotonic()
     console.start(run.state.step, run.max_steps)
     finished = False
@@ -121,9 +122,9 @@ def _train_and_finish(run: Run, lock: RunLock, extractor: "Extractor | None", on
             trackers.close()
     saving.check()
     on_main(lambda: _save_pipeline(run))
-    on_main(lambda: _save_result(run))
+    on_main(lambda: _save_result(run, evaluation.failed.get(run.state.step)))
     on_main(lambda: try_to_write_report(run.output_dir, console.warn))
-    messages.say_what_next(run, time.monotonic() - started)
+    messages.say_what_next(run, time.monotonic() - started, evaluation.failed)
     # Here the main process is alone: no other waits for it.
     finish_push(run, saving.push, 60 * run.config.hub.finish_minutes)
 
@@ -137,8 +138,19 @@ def _other_config(here: dict[str, Any], there: dict[str, Any]) -> str:
     return f"{key}={as_written(there.get(key))}, not {as_written(here.get(key))}; give every process the same command"
 
 
-def _save_result(run: Run) -> None:
-    """What the run has come to, for programs that compare runs; its pipeline is on the disk."""
+def _is_complete(run: Run) -> bool:
+    """Whether nothing is left to do: no step, no pipeline to save, no last evaluation that failed."""
+    if not run.is_finished or read_origin(run.output_dir / PIPELINE).get("step") != run.state.step:
+        return False
+    return not (read_result(run.output_dir) or {}).get("failed_evaluation")
+
+
+def _save_result(run: Run, failed_evaluation: str | None) -> None:
+    """What the run has come to, for programs that compare runs; its pipeline is on the disk.
+
+    Args:
+        failed_evaluation: why the last step's evaluation failed, if it did.
+    """
     selection = run.selection
     result = {
         "objective": selection.criterion.name if selection.criterion else None,
@@ -146,6 +158,7 @@ def _save_result(run: Run) -> None:
         "best_step": selection.best(),
         "step": run.state.step,
         "stopped_early": run.state.step < run.max_steps,
+        "failed_evaluation": failed_evaluation,
     }
     write_atomic(run.output_dir / RESULT, json.dumps(result).encode())
 
