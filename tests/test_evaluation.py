@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.cli import Cli, Once
+from helpers.cli import TINY, Cli, Once, ended
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -325,3 +325,96 @@ def test_the_records_alone_say_it(full: tuple[Cli, str], tmp_path: Path) -> None
     assert read_selection(tmp_path, config).values == {}
     (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes()[:-5])
     assert list(read_selection(tmp_path, config).values) == [3]
+
+
+# What goes wrong in an evaluation -------------------------------------------------------------------------------------
+
+# From the second evaluation on, on the last process alone.
+FAILING = """
+import os
+from ddpm_train.cli.train import main
+from ddpm_train.sampling.engine import Engine
+images, calls = Engine.images, []
+last = os.environ.get("RANK") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1) or "RANK" not in os.environ
+def failing(self, *arguments, **options):
+    calls.append(None)
+    if last and len(calls) > 1 and "FAIL" in os.environ:
+        raise ArithmeticError("no\\nsuch picture")
+    return images(self, *arguments, **options)
+Engine.images = failing
+main()
+"""
+EVALUATED = (*TINY, "train.max_steps=4", "evaluation.every_steps=2", "evaluation.batch_size=2", "lr_scheduler=constant")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_an_evaluation_that_fails_ends_no_run(cli: Cli, num_processes: int) -> None:
+    """Also on one process of two: it is told, the run comes to its end, and the same command makes up for the last."""
+    (cli.folder / "failing.py").write_text(FAILING)
+    command = ("failing.py", *EVALUATED, "evaluation.batch_size=4" if num_processes == 1 else "evaluation.batch_size=2")
+
+    def run(**environment: str) -> str:
+        if num_processes == 1:
+            return cli.python(*command, **environment)
+        processes = cli.start_together(*command, count=num_processes, **environment)
+        return "".join(ended(process, 0) for process in processes)
+
+    said = run(FAIL="1")
+    assert said.count("ERROR: the evaluation of step 4 failed: ") == 1 and "Traceback" not in said
+    assert "ArithmeticError: no such picture. The run goes on without it." in said
+    assert "NOT done   the evaluation of step 4: " in said and "; the same command tries it again" in said
+    assert "done: step 4" in said and (cli.output() / "pipeline/model_index.json").exists()
+    result = json.loads((cli.output() / "result.json").read_text())
+    assert "ArithmeticError: no such picture" in result["failed_evaluation"] and result["best_step"] == 2
+    assert list(held_out(cli, "default")) == [2]
+
+    said = run()
+    assert "resumes at step 4" in said and "NOT done" not in said
+    assert json.loads((cli.output() / "result.json").read_text())["failed_evaluation"] is None
+    assert list(held_out(cli, "default")) == [2, 4] and (cli.output() / "samples/step_00000004.png").exists()
+    assert "nothing to do" in run()
+
+
+# Dies in its first evaluation, as by the kernel's hand, once the step is on the disk.
+KILLED = """
+import os, signal, time
+from ddpm_train.cli.train import main
+from ddpm_train.training.evaluation import Evaluation
+def die(self):
+    deadline = time.monotonic() + 60
+    while not (self._run.checkpoints / "step_00000002").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+Evaluation.run = die
+main()
+"""
+
+
+def test_a_step_is_saved_before_it_is_evaluated(cli: Cli) -> None:
+    (cli.folder / "killed.py").write_text(KILLED)
+    process = cli.fork("killed.py", *EVALUATED, "checkpoint.every_steps=2")
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
+    assert "resumes at step 2" in cli.train(*EVALUATED, "checkpoint.every_steps=2")
+    assert list(held_out(cli, "default")) == [2, 4]
+
+
+def test_a_tracker_that_fails_ends_no_run(cli: Cli) -> None:
+    """Its folder cannot be made."""
+    cli.output().mkdir(parents=True)
+    (cli.output() / "tensorboard").write_text("")
+    said = cli.train("train.max_steps=2", "evaluation=none")
+    assert "ERROR: a tracker failed and will be opened again" in said and "done: step 2" in said
+
+
+def test_a_sampler_is_tried_before_the_start(cli: Cli) -> None:
+    """Not in the evaluation, when the steps are done."""
+    for given, reason in {
+        "sampler.final_sigmas_type=zzz": "sampler.final_sigmas_type=zzz: ",
+        "sampler=pndm": "sampler=pndm: cannot sample this model",
+    }.items():
+        said = cli.train(given, expect=2)
+        assert said.startswith(f"error: {reason}") and said.count("\n") == 1 and not cli.output().exists()
+    assert "; use evaluation.num_inference_steps=" in said and "or use one of ddpm, ddim," in said
+    assert "done: step 2" in cli.train("sampler=pndm", "evaluation=none", "train.max_steps=2")

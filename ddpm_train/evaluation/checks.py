@@ -14,18 +14,14 @@ from ddpm_train.models.load import Model
 from ddpm_train.sampling.recipe import compared, resolution_mistakes, sampler_mistakes
 
 
-def evaluation_mistakes(
-    config: EvaluateConfig, dataset: Dataset, data: Data, model: Model | None, folder: Images | None
-) -> Iterator[str]:
-    """A line for each thing that cannot be measured.
+def image_mistakes(config: EvaluateConfig, dataset: Dataset, data: Data, folder: Images | None) -> Iterator[str]:
+    """A line for each thing that cannot be measured with these images.
 
     Args:
-        model, folder: what is scored, one of them.
+        folder: the images that are scored; None: a model's.
     """
     if folder is not None and len(folder) < FEWEST_IMAGES:
         yield f"pipeline={config.pipeline}: {len(folder)} images, too few for a score; give at least {FEWEST_IMAGES}"
-    if model is not None:
-        yield from _model_mistakes(config, dataset, model)
     held_out = 0 if data.validation is None else len(data.validation)
     wanted = [*names_needing("held_out_images", config.metrics)]
     if config.reference == "held_out":
@@ -42,7 +38,8 @@ def evaluation_mistakes(
         )
 
 
-def _model_mistakes(config: EvaluateConfig, dataset: Dataset, model: Model) -> Iterator[str]:
+def model_mistakes(config: EvaluateConfig, dataset: Dataset, model: Model) -> Iterator[str]:
+    """A line for each thing that this model cannot do, or that cannot be measured of it."""
     size = model.sample_size
     if size is not None and size != dataset.resolution:
         yield (
@@ -61,7 +58,7 @@ def _model_mistakes(config: EvaluateConfig, dataset: Dataset, model: Model) -> I
         chosen.append((config.sampler, config.num_inference_steps))
     samplers = [compared(config.sampler, name) for name in config.cost.samplers]
     chosen += [(sampler, steps) for sampler in samplers for steps in config.cost.steps]
-    yield from sampler_mistakes(model, chosen)
+    yield from sampler_mistakes(model.noise_scheduler, chosen, learned_variance=model.learned_variance)
     for name in config.metrics:
         refuse = resolve(METRICS[name].refuse)
         if refuse is not None and (reason := refuse(model)):

@@ -20,7 +20,7 @@ from ddpm_train.config.parts import Sampler
 from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.diffusion.objective import Objective
-from ddpm_train.evaluation.checks import evaluation_mistakes
+from ddpm_train.evaluation.checks import image_mistakes, model_mistakes
 from ddpm_train.evaluation.cost import Cost, CostRow
 from ddpm_train.evaluation.features import Extractor, open_extractor
 from ddpm_train.evaluation.image_folder import image_folder, open_images
@@ -67,7 +67,6 @@ def evaluate(config: EvaluateConfig, stop: StopRequest) -> list[Score]:
 
 def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     dataset = dataset_of(config)
-    data = everywhere(lambda: open_data(dataset, progress=workers.console.live))
     folder = image_folder(config.pipeline)
     images = model = None
     if folder is not None:
@@ -76,7 +75,11 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
         model = everywhere(
             lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights), fetches=True
         )
-    if mistakes := list(evaluation_mistakes(config, dataset, data, model, images)):
+        # Before the images, which may take long to prepare.
+        if mistakes := list(model_mistakes(config, dataset, model)):
+            raise Mistakes(*mistakes)
+    data = everywhere(lambda: open_data(dataset, progress=workers.console.live))
+    if mistakes := list(image_mistakes(config, dataset, data, images)):
         raise Mistakes(*mistakes)
     evaluation = _Evaluation(config, dataset, data, model, images, workers)
     try:

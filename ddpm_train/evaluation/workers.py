@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -71,12 +72,7 @@ class Workers:
             start = turn + self.accelerator.process_index * batch_size
             items = range(count)[start : start + batch_size]
             if items and failure is None:
-                try:
-                    results[items.start : items.stop] = compute(items, poll)
-                except Exception as error:
-                    if num_processes == 1 or out_of_memory(error):
-                        raise
-                    failure = error  # the others wait for this process's answers, and come to the end
+                failure = self._fill_rows(results, items, partial(compute, items, poll))
             while polls_left > 0:
                 poll()
             console.update(min(turn + batch_size * num_processes, count))
@@ -84,6 +80,16 @@ class Workers:
         everywhere(lambda: _raise(failure))
         # Each row was filled by one process and is zero on the others.
         return self.accelerator.reduce(results, "sum")
+
+    def _fill_rows(self, results: Tensor, items: range, compute: Callable[[], Tensor]) -> Exception | None:
+        """Returns what has gone wrong where others wait for this process's answers: it goes on to the end with them."""
+        try:
+            results[items.start : items.stop] = compute()
+        except Exception as error:
+            if self.accelerator.num_processes == 1 or out_of_memory(error):
+                raise
+            return error
+        return None
 
 
 def _raise(error: Exception | None) -> None:

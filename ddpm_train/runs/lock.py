@@ -104,10 +104,9 @@ class RunLock:
         A holder of an earlier generation does not count: held up in the middle of a beat, it has ended that now, and
         will find out.
         """
-        holder = read_holder(self._folder)
-        if self._me is None or holder is None or holder.token == self._me.token:
+        if self._me is None or (holder := read_holder(self._folder)) is None:
             return
-        if holder.generation >= self._me.generation:
+        if holder.token != self._me.token and holder.generation >= self._me.generation:
             self.is_lost = True
             raise TakenOver(
                 f"output_dir={self._folder}: {holder} has taken this run over, since this process gave no sign of life "

@@ -81,33 +81,47 @@ def resolution_mistakes(model: Model, wanted: tuple[int, int] | None) -> Iterato
 
 
 def sampler_mistakes(
-    model: Model, chosen: Iterable[tuple[Sampler, int]], strength: float | None = None
+    noise_scheduler: Any,
+    chosen: Iterable[tuple[Sampler, int]],
+    *,
+    learned_variance: bool = False,
+    strength: float | None = None,
+    steps_key: str = "num_inference_steps",
 ) -> Iterator[str]:
-    """A line for each sampler and number of steps that cannot sample this model.
+    """A line for each sampler and number of steps that cannot sample a model.
 
     Args:
+        noise_scheduler: the diffusers scheduler with which it is trained.
+        learned_variance: see `Model`.
         strength: begin with a picture noised so much, and not with noise.
+        steps_key: the key of the number of steps.
     """
-    lines = (line for sampler, steps in chosen for line in _mistakes_of(sampler, steps, model, strength))
+    how = (noise_scheduler, learned_variance, strength, steps_key)
+    lines = (line for sampler, steps in chosen for line in _mistakes_of(sampler, steps, *how))
     yield from dict.fromkeys(lines)
 
 
-def _mistakes_of(sampler: Sampler, steps: int, model: Model, strength: float | None) -> Iterator[str]:
+def _mistakes_of(
+    sampler: Sampler,
+    steps: int,
+    noise_scheduler: Any,
+    learned_variance: bool,
+    strength: float | None,
+    steps_key: str,
+) -> Iterator[str]:
     name, given = sampler.name, sampler.arguments
     if absent := list(sampler_package_mistakes(name)):
         yield from absent
         return
-    config = model.noise_scheduler.config
+    config = noise_scheduler.config
     trained = config.num_train_timesteps
     if steps > trained:
-        yield f"num_inference_steps={steps}: more than the model's {trained} training timesteps; use at most {trained}"
+        yield f"{steps_key}={steps}: more than the model's {trained} training timesteps; use at most {trained}"
         return
     if strength is not None and int(steps * strength) < 1:
         yield f"strength={strength}: less than one of {steps} steps; use at least {1 / steps:.3g}"
         return
-    refused = partial(
-        refusal, noise_scheduler=model.noise_scheduler, learned_variance=model.learned_variance, strength=strength
-    )
+    refused = partial(refusal, noise_scheduler=noise_scheduler, learned_variance=learned_variance, strength=strength)
     reason = refused(name, num_inference_steps=steps, arguments=given)
     if reason is None:
         return
@@ -117,7 +131,7 @@ def _mistakes_of(sampler: Sampler, steps: int, model: Model, strength: float | N
         return
     more_steps = (count for count in (2 * steps, 4 * steps, 8 * steps) if count <= trained)
     enough = [count for count in more_steps if refused(name, num_inference_steps=count, arguments=given) is None]
-    more = f"use num_inference_steps={enough[0]}, or " if enough else ""
+    more = f"use {steps_key}={enough[0]}, or " if enough else ""
     able = [other for other in SAMPLERS if refused(other, num_inference_steps=steps, arguments={}) is None]
     yield (
         f"sampler={name}: cannot sample this model (prediction_type={config.prediction_type}, "
@@ -173,7 +187,7 @@ def _sampler_mistakes(config: SampleConfig, model: Model) -> Iterator[str]:
     if config.visualization == "compare":
         samplers = (compared(config.sampler, name) for name in config.compare.samplers)
         chosen = [(sampler, steps) for sampler in samplers for steps in config.compare.steps]
-    return sampler_mistakes(model, chosen, strength)
+    return sampler_mistakes(model.noise_scheduler, chosen, learned_variance=model.learned_variance, strength=strength)
 
 
 def compared(chosen: Sampler, name: str) -> Sampler:

@@ -22,7 +22,7 @@ from ddpm_train.sampling.recipe import Recipe, build_recipe
 from ddpm_train.system.compute import Compute, device_name, keep_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
-from ddpm_train.system.ranks import everywhere, join, on_main, wait_for_all
+from ddpm_train.system.ranks import everywhere, join, on_main
 
 _GRID_IMAGES = 64
 
@@ -47,9 +47,8 @@ def sample_images(config: SampleConfig) -> None:
         sampling.announce(model)
         if config.visualization is None:
             sampling.make_images()
-        elif state.is_main_process:
-            getattr(sampling, config.visualization)()
-        wait_for_all()
+        else:
+            on_main(getattr(sampling, config.visualization))
 
 
 def _claim(config: SampleConfig, model: Model, recipe: Recipe, folder: ImageFolder, device: torch.device) -> Compute:
@@ -108,18 +107,20 @@ class _Sampling:
 
             return self.engine.images(self.recipe, batch, observe=show).permute(0, 2, 3, 1).cpu().numpy()
 
-        for batch, images in in_batches(mine, make, config.batch_size, state.device):
-            for index, pixels in zip(batch, images, strict=True):
-                self.folder.save(index, pixels)
-            done += len(batch)
-            console.update(done)
+        def make_mine() -> None:
+            nonlocal done
+            for batch, images in in_batches(mine, make, config.batch_size, state.device):
+                for index, pixels in zip(batch, images, strict=True):
+                    self.folder.save(index, pixels)
+                done += len(batch)
+                console.update(done)
+
+        everywhere(make_mine)
         console.finish()
-        wait_for_all()
-        if state.is_main_process:
-            seconds = time.monotonic() - started
-            rate = f" ({len(missing) / seconds:.1f} images/s)" if missing else ""
-            console.say(f"made {len(missing):,} images in {seconds:.1f} s{rate}")
-            console.table(self._write_results())
+        seconds = time.monotonic() - started
+        rate = f" ({len(missing) / seconds:.1f} images/s)" if missing else ""
+        console.say(f"made {len(missing):,} images in {seconds:.1f} s{rate}")
+        console.table(on_main(self._write_results))
 
     def _write_results(self) -> dict[str, str]:
         folder, count = self.folder, self.config.num_images

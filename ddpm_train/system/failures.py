@@ -1,11 +1,15 @@
 """Errors: trying again where that may help, and error texts in one line."""
 
+import errno
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 _LONGEST_PAUSE_SECONDS = 30.0
+# No space, a quota used up, a limit on the size of files, a disk that is read-only.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def retry(
@@ -38,6 +42,14 @@ def retry(
                 raise
         time.sleep(max(asked, min(pause, left)))
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def is_refused_by_disk(error: BaseException) -> bool:
+    """Whether a disk has not taken what was to be written. safetensors gives the number in its text alone."""
+    number = getattr(error, "errno", None)
+    if number is None and (told := re.search(r"os error (\d+)", str(error))):
+        number = int(told[1])
+    return number in _REFUSALS
 
 
 def one_line(error: Exception) -> str:

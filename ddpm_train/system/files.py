@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -79,4 +80,6 @@ def output_mistakes(key: str, folder: str) -> Iterator[str]:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # no mistake: once there is room, the same command is right
         yield f"{key}={folder}: cannot write in {existing} ({error.strerror}); choose another {key}"

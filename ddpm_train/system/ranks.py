@@ -18,7 +18,8 @@ from accelerate import PartialState
 from torch import Tensor
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.system.exit_codes import CannotGoOn
+from ddpm_train.system.exit_codes import NOT_SAVED, CannotGoOn
+from ddpm_train.system.failures import is_refused_by_disk
 from ddpm_train.system.signals import Stopped
 
 T = TypeVar("T")
@@ -32,6 +33,10 @@ class FailedElsewhere(CannotGoOn):
     """Another process cannot go on; the text says which, and why."""
 
     everywhere = False  # the one that failed tells its own
+
+    def __init__(self, text: str, exit_code: int = 1) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 def join() -> PartialState:
@@ -96,7 +101,7 @@ def everywhere(action: Callable[[], T], *, fetches: bool = False) -> T:
     if any(failure.stopped for failure in failures):
         raise Stopped("another process was asked to")
     if others := [failure for failure in failures if failure.error is not None]:
-        raise _everywhere(FailedElsewhere(f"{others[0].where}: {others[0].error}"))
+        raise _everywhere(FailedElsewhere(f"{others[0].where}: {others[0].error}", others[0].exit_code))
     if failures:
         raise _everywhere(Mistakes(*_merged(failures)))
     return cast(T, result)
@@ -163,12 +168,15 @@ class _Failure:
     lines: tuple[str, ...] = ()
     error: str | None = None
     stopped: bool = False
+    exit_code: int = 1
 
     @classmethod
     def of(cls, error: BaseException) -> "_Failure":
         if isinstance(error, Mistakes):
             return cls(here(), lines=tuple(error.lines))
-        return cls(here(), error=f"{type(error).__name__}: {error}", stopped=isinstance(error, Stopped))
+        code = NOT_SAVED if is_refused_by_disk(error) else getattr(error, "exit_code", 1)
+        text = f"{type(error).__name__}: {error}"
+        return cls(here(), error=text, stopped=isinstance(error, Stopped), exit_code=code)
 
 
 def _merged(failures: Sequence[_Failure]) -> list[str]:

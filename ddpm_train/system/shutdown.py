@@ -5,12 +5,14 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import diffusers
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.system import exit_codes, launch, ranks
 from ddpm_train.system.exit_codes import CannotGoOn
+from ddpm_train.system.failures import is_refused_by_disk, one_line
 from ddpm_train.system.signals import Stopped, StopRequest
 
 
@@ -24,6 +26,13 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
     diffusers.logging.set_verbosity_error()
     several, main = launch.is_one_of_several(), exit_codes.is_first_process()
     said = not main
+
+    def end(line: str, code: int, everywhere: bool) -> NoReturn:
+        if main or not everywhere:
+            print(f"error: {line}", file=sys.stderr, flush=True)
+        if several and not everywhere:
+            os._exit(code)
+        sys.exit(code)
 
     def say(signal_name: str) -> None:
         nonlocal said
@@ -43,13 +52,12 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
         sys.exit(exit_codes.REQUEUE)
     except Mistakes:
         raise
-    except CannotGoOn as end:
-        if main or not end.everywhere:
-            print(f"error: {end}", file=sys.stderr, flush=True)
-        if several and not end.everywhere:
-            os._exit(end.exit_code)
-        sys.exit(end.exit_code)
-    except Exception:
+    except CannotGoOn as error:
+        end(str(error), error.exit_code, error.everywhere)
+    except Exception as error:
+        if is_refused_by_disk(error):
+            line = f"{one_line(error)}. Make room, or choose another folder; {again}"
+            end(line, exit_codes.NOT_SAVED, ranks.is_everywhere(error))
         if several:  # the others notice at their next exchange; this process would wait for them to end with it
             traceback.print_exc()
             sys.stderr.flush()

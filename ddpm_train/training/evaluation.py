@@ -13,6 +13,7 @@ from diffusers import UNet2DModel
 from ddpm_train.config.foreign import printable
 from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.train import Config
 from ddpm_train.evaluation.held_out import held_out_losses, over_timesteps
 from ddpm_train.evaluation.image_sets import SampledImages
 from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images
@@ -24,8 +25,9 @@ from ddpm_train.runs.environment import versions
 from ddpm_train.runs.folder import EVALUATION, SAMPLES
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine
-from ddpm_train.sampling.recipe import Recipe
+from ddpm_train.sampling.recipe import Recipe, sampler_mistakes
 from ddpm_train.system.console import Console
+from ddpm_train.system.exit_codes import CannotGoOn
 from ddpm_train.system.failures import one_line
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import is_everywhere, on_main
@@ -99,7 +101,9 @@ class Evaluation:
         return True
 
     def _fail(self, step: int, error: Exception) -> None:
-        self.failed[step] = reason = printable(f"{type(error).__name__}: {one_line(error)}")
+        speaks_for_itself = isinstance(error, CannotGoOn | Mistakes)
+        text = one_line(error) if speaks_for_itself else f"{type(error).__name__}: {one_line(error)}"
+        self.failed[step] = reason = printable(text)
         self._run.console.warn(f"ERROR: the evaluation of step {step:,} failed: {reason}. The run goes on without it.")
         self._records.rest_clock()
 
@@ -165,6 +169,18 @@ class Evaluation:
             write_atomic(path, data)
         except OSError as error:
             self._run.console.warn(f"ERROR: {path} cannot be written: {error}")
+
+
+def check_sampler(config: Config) -> None:
+    """Raise `Mistakes` if the sampler, or an argument of it, cannot make this run's pictures: found out by trying it.
+
+    Every process does this alike.
+    """
+    if config.evaluation.name == "none":
+        return
+    chosen, key = [(config.sampler, config.evaluation.num_inference_steps)], "evaluation.num_inference_steps"
+    if lines := list(sampler_mistakes(config.noise_scheduler.build(), chosen, steps_key=key)):
+        raise Mistakes(*lines)
 
 
 def open_extractor(run: Run) -> "Extractor | None":

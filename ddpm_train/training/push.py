@@ -19,6 +19,8 @@ from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, read_config, read_part
 from ddpm_train.runs.lock import RunLock
 from ddpm_train.runs.stores import Candidate, newest_good, on_disk
+from ddpm_train.system import exit_codes
+from ddpm_train.system.failures import is_refused_by_disk
 from ddpm_train.training.run import Run
 
 
@@ -83,13 +85,12 @@ def push_run(run: Path, hub: Hub) -> None:
     files = pipeline_files(unet, described.noise_scheduler.build())
     dataset = read_part(run, _ItsDataset).dataset
     shared = Shared(run, read_config(run / CONFIG), hub, files, lambda: dataset_licence(dataset))
-    with tempfile.TemporaryDirectory(dir=run, prefix=".push-by-hand-") as staging:
-        push = shared.stage(path, Path(staging))
-        try:
-            outcome = Outcome(checkpoint.step_of(path), push())
-        except Exception as error:
-            print(f"error: not pushed, because {reason(error)}; the same command tries again", file=sys.stderr)
-            sys.exit(1)
+    try:
+        with tempfile.TemporaryDirectory(dir=run, prefix=".push-by-hand-") as staging:
+            outcome = Outcome(checkpoint.step_of(path), shared.stage(path, Path(staging))())
+    except Exception as error:
+        print(f"error: not pushed, because {reason(error)}; the same command tries again", file=sys.stderr)
+        sys.exit(exit_codes.NOT_SAVED if is_refused_by_disk(error) else 1)
     print(_pushed(hub, outcome))
 
 

@@ -59,6 +59,7 @@ class Records:
         self._late: dict[str, Any] = {}  # what an evaluation adds to the record of its "step", the last on the disk
         self._clock = time.monotonic()
         self.unwritten: OSError | None = None
+        self._written = start_step
         # The run is about to repeat what comes after `start_step`.
         newest = on_main(lambda: cut_records(path, start_step) if path.exists() else None)
         self.last = newest if newest and newest["step"] == start_step else {"step": start_step}
@@ -117,6 +118,8 @@ class Records:
         written: list[dict[str, Any]] = []
         try:
             self._check()
+            if self.unwritten is not None and self._path.exists():
+                cut_records(self._path, self._written)  # a part of what was refused the last time
             if self._late:
                 _extend_last(self._path, {key: value for key, value in self._late.items() if key != "step"})
                 written.append(self._late)
@@ -131,6 +134,7 @@ class Records:
         else:
             self.unwritten = None
             written += self._records
+            self._written = self.last["step"]
             self._records.clear()
         self._log(written)
 
@@ -140,16 +144,11 @@ class Records:
 
 
 def _append(path: Path, text: str) -> None:
-    """Durably, or not at all."""
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with open(path, "a") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        os.truncate(path, size)
-        raise
+    """Durably; what a full disk has taken of it counts for nothing, see `Records.write`."""
+    with open(path, "a") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _extend_last(path: Path, values: dict[str, float]) -> None:

@@ -1,5 +1,6 @@
 """Accelerate's trackers: TensorBoard, and others as extras."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from ddpm_train.config.metrics import METRICS
 from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config
 from ddpm_train.runs.folder import TENSORBOARD
+from ddpm_train.system.failures import one_line
+
+_LONGEST_REST_SECONDS = 600.0
 
 
 class RunTrackers:
@@ -30,6 +34,7 @@ class RunTrackers:
         self._config = config
         self._warn = warn
         self._unlogged: list[dict[str, Any]] = []
+        self._failures, self._rest_until = 0, 0.0
         self._images: dict[int, dict[str, Image.Image]] = {}
         flat = dict(dotted_values(values))
         # TensorBoard's HParams hold nothing but texts and numbers.
@@ -61,8 +66,10 @@ class RunTrackers:
     def log(self, records: list[dict[str, Any]]) -> None:
         """Log the numbers of each record at its step."""
         self._unlogged += records
-        if not self._unlogged:
-            return
+        if self._unlogged and (self._trackers or time.monotonic() >= self._rest_until):
+            self._log()
+
+    def _log(self) -> None:
         with self._reopened_after_errors():
             if not self._trackers:
                 self._trackers = self._open(self._unlogged[0]["step"] - 1)
@@ -74,12 +81,15 @@ class RunTrackers:
                         _log_image(tracker, name, image, record["step"])
             self._unlogged.clear()
             self._images.clear()
+            self._failures = 0
 
     def add_image(self, name: str, image: Image.Image, step: int) -> None:
         """Log a picture together with the record of its step: wandb takes steps in order only."""
         self._images.setdefault(step, {})[name] = image.convert("RGB")
 
     def close(self) -> None:
+        if self._unlogged:
+            self._log()
         with self._reopened_after_errors():
             for tracker in self._trackers:
                 tracker.finish()
@@ -89,8 +99,11 @@ class RunTrackers:
         try:
             yield
         except Exception as error:  # TensorBoard's writer thread reports a full disk as whatever it was doing
-            self._warn(f"ERROR: a tracker failed and will be opened again: {error}")
+            self._warn(f"ERROR: a tracker failed and will be opened again: {one_line(error)}")
             self._trackers = []
+            # One that is away for long may take a minute for each try: the run must not wait for it all the time.
+            self._rest_until = time.monotonic() + min(_LONGEST_REST_SECONDS, 10 * self._failures)
+            self._failures += 1
 
 
 def _log_image(tracker: GeneralTracker, name: str, image: Image.Image, step: int) -> None:

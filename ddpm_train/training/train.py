@@ -21,7 +21,7 @@ from ddpm_train.system.files import replace_folder, write_atomic
 from ddpm_train.system.ranks import join, on_main, open_channel, require_same
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training import messages
-from ddpm_train.training.evaluation import Evaluation, open_extractor
+from ddpm_train.training.evaluation import Evaluation, check_sampler, open_extractor
 from ddpm_train.training.loop import Trainer
 from ddpm_train.training.push import finish_push, push_finished
 from ddpm_train.training.records import NonFinite, Records
@@ -64,6 +64,7 @@ def train_run(
     try:
         console = Console(join().is_main_process)
         require_same("the config", _shared_keys(values), _other_config)
+        check_sampler(config)
         on_main(lock.acquire)
         start = on_main(lambda: find_start(config, console.warn))
         run = build_run(config, values, resumed=start.state, stop=stop, console=console)
