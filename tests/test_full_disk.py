@@ -74,6 +74,12 @@ def test_samples_and_scores(cli: Cli, disk: Path, trained: Path) -> None:
     assert "of 16 images" in cli.sample(*sample, "num_images=16")
 
 
+def test_a_sweep(disk: Path) -> None:
+    fill(disk, leave=0)
+    said = Cli(disk).train("--multirun", "seed=1,2", expect=4)
+    assert refused(said) and said.endswith(". Make room, then give the same command again\n")
+
+
 def test_records(disk: Path) -> None:
     """What the disk has taken of them is not there twice once it takes the rest."""
     accelerator, said = Accelerator(cpu=True), []

@@ -10,6 +10,7 @@ from ddpm_train.cli.flags import Arguments
 from ddpm_train.config.mistakes import Mistakes, without_tokens
 from ddpm_train.config.program import Program, compose_configs
 from ddpm_train.system import exit_codes, launch
+from ddpm_train.system.failures import is_refused_by_disk, one_line
 from ddpm_train.system.signals import Stopped, StopRequest, handle_signals
 
 C = TypeVar("C")
@@ -58,6 +59,11 @@ def main(
                     job(config, values)
         except Mistakes as mistakes:
             tell(mistakes)
+        except Exception as error:
+            if not is_refused_by_disk(error):
+                raise
+            print(f"error: {one_line(error)}. Make room, then give the same command again", file=sys.stderr)
+            sys.exit(exit_codes.NOT_SAVED)
     except SystemExit as left:
         exit_codes.note(left.code)
         raise
