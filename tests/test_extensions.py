@@ -147,12 +147,13 @@ def test_a_config_that_names_code_runs_none(mine: Cli) -> None:
     assert wrong == "error: train.max_steps=-1: must be greater than 0\n"
 
 
-def test_what_hydra_would_call_is_not_called(cli: Cli) -> None:
+def test_what_hydra_would_call_is_refused(cli: Cli) -> None:
     composed = yaml.safe_load(cli.python(*TRAIN, "--cfg", "job"))
     touch = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": ["called"]}}
     write(cli.folder / "run/config.yaml", yaml.safe_dump({**composed, "hydra": {"callbacks": {"evil": touch}}}))
-    cli.train("--config-path", "run", "train.max_steps=1", "evaluation.batch_size=4")
-    assert len(cli.metrics()) > 0 and not (cli.folder / "called").exists()
+    said = cli.train("--config-path", "run", "train.max_steps=1", "evaluation.batch_size=4", expect=2)
+    assert "hydra.callbacks.evil._target_" in said and len(said.splitlines()) == 1
+    assert not (cli.folder / "called").exists()
 
 
 def test_a_config_from_before_extensions_takes_them(mine: Cli) -> None:

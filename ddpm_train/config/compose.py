@@ -23,6 +23,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_train.config.elsewhere import Choices, RunConfig
 from ddpm_train.config.mistakes import Mistakes, did_you_mean
 from ddpm_train.config.overrides import is_hydra, is_open, opened, parse
 from ddpm_train.config.parts import CONF
@@ -48,7 +49,8 @@ class Composition:
 @contextmanager
 def open_configs(path: Path = CONF, config_dir: Path | None = None) -> Iterator[None]:
     """Let Hydra find configs in these folders. Afterwards it is as it was, for whoever else uses it."""
-    Plugins.instance().register(_ConfigDir)  # which also brings the choices of Hydra's plugins
+    for plugin in (Choices, RunConfig, _Folders):  # which also brings the choices of Hydra's plugins
+        Plugins.instance().register(plugin)
     hydra, config, store = GlobalHydra.instance(), HydraConfig.instance(), ConfigStore.instance()
     base = VersionBase.instance()
     before = hydra.hydra, config.cfg, deepcopy(store.repo), base.version_base
@@ -56,12 +58,12 @@ def open_configs(path: Path = CONF, config_dir: Path | None = None) -> Iterator[
     for group, name, defaults in _registered():
         if not any((folder / group / f"{name}.yaml").is_file() for folder in (path, config_dir or path)):
             store.store(group=group, name=name, node={**defaults, "name": name}, provider="ddpm-train")
-    _ConfigDir.path = config_dir
+    _Folders.opened = path.resolve(), config_dir
     try:
         with initialize_config_dir(str(path.resolve()), version_base="1.3"):
             yield
     finally:
-        _ConfigDir.path = None
+        _Folders.opened = None
         GlobalHydra.instance().hydra, config.cfg, store.repo, base.version_base = before
 
 
@@ -77,14 +79,20 @@ def _registered() -> Iterator[tuple[str, str, dict[str, Any]]]:
                 yield section, name, {**given, **made}
 
 
-class _ConfigDir(SearchPathPlugin):
-    """A further folder in which Hydra looks for configs while they are open."""
+class _Folders(SearchPathPlugin):
+    """How Hydra reads the folders of configs while they are open: those that are not ours as values."""
 
-    path: ClassVar[Path | None] = None
+    opened: ClassVar[tuple[Path, Path | None] | None] = None
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if self.path is not None:
-            search_path.append("command-line", f"file://{self.path.resolve()}")
+        if self.opened is None:  # somebody else's use of Hydra
+            return
+        path, config_dir = self.opened
+        for element in search_path.get_path():
+            if element.provider == "main" and path != CONF.resolve():
+                element.path = f"{RunConfig.scheme()}://{path}"
+        if config_dir is not None:
+            search_path.append("command-line", f"{Choices.scheme()}://{config_dir.resolve()}")
 
 
 def options(group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:

@@ -77,7 +77,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, BadFile):
             raise
-        raise BadFile(printable(f"{path}: is not YAML: {error}")) from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"line {mark.line + 1}: {problem}" if mark else str(error)
+        raise BadFile(printable(f"{path}: is not YAML: {where}")) from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise BadFile(printable(f"{path}: is not a mapping of keys to values"))
     return values

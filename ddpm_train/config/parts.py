@@ -14,6 +14,11 @@ from ddpm_train.config.samplers import SAMPLERS, argument_mistakes
 _PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries the configs inside the package; a checkout has them beside it.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+# What Hydra needs to read a run's config.yaml as a whole config, and to stay as quiet as with ours.
+WRITTEN = {
+    "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
+    "hydra": {"run": {"dir": "."}, "output_subdir": None},
+}
 
 # A name such as 2024 is a text; infinity is not a rate.
 _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)

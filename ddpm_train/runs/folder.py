@@ -23,6 +23,7 @@ import yaml
 
 from ddpm_train.config.extensions import unnamed_mistakes
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.parts import WRITTEN
 from ddpm_train.config.schema import Schema
 
 CONFIG = "config.yaml"
@@ -43,16 +44,10 @@ LOCK, HEARTBEAT = ".lock", ".heartbeat"
 
 P = TypeVar("P")
 
-# What Hydra needs to read such a file as a whole config, and to stay as quiet as with ours.
-_HYDRA = {
-    "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
-    "hydra": {"run": {"dir": "."}, "output_subdir": None},
-}
-
 
 def config_yaml(values: Mapping[str, Any]) -> bytes:
     """A resolved config as the content of config.yaml."""
-    return yaml.safe_dump({**_HYDRA, **values}, sort_keys=False, allow_unicode=True).encode()
+    return yaml.safe_dump({**WRITTEN, **values}, sort_keys=False, allow_unicode=True).encode()
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -62,7 +57,7 @@ def read_config(path: Path) -> dict[str, Any]:
         OSError, yaml.YAMLError: it cannot be read.
     """
     values = yaml.safe_load(path.read_text())
-    return {key: value for key, value in values.items() if key not in _HYDRA}
+    return {key: value for key, value in values.items() if key not in WRITTEN}
 
 
 def read_part(run: Path, part: type[P]) -> P:

@@ -15,6 +15,7 @@ from ddpm_train.cli.sweeps.jobs import Job, chosen, conflicts, folder_name
 from ddpm_train.cli.sweeps.mistakes import launcher_mistakes, plugin_mistakes, sweeper_mistakes, variation_mistakes
 from ddpm_train.cli.sweeps.sweep import Sweep
 from ddpm_train.config.compose import NOT_COMPOSED, blame, compose_job, hydra_compose, open_configs
+from ddpm_train.config.elsewhere import unresolved_mistakes
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
 from ddpm_train.config.overrides import discrete, is_hydra, opened, parse, read_overrides
@@ -82,9 +83,13 @@ def _read_settings(config_name: str, overrides: list[Override]) -> tuple[_Settin
         # Composing the jobs tells what is wrong, unless it is the sweep's own.
         groups, keys = ([text for text in texts if text.startswith(f"hydra{sign}")] for sign in "/.")
         return _Settings(), blame(config_name, groups, keys)
+    # References in the sweeper's choices are those of the jobs, which resolve them.
     plain: dict[str, Any] = {
-        key: OmegaConf.to_container(master.hydra[key], resolve=True) for key in ("launcher", "sweeper", "sweep")
+        key: OmegaConf.to_container(master.hydra[key], resolve=key != "sweeper")
+        for key in ("launcher", "sweeper", "sweep")
     }
+    if lines := list(unresolved_mistakes({**values, "hydra": {"sweep": plain["sweep"]}})):
+        return _Settings(), lines
     optimised = master.hydra.runtime.choices["hydra/sweeper"] == "optuna"
     name = values.get("name", "sweep")
     return _Settings(master, optimised, plain["launcher"], plain["sweeper"], plain["sweep"]["dir"], name), []

@@ -1,0 +1,145 @@
+"""Configs of somebody else's are values: nothing in them runs, configures Hydra, or asks the machine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.program import compose_configs
+from ddpm_train.config.train import Config
+from ddpm_train.runs.folder import config_yaml
+from ddpm_train.training.preflight import PROGRAM
+
+SECRET = "the-secret-of-this-machine"
+CALL = {"_target_": "os.system", "command": "touch called"}
+GLOBAL = "# @package _global_\n"
+
+
+def composed(*overrides: str, **folders: Path) -> tuple[Config, dict[str, Any]]:
+    (found,) = compose_configs(PROGRAM, overrides, **folders)
+    return found
+
+
+@pytest.fixture(scope="module")
+def default() -> dict[str, Any]:
+    """What the `config.yaml` of a run holds."""
+    values: dict[str, Any] = yaml.safe_load(config_yaml(composed()[1]))
+    return values
+
+
+def refused(*overrides: str, **folders: Path) -> str:
+    with pytest.raises(Mistakes) as raised:
+        composed(*overrides, **folders)
+    (line,) = raised.value.lines
+    assert SECRET not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("header", "change", "named"),
+    [
+        ("", {"hydra": {"callbacks": {"x": CALL}}}, ["hydra.callbacks.x._target_"]),
+        ("", {"hydra": {"job_logging": {"handlers": {"h": {"()": "os.getcwd"}}}}}, ["hydra.job_logging.handlers.h.()"]),
+        (
+            "",
+            {
+                "hydra": {
+                    "job": {"env_set": {"A": "b"}, "chdir": True},
+                    "run": {"dir": "/x"},
+                    "searchpath": ["file:///"],
+                }
+            },
+            ["hydra.job.env_set.A", "hydra.job.chdir", "hydra.run.dir", "hydra.searchpath"],
+        ),
+        (
+            "",
+            {"hydra": {"launcher": dict(CALL), "sweeper": dict(CALL)}},
+            ["hydra.launcher._target_", "hydra.sweeper.command"],
+        ),
+        ("", {"hydra": 3}, [": hydra: "]),
+        ("", {"defaults": ["_self_", {"override hydra/launcher": "submitit_slurm"}]}, ["hydra/launcher"]),
+        ("", {"defaults": ["_self_", {"model": "unet_32"}]}, ["model:unet_32"]),
+        ("# @package hydra.callbacks\n", {"hydra": {}}, ["configures Hydra (hydra.callbacks)"]),
+        ("", {"checkpoint": {"mirror": "s3://x/${oc.env:KEPT}"}}, ["checkpoint.mirror=s3://x/${oc.env:KEPT}"]),
+        ("", {"allow_change": ["${oc.decode:'1'}"]}, ["allow_change.0=${oc.decode"]),
+        ("", {"name": "${hydra:job.name}"}, ["name=${hydra:job.name}"]),
+        ("", {"name": "${hydra.job.name}"}, ["name=${hydra.job.name}"]),
+        ("", {"name": "${seed}${oc.create:{}}"}, ["name=${seed}${oc.create"]),
+        ("", {"name": "${${seed}}"}, ["name=${${seed}}"]),
+        ("", {"model": {"${oc.env:KEPT}": 1}}, ["${oc.env:KEPT}"]),
+    ],
+)
+def test_a_runs_config_is_values(
+    header: str,
+    change: dict[str, Any],
+    named: list[str],
+    default: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KEPT", SECRET)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(header + yaml.safe_dump({**default, **change}))
+    line = refused(path=tmp_path)
+    assert line.startswith(f"--config-name=config: {file}: ") and all(name in line for name in named)
+    assert "hydra.run.dir" in named or "hydra.run.dir" not in line
+    assert not (tmp_path / "called").exists()
+
+
+def test_what_a_run_writes_is_read_again(default: dict[str, Any], tmp_path: Path) -> None:
+    """With what the command adds, which is the user's own."""
+    default = {**default, "output_dir": "runs/${name}-${train.batch_size}"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(default))
+    own = composed("name=${oc.env:NOWHERE,x}", "hydra.job.chdir=false", path=tmp_path)[0]
+    assert own.output_dir == "runs/x-64" and own.seed == default["seed"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(default | {"extensions": ["a"], "loss": {"_target_": "x"}}))
+    with pytest.raises(Mistakes, match="this config names code"):
+        composed(path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "defaults: [override hydra/job_logging: mine]",
+        "defaults: [override /hydra/job_logging: mine]",
+        "defaults: [/loss@hydra.callbacks: mine]",
+        "defaults: ['../../outside']",
+        "defaults: ['/{tmp}/outside']",
+        "defaults: [override /model: ../../../../../../../../{tmp}/outside]",
+        "defaults: [override /model: '${{oc.env:KEPT}}']",
+        "hydra: {{sweeper: {{_target_: os.system}}}}",
+        "hydra: {{launcher: {{arguments: [--module]}}}}",
+        "name: ${{..hydra.job.name}}",
+        # Two harmless parts may make up a harmful whole.
+        "objective: $\noutput_dir: '${{objective}}{{oc.env:KEPT}}'",
+    ],
+)
+def test_a_choice_is_values(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEPT", SECRET)
+    mine = tmp_path / "mine"
+    for name, content in {
+        "mine/experiment/x": GLOBAL + text.format(tmp=tmp_path),
+        "mine/hydra/job_logging/mine": "version: 1",
+        "mine/loss/mine": "name: mse",
+        "outside": f"{GLOBAL}hydra: {{callbacks: {{x: {{_target_: os.system}}}}}}",
+    }.items():
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    with pytest.raises(Mistakes) as raised:
+        composed("experiment=x", config_dir=mine)
+    said = str(raised.value)
+    assert SECRET not in said and (f"{mine / 'experiment/x.yaml'}: " in said or "output_dir=${oc.env:KEPT}: " in said)
+
+
+def test_choices_of_ones_own_build_on_others(tmp_path: Path) -> None:
+    """And may describe a search, as `hydra.sweeper.params`."""
+    (tmp_path / "experiment").mkdir()
+    search = "hydra: {sweeper: {params: {seed: '1,2'}}}\n"
+    choice = GLOBAL + "defaults: [override /model: unet_32, override /optimizer: sgd, _self_]\nname: x-${seed}\n"
+    (tmp_path / "experiment/mine.yaml").write_text(choice + search)
+    config, _ = composed("experiment=mine", "hydra/sweeper=basic", config_dir=tmp_path)
+    assert config.name == "x-0" and config.optimizer.name == "sgd" and len(config.model.block_out_channels) == 4
