@@ -55,8 +55,8 @@ def refused(*overrides: str, **folders: Path) -> str:
         ),
         (
             "",
-            {"hydra": {"launcher": dict(CALL), "sweeper": dict(CALL)}},
-            ["hydra.launcher._target_", "hydra.sweeper.command"],
+            {"hydra": {part: dict(CALL) for part in ("launcher", "sweeper")}},
+            ["hydra.launcher.command", "hydra.sweeper.command"],
         ),
         ("", {"hydra": 3}, [": hydra: "]),
         ("", {"defaults": ["_self_", {"override hydra/launcher": "submitit_slurm"}]}, ["hydra/launcher"]),

@@ -558,7 +558,8 @@ def test_a_mistake_in_a_users_own_file_is_found(cli: Cli) -> None:
         "experiment=wrong_key": "trian={max_steps:3}: no such key; did you mean 'train'?",
         "optimizer=nameless": "optimizer.name: missing; give it a value",
         "experiment=wrong_default": "experiment=wrong_default: In 'config': Could not find 'model/nowhere'",
-        "model=wrong_yaml": f"model=wrong_yaml: {yaml_file}: is not YAML: line 1: mapping values are not allowed in this context",
+        "model=wrong_yaml": f"model=wrong_yaml: {yaml_file}: is not YAML: line 1: "
+        "mapping values are not allowed in this context",
     }
     for override, line in expected.items():
         assert mistakes(cli, "--config-dir", "mine", override) == [line]

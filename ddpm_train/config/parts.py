@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries the configs inside the package; a checkout has them beside it.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 # What Hydra needs to read a run's config.yaml as a whole config, and to stay as quiet as with ours.
-WRITTEN = {
+WRITTEN: dict[str, Any] = {
     "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
     "hydra": {"run": {"dir": "."}, "output_subdir": None},
 }
