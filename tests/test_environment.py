@@ -96,8 +96,10 @@ def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
         return json.loads(shown.stdout)
 
     package = tmp_path / "ddpm_train"
-    (package / "runs").mkdir(parents=True)
-    for name in ("__init__.py", "_version.py", "runs/__init__.py", "runs/environment.py"):
+    for part in ("runs", "config"):
+        (package / part).mkdir(parents=True)
+    parts = ("__init__.py", "_version.py", "config/__init__.py", "config/text.py", "runs/__init__.py")
+    for name in (*parts, "runs/environment.py"):
         shutil.copy(ROOT / "ddpm_train" / name, package / name)
     identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "x"]):

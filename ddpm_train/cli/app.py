@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from ddpm_train.cli import flags, show
 from ddpm_train.cli.flags import Arguments
-from ddpm_train.config.mistakes import Mistakes, without_tokens
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.program import Program, compose_configs
 from ddpm_train.system import exit_codes, launch
 from ddpm_train.system.failures import is_refused_by_disk, one_line
@@ -99,5 +99,5 @@ def tell(mistakes: Mistakes, *, everywhere: bool = True) -> NoReturn:
     """Print the mistakes once, or once on each machine that has them, and leave with code 2."""
     if exit_codes.is_first_process() or (not everywhere and os.environ.get("LOCAL_RANK") == "0"):
         for line in mistakes.lines:
-            print(f"error: {without_tokens(line)}", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
     sys.exit(exit_codes.MISTAKE)

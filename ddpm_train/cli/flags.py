@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import ddpm_train
 from ddpm_train.config.mistakes import Mistakes, did_you_mean
-from ddpm_train.config.overrides import token_mistakes
+from ddpm_train.config.overrides import secret_mistakes
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.program import Program
 from ddpm_train.system import launch
@@ -73,7 +73,7 @@ def read(texts: Sequence[str], program: Program[Any], *, sweeps_itself: bool) ->
     given.config_path = given.config_path.resolve()
     given.config_name = (given.config_name or program.config_name).removesuffix(".yaml")
     arguments = Arguments(**vars(given))
-    if lines := [*token_mistakes(texts), *_flag_mistakes(arguments, unknown, sweeps_itself)]:
+    if lines := [*secret_mistakes(texts), *_flag_mistakes(arguments, unknown, sweeps_itself)]:
         raise Mistakes(*dict.fromkeys(lines))
     return arguments
 

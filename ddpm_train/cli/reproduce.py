@@ -1,19 +1,46 @@
-"""`ddpm-reproduce`: prints the command that repeats a run, and warns of what is not today as it was then."""
+"""`ddpm-reproduce`: prints the command that repeats a run, and warns of what is not today as it was then.
+
+Whoever uses it runs what it prints, and the run may be somebody else's: a remedy is made of what can be nothing else.
+"""
 
 import argparse
-import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ddpm_train.cli.app import tell
+from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes, as_written
+from ddpm_train.config.overrides import as_overrides
+from ddpm_train.config.text import shown
 from ddpm_train.runs import checkpoint, environment
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, read_config
 from ddpm_train.runs.state import read_state
+
+
+@dataclass(frozen=True)
+class _Commit:
+    id: str
+    dirty: bool
+
+
+@dataclass(frozen=True)
+class _Then:
+    """What has computed a run from some step on, see `environment.py`."""
+
+    num_processes: int
+    device: str
+    micro_batch_size: int
+    compute: dict[str, bool | int | str]
+    versions: dict[str, str]
+    commit: _Commit | None
+    variables: dict[str, str] = field(default_factory=dict)  # this and the next older runs do not say
+    deterministic: bool = False
 
 
 def main() -> None:
@@ -21,39 +48,56 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, such as outputs/default")
     run = parser.parse_args().run
     try:
-        config, environments = _recorded(run)
+        config, environments, then = _recorded(run)
+        repeat = command(run, config, then)
     except Mistakes as mistakes:
         tell(mistakes)
-    for line in [*_history(run, environments), *_differences(environments[-1])]:
-        print(f"warning: {line}", file=sys.stderr)
-    print(command(run, config, environments[-1]))
+    for line in [*_history(run, environments), *_differences(then)]:
+        print(f"warning: {shown(line)}", file=sys.stderr)
+    print(repeat)
 
 
-def command(run: Path, config: dict[str, Any], then: dict[str, Any]) -> str:
-    """Repeats the run beside itself: its config, as many processes, and what `auto` had chosen."""
+def command(run: Path, config: dict[str, Any], then: _Then) -> str:
+    """Repeats the run beside itself: its config, as many processes, and what `auto` had chosen.
+
+    Raises:
+        Mistakes: the record says what no run of this program would.
+    """
     launcher = ["ddpm-train"]
-    if then["num_processes"] > 1:
-        how = ["accelerate", "launch", "--cpu" if then["device"].startswith("cpu") else "--multi_gpu"]
-        launcher = [*how, "--num_processes", str(then["num_processes"]), "-m", "ddpm_train.cli.train"]
+    if then.num_processes > 1:
+        how = ["accelerate", "launch", "--cpu" if then.device.startswith("cpu") else "--multi_gpu"]
+        launcher = [*how, "--num_processes", str(then.num_processes), "-m", "ddpm_train.cli.train"]
     name = f"{config['name']}_repeated"
-    settled = {"micro_batch_size": then["micro_batch_size"], **then["compute"]}
-    chosen = {f"train.{key}": as_written(value) for key, value in settled.items()}
+    settled = {"micro_batch_size": then.micro_batch_size, **then.compute}
+    chosen = {f"train.{key}": value for key, value in settled.items()}
     changed = {"name": name, "output_dir": str(Path(config["output_dir"]).parent / name), **chosen}
+    for key, value in changed.items():
+        # It would stand in the command, and there be resolved, or be another line.
+        if "${" in str(value) or not (str(value).isprintable() and re.fullmatch(r"[\w.]+", key)):
+            raise Mistakes(f"{run}: {key}={value}: no run of this program has that; do not trust its files")
     saved = ["--config-path", str(run), "--config-name", "config"]
-    return shlex.join([*launcher, *saved, *(f"{key}={value}" for key, value in changed.items())])
+    return shlex.join([*launcher, *saved, *as_overrides(changed)])
 
 
-def _recorded(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The run's config, and what computed it, in order.
+def _recorded(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], _Then]:
+    """The run's config; what computed it, in order; the last of these.
 
     Raises:
         Mistakes: no run is there, or none that recorded it.
     """
     try:
-        return read_config(run / CONFIG), json.loads((run / ENVIRONMENT).read_text())
+        config = read_config(run / CONFIG)
+        if not all(isinstance(config.get(key), str) for key in ("name", "output_dir")):
+            raise BadFile(f"{run / CONFIG}: is no run's: it has no name and output_dir")
+        environments = read_json(run / ENVIRONMENT, list[dict[str, Any]])
+        if not environments:
+            raise BadFile(f"{run / ENVIRONMENT}: is empty")
+        return config, environments, read_json(run / ENVIRONMENT, list[_Then])[-1]
     except OSError as error:
         missing = Path(str(error.filename)).name
         raise Mistakes(f"{run}: {missing} cannot be read; give the folder of a run, such as outputs/default") from None
+    except BadFile as error:
+        raise Mistakes(str(error)) from None
 
 
 def _history(run: Path, environments: list[dict[str, Any]]) -> Iterator[str]:
@@ -75,25 +119,26 @@ def _history(run: Path, environments: list[dict[str, Any]]) -> Iterator[str]:
             yield f"step {after['from_step']}: from here on another {', '.join(changed)}; a repeat rounds otherwise"
 
 
-def _differences(then: dict[str, Any]) -> Iterator[str]:
+def _differences(then: _Then) -> Iterator[str]:
     """What is not today as it was when the run ended, with the remedy."""
-    commit, today = then["commit"], environment.commit()
-    if commit and (today is None or commit["id"] != today["id"]):
-        yield f"commit: {commit['id']} then, {today['id'] if today else 'unknown'} now; git checkout {commit['id']}"
-    if commit and commit["dirty"]:
+    commit, today = then.commit, environment.commit()
+    if commit and (today is None or commit.id != today["id"]):
+        remedy = f"; git checkout {commit.id}" if re.fullmatch("[0-9a-f]{40}", commit.id) else ""
+        yield f"commit: {commit.id} then, {today['id'] if today else 'unknown'} now{remedy}"
+    if commit and commit.dirty:
         yield "commit: the code then had changes that no commit holds"
     if today and today["dirty"]:
         yield "commit: the code now has changes that no commit holds"
     versions = environment.versions()
-    for package, number in then["versions"].items():
+    for package, number in then.versions.items():
         if (now := versions.get(package, "none")) != number:
-            remedy = "" if package in ("python", "ddpm-train") else f"; pip install {package}=={number}"
-            yield f"{package}: {number} then, {now} now{remedy}"
-    set_then, set_now = then.get("variables", {}), environment.variables()
-    its_own = {"CUBLAS_WORKSPACE_CONFIG"} if then.get("deterministic") else set()  # it will set this again
-    for name in sorted({*set_then, *set_now} - its_own):
+            plain = package in environment.PACKAGES and re.fullmatch(r"\d[\w.+!-]*", number, re.ASCII)
+            yield f"{package}: {number} then, {now} now{f'; pip install {package}=={number}' if plain else ''}"
+    set_then, set_now = then.variables, environment.variables()
+    its_own = {"CUBLAS_WORKSPACE_CONFIG"} if then.deterministic else set()  # it will set this again
+    for name in sorted(({*set_then, *set_now} & {*environment.VARIABLES}) - its_own):
         if set_then.get(name) != set_now.get(name):
-            remedy = f"export {name}={set_then[name]}" if name in set_then else f"unset {name}"
+            remedy = f"export {name}={shlex.quote(set_then[name])}" if name in set_then else f"unset {name}"
             yield f"{name}: {set_then.get(name, 'not set')} then, {set_now.get(name, 'not set')} now; {remedy}"
 
 

@@ -14,11 +14,12 @@ from ddpm_train.cli.flags import Arguments
 from ddpm_train.config.compose import compose_job, open_configs, options
 from ddpm_train.config.metrics import METRICS
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.overrides import choice_mistakes, read_overrides, token_mistakes
+from ddpm_train.config.overrides import choice_mistakes, read_overrides, secret_mistakes
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.program import Program
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.schema import dotted_values
+from ddpm_train.config.text import printable
 
 
 def show(program: Program[Any], arguments: Arguments) -> None:
@@ -33,7 +34,8 @@ def show(program: Program[Any], arguments: Arguments) -> None:
             print(_help(program.name))
         else:
             lines += choice_mistakes(parsed, multirun=False)
-            print(_config(arguments, parsed, lines), end="")
+            for line in _config(arguments, parsed, lines).splitlines():
+                print(printable(line, len(line)))
 
 
 def _help(name: str) -> str:
@@ -58,7 +60,7 @@ def _config(arguments: Arguments, overrides: Sequence[Override], lines: list[str
     single = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     composition = compose_job(arguments.config_name, single)
     lines += composition.mistakes
-    lines += token_mistakes(f"{key}={value}" for key, value in dotted_values(composition.values))
+    lines += secret_mistakes(f"{key}={value}" for key, value in dotted_values(composition.values))
     if lines or composition.composed is None:
         raise Mistakes(*dict.fromkeys(lines))
     return OmegaConf.to_yaml(OmegaConf.masked_copy(composition.composed, list(composition.values)))

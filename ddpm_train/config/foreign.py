@@ -1,4 +1,4 @@
-"""What comes from elsewhere: small files read as values of known types and sizes, and text that is safe to show.
+"""What comes from elsewhere: small files read as values of known types and sizes.
 
 Whoever reads JSON or YAML in this project reads it here: a run, a checkpoint, a model or a cache may have been damaged,
 edited, or made by somebody who means harm.
@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ddpm_train.config.text import printable as printable
+
 T = TypeVar("T")
 
 # The largest file that is read this way, the index of a model in many shards, has a few MB.
 _LARGEST_BYTES = 64 << 20
-_LONGEST_TEXT = 300
 
 
 class BadFile(ValueError):
@@ -96,10 +97,3 @@ def _read(path: Path) -> bytes:
         if status.st_size > _LARGEST_BYTES:
             raise BadFile(printable(f"{path}: has {status.st_size:,} bytes, more than {_LARGEST_BYTES:,}"))
         return file.read(_LARGEST_BYTES + 1)
-
-
-def printable(text: str, longest: int = _LONGEST_TEXT) -> str:
-    """A text in one line that cannot move a terminal's cursor, change its colours or turn its reading direction:
-    what is no printable character is written as Python escapes it, and what is too long is cut."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
-    return shown if len(text) <= longest else f"{shown}… ({len(text):,} characters)"

@@ -2,8 +2,9 @@
 
 import difflib
 import importlib.util
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from ddpm_train.config.text import shown
 
 
 class Mistakes(Exception):
@@ -13,8 +14,9 @@ class Mistakes(Exception):
     """
 
     def __init__(self, *lines: str) -> None:
-        super().__init__("\n".join(lines))
-        self.lines: Sequence[str] = lines
+        # Wherever they are told, whatever they repeat: the name of a file, a password in a URL, a very long value.
+        self.lines: Sequence[str] = tuple(map(shown, lines))
+        super().__init__("\n".join(self.lines))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -55,16 +57,3 @@ def one_of(names: Sequence[object]) -> str:
 def resolution_text(resolution: tuple[int, int]) -> str:
     """A resolution as one writes it: one number if it is square, else [height,width]."""
     return as_written(resolution[0] if resolution[0] == resolution[1] else resolution)
-
-
-# What the Hugging Face Hub gives out as access tokens; `hf_datasets/name` is none.
-_TOKEN = re.compile(r"(?<![\w/])hf_[A-Za-z0-9]{8,}(?![\w/.-])")
-
-
-def holds_token(text: str) -> bool:
-    return _TOKEN.search(text) is not None
-
-
-def without_tokens(text: str) -> str:
-    """The text to be shown: a token in it would end up in logs."""
-    return _TOKEN.sub("hf_…", text)

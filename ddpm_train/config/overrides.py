@@ -11,8 +11,12 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from ddpm_train.config import extensions
-from ddpm_train.config.mistakes import Mistakes, as_written, holds_token
+from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.parts import CONF
+from ddpm_train.config.text import holds_secret
+
+# How keys end whose values are secret.
+_ASKING = ("token", "api_key", "access_key", "secret", "password")
 
 
 @cache
@@ -29,7 +33,7 @@ def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tupl
     Raises:
         Mistakes: a text holds a token, which no message may repeat; or an extension cannot be imported.
     """
-    if lines := list(token_mistakes(texts)):
+    if lines := list(secret_mistakes(texts)):
         raise Mistakes(*lines)
     parsed, lines = [], []
     for text in texts:
@@ -43,12 +47,17 @@ def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tupl
     return parsed, lines
 
 
-def token_mistakes(texts: Iterable[str]) -> Iterator[str]:
-    """A line for each text "key=value" that holds a token or asks for one; the token is not repeated."""
+def secret_mistakes(texts: Iterable[str]) -> Iterator[str]:
+    """A line for each text "key=value" that holds credentials or asks for them, which is not repeated."""
     for text in texts:
         key, equals, value = text.partition("=")
-        if holds_token(text) or (equals and value not in ("", "None") and key.endswith(("token", "api_key"))):
-            shown = key if equals and not holds_token(key) else "hf_…"
+        if "://" in text and holds_secret(text):
+            yield (
+                f"{text}: credentials do not belong into a URL, which is saved and printed; the cloud's own variables "
+                "(AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS …), its own file or ~/.config/fsspec may hold them"
+            )
+        elif holds_secret(text) or (equals and value not in ("", "None") and key.endswith(_ASKING)):
+            shown = key if equals and not holds_secret(key) else "hf_…"
             yield (
                 f"{shown}: a token does not belong in a command or a config, which are saved and pushed; "
                 "log in with `hf auth login`, or set HF_TOKEN"

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from ddpm_train.config.compose import compose_job, open_configs
 from ddpm_train.config.elsewhere import unresolved_mistakes
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.overrides import choice_mistakes, discrete, read_overrides, token_mistakes
+from ddpm_train.config.overrides import choice_mistakes, discrete, read_overrides, secret_mistakes
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.schema import Schema, dotted_values
 
@@ -90,7 +90,7 @@ def check_jobs(
         composition = compose_job(name, overrides, number)
         values, config = composition.values, None
         lines += composition.mistakes
-        lines += token_mistakes(f"{key}={value}" for key, value in dotted_values(values))
+        lines += secret_mistakes(f"{key}={value}" for key, value in dotted_values(values))
         lines += unresolved_mistakes(values)
         if values:
             values, mistakes = program.resolve(values, overrides)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train.config.parts import Hub
+from ddpm_train.config.text import holds_secret
 from ddpm_train.hub.card import model_card
 from ddpm_train.hub.push import LAST, Push
 from ddpm_train.runs import checkpoint
@@ -32,7 +33,7 @@ from ddpm_train.runs.folder import (
     cut_records,
     read_records,
 )
-from ddpm_train.runs.state import read_state
+from ddpm_train.runs.state import ResumedState, read_state
 
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -102,9 +103,7 @@ def _share_checkpoint(path: Path, target: Path) -> None:
     for file in path.iterdir():
         if file.name not in (checkpoint.STATE, checkpoint.MANIFEST):
             _link(file, target / file.name)
-    private = read_state(path)
-    public = replace(private, identity=_public_identity(private.identity))
-    state = json.dumps(public.to_json(), indent=1).encode()
+    state = json.dumps(_public_state(read_state(path)).to_json(), indent=1).encode()
     (target / checkpoint.STATE).write_bytes(state)
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())
     manifest["files"][checkpoint.STATE] = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
@@ -139,41 +138,57 @@ def _newest(folder: Path, suffix: str, step: int) -> Path | None:
 _PRIVATE: dict[str, Any] = {"resume": "auto", "allow_change": [], "hub.push": False}
 _PRIVATE |= dict.fromkeys(("dataset.cache_dir", "dataset.num_workers", "checkpoint.mirror"))
 _PRIVATE |= dict.fromkeys(("hub.repo_id", "hub.private", "hub.revision"))
+# Sources of which the path is a name that others know, too.
+_NAMED_SOURCES = ("embedded", "hub")
 
 
 def _public_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """A run's config without what only its machine or its owner knows; it runs again elsewhere."""
-    public: dict[str, Any] = {}
-    for key, value in values.items():
-        if key == "tracker":  # a tracker's arguments name projects, people and folders
-            public[key] = {name: {} if chosen is not None else None for name, chosen in value.items()}
-        elif isinstance(value, Mapping):
-            public[key] = {name: _public(f"{key}.{name}", item) for name, item in value.items()}
-        else:
-            public[key] = _public(key, value)
+    public = {key: _public(key, value) for key, value in values.items()}
+    # A tracker's arguments name projects, people and folders.
+    public["tracker"] = {name: {} if chosen is not None else None for name, chosen in values["tracker"].items()}
     public["output_dir"] = f"outputs/{values['name']}"
+    if _has_own_images(values["dataset"]["source"], values["dataset"]["path"]):
+        public["dataset"]["path"] = "???"
     return public
 
 
-def _public_identity(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's identity, whose keys are dotted, without the same."""
-    return {
+def _public_state(state: ResumedState) -> ResumedState:
+    """A checkpoint's state without the same: its identity, whose keys are dotted, what was changed, and how it ran."""
+    identity = {
         key: value
-        for key, value in flat.items()
-        if key == "model.pretrained"  # a name, and part of what the run is
-        or not (key in (*_PRIVATE, "output_dir") or key.startswith(("tracker.", "hub.")) or _is_local(value))
+        for key, value in state.identity.items()
+        if not (key in (*_PRIVATE, "output_dir") or key.startswith(("tracker.", "hub.")) or _is_local(value))
     }
+    if _has_own_images(identity.get("dataset.source"), identity.get("dataset.path", "")):
+        identity.pop("dataset.path", None)
+    if began := state.identity.get("model.pretrained"):  # part of what the run is, but not where it lay
+        identity["model.pretrained"] = Path(began).name if _is_local(began) else began
+    changes = [{key: _public(change["key"], value) for key, value in change.items()} for change in state.changes]
+    # A command line says all that is left out here.
+    said = [{key: value for key, value in each.items() if key != "command"} for each in state.environments]
+    return replace(state, identity=identity, changes=changes, environments=_public("", said))
 
 
 def _public(key: str, value: Any) -> Any:
+    """A value, at any depth, as others may see it."""
     if key in _PRIVATE:
         return _PRIVATE[key]
+    if isinstance(value, Mapping):
+        return {name: _public(f"{key}.{name}" if key else name, item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(key, item) for item in value]
     return "???" if _is_local(value) else value  # Hydra's word for what the user has to say
 
 
+def _has_own_images(source: Any, path: str) -> bool:
+    """Whether a dataset is of this machine alone."""
+    return source not in _NAMED_SOURCES or (source == "hub" and os.path.exists(os.path.expanduser(path)))
+
+
 def _is_local(text: Any) -> bool:
-    """Whether a value is a path on this machine. A name such as owner/name is one of the Hub's."""
+    """Whether a value is a path on this machine, or a secret. A name such as owner/name is one of the Hub's."""
     if not isinstance(text, str):
         return False
     is_path = re.match(r"[./~\\]|[A-Za-z]:[\\/]|[a-z0-9+]+://", text) is not None or text.count("/") > 1
-    return is_path or os.path.isabs(text) or ("/" in text and Path(text).exists())
+    return is_path or os.path.isabs(text) or holds_secret(text) or ("/" in text and os.path.exists(text))

@@ -16,7 +16,7 @@ def resume(evidence: Evidence, max_steps: int | None = None) -> str:
 
 def sample(evidence: Evidence, sampler: str | None = None, steps: int | None = None, of: Path | None = None) -> str:
     """Sample from a run, or from one `of` its checkpoints."""
-    chosen = [f"sampler={sampler}", f"num_inference_steps={steps}"] if sampler else []
+    chosen = [f"sampler={sampler}", f"num_inference_steps={steps}"] if re.fullmatch(r"\w+", sampler or "") else []
     return shlex.join(["ddpm-sample", _pipeline(of or evidence.path), *chosen])
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddpm_train.config.metrics import metric_label
 from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.text import without_secrets
 from ddpm_train.report import charts, commands, formatting
 from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import RULES, advice, findings
@@ -29,7 +30,12 @@ def render(evidence: Evidence) -> str:
     """The page as HTML. Everything that comes from the folder is escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     templates = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        finalize=_without_secrets,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     functions = {name: function for name, function in vars(formatting).items() if callable(function)}
     templates.filters.update(functions, metric_label=metric_label)
@@ -53,6 +59,10 @@ def render(evidence: Evidence) -> str:
         about=list(_about(evidence)),
         unreadable=unreadable,
     )
+
+
+def _without_secrets(value: object) -> object:
+    return without_secrets(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _subtitle(evidence: Evidence) -> Iterator[str]:

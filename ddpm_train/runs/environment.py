@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train._version import __version__
+from ddpm_train.config.text import without_secrets
 
 # What can change a run's numbers.
-_PACKAGES = (
+PACKAGES = (
     *("torch", "torchvision", "diffusers", "accelerate", "datasets", "numpy", "pillow", "safetensors"),
     "torch-fidelity",
 )
 # Variables by which the libraries round otherwise, or choose other algorithms. None of them holds a path.
-_VARIABLES = (
+VARIABLES = (
     *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
     *("TORCH_BLAS_PREFER_CUBLASLT", "DISABLE_ADDMM_CUDA_LT", "TORCH_CUDNN_USE_HEURISTIC_MODE_B"),
     *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
@@ -39,7 +40,7 @@ def environment(arguments: Sequence[str], compute: Mapping[str, Any]) -> dict[st
         arguments: the program's command line, without its name.
         compute: what only the run itself knows: device, number of processes, what `auto` has chosen.
     """
-    written = [_ABSOLUTE_PATH.sub("…", argument) for argument in arguments]
+    written = [_ABSOLUTE_PATH.sub("…", without_secrets(argument)) for argument in arguments]
     return {
         "command": shlex.join(["ddpm-train", *written]),
         "commit": commit(),
@@ -52,13 +53,13 @@ def environment(arguments: Sequence[str], compute: Mapping[str, Any]) -> dict[st
 
 def variables() -> dict[str, str]:
     """The environment's variables that can change a run's numbers, as far as they are set."""
-    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def versions() -> dict[str, str]:
     """Python's, this project's, and those of the packages that can change a run's numbers."""
     found = {"python": platform.python_version(), "ddpm-train": __version__}
-    for package in _PACKAGES:
+    for package in PACKAGES:
         with suppress(PackageNotFoundError):  # brought by other means than a package manager
             found[package] = version(package)
     return found

@@ -7,6 +7,7 @@ from typing import Any
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.schema import dotted_values
+from ddpm_train.config.text import printable
 
 # Everything else decides what the run computes. Of the dataset its content counts (by hash), not where it lies.
 MAY_CHANGE = (
@@ -47,7 +48,7 @@ def accept(
     Raises:
         Mistakes: the rest of the changes, as a table of two columns, with the remedy.
     """
-    changed = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
+    changed = [key for key in dict.fromkeys([*there, *now]) if not _same(key, there.get(key), now.get(key))]
     harmless = [key for key in changed if _covers(MAY_CHANGE, key)]
     accepted = [key for key in changed if _covers(allowed, key) and key not in harmless]
     refused = [key for key in changed if key not in harmless and key not in accepted]
@@ -56,14 +57,21 @@ def accept(
         title = f"this config would make another run than the one in {where}:"
         change = f"'allow_change=[{','.join(refused)}]'"
         remedy = f"give it another name=…, or accept the change, which the run then records, with {change}"
-        raise Mistakes("\n".join([title, *in_columns(("key", "there", "now"), *rows), remedy]))
+        raise Mistakes("\n".join([title, *in_columns(("key", "there", "now"), *rows), f"  {remedy}"]))
     # A key that is not there was left out when the checkpoint was shared, or is newer than it.
     known = [key for key in harmless if key in there and key not in _UNMENTIONED]
     return [f"{key}: {there[key]} -> {now.get(key)}" for key in known], accepted
 
 
+def _same(key: str, there: Any, now: Any) -> bool:
+    if key == "model.pretrained" and "/" not in str(there):  # of a folder the name alone is noted, or shared
+        return str(there) == Path(str(now)).name
+    return bool(there == now)
+
+
 def in_columns(*rows: tuple[str, str, str]) -> list[str]:
     """A line for each row, with the columns one below the other."""
+    rows = tuple((printable(one), printable(two), printable(three)) for one, two, three in rows)
     first, second, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [f"  {one:<{first}}  {two:<{second}}  {three}" for one, two, three in rows]
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ddpm_train.config.text import shown
+
 # Without a terminal: a line about this often, and always the last.
 _LINE_EVERY_SECONDS = 10.0
 
@@ -55,14 +57,14 @@ class Console:
     @_whoever_listens()
     def say(self, *lines: str) -> None:
         if self._enabled:
-            for line in lines:
+            for line in map(shown, lines):
                 tqdm.write(line, file=sys.stdout) if self._bar is not None else print(line)
             sys.stdout.flush()
 
     @_whoever_listens()
     def warn(self, line: str) -> None:
         if self._enabled:
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(shown(line), file=sys.stderr)
 
     def table(self, rows: dict[str, str]) -> None:
         self.say(*(f"  {name:<10} {value}" for name, value in rows.items()))
@@ -76,20 +78,20 @@ class Console:
     def progress(self, record: dict[str, Any]) -> None:
         """Show a training step's record."""
         if "loss" in record:
-            shown = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.0f} img/s"
-            self.update(record["step"], shown)
+            text = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.0f} img/s"
+            self.update(record["step"], text)
 
     @_whoever_listens()
-    def update(self, done: int, shown: str = "") -> None:
+    def update(self, done: int, text: str = "") -> None:
         """Move the bar, or print a line now and then."""
         if not self._enabled:
             return
         if self._bar is not None:
-            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.set_postfix_str(shown(text), refresh=False)
             self._bar.update(done - self._bar.n)
         elif time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS or done == self._total:
             self._last_line = time.monotonic()
-            print(f"{self._unit} {done}/{self._total}  {shown}".rstrip(), flush=True)
+            print(f"{self._unit} {done}/{self._total}  {shown(text)}".rstrip(), flush=True)
 
     @_whoever_listens()
     def finish(self) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn
 import diffusers
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.text import shown
 from ddpm_train.system import exit_codes, launch, ranks
 from ddpm_train.system.exit_codes import CannotGoOn
 from ddpm_train.system.failures import is_refused_by_disk, one_line
@@ -29,7 +30,7 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
 
     def end(line: str, code: int, everywhere: bool) -> NoReturn:
         if main or not everywhere:
-            print(f"error: {line}", file=sys.stderr, flush=True)
+            print(f"error: {shown(line)}", file=sys.stderr, flush=True)
         if several and not everywhere:
             os._exit(code)
         sys.exit(code)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.parts import Hub
+from ddpm_train.config.text import shown
 from ddpm_train.data.sources import dataset_licence
 from ddpm_train.hub.access import reason
 from ddpm_train.hub.background import Outcome, PushThread
@@ -89,9 +90,9 @@ def push_run(run: Path, hub: Hub) -> None:
         with tempfile.TemporaryDirectory(dir=run, prefix=".push-by-hand-") as staging:
             outcome = Outcome(checkpoint.step_of(path), shared.stage(path, Path(staging))())
     except Exception as error:
-        print(f"error: not pushed, because {reason(error)}; the same command tries again", file=sys.stderr)
+        print(f"error: not pushed, because {shown(reason(error))}; the same command tries again", file=sys.stderr)
         sys.exit(exit_codes.NOT_SAVED if is_refused_by_disk(error) else 1)
-    print(_pushed(hub, outcome))
+    print(shown(_pushed(hub, outcome)))
 
 
 def _pushed(hub: Hub, outcome: Outcome) -> str:

@@ -15,6 +15,7 @@ from types import FrameType
 import psutil
 
 from ddpm_train.cli.sweeps.jobs import Record, Status, read_record
+from ddpm_train.config.text import shown
 from ddpm_train.runs.lock import read_holder
 from ddpm_train.system import exit_codes
 from ddpm_train.system.signals import handle_signals
@@ -103,7 +104,7 @@ def complaint(log: Path) -> str:
     """Why a job ended, as its log says it in the end, and where that is."""
     lines = log.read_text(errors="replace").splitlines()
     told = [line for line in lines if line.startswith("error: ")] or lines
-    return f"{told[-1]} ({log})"
+    return shown(f"{told[-1]} ({log})")
 
 
 def _status(code: int, asked: Status | None) -> Status:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ddpm_train.cli.sweeps.jobs import Row, objective_of, read_record, varied_keys
 from ddpm_train.config.objective import Criterion
+from ddpm_train.config.text import shown
 from ddpm_train.runs.folder import JOB, TENSORBOARD, read_result
 from ddpm_train.system.files import write_atomic
 
@@ -32,7 +33,7 @@ def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *cells])
     write_atomic(folder / TABLE, text.getvalue().encode())
-    print("\n".join(_table([name, *header[1:]], [_shown(line) for line in cells])))
+    print("\n".join(map(shown, _table([name, *header[1:]], [_shown(line) for line in cells]))))
     from ddpm_train.cli.sweeps.hparams import write_hparams  # TensorBoard takes a second to import
 
     write_hparams(folder / TENSORBOARD, rows, name)
