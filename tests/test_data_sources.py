@@ -177,12 +177,63 @@ def test_the_wrong_column_is_told(tmp_path: Path, rows: datasets.Dataset) -> Non
 
 
 def test_empty_and_broken_cells_are_broken_images(tmp_path: Path) -> None:
-    cells = [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}, {"bytes": None, "path": "/gone.png"}]
+    cells = [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}, {"bytes": None, "path": "gone.png"}]
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     pq.write_table(pa.table({"image": pa.array(cells, kind)}), tmp_path / "cells.parquet")
     source = open_source(dataset_config("hub", tmp_path / "cells.parquet", image_column="image"), "train")
-    for index, reason in enumerate(("empty", "empty", "not an image", "No such file or directory")):
+    for index, reason in enumerate(("empty", "empty", "not an image", "gone.png: no such file")):
         with pytest.raises(BrokenImage, match=reason):
+            source.load(index, DECODER)
+
+
+def test_only_the_datasets_own_files_are_read(tmp_path: Path, write_images: Callable[[Path, int], Path]) -> None:
+    """Whatever file of this machine a row names, in a dataset that comes from elsewhere."""
+    own = write_images(tmp_path / "data/images", 1)
+    (image,) = own.rglob("*.png")
+    private = tmp_path / "private.png"
+    private.write_bytes(image.read_bytes())
+    (own / "link.png").symlink_to(private)
+    (own / "loop.png").symlink_to(own / "loop.png")
+    os.mkfifo(own / "pipe.png")
+    inside = [str(image), str(image.relative_to(tmp_path / "data"))]
+    outside = [
+        str(private),
+        "../private.png",
+        "images/link.png",
+        "images/loop.png",
+        "images/pipe.png",
+        "x" * 300,
+        "a\0b",
+    ]
+    outside += [f"file://{private}", f"zip://x::{private}", "http://localhost:1/x.png", f"images/../../{private.name}"]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cells = pa.array([{"bytes": None, "path": path} for path in inside + outside], kind)
+    pq.write_table(pa.table({"image": cells}), tmp_path / "data/rows.parquet")
+    source = open_source(dataset_config("hub", tmp_path / "data/rows.parquet", image_column="image"), "train")
+    assert all(np.array_equal(source.load(index, DECODER), DECODER(image)) for index in range(len(inside)))
+    for index in range(len(inside), len(source)):
+        with pytest.raises(BrokenImage) as broken:
+            source.load(index, DECODER)
+        assert str(broken.value).isprintable(), source.name(index)
+
+
+@pytest.mark.parametrize("name", ["{private}", "../private.png", "link.png"])
+def test_metadata_names_only_files_of_its_folder(
+    name: str, tmp_path: Path, write_images: Callable[[Path, int], Path]
+) -> None:
+    folder = write_images(tmp_path / "data", 1)
+    private = write_images(tmp_path / "elsewhere", 1)
+    (private,) = private.rglob("*.png")
+    private = private.rename(tmp_path / "private.png")
+    (folder / "link.png").symlink_to(private)
+    (folder / "metadata.csv").write_text(f"file_name,text\n{name.format(private=private)},x\n")
+    try:
+        source = open_source(dataset_config("hub", folder), "train")
+    except Mistakes as mistakes:
+        assert len(mistakes.lines) == 1
+        return
+    for index in range(len(source)):
+        with pytest.raises(BrokenImage, match="own folder"):
             source.load(index, DECODER)
 
 

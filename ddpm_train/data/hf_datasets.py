@@ -44,6 +44,19 @@ def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None]:
         raise Mistakes(f"dataset.path={config.path}: {first_line(error)}") from None
 
 
+def own_folders(config: "Dataset") -> list[Path]:
+    """Where the image files of a dataset may lie: its own folder first, and that of what `datasets` has unpacked."""
+    import datasets
+    from huggingface_hub import constants
+
+    path = Path(config.path).expanduser()
+    if not path.exists():
+        path = Path(constants.HF_HUB_CACHE, f"datasets--{config.path.replace('/', '--')}")
+    unpacked = Path(datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_DIR)
+    own = path if path.is_dir() or not path.exists() else path.parent
+    return [folder.resolve() for folder in (own, unpacked, Path(datasets.config.DOWNLOADED_DATASETS_PATH))]
+
+
 def _load_from_hub(config: "Dataset", split: str) -> tuple[Any, str | None]:
     """One split of the repository `owner/name`, and its commit.
 

@@ -11,10 +11,12 @@ from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes, did_you_mean
 from ddpm_train.config.registry import resolve
+from ddpm_train.config.text import printable
 from ddpm_train.data.decode import BrokenImage, Decoder
-from ddpm_train.data.hf_datasets import load_dataset
+from ddpm_train.data.hf_datasets import load_dataset, own_folders
 from ddpm_train.data.paths import IMAGE_SUFFIXES, image_files
 from ddpm_train.hub.access import find_licence
+from ddpm_train.system.failures import first_line
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
@@ -124,6 +126,7 @@ class HubSource:
         from datasets import Image as ImageFeature
 
         dataset, self.commit = load_dataset(config, split)
+        self._folders = own_folders(config)
         self._column = column = _image_column(dataset, config.image_column)
         self.fingerprint = f"{dataset._fingerprint} {column}"
         selected = dataset.select_columns([column])
@@ -143,7 +146,19 @@ class HubSource:
         cell = self._dataset[index][self._column]
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise BrokenImage("empty")
-        return decoder(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]))
+        return decoder(cell["bytes"] if cell["bytes"] is not None else self._own_file(cell["path"]))
+
+    def _own_file(self, path: str) -> Path:
+        """The file that a row names, which may be anything on this machine if the dataset comes from elsewhere."""
+        try:
+            file = (self._folders[0] / path).resolve()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BrokenImage(f"{printable(path)}: {first_line(error)}") from None
+        if not any(file.is_relative_to(folder) for folder in self._folders):
+            raise BrokenImage(f"{printable(path)} does not lie in the dataset's own folder")
+        if not file.is_file():
+            raise BrokenImage(f"{printable(path)}: no such file, or not a regular one")
+        return file
 
 
 def open_source(config: "Dataset", split: str) -> Source:

@@ -1,12 +1,15 @@
 """The model card: what a reader wants to know of a pushed run, and how to use it."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from ddpm_train.config.metrics import METRICS, metric_label
+from ddpm_train.config.text import printable, without_secrets
 from ddpm_train.report.formatting import count, duration
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.state import ResumedState
@@ -43,12 +46,14 @@ def model_card(
     seconds, evaluated = _read_through(records, config["train"]["batch_size"])
     shown = [score for score in scores if score["value"] is not None] if scores else _held_out_loss(evaluated, weights)
     folder = FileSystemLoader(Path(__file__).parent)
-    templates = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    templates = Environment(
+        loader=folder, finalize=_plain, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     templates.filters |= {"count": count, "duration": duration, "metric_label": metric_label}
     templates.filters |= {"value": _value, "measured_with": _measured_with}
     text = templates.get_template("card.md.jinja").render(
         title=repo_id.split("/")[-1],
-        repo_id=repo_id,
+        repo_id=Markup(repo_id),  # which the Hub has taken
         config=config,
         state=state,
         weights=weights,
@@ -145,12 +150,23 @@ def _dataset_name(dataset: Mapping[str, Any]) -> str:
     return "a folder of images" if dataset["path"] == "???" else str(dataset["path"])
 
 
-def _dataset_text(dataset: Mapping[str, Any], licence: str | None) -> str:
-    name = _dataset_name(dataset)
-    if _on_hub(dataset):
-        name = f"[{name}](https://huggingface.co/datasets/{name})"
-    revision = f", revision `{dataset['revision'][:12]}`" if dataset["revision"] else ""
-    return f"{name}{revision}, {f'licence {licence}' if licence else 'licence unknown'}"
+def _dataset_text(dataset: Mapping[str, Any], licence: str | None) -> Markup:
+    name = _plain(_dataset_name(dataset))
+    if _on_hub(dataset) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset["path"], re.ASCII):
+        name = f"[{name}](https://huggingface.co/datasets/{dataset['path']})"
+    commit = re.sub(r"[^\w.-]", "", dataset["revision"] or "")[:12]
+    revision = f", revision `{commit}`" if commit else ""
+    return Markup(f"{name}{revision}, {f'licence {_plain(licence)}' if licence else 'licence unknown'}")
+
+
+def _plain(value: object) -> object:
+    """A text from elsewhere as Markdown shows it: in one line, a part of no table, link, picture or tag.
+
+    What this module has made is `Markup`, and stays.
+    """
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return re.sub(r"[\\`*\[\]<>|&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(without_secrets(value)))
 
 
 def _on_hub(dataset: Mapping[str, Any]) -> bool:
