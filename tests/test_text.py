@@ -3,7 +3,10 @@
 import pytest
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.program import compose_configs
 from ddpm_train.config.text import holds_secret, shown, without_secrets
+from ddpm_train.system.console import Console
+from ddpm_train.training.preflight import PROGRAM
 
 TOKEN = "hf_" + "aB3" * 11
 
@@ -40,6 +43,28 @@ def test_no_secret_is_kept(text: str, public: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize("mirror", ["s3://KEY:${oc.env:KEPT}@bucket/runs", "${oc.env:URL}", "s3://K:Secret/a@bucket"])
+def test_credentials_in_a_url_are_refused(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be saved and shown. The remedy says where they belong."""
+    monkeypatch.setenv("KEPT", "Secret")
+    monkeypatch.setenv("URL", "https://host/bucket?sig=Secret")
+    with pytest.raises(Mistakes) as raised:
+        compose_configs(PROGRAM, [f"checkpoint.mirror='{mirror}'"])
+    (line,) = raised.value.lines
+    assert line.startswith("checkpoint.mirror=") and "AWS_ACCESS_KEY_ID" in line and "Secret" not in line
+
+
+def test_the_console_takes_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(enabled=True)
+    console.say("found a\nerror: b.png", "s3://k:s@bucket")
+    console.warn("warning: \x1b[2Jb\rc")
+    console.table({"output": "a\n  b"})
+    console.update(1, "x\x07y")
+    said = capsys.readouterr()
+    assert said.out == "found a\\nerror: b.png\ns3://…@bucket\n  output     a\n  b\nstep 1/0  x\\x07y\n"
+    assert said.err == "warning: \\x1b[2Jb\\rc\n"
 
 
 def test_a_message_cannot_make_up_a_line() -> None:

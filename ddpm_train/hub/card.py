@@ -166,7 +166,7 @@ def _plain(value: object) -> object:
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return re.sub(r"[\\`*\[\]<>|&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(without_secrets(value)))
+    return re.sub(r"[\\`*\[\]<>|&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(without_secrets(value), 2000))
 
 
 def _on_hub(dataset: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """What is wrong with a training run on this machine and at the Hub, before anything slow starts. Imports no torch."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_ur
 from ddpm_train.models.pretrained import resolve
 from ddpm_train.sampling.preflight import precision_mistakes
 from ddpm_train.system import exit_codes, launch
+from ddpm_train.system.failures import one_line
 from ddpm_train.system.files import output_mistakes
 
 
@@ -65,14 +67,22 @@ def _extras_mistakes(config: Config) -> Iterator[str]:
 
 
 def _mirror_mistakes(url: str | None) -> Iterator[str]:
-    if url:
-        import fsspec
+    if not url:
+        return
+    import fsspec
 
-        try:
-            fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
-            yield f"checkpoint.mirror={url}: {error}{remedy}"
+    # A file system that could only half open complains once more when it is collected.
+    before, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        remedy = "; pip install 'ddpm-train[s3]'" if "s3fs" in str(error) else ""
+        yield f"checkpoint.mirror={url}: {error}{remedy}"
+    except Exception as error:  # each of its file systems raises its own
+        remedy = "give a URL that can be written to, such as s3://bucket/runs, or a folder"
+        yield f"checkpoint.mirror={url}: {one_line(error)}; {remedy}"
+    finally:
+        sys.unraisablehook = before
 
 
 def _evaluation_mistakes(evaluation: Evaluation) -> Iterator[str]:
