@@ -217,6 +217,21 @@ def test_only_the_datasets_own_files_are_read(tmp_path: Path, write_images: Call
         assert str(broken.value).isprintable(), source.name(index)
 
 
+@pytest.mark.parametrize("files", ["{private}/*.parquet", "../private/*.parquet", "{private}/**", "link.parquet"])
+def test_a_card_names_only_files_of_its_folder(files: str, tmp_path: Path, rows: datasets.Dataset) -> None:
+    folder, private = tmp_path / "data", tmp_path / "private"
+    for place in (folder, private):
+        place.mkdir()
+        rows.to_parquet(str(place / "rows.parquet"))
+    (folder / "link.parquet").symlink_to(private / "rows.parquet")
+    card = "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"
+    (folder / "README.md").write_text(card.format(files.format(private=private)))
+    line = mistake("hub", folder)
+    assert line.startswith(f"dataset.path={folder}: ") and ("none of its own" in line or "Unable to find" in line)
+    (folder / "README.md").write_text(card.format("rows.*"))
+    assert len(open_source(dataset_config("hub", folder), "train")) == 24
+
+
 @pytest.mark.parametrize("name", ["{private}", "../private.png", "link.png"])
 def test_metadata_names_only_files_of_its_folder(
     name: str, tmp_path: Path, write_images: Callable[[Path, int], Path]

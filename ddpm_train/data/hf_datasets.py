@@ -1,5 +1,6 @@
 """What the `datasets` library loads: a repository on the Hub or on the disk, `save_to_disk` folders, parquet files."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -36,12 +37,31 @@ def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None]:
         if path.suffix == ".parquet" and path.exists():
             return datasets.load_dataset("parquet", data_files=str(path), split="train"), None
         if path.is_dir():
-            return datasets.load_dataset(str(path), config.config_name, split=split), None
+            return _load_own_files(config, str(path), None, split), None
         return _load_from_hub(config, split)
     except ValueError as error:
         raise Mistakes(_value_mistake(config, split, error)) from None
     except (datasets.exceptions.DatasetsError, OSError) as error:
         raise Mistakes(f"dataset.path={config.path}: {first_line(error)}") from None
+
+
+def _load_own_files(config: "Dataset", path: str, revision: str | None, split: str) -> Any:
+    """`datasets.load_dataset`, of a dataset whose card names no other files than its own.
+
+    Raises:
+        Mistakes: it names a file of this machine, or an address.
+    """
+    import datasets
+
+    builder = datasets.load_dataset_builder(path, config.config_name, revision=revision)
+    own = [f"hf://datasets/{path}@", *(f"{folder}{os.sep}" for folder in own_folders(config))]
+    for file in (file for files in (builder.config.data_files or {}).values() for file in files):
+        if not file.startswith("hf://"):
+            file = str(Path(file).resolve())
+        if not file.startswith(tuple(own)):
+            raise Mistakes(f"dataset.path={config.path}: its card names {file}, which is none of its own files")
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
 
 
 def own_folders(config: "Dataset") -> list[Path]:
@@ -73,7 +93,7 @@ def _load_from_hub(config: "Dataset", split: str) -> tuple[Any, str | None]:
     if problem is not None:
         datasets.config.HF_HUB_OFFLINE = True
     try:
-        loaded = datasets.load_dataset(config.path, config.config_name, split=split, revision=commit or config.revision)
+        loaded = _load_own_files(config, config.path, commit or config.revision, split)
         return loaded, commit or _cached_commit(loaded)
     except ConnectionError:
         raise Mistakes(

@@ -156,7 +156,7 @@ class HubSource:
             raise BrokenImage(f"{printable(path)}: {first_line(error)}") from None
         if not any(file.is_relative_to(folder) for folder in self._folders):
             raise BrokenImage(f"{printable(path)} does not lie in the dataset's own folder")
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise BrokenImage(f"{printable(path)}: no such file, or not a regular one")
         return file
 
