@@ -227,7 +227,7 @@ def test_a_changed_config_is_another_run(cli: Cli) -> None:
         "seed 0 1",
         "train.batch_size 16 8",
     ]
-    assert lines[-1].startswith("  give it another name=…, or accept the change") and "optimizer.lr,seed" in lines[-1]
+    assert lines[-1].startswith("give it another name=…, or accept the change") and "optimizer.lr,seed" in lines[-1]
     accepted = cli.train("evaluation=none", "optimizer.lr=2e-3", "allow_change=[optimizer.lr]")
     assert "changed    optimizer.lr: 0.001 -> 0.002 (accepted, recorded)" in accepted
     state = json.loads((cli.output() / "checkpoints/step_00000006/state.json").read_text())

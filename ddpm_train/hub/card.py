@@ -123,7 +123,7 @@ def _value(score: Mapping[str, Any]) -> str:
     value = f"{score['value']:.5g}"
     if score.get("interval"):
         low, high = score["interval"]
-        return f"{value} [{low:.5g}, {high:.5g}]"
+        return Markup(f"{value} [{low:.5g}, {high:.5g}]")
     deviation = score.get("standard_deviation")
     return value if deviation is None else f"{value} ± {deviation:.2g}"
 
