@@ -7,7 +7,7 @@ cursor and make up lines, and in whatever is stored, printed, pushed or shared a
 import re
 
 _LONGEST_TEXT = 300
-_LONGEST_WORD, _LONGEST_LINE = 400, 2000
+_LONGEST_WORD, _LONGEST_LINE = 400, 1200
 
 _SECRETS = (
     # What the Hugging Face Hub gives out as access tokens; `hf_datasets/name` is none.
