@@ -1,5 +1,7 @@
 """What may be shown and kept of a text."""
 
+import pickle
+
 import pytest
 
 from ddpm_train.config.mistakes import Mistakes
@@ -27,6 +29,7 @@ TOKEN = "hf_" + "aB3" * 11
 def test_no_secret_is_kept(text: str, public: str) -> None:
     assert without_secrets(text) == public and holds_secret(text) and not holds_secret(public)
     assert Mistakes(text).lines == (public,) and str(Mistakes(text)) == public
+    assert pickle.loads(pickle.dumps(Mistakes(text, "a"))).lines == (public, "a")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ class Mistakes(Exception):
         self.lines: Sequence[str] = tuple(map(shown, lines))
         super().__init__("\n".join(self.lines))
 
+    def __reduce__(self) -> tuple[type["Mistakes"], tuple[str, ...]]:
+        return type(self), tuple(self.lines)  # as processes send it: the text alone has lost which lines there are
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" did you mean 'x'?"` for the known word nearest to `word`, else an empty string.
