@@ -73,21 +73,25 @@ def _model_mistakes(config: Config) -> Iterator[str]:
             f"dataset.resolution={resolution_text(resolution)}: {levels} levels need multiples of {factor}; "
             f"use dataset.resolution={resolution_text((height, width))} or fewer levels"
         )
-    middle = model.block_out_channels[-1:] if model.mid_block_type else ()
-    blocks = zip(model.down_block_types, model.block_out_channels, strict=False)
-    attending = [channels for block, channels in blocks if block.startswith("Attn")]
+    channels, middle = model.block_out_channels, model.block_out_channels[-1:] if model.mid_block_type else ()
+    blocks = list(zip(channels, model.down_block_types, reversed(model.up_block_types), strict=False))
+    # Skip blocks choose their groups themselves.
+    grouped = [channels[0], *(width for width, *both in blocks if not all("Skip" in block for block in both)), *middle]
+    attending = [width for width, *both in blocks if any(block.startswith("Attn") for block in both)]
+    middle = middle if model.add_attention else ()
     for key, several, what in (
-        ("norm_num_groups", model.block_out_channels, "{} of model.block_out_channels; use a common divisor"),
+        ("norm_num_groups", grouped, "{} of model.block_out_channels; use a common divisor"),
         ("attn_norm_num_groups", middle, "the {} channels of the middle block; use a divisor"),
-        (
-            "attention_head_dim",
-            (*attending, *(middle if model.add_attention else ())),
-            "the {} channels of a level with attention; use a common divisor",
-        ),
     ):
         divisor = getattr(model, key)
-        if divisor and (wrong := [channels for channels in several if channels % divisor]):
+        if divisor and (wrong := [width for width in several if width % divisor]):
             yield f"model.{key}={divisor}: does not divide {what.format(wrong[0])}"
+    narrowest = min([*attending, *middle], default=None)
+    if model.attention_head_dim and narrowest and model.attention_head_dim > narrowest:
+        yield (
+            f"model.attention_head_dim={model.attention_head_dim}: wider than the {narrowest} channels of a level with "
+            "attention; use at most that"
+        )
 
 
 TRAINING = Schema(Config, cross_field_mistakes)

@@ -3,9 +3,21 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Len, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
+from pydantic import AfterValidator
 
 from ddpm_train.config.parts import NonNegative, Positive, Real, Section, Whole
+
+# No network in use comes near these bounds, within which a layout can be built and tried in seconds.
+_MOST_LEVELS = 12
+Width = Annotated[Positive, Le(65_536)]
+
+
+def _divisor(value: float) -> float:
+    if not 1e-3 <= abs(value) <= 1e3:
+        raise ValueError("must be between 0.001 and 1000, or the negative of that")
+    return value
+
 
 DownBlock = Literal[
     "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"
@@ -20,15 +32,15 @@ class Model(Section):
     pretrained: str | None  # a folder or owner/name whose weights a new run starts from, and whose arguments it takes
     center_input_sample: bool
     time_embedding_type: Literal["positional", "fourier", "learned"]
-    time_embedding_dim: Positive | None
+    time_embedding_dim: Width | None
     freq_shift: Whole
     flip_sin_to_cos: bool
-    down_block_types: Annotated[tuple[DownBlock, ...], Len(1)]
+    down_block_types: Annotated[tuple[DownBlock, ...], Len(1, _MOST_LEVELS)]
     mid_block_type: Literal["UNetMidBlock2D"] | None
-    up_block_types: Annotated[tuple[UpBlock, ...], Len(1)]
-    block_out_channels: Annotated[tuple[Positive, ...], Len(1)]
-    layers_per_block: Positive
-    mid_block_scale_factor: Real
+    up_block_types: Annotated[tuple[UpBlock, ...], Len(1, _MOST_LEVELS)]
+    block_out_channels: Annotated[tuple[Width, ...], Len(1, _MOST_LEVELS)]
+    layers_per_block: Annotated[Positive, Le(32)]
+    mid_block_scale_factor: Annotated[Real, AfterValidator(_divisor)]
     downsample_padding: NonNegative
     downsample_type: Literal["conv", "resnet"]
     upsample_type: Literal["conv", "resnet"]
@@ -37,6 +49,6 @@ class Model(Section):
     attention_head_dim: Positive | None
     norm_num_groups: Positive
     attn_norm_num_groups: Positive | None
-    norm_eps: Annotated[Real, Gt(0)]
+    norm_eps: Annotated[Real, Gt(0), Lt(1)]
     resnet_time_scale_shift: Literal["default", "scale_shift"]
     add_attention: bool

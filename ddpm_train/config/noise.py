@@ -22,7 +22,7 @@ BETA_SCHEDULES: "Registry[Callable[[NoiseScheduler], Sequence[float]] | None]" =
 class NoiseScheduler(Section):
     """DDPMScheduler's arguments."""
 
-    num_train_timesteps: Positive
+    num_train_timesteps: Annotated[Positive, Le(10_000)]
     beta_start: Annotated[Real, Gt(0), Lt(1)]
     beta_end: Annotated[Real, Gt(0), Lt(1)]
     beta_schedule: Annotated[str, BETA_SCHEDULES]

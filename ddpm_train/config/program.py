@@ -1,7 +1,7 @@
 """From what a command or a Python call says to checked configs: composed once, with every mistake in them told."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -27,6 +27,7 @@ class Program(Generic[C]):
         naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
         resolve: completes a composed config by what it points to, given the overrides; also returns mistakes.
+        trial: yields a line for each mistake that only a try shows, where nothing else is wrong. May import torch.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Program(Generic[C]):
         values,
         [],
     )
+    trial: Callable[[C], Iterator[str]] = lambda config: iter(())
 
 
 def compose_configs(
@@ -69,7 +71,14 @@ def compose_configs(
     configs = [(config, values) for config, values in checked if config is not None]
     if lines or further or len(configs) < len(jobs):
         raise Mistakes(*dict.fromkeys(lines + further))
+    try_out(program, (config for config, _ in configs))
     return configs
+
+
+def try_out(program: Program[C], configs: Iterable[C]) -> None:
+    """Raises `Mistakes`, a line for each that only a try of these configs shows."""
+    if lines := dict.fromkeys(line for config in configs for line in program.trial(config)):
+        raise Mistakes(*lines)
 
 
 def check_jobs(

@@ -33,13 +33,18 @@ class Description:
 
 def build_unet(model: Model, images: Dataset | Images, noise: NoiseScheduler, *, seed: int = 0) -> UNet2DModel:
     """A freshly initialised UNet2DModel, float32; the same weights for the same seed on every process."""
-    height, width = images.resolution
     torch.manual_seed(derived_seed(seed, Purpose.INIT, 0))
+    return unet_of(model, images, noise.num_train_timesteps)
+
+
+def unet_of(model: Model, images: Dataset | Images, num_train_timesteps: int) -> UNet2DModel:
+    """The same on torch's default device, of any weights."""
+    height, width = images.resolution
     return UNet2DModel(
         sample_size=height if height == width else (height, width),
         in_channels=images.channels,
         out_channels=images.channels,
-        num_train_timesteps=noise.num_train_timesteps,
+        num_train_timesteps=num_train_timesteps,
         **unet_arguments(model),
     )
 

@@ -54,14 +54,19 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def hands_over() -> bool:
+    """Whether `spread` will replace this process."""
+    return "WORLD_SIZE" not in os.environ and num_processes() > 1
+
+
 def spread() -> None:
     """Replace this process by torchrun with as many processes as the launcher was asked for."""
-    if "WORLD_SIZE" in os.environ or (count := num_processes()) == 1:
+    if not hands_over():
         return
     port = os.environ.get("MASTER_PORT", "29500")
     # Port 0, any that is free, is not for torchrun's plain rendezvous: each process would take another.
     meeting = ["--standalone"] if port == "0" else ["--master-port", port]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *meeting]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes()), *meeting]
     module = getattr(sys.modules["__main__"], "__spec__", None)  # if this program was started by `-m`
     program = ["-m", module.name] if module is not None else [sys.argv[0]]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup: torchrun would take it for the end

@@ -118,4 +118,15 @@ def _push_mistakes(config: Config) -> Iterator[str]:
         yield from push_mistakes("hub.push=true", "hub.repo_id", repo_id, config.hub.private, otherwise=otherwise)
 
 
-PROGRAM = Program("ddpm-train", "config", "output_dir", "name='{}'", TRAINING, preflight, resolve)
+def trial(config: Config) -> Iterator[str]:
+    """A line if the network cannot be trained on these images, found by building and running it without memory."""
+    if launch.hands_over():
+        return  # those that it is handed to try it themselves
+    from ddpm_train.models.trial import layout_mistakes
+    from ddpm_train.models.unet import Images
+
+    images = Images(config.dataset.resolution, config.dataset.channels)
+    yield from layout_mistakes(config.model, images, config.noise_scheduler.num_train_timesteps)
+
+
+PROGRAM = Program("ddpm-train", "config", "output_dir", "name='{}'", TRAINING, preflight, resolve, trial)

@@ -19,7 +19,7 @@ from ddpm_train.config.elsewhere import unresolved_mistakes
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
 from ddpm_train.config.overrides import discrete, is_hydra, opened, parse, read_overrides
-from ddpm_train.config.program import check_jobs
+from ddpm_train.config.program import check_jobs, try_out
 from ddpm_train.training.preflight import PROGRAM, preflight
 
 # The keys that name a run; a sweep gives them unless the command varies them itself.
@@ -168,6 +168,7 @@ def _plan(arguments: Arguments, layout: _Layout, lines: list[str]) -> Sweep:
     )
     if lines := [*lines, *wrong, *further]:
         raise Mistakes(*dict.fromkeys(lines))
+    try_out(PROGRAM, (config for config, _ in checked if config is not None))
     jobs = [replace(job, values=values) for job, (_, values) in zip(jobs, checked, strict=True)]
     lines = [line for job in jobs for line in conflicts(job)]
     config, _ = checked[0]
