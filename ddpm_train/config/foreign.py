@@ -51,7 +51,8 @@ def parse_json(data: str | bytes, shape: type[T], name: str) -> T:
     except ValidationError as error:
         detail = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, detail["loc"]))
-        raise BadFile(printable(f"{name}: {f'{where}: ' if where else ''}{detail['msg']}")) from None
+        reason = detail["msg"].removeprefix("Value error, ")
+        raise BadFile(printable(f"{name}: {f'{where}: ' if where else ''}{reason}")) from None
 
 
 @cache

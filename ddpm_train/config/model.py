@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 from ddpm_train.config.parts import NonNegative, Positive, Real, Section, Whole
 
 # No network in use comes near these bounds, within which a layout can be built and tried in seconds.
-_MOST_LEVELS = 12
+MOST_LEVELS = 12
 Width = Annotated[Positive, Le(65_536)]
 
 
@@ -35,10 +35,10 @@ class Model(Section):
     time_embedding_dim: Width | None
     freq_shift: Whole
     flip_sin_to_cos: bool
-    down_block_types: Annotated[tuple[DownBlock, ...], Len(1, _MOST_LEVELS)]
+    down_block_types: Annotated[tuple[DownBlock, ...], Len(1, MOST_LEVELS)]
     mid_block_type: Literal["UNetMidBlock2D"] | None
-    up_block_types: Annotated[tuple[UpBlock, ...], Len(1, _MOST_LEVELS)]
-    block_out_channels: Annotated[tuple[Width, ...], Len(1, _MOST_LEVELS)]
+    up_block_types: Annotated[tuple[UpBlock, ...], Len(1, MOST_LEVELS)]
+    block_out_channels: Annotated[tuple[Width, ...], Len(1, MOST_LEVELS)]
     layers_per_block: Annotated[Positive, Le(32)]
     mid_block_scale_factor: Annotated[Real, AfterValidator(_divisor)]
     downsample_padding: NonNegative

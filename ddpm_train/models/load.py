@@ -11,22 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
+from ddpm_train.config.foreign import printable
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.model import MOST_LEVELS
 from ddpm_train.config.objective import Judging
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.hub.access import find_commit
-from ddpm_train.models.source import path_mistakes, read_json
-from ddpm_train.models.unet import Description, build_unet
+from ddpm_train.models.source import path_mistakes
+from ddpm_train.models.stored import CONFIG as UNET_CONFIG
+from ddpm_train.models.stored import INDEX, SCHEDULE, SCHEDULER, UNET, Kind, Parts, check_weights, read
+from ddpm_train.models.trial import refusal
+from ddpm_train.models.unet import Description, build_unet, unet_of
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, is_best, read_origin, read_part
 from ddpm_train.runs.state import read_state, verify
 from ddpm_train.system.failures import first_line
 
-_INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+# Divisible by two as often as any layout halves it. Nothing is computed, so that its size costs nothing.
+_ANY_SIDE = 2 ** (MOST_LEVELS - 1)
 # What a noise schedule like DDPM's is saved as. The "Parallel" ones are the same schedule.
 _SCHEDULES = {*(entry.class_name for entry in SAMPLERS.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
 
@@ -68,7 +75,7 @@ def load_model(pipeline: str, *, revision: str | None = None, weights: str = "au
         folder = _download(pipeline, revision)
     if re.match(r"step_\d+", folder.name) or (folder / checkpoint.MANIFEST).exists():
         return _from_checkpoint(pipeline, folder, weights)
-    if (folder / _INDEX).exists() or (folder / _CONFIG).exists():
+    if (folder / INDEX).exists() or (folder / UNET_CONFIG).exists():
         return _from_diffusers(pipeline, folder, weights)
     return _from_run(pipeline, folder, weights)
 
@@ -76,13 +83,13 @@ def load_model(pipeline: str, *, revision: str | None = None, weights: str = "au
 def _from_run(pipeline: str, run: Path, weights: str) -> Model:
     saved = run / PIPELINE
     checkpoints = checkpoint.published(run / CHECKPOINTS)
-    if (saved / _INDEX).exists() and (
+    if (saved / INDEX).exists() and (
         not checkpoints or weights in ("auto", read_origin(saved).get("weights", weights))
     ):
         return _from_diffusers(pipeline, saved, weights)
     if not checkpoints:
         holds = "a run without a checkpoint yet" if (run / CONFIG).exists() else "no run, checkpoint or model"
-        raise Mistakes(f"pipeline={pipeline}: {holds}; give the folder of a run, a checkpoint, or one with {_INDEX}")
+        raise Mistakes(f"pipeline={pipeline}: {holds}; give the folder of a run, a checkpoint, or one with {INDEX}")
     return _from_checkpoint(pipeline, checkpoints[-1], weights)
 
 
@@ -94,15 +101,30 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
         raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
     run = path.parent.parent
     _check_config(pipeline, run)
-    description = read_part(run, Description)
+    description = _description(pipeline, run)
     tensors = checkpoint.load(path)
     chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
     if chosen not in tensors:
         raise Mistakes(f"weights={weights}: this run keeps no average (ema=none); use weights=unet")
     unet = build_unet(description.model, description.dataset, description.noise_scheduler)
-    unet.load_state_dict(dict(tensors[chosen]))
+    with _told(pipeline):
+        unet.load_state_dict(dict(tensors[chosen]))
     known = {"step": read_state(path).step, "weights": chosen}
     return _model(pipeline, unet, description.noise_scheduler.build(), known)
+
+
+def _description(pipeline: str, run: Path) -> Description:
+    """What a run's config says of its model, if that is one."""
+    try:
+        description = read_part(run, Description)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise Mistakes(printable(f"pipeline={pipeline}: {run / CONFIG} cannot be read: {first_line(error)}")) from None
+    model, images, noise = description.model, description.dataset, description.noise_scheduler
+    reason = refusal(lambda: unet_of(model, images, noise.num_train_timesteps), images.resolution)
+    lines = [f"pipeline={pipeline}: no network of the layout in {run / CONFIG} works: {reason}"] if reason else []
+    if lines := [*lines, *noise.mistakes()]:
+        raise Mistakes(*lines)
+    return description
 
 
 def _check_config(pipeline: str, run: Path) -> None:
@@ -126,22 +148,32 @@ def _best(pipeline: str, checkpoints: Path) -> Path:
 
 def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
     """A DDPMPipeline or DDIMPipeline, its parts in folders or (as of old) side by side; or a UNet2DModel alone."""
-    part = folder / "unet" if (folder / "unet" / _CONFIG).exists() else folder
+    part = folder / "unet" if (folder / "unet" / UNET_CONFIG).exists() else folder
     _refuse_other_models(pipeline, folder, part)
     known = read_origin(folder) or read_origin(folder.parent)
     if weights != "auto" and known.get("weights") != weights:
         held = {"ema": "the average (weights=ema)", "unet": "the raw weights (weights=unet)"}
         what = held.get(known.get("weights", ""), "one set of weights, without saying which (weights=auto)")
         raise Mistakes(f"weights={weights}: {pipeline} holds {what}; use that, or give a run that has both")
-    try:
-        with _quiet_diffusers():
-            unet, info = UNet2DModel.from_pretrained(part, output_loading_info=True)
-            scheduler, assumed = _stored_scheduler(pipeline, folder, unet)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise Mistakes(f"pipeline={pipeline}: it cannot be loaded: {first_line(error)}") from None
+    check_weights(f"pipeline={pipeline}", part)
+    _check_layout(pipeline, part / UNET_CONFIG)
+    with _told(pipeline), _quiet_diffusers():
+        unet, info = UNet2DModel.from_pretrained(part, output_loading_info=True)
+        scheduler, assumed = _stored_scheduler(pipeline, folder, unet)
     if absent := info["missing_keys"]:
         raise Mistakes(f"pipeline={pipeline}: its weights lack {len(absent)} tensors, {sorted(absent)[0]} first")
     return _model(pipeline, unet.float(), scheduler, known, assumed)
+
+
+@contextmanager
+def _told(pipeline: str) -> Iterator[None]:
+    """What keeps a model from being loaded, in a line: diffusers, torch and safetensors refuse by many kinds."""
+    try:
+        yield
+    except Mistakes:
+        raise
+    except Exception as error:
+        raise Mistakes(printable(f"pipeline={pipeline}: it cannot be loaded: {first_line(error)}")) from None
 
 
 @contextmanager
@@ -157,10 +189,11 @@ def _quiet_diffusers() -> Iterator[None]:
 
 def _refuse_other_models(pipeline: str, folder: Path, part: Path) -> None:
     """Say what this program is for where the folder holds something else; reads no weights."""
-    index = read_json(f"pipeline={pipeline}", folder / _INDEX) if (folder / _INDEX).exists() else {}
-    config = read_json(f"pipeline={pipeline}", part / _CONFIG) if (part / _CONFIG).exists() else {}
+    place = f"pipeline={pipeline}"
+    index = read(place, folder / INDEX, Parts) if (folder / INDEX).exists() else {}
+    config = read(place, part / UNET_CONFIG, Kind) if (part / UNET_CONFIG).exists() else {}
     name = index.get("_class_name", "")
-    kind = config.get("_class_name", (index.get("unet") or [None, "UNet2DModel"])[1])
+    kind = config.get("_class_name", index.get("unet", [None, "UNet2DModel"])[1])
     use = f"ddpm-sample is for unconditional pixel models (UNet2DModel); use diffusers' {name or 'own pipelines'}"
     if index and ("unet" not in index or "vqvae" in index or "vae" in index):
         raise Mistakes(f"pipeline={pipeline}: a {name}; {use}")
@@ -169,17 +202,24 @@ def _refuse_other_models(pipeline: str, folder: Path, part: Path) -> None:
     if config.get("class_embed_type") or config.get("num_class_embeds"):
         raise Mistakes(f"pipeline={pipeline}: its UNet2DModel wants class labels; {use}")
     if index and not config:
-        raise Mistakes(f"pipeline={pipeline}: {_INDEX} names a UNet, but there is no {part / _CONFIG}")
+        raise Mistakes(f"pipeline={pipeline}: {INDEX} names a UNet, but there is no {part / UNET_CONFIG}")
+
+
+def _check_layout(pipeline: str, path: Path) -> None:
+    """Have the network that a config describes tried, so that diffusers builds no other."""
+    values = read(f"pipeline={pipeline}", path, UNET)
+    if reason := refusal(lambda: UNet2DModel.from_config(values), (_ANY_SIDE, _ANY_SIDE)):
+        raise Mistakes(printable(f"pipeline={pipeline}: no network of the layout in {path} works: {reason}"))
 
 
 def _stored_scheduler(pipeline: str, folder: Path, unet: UNet2DModel) -> tuple[DDPMScheduler, str]:
     """The noise schedule beside a UNet, and what had to be assumed about it."""
     places = (folder / "scheduler", folder, folder.parent / "scheduler")
-    path = next((place / _SCHEDULER for place in places if (place / _SCHEDULER).exists()), None)
+    path = next((place / SCHEDULER for place in places if (place / SCHEDULER).exists()), None)
     if path is None:
         steps = unet.config.num_train_timesteps or 1000
         return DDPMScheduler(num_train_timesteps=steps), "no scheduler beside it: DDPM's linear schedule assumed"
-    config = read_json(f"pipeline={pipeline}", path)
+    config = read(f"pipeline={pipeline}", path, SCHEDULE)
     name = config.get("_class_name", "DDPMScheduler")
     if name not in _SCHEDULES:
         raise Mistakes(
@@ -188,7 +228,11 @@ def _stored_scheduler(pipeline: str, folder: Path, unet: UNet2DModel) -> tuple[D
         )
     if config.pop("predict_epsilon", True) is False:  # until diffusers 0.3 this said what the model predicts
         config.setdefault("prediction_type", "sample")
-    return DDPMScheduler.from_config(config), ""
+    scheduler = DDPMScheduler.from_config(config)
+    if len(scheduler.betas) != scheduler.config.num_train_timesteps:
+        given = f"{len(scheduler.betas)} trained_betas for num_train_timesteps={scheduler.config.num_train_timesteps}"
+        raise Mistakes(f"pipeline={pipeline}: its scheduler has {given}")
+    return scheduler, ""
 
 
 def _model(
@@ -243,7 +287,7 @@ def _download(pipeline: str, revision: str | None) -> Path:
     try:
         # Asked for by its name, so that the cache knows what the name means when there is no network.
         folder = fetch(revision)
-        part = folder / "unet" if (folder / "unet" / _CONFIG).exists() else folder
+        part = folder / "unet" if (folder / "unet" / UNET_CONFIG).exists() else folder
         _refuse_other_models(pipeline, folder, part)
         weights = f"{'unet/' if part != folder else ''}diffusion_pytorch_model*"
         fetch(folder.name, f"{weights}.safetensors")

@@ -12,7 +12,8 @@ import yaml
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.hub.access import ASKING_SECONDS, find_commit, limit_waiting
 from ddpm_train.hub.preflight import parse_uri
-from ddpm_train.models.source import path_mistakes, read_json
+from ddpm_train.models.source import path_mistakes
+from ddpm_train.models.stored import UNET, Kind, read
 from ddpm_train.runs.folder import CONFIG, PIPELINE, read_config
 from ddpm_train.runs.identity import in_columns
 
@@ -62,9 +63,9 @@ def _recorded(values: Mapping[str, Any], source: str) -> dict[str, Any] | None:
     """The network in the record of a run that began with `source`; None if there is none to go on from."""
     try:
         recorded = read_config(_record(values))["model"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        began = recorded.get("pretrained")
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
         return None
-    began = recorded.get("pretrained")
     # A run that was shared does not say which folder it began with.
     return {key: value for key, value in recorded.items() if key not in _FREE} if began in (source, "???") else None
 
@@ -89,16 +90,18 @@ def _layout(source: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         Mistakes: there is no such thing, or it is no unconditional pixel model.
     """
-    config = _read_config(source)
-    name = config.get("_class_name", "UNet2DModel")
+    path = _find_config(source)
+    kind = read(f"model.pretrained={source}", path, Kind)
+    name = kind.get("_class_name", "UNet2DModel")
     if name != "UNet2DModel":
         raise Mistakes(f"model.pretrained={source}: a {name}; give a UNet2DModel or a pipeline that has one")
-    if config.get("class_embed_type") or config.get("num_class_embeds"):
+    if kind.get("class_embed_type") or kind.get("num_class_embeds"):
         raise Mistakes(f"model.pretrained={source}: wants class labels; give an unconditional model")
+    config = read(f"model.pretrained={source}", path, UNET)
     if config.get("in_channels", 3) != config.get("out_channels", 3):
         raise Mistakes(
-            f"model.pretrained={source}: {config['in_channels']} channels in and {config['out_channels']} out, a "
-            "learned variance, for which there is no loss; give another model"
+            f"model.pretrained={source}: {config.get('in_channels', 3)} channels in and "
+            f"{config.get('out_channels', 3)} out, a learned variance, for which there is no loss; give another model"
         )
     if config.get("time_embedding_type") == "fourier":
         raise Mistakes(
@@ -109,22 +112,20 @@ def _layout(source: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     return {**layout, "channels": config.get("in_channels", 3)}
 
 
-def _read_config(source: str) -> dict[str, Any]:
+def _find_config(source: str) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         found = [folder / place for place in _PLACES if (folder / place).is_file()]
         if not found:
             raise Mistakes(f"model.pretrained={source}: no UNet in it (looked for {', '.join(_PLACES)})")
-        return read_json(f"model.pretrained={source}", found[0])
+        return found[0]
     if lines := list(path_mistakes(source, "model.pretrained")):
         raise Mistakes(*lines)
     limit_waiting(ASKING_SECONDS)
     _, problem = find_commit("model", source, None, key="model.pretrained", revision_key="model.pretrained")
     for place in _PLACES[:2]:
         try:
-            return read_json(f"model.pretrained={source}", _download(source, place, None))
-        except Mistakes:
-            raise
+            return _download(source, place, None)
         except Exception as error:
             problem = problem or f"no UNet in it ({type(error).__name__})"
     raise Mistakes(f"model.pretrained={source}: {problem}; check the network, HF_ENDPOINT and HF_HUB_OFFLINE")

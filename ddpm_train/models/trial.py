@@ -54,7 +54,9 @@ def _line(model: Model, images: Images, num_train_timesteps: int, reason: str) -
 
     if not works(safe):
         size = f"model.block_out_channels={as_written(model.block_out_channels)}"
-        size += f" model.layers_per_block={model.layers_per_block} dataset.resolution={resolution_text(images.resolution)}"
+        size += (
+            f" model.layers_per_block={model.layers_per_block} dataset.resolution={resolution_text(images.resolution)}"
+        )
         return f"{size}: no network of this layout works ({reason}); choose others"
     for key in reversed(list(safe)):
         if works(others := {other: value for other, value in safe.items() if other != key}):

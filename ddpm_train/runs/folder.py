@@ -16,14 +16,16 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from ddpm_train.config.extensions import unnamed_mistakes
+from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.parts import WRITTEN
+from ddpm_train.config.parts import WRITTEN, NonNegative
 from ddpm_train.config.schema import Schema
 
 CONFIG = "config.yaml"
@@ -130,10 +132,18 @@ def read_result(run: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+@dataclass(frozen=True)
+class _Origin:
+    step: NonNegative
+    weights: Literal["ema", "unet"]
+
+
 def read_origin(pipeline: Path) -> dict[str, Any]:
     """The "step" and "weights" ("ema" or "unet") that a run's `pipeline/` holds; empty if nobody says."""
-    path = pipeline / ORIGIN
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return vars(read_json(pipeline / ORIGIN, _Origin))
+    except (OSError, BadFile):
+        return {}
 
 
 def is_best(pipeline: str) -> bool:

@@ -126,7 +126,12 @@ def trial(config: Config) -> Iterator[str]:
     from ddpm_train.models.unet import Images
 
     images = Images(config.dataset.resolution, config.dataset.channels)
-    yield from layout_mistakes(config.model, images, config.noise_scheduler.num_train_timesteps)
+    for line in layout_mistakes(config.model, images, config.noise_scheduler.num_train_timesteps):
+        if config.model.pretrained is None:
+            yield line
+        else:
+            problem, _, _ = line.rpartition("; ")
+            yield f"model.pretrained={config.model.pretrained}: {problem}; give another model"
 
 
 PROGRAM = Program("ddpm-train", "config", "output_dir", "name='{}'", TRAINING, preflight, resolve, trial)
