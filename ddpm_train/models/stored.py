@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Len
 from pydantic import AfterValidator, ConfigDict, with_config
+from safetensors import SafetensorError, safe_open
 from typing_extensions import TypedDict  # pydantic takes Python's own from 3.12 on
 
 from ddpm_train.config.foreign import BadFile, printable, read_json
@@ -18,6 +19,7 @@ from ddpm_train.config.parts import Positive
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 _WEIGHTS = "diffusion_pytorch_model*"
+_WEIGHT_KINDS = ("F16", "BF16", "F32", "F64")
 _LARGEST_NUMBER, _LONGEST = 10**6, 10_000
 
 
@@ -107,3 +109,11 @@ def check_weights(place: str, part: Path) -> None:
         for name in sorted(set(read(place, path, _Shards)["weight_map"].values())):
             if Path(name).name != name or not (part / name).is_file():
                 raise Mistakes(printable(f"{place}: {path} names {name}, which is no file beside it"))
+    for path in sorted(part.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="np") as weights:
+                kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118  # no mapping
+        except (SafetensorError, OSError) as error:
+            raise Mistakes(printable(f"{place}: {path} cannot be read: {error}")) from None
+        if wrong := [name for name, kind in kinds.items() if kind not in _WEIGHT_KINDS]:
+            raise Mistakes(printable(f"{place}: {path} holds {wrong[0]} as {kinds[wrong[0]]}, which is no weight"))
