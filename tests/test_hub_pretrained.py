@@ -118,6 +118,9 @@ def test_what_disagrees_is_told_side_by_side(hub_cli: HubCli, unet: Path) -> Non
         ("labels", {"num_class_embeds": 10}, "wants class labels; give an unconditional model"),
         ("text", {"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel; give a UNet2DModel or a pipeline"),
         ("fourier", {"time_embedding_type": "fourier"}, "its time_embedding_type=fourier takes the logarithm of the"),
+        ("list", {"_class_name": ["UNet2DModel"]}, "list/config.json: _class_name: Input should be a valid string"),
+        ("deep", {"layers_per_block": 10**6}, "deep/config.json: layers_per_block: Input should be less than or equal"),
+        ("padded", {"downsample_padding": 2}, "model.downsample_padding=2: no network of this layout works (Sizes of"),
         ("variance", {"in_channels": 3, "out_channels": 6}, "3 channels in and 6 out, a learned variance, for which"),
     ):
         (hub_cli.folder / name).mkdir()

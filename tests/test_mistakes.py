@@ -206,12 +206,27 @@ TABLE = {
         "model.down_block_types: 4 blocks for 2 model.block_out_channels; make the lists equally long"
     ],
     (
-        "model.block_out_channels=[24,48,72] model.norm_num_groups=7 model.attention_head_dim=5 "
+        "model.block_out_channels=[24,48,72] model.norm_num_groups=7 model.attention_head_dim=80 "
         "model.attn_norm_num_groups=7"
     ): [
         "model.norm_num_groups=7: does not divide 24 of model.block_out_channels; use a common divisor",
         "model.attn_norm_num_groups=7: does not divide the 72 channels of the middle block; use a divisor",
-        "model.attention_head_dim=5: does not divide the 72 channels of a level with attention; use a common divisor",
+        "model.attention_head_dim=80: wider than the 72 channels of a level with attention; use at most that",
+    ],
+    (
+        "model.layers_per_block=100000 model.block_out_channels=[1000000000] model.mid_block_scale_factor=0 "
+        "model.norm_eps=1e300 noise_scheduler.num_train_timesteps=1000000000000"
+    ): [
+        "model.block_out_channels.0=1000000000: must be at most 65536",
+        "model.layers_per_block=100000: must be at most 32",
+        "model.mid_block_scale_factor=0: must be between 0.001 and 1000, or the negative of that",
+        "model.norm_eps=1e+300: must be less than 1",
+        "noise_scheduler.num_train_timesteps=1000000000000: must be at most 10000",
+    ],
+    # What only a network that is built and run shows.
+    "--multirun model.freq_shift=0,17 seed=1": [
+        "model.freq_shift=17: no network of this layout works (the frequencies of its time embedding are no numbers); "
+        "use model.freq_shift=0"
     ],
     "train.max_steps=2000 train.epochs=3 train.batch_size=64 train.micro_batch_size=3": [
         "train.max_steps=2000 train.epochs=3.0: exactly one decides the length; set the other to null",
@@ -517,6 +532,34 @@ def test_an_output_folder_that_cannot_be_written(cli: Cli, output_dir: str) -> N
     (cli.folder / "a_file").touch()
     (line,) = mistakes(cli, f"output_dir={output_dir}")
     assert line.startswith(f"output_dir={output_dir}: ") and "; choose another" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "fault", "remedy"),
+    [
+        (
+            "model.downsample_padding=2 model.freq_shift=16 model.attention_head_dim=5",
+            "model.downsample_padding=2 model.freq_shift=16: no network of this layout works (",
+            "use model.downsample_padding=1 model.freq_shift=0",
+        ),
+        (
+            "model.down_block_types=[DownBlock2D,SkipDownBlock2D,DownBlock2D] dataset.channels=3 "
+            "model.attn_norm_num_groups=3 model.add_attention=false",
+            "model.down_block_types=[DownBlock2D,SkipDownBlock2D,DownBlock2D]: no network of this layout works (",
+            "use model.down_block_types=[DownBlock2D,DownBlock2D,DownBlock2D]",
+        ),
+        (
+            "model.block_out_channels=[65536,65536,65536]",
+            "model.block_out_channels=[65536,65536,65536] model.layers_per_block=1 dataset.resolution=16: no network "
+            "of this layout works (its weights alone take 6,322.2 GB, and this machine has ",
+            "GB); choose others",
+        ),
+    ],
+)
+def test_a_layout_that_is_no_network(cli: Cli, command: str, fault: str, remedy: str) -> None:
+    """The fewest keys that must change are named; what else is unusual works."""
+    (line,) = mistakes(cli, *command.split())
+    assert line.startswith(fault) and line.endswith(remedy)
 
 
 def test_all_mistakes_at_once(cli: Cli) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -36,6 +36,7 @@ from ddpm_train.system.failures import first_line
 _ANY_SIDE = 2 ** (MOST_LEVELS - 1)
 # What a noise schedule like DDPM's is saved as. The "Parallel" ones are the same schedule.
 _SCHEDULES = {*(entry.class_name for entry in SAMPLERS.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -100,25 +101,31 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
     except checkpoint.BadCheckpoint as error:
         raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
     run = path.parent.parent
-    _check_config(pipeline, run)
     description = _description(pipeline, run)
-    tensors = checkpoint.load(path)
-    chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
-    if chosen not in tensors:
-        raise Mistakes(f"weights={weights}: this run keeps no average (ema=none); use weights=unet")
-    unet = build_unet(description.model, description.dataset, description.noise_scheduler)
-    with _told(pipeline):
+    with _loading(pipeline):
+        tensors = checkpoint.load(path)
+        chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
+        if chosen not in tensors:
+            raise Mistakes(f"weights={weights}: this run keeps no average (ema=none); use weights=unet")
+        unet = build_unet(description.model, description.dataset, description.noise_scheduler)
         unet.load_state_dict(dict(tensors[chosen]))
-    known = {"step": read_state(path).step, "weights": chosen}
-    return _model(pipeline, unet, description.noise_scheduler.build(), known)
+        known = {"step": read_state(path).step, "weights": chosen}
+        return _model(pipeline, unet, description.noise_scheduler.build(), known)
+
+
+def _read_part(pipeline: str, run: Path, part: type[P]) -> P:
+    """What `part` takes of the config of a run, which must have one."""
+    if not (run / CONFIG).is_file():
+        raise Mistakes(f"pipeline={pipeline}: no {run / CONFIG}, which says what model this is; keep it with the run")
+    try:
+        return read_part(run, part)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise Mistakes(printable(f"pipeline={pipeline}: {run / CONFIG} cannot be read: {first_line(error)}")) from None
 
 
 def _description(pipeline: str, run: Path) -> Description:
     """What a run's config says of its model, if that is one."""
-    try:
-        description = read_part(run, Description)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise Mistakes(printable(f"pipeline={pipeline}: {run / CONFIG} cannot be read: {first_line(error)}")) from None
+    description = _read_part(pipeline, run, Description)
     model, images, noise = description.model, description.dataset, description.noise_scheduler
     reason = refusal(lambda: unet_of(model, images, noise.num_train_timesteps), images.resolution)
     lines = [f"pipeline={pipeline}: no network of the layout in {run / CONFIG} works: {reason}"] if reason else []
@@ -127,17 +134,11 @@ def _description(pipeline: str, run: Path) -> Description:
     return description
 
 
-def _check_config(pipeline: str, run: Path) -> None:
-    if not (run / CONFIG).is_file():
-        raise Mistakes(f"pipeline={pipeline}: no {run / CONFIG}, which says what model this is; keep it with the run")
-
-
 def _best(pipeline: str, checkpoints: Path) -> Path:
     """The best of the checkpoints that are there, by the run's own objective and records."""
     run = checkpoints.parent
     steps = [checkpoint.step_of(path) for path in checkpoint.published(checkpoints)]
-    _check_config(pipeline, run)
-    best = read_selection(run, read_part(run, Judging)).best(steps)
+    best = read_selection(run, _read_part(pipeline, run, Judging)).best(steps)
     if best is None:
         raise Mistakes(
             f"pipeline={pipeline}: none of the checkpoints there has been evaluated by the run's objective; "
@@ -157,7 +158,7 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
         raise Mistakes(f"weights={weights}: {pipeline} holds {what}; use that, or give a run that has both")
     check_weights(f"pipeline={pipeline}", part)
     _check_layout(pipeline, part / UNET_CONFIG)
-    with _told(pipeline), _quiet_diffusers():
+    with _loading(pipeline), _quiet_diffusers():
         unet, info = UNet2DModel.from_pretrained(part, output_loading_info=True)
         scheduler, assumed = _stored_scheduler(pipeline, folder, unet)
     # What an index promises and no shard holds is left without a value.
@@ -167,7 +168,7 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
 
 
 @contextmanager
-def _told(pipeline: str) -> Iterator[None]:
+def _loading(pipeline: str) -> Iterator[None]:
     """What keeps a model from being loaded, in a line: diffusers, torch and safetensors refuse by many kinds."""
     try:
         yield

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Len
+from annotated_types import Le, Len
 from pydantic import AfterValidator, ConfigDict, with_config
 from safetensors import SafetensorError, safe_open
 from typing_extensions import TypedDict  # pydantic takes Python's own from 3.12 on
@@ -42,11 +42,12 @@ def _shape(types: Mapping[str, Any]) -> Any:
 
 
 _layout = {key: kind for key, kind in get_type_hints(Model, include_extras=True).items() if key != "pretrained"}
+_Side = Annotated[Positive, Le(16_384)]
 _schedule = get_type_hints(NoiseScheduler, include_extras=True)
 UNET = _shape(
     {
         **_layout,
-        "sample_size": Positive | tuple[Positive, Positive] | None,
+        "sample_size": _Side | tuple[_Side, _Side] | None,
         "in_channels": Width,
         "out_channels": Width,
         "num_train_timesteps": _schedule["num_train_timesteps"] | None,
@@ -101,19 +102,26 @@ def read(place: str, path: Path, shape: Any) -> dict[str, Any]:
 
 
 def check_weights(place: str, part: Path) -> None:
-    """Raises `Mistakes` where diffusers would read weights that are no files of this folder."""
-    for path in sorted(part.glob(_WEIGHTS)):
+    """Raises `Mistakes` where diffusers would read weights that are no files of this folder, or no numbers."""
+    files = sorted(part.glob(_WEIGHTS))
+    for path in files:
         if not path.is_file():  # to open a pipe would wait for its other end
             raise Mistakes(printable(f"{place}: {path} is no regular file"))
-    for path in sorted(part.glob(f"{_WEIGHTS}.index.json")):
+    for path in [path for path in files if path.name.endswith(".index.json")]:
         for name in sorted(set(read(place, path, _Shards)["weight_map"].values())):
             if Path(name).name != name or not (part / name).is_file():
                 raise Mistakes(printable(f"{place}: {path} names {name}, which is no file beside it"))
-    for path in sorted(part.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="np") as weights:
-                kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118  # no mapping
-        except (SafetensorError, OSError) as error:
-            raise Mistakes(printable(f"{place}: {path} cannot be read: {error}")) from None
-        if wrong := [name for name, kind in kinds.items() if kind not in _WEIGHT_KINDS]:
-            raise Mistakes(printable(f"{place}: {path} holds {wrong[0]} as {kinds[wrong[0]]}, which is no weight"))
+            files.append(part / name)
+    for path in dict.fromkeys(files):
+        if path.suffix == ".safetensors":
+            _check_kinds(place, path)
+
+
+def _check_kinds(place: str, path: Path) -> None:
+    try:
+        with safe_open(path, framework="np") as weights:
+            kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118  # no mapping
+    except (SafetensorError, OSError) as error:
+        raise Mistakes(printable(f"{place}: {path} cannot be read: {error}")) from None
+    if wrong := [name for name, kind in kinds.items() if kind not in _WEIGHT_KINDS]:
+        raise Mistakes(printable(f"{place}: {path} holds {wrong[0]} as {kinds[wrong[0]]}, which is no weight"))
