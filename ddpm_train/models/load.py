@@ -17,14 +17,13 @@ from diffusers.utils import logging
 
 from ddpm_train.config.foreign import printable
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.model import MOST_LEVELS
 from ddpm_train.config.objective import Judging
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.hub.access import find_commit
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.models.stored import CONFIG as UNET_CONFIG
 from ddpm_train.models.stored import INDEX, SCHEDULE, SCHEDULER, UNET, Kind, Parts, check_weights, read
-from ddpm_train.models.trial import refusal
+from ddpm_train.models.trial import config_refusal, refusal
 from ddpm_train.models.unet import Description, build_unet, unet_of
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
@@ -32,8 +31,6 @@ from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, is_best, read_
 from ddpm_train.runs.state import read_state, verify
 from ddpm_train.system.failures import first_line
 
-# Divisible by two as often as any layout halves it. Nothing is computed, so that its size costs nothing.
-_ANY_SIDE = 2 ** (MOST_LEVELS - 1)
 # What a noise schedule like DDPM's is saved as. The "Parallel" ones are the same schedule.
 _SCHEDULES = {*(entry.class_name for entry in SAMPLERS.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
 P = TypeVar("P")
@@ -210,7 +207,7 @@ def _refuse_other_models(pipeline: str, folder: Path, part: Path) -> None:
 def _check_layout(pipeline: str, path: Path) -> None:
     """Have the network that a config describes tried, so that diffusers builds no other."""
     values = read(f"pipeline={pipeline}", path, UNET)
-    if reason := refusal(lambda: UNet2DModel.from_config(values), (_ANY_SIDE, _ANY_SIDE)):
+    if reason := config_refusal(values):
         raise Mistakes(printable(f"pipeline={pipeline}: no network of the layout in {path} works: {reason}"))
 
 

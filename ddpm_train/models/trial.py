@@ -12,11 +12,13 @@ import torch
 from diffusers import UNet2DModel
 
 from ddpm_train.config.mistakes import as_written, resolution_text
-from ddpm_train.config.model import Model
+from ddpm_train.config.model import MOST_LEVELS, Model
 from ddpm_train.config.parts import Resolution
 from ddpm_train.models.unet import Images, unet_of
 from ddpm_train.system.failures import first_line
 
+# Divisible by two as often as any layout halves it. Nothing is computed, so that its size costs nothing.
+_ANY_SIDE = 2 ** (MOST_LEVELS - 1)
 # What any UNet2DModel works with, whatever else is chosen. Those that people choose for their own sake come last.
 _SAFE: Mapping[str, Callable[[Model], Any]] = {
     "downsample_padding": lambda model: 1,
@@ -66,6 +68,11 @@ def _line(model: Model, images: Images, num_train_timesteps: int, reason: str) -
         for values in ({key: getattr(model, key) for key in safe}, safe)
     )
     return f"{given}: no network of this layout works ({reason}); use {remedy}"
+
+
+def config_refusal(values: dict[str, Any]) -> str | None:
+    """Why the network of a stored config cannot work on images of any size; None: it can on some."""
+    return refusal(lambda: UNet2DModel.from_config(values), (_ANY_SIDE, _ANY_SIDE))
 
 
 def refusal(build: Callable[[], UNet2DModel], resolution: Resolution) -> str | None:
