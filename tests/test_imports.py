@@ -94,6 +94,31 @@ def test_what_a_mistake_needs_is_cheap(name: str) -> None:
     assert not SLOW & {name.split(".")[0] for name in top_level}
 
 
+# Who parses JSON or YAML by other means than `config/foreign.py`, which reads what comes from elsewhere, and why.
+PARSERS = {
+    "cli/reproduce.py": "a run's environment.json",
+    "cli/show.py": "our own conf/",
+    "sampling/pipeline.py": "our own conf/",
+    "hub/push.py": "what its parent process says",
+    "hub/background.py": "what its child process says",
+    "evaluation/scores.py": "what it has just written",
+    "models/unet.py": "what it has just written",
+    "runs/environment.py": "what pip notes of this package",
+    **dict.fromkeys(("runs/checkpoint.py", "hub/share.py", "hub/fetch.py"), "a checkpoint's own files"),
+    "models/source.py": "a model's own files",
+}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_comes_from_elsewhere_is_read_in_one_place(path: Path) -> None:
+    calls = (node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    parsers = {ast.unparse(call) for call in calls} & {
+        *("json.load", "json.loads", "yaml.load", "yaml.safe_load", "yaml.full_load", "OmegaConf.load")
+    }
+    name = str(path.relative_to(PACKAGE))
+    assert not parsers or name == "config/foreign.py" or name in PARSERS, parsers
+
+
 def test_no_test_file_imports_from_another() -> None:
     """What they share stands in helpers/."""
     for path in sorted((ROOT / "tests").rglob("test_*.py")):

@@ -195,6 +195,27 @@ TABLE = {
         "use efficientnet_lite0 or inception-v3-compat, or leave isc out",
         "evaluation.extractor.weights=nowhere: no such file; give the extractor's weights, or null for those published",
     ],
+    # Sizes and names that nothing has.
+    (
+        "seed=9223372036854775808 dataset.resolution=1000000000000 dataset.num_workers=100000 hub.retry_minutes=1e12 "
+        "evaluation.num_images=1000000 train.micro_batch_size=99999999999999999999"
+    ): [
+        "seed=9223372036854775808: must be less than 9223372036854775808",
+        "dataset.resolution.0=1000000000000: must be at most 16384",
+        "dataset.resolution.1=1000000000000: must be at most 16384",
+        "dataset.num_workers=100000: must be at most 1024",
+        "train.micro_batch_size=99999999999999999999: must be a whole number above 0, auto or null",
+        "hub.retry_minutes=1000000000000.0: must be at most 1000000",
+        "evaluation.num_images=1000000: must be at most 10000",
+    ],
+    f"seed={'9' * 5000}": [
+        f"seed={'9' * 55}… (5,005 characters): a number of too many digits, or lists too deep in each other"
+    ],
+    f"output_dir={'x' * 256}/y dataset=imagefolder dataset.path='~nosuch/images'": [
+        f"output_dir={'x' * 256}/y: no file has such a name: it holds a zero byte, or more than 255 bytes between two "
+        "/",
+        "dataset.path=~nosuch/images: no such folder",
+    ],
     # Combinations.
     "dataset.resolution=[18,32] model=unet_128": [
         "dataset.resolution=[18,32]: 6 levels need multiples of 32; use dataset.resolution=32 or fewer levels"
@@ -291,6 +312,14 @@ TABLE = {
     "--multirun optimizer=sgd,adamw optimizer.nesterov=true": [
         "optimizer.nesterov=true: no such key; did you mean 'optimizer.eps'?"
     ],
+    "--multirun seed=range(1,1000000000) train.max_steps=shuffle(range(0,1e300))": [
+        "seed=range(1,1000000000) train.max_steps=shuffle(range(0,1e300)): more than 10,000 runs; try fewer values"
+    ],
+    "--multirun seed=range(5,0) train.max_steps=range(0,1,0) model=glob(*)": [
+        "seed=range(5,0): there is nothing in it; write range(START,STOP) with START below STOP",
+        "train.max_steps=range(0,1,0): not a range; write range(START,STOP) or range(START,STOP,STEP)",
+        "model=glob(*): write the choices out, model=A,B",
+    ],
     "--multirun optimizer.lr=interval(1,2)": [
         "optimizer.lr=interval(1,2): only an optimiser can choose from an interval; add hydra/sweeper=optuna, "
         "or write optimizer.lr=A,B or range(A,B)"
@@ -306,6 +335,10 @@ TABLE = {
     ],
     "--multirun seed=1,2 objective=kid": [
         "objective=kid: the evaluations of this run do not measure it; add it with 'evaluation.metrics=[kid]'"
+    ],
+    "--multirun seed=1,2 hydra/job_logging=xyz model.pretrained=7": [
+        "hydra/job_logging=xyz: In 'hydra/config': Could not find 'hydra/job_logging/xyz'",
+        "model.pretrained=7: no such folder; give a run, a model's folder, or a Hub repository (owner/name)",
     ],
     "--multirun seed=1,2 hydra/launcher=acelerate": [
         "hydra/launcher=acelerate: no such launcher; did you mean 'accelerate'? "
@@ -351,6 +384,11 @@ def test_what_is_wrong_is_told_in_one_line(cli: Cli, command: str) -> None:
             ["train.batch_size=64"],
             "train.batch_size=64: not divisible by 3 processes; use 1, 2, 4, 8, 16, 32 or 64 processes "
             "or a multiple of 3",
+        ),
+        (  # found without a look at each number up to it
+            ["train.batch_size=100000000000"],
+            "train.batch_size=100000000000: not divisible by 3 processes; use 1, 2, 4, 5, 8, 10, 16, 20, 25, 32, 40, "
+            "50 or 64 processes or a multiple of 3",
         ),
         (
             ["train.batch_size=1"],

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -205,7 +206,7 @@ def test_charts_show_what_was_measured(scored: tuple[Path, str]) -> None:
     for label in ("every step", "moving mean", "held-out"):
         assert f">{label}<" in drawn["Training and held-out loss"]
 
-    drawing, scores = drawn["KID over the run"], [found["scores"][0] for found in evidence.evaluations]
+    drawing, scores = drawn["KID over the run"], [asdict(found.scores[0]) for found in evidence.evaluations]
     dots = marked(drawing)
     assert [said for said, _, _ in dots] == [
         f"step {count(score['depends_on']['step'])}: {measured(score['value'], score['interval'])}" for score in scores

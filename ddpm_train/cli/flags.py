@@ -1,6 +1,7 @@
 """Reads a command line: those of Hydra's flags that all programs have, and overrides."""
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +97,11 @@ def _place_mistakes(arguments: Arguments) -> Iterator[str]:
     """A line for each folder or config that is not there."""
     given = {"--config-path": arguments.config_path, "--config-dir": arguments.config_dir}
     folders = {flag: folder for flag, folder in given.items() if folder is not None}
-    if missing := {flag: folder for flag, folder in folders.items() if not folder.is_dir()}:
+    if missing := {flag: folder for flag, folder in folders.items() if not os.path.isdir(folder)}:
         yield from (f"{flag}={folder}: no such folder" for flag, folder in missing.items())
         return
-    names = [path.stem for folder in folders.values() for path in folder.glob("*.yaml")]
+    # What is no regular file, Hydra would wait for.
+    names = [path.stem for folder in folders.values() for path in folder.glob("*.yaml") if path.is_file()]
     if arguments.config_name not in names:
         places = " or ".join(map(str, folders.values()))
         remedy = did_you_mean(arguments.config_name, names)

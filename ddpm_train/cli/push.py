@@ -2,21 +2,27 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ddpm_train.cli import app
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.parts import Hub
 from ddpm_train.config.program import Program
 from ddpm_train.config.push import PUSHING, PushConfig
 from ddpm_train.hub.preflight import is_offline, name_mistakes, push_mistakes
 from ddpm_train.runs import checkpoint
-from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, read_config
+from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, read_part
 from ddpm_train.system import exit_codes
 from ddpm_train.system.signals import handle_signals
+
+
+@dataclass(frozen=True)
+class _Pushes:
+    """What of a run's config says where it is pushed to."""
+
+    hub: Hub
 
 
 def main() -> None:
@@ -52,8 +58,8 @@ def job(config: PushConfig, values: dict[str, Any]) -> None:
 def _wanted(config: PushConfig) -> Hub:
     """The command's keys, and what the run's config says where the command says nothing."""
     try:
-        hub = Hub(**read_config(Path(config.run) / CONFIG)["hub"])
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):  # there is no config that can be read
+        hub = read_part(Path(config.run), _Pushes).hub
+    except Mistakes:  # there is no config that can be read
         hub = Hub(True, None, None, None, "every_save", 1, 1, 1)
     keys = ("repo_id", "private", "revision", "strategy")
     given = {key: value for key in keys if (value := getattr(config, key)) not in (None, "")}

@@ -32,7 +32,11 @@ from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.schema import dotted
 from ddpm_train.config.train import Config
 
-NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+# A name that no file can have, a group that is given a list, and a nested value too deep come as Python's own errors.
+NOT_COMPOSED = (
+    *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+    *(ValueError, OSError, AssertionError, TypeError, RecursionError),
+)
 _SEVERAL_AT_ONCE = ("tracker", "experiment")
 
 
@@ -194,7 +198,7 @@ def blame(name: str, certain: Sequence[str], suspects: Sequence[str]) -> list[st
 def _first_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
-    return str(error).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _groups(composed: DictConfig) -> list[str]:

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, Lt
 from pydantic import BeforeValidator
 
-from ddpm_train.config.parts import AutoBool, Byte, NonNegative, Positive, Real, Required, Resolution, Section, no_bool
+from ddpm_train.config.parts import (
+    AutoBool,
+    Byte,
+    FilePath,
+    NonNegative,
+    Positive,
+    Real,
+    Required,
+    Resolution,
+    Section,
+    no_bool,
+)
 from ddpm_train.config.registry import Registry
 
 # What opens a split of a configured dataset: a function of both that returns a `data.sources.Source`, or its name.
@@ -26,7 +37,7 @@ class Dataset(Section):
     """Where the images come from and how they become uint8 arrays [channels, height, width]."""
 
     source: Annotated[str, DATASET_SOURCES, Required]
-    path: Annotated[str, Required]
+    path: Annotated[FilePath, Required]
     config_name: str | None  # the Hub dataset's configuration
     split: str
     revision: str | None
@@ -40,7 +51,7 @@ class Dataset(Section):
     random_flip: bool
     cache: Literal["disk", "none"]
     device_cache: AutoBool  # all prepared images in the GPU's memory; auto: where they fit
-    cache_dir: str | None  # None: $XDG_CACHE_HOME/ddpm-train
-    num_workers: NonNegative | None  # None: one for each core, up to a number
+    cache_dir: FilePath | None  # None: $XDG_CACHE_HOME/ddpm-train
+    num_workers: Annotated[NonNegative, Le(1024)] | None  # None: one for each core, up to a number
     max_broken_fraction: Annotated[Real, Ge(0), Le(1)]
     max_pixels: Positive  # a larger image is not decoded (decompression bombs)

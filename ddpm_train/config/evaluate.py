@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.metrics import FEWEST_IMAGES, FeatureMetricName, MetricName
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.config.parts import ExtractorChoice, Positive, Required, SamplerChoice, Section
+from ddpm_train.config.parts import ExtractorChoice, FilePath, ImageCount, Positive, Required, SamplerChoice, Section
 from ddpm_train.config.sample import Compare, Seed
 from ddpm_train.config.schema import Schema
 
@@ -23,21 +23,21 @@ class CostChoice(Compare):
 class EvaluateConfig(Section):
     """All keys of `ddpm-evaluate`."""
 
-    pipeline: Annotated[str, Required]  # what ddpm-sample loads, or a folder of images
+    pipeline: Annotated[FilePath, Required]  # what ddpm-sample loads, or a folder of images
     revision: str | None  # of the Hub repository
     weights: Literal["auto", "ema", "unet"]
     metrics: tuple[MetricName, ...]
     extractor: ExtractorChoice
     reference: Literal["train", "held_out"]  # which of the dataset's images to compare with
     num_reference_images: Positive | None  # None: all
-    num_images: Positive  # of the model; of a folder: all
+    num_images: ImageCount  # of the model; of a folder: all
     batch_size: Positive
     seed: Seed
     sampler: SamplerChoice
     num_inference_steps: Positive
     bound_timesteps: Positive | None  # of bits_per_dim, for each image; None: all
     cost: CostChoice
-    output: str | None  # None: `evaluation` in the run's folder, or here
+    output: FilePath | None  # None: `evaluation` in the run's folder, or here
     mixed_precision: Literal["auto", "no", "bf16"]
     compile: bool
     dataset: Dataset | None = None  # None: the run's own

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.text import printable as printable
 
 T = TypeVar("T")
@@ -21,8 +22,11 @@ T = TypeVar("T")
 _LARGEST_BYTES = 64 << 20
 
 
-class BadFile(ValueError):
-    """A file that does not hold what it should; the text names it and says why, in one line."""
+class BadFile(Mistakes, ValueError):
+    """A file that does not hold what it should; the text names it and says why, in one line.
+
+    A program that was asked for the file ends with that line; who can do without the file catches it.
+    """
 
 
 def read_json(path: Path, shape: type[T]) -> T:
@@ -68,23 +72,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         BadFile: it is no regular file, too large, not UTF-8, not YAML, or not like that.
         OSError: it is not there, or cannot be read.
     """
-    data = _read(path)
     try:
-        text = data.decode()
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.CSafeLoader)):
-            raise BadFile(printable(f"{path}: holds an alias (*name); write out what it stands for"))
-        values = yaml.load(text, yaml.CSafeLoader)
+        values = parse_yaml(_read(path).decode(), str(path))
     except UnicodeDecodeError as error:
         raise BadFile(printable(f"{path}: is not UTF-8: {error}")) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, BadFile):
-            raise
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f"line {mark.line + 1}: {problem}" if mark else str(error)
-        raise BadFile(printable(f"{path}: is not YAML: {where}")) from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise BadFile(printable(f"{path}: is not a mapping of keys to values"))
     return values
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The value in a text, likewise; `name` is what errors call it."""
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.CSafeLoader)):
+            raise BadFile(printable(f"{name}: holds an alias (*name); write out what it stands for"))
+        return yaml.load(text, yaml.CSafeLoader)
+    except BadFile:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"line {mark.line + 1}: {problem}" if mark else str(error)
+        raise BadFile(printable(f"{name}: is not YAML: {where}")) from None
 
 
 def _read(path: Path) -> bytes:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import AfterValidator
 
-from ddpm_train.config.parts import NonNegative, Positive, Real, Section, Whole
+from ddpm_train.config.parts import FilePath, NonNegative, Positive, Real, Section, Whole
 
 # No network in use comes near these bounds, within which a layout can be built and tried in seconds.
 MOST_LEVELS = 12
@@ -29,7 +29,8 @@ UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUp
 class Model(Section):
     """UNet2DModel's arguments; sample size and channels follow from the dataset."""
 
-    pretrained: str | None  # a folder or owner/name whose weights a new run starts from, and whose arguments it takes
+    # A folder or owner/name whose weights a new run starts from, and whose arguments it takes.
+    pretrained: FilePath | None
     center_input_sample: bool
     time_embedding_type: Literal["positional", "fourier", "learned"]
     time_embedding_dim: Width | None

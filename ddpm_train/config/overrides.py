@@ -3,20 +3,24 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from ddpm_train.config import extensions
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.parts import CONF
-from ddpm_train.config.text import holds_secret
+from ddpm_train.config.text import holds_secret, printable
 
 # How keys end whose values are secret.
 _ASKING = ("token", "api_key", "access_key", "secret", "password")
+
+_MOST_RUNS = 10_000
 
 
 @cache
@@ -31,7 +35,8 @@ def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tupl
         config_dir: a folder of configs of the user's own; extensions may lie there as in the current folder.
 
     Raises:
-        Mistakes: a text holds a token, which no message may repeat; or an extension cannot be imported.
+        Mistakes: a text holds a token, which no message may repeat; an extension cannot be imported; or there are more
+            runs in a sweep than anybody could list.
     """
     if lines := list(secret_mistakes(texts)):
         raise Mistakes(*lines)
@@ -41,10 +46,35 @@ def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tupl
             parsed.append(parse(text))
         except HydraException:
             lines.append(f"{text}: not of the form key=value (quote values with special characters)")
+        except (ValueError, RecursionError):
+            lines.append(f"{printable(text, 60)}: a number of too many digits, or lists too deep in each other")
+    if too_many := list(_sweep_mistakes(parsed)):
+        raise Mistakes(*too_many)
     for override in parsed:
         if override.key_or_group == extensions.KEY and isinstance(names := override.value(), list):
             extensions.import_modules(names, config_dir)
     return parsed, lines
+
+
+def _sweep_mistakes(overrides: Iterable[Override]) -> Iterator[str]:
+    """A line for each override of which the values cannot be enumerated, and one if all together are too many."""
+    counts = {}
+    for override in overrides:
+        value: Any = override.value()
+        text = str(override.input_line)
+        if isinstance(value, Glob):
+            yield f"{text}: write the choices out, {override.key_or_group}=A,B"
+        try:
+            values: Iterable[Any] = value.range() if isinstance(value, RangeSweep) else getattr(value, "list", [value])
+            counts[text] = sum(1 for _ in islice(values, _MOST_RUNS + 1))
+        except (HydraException, ValueError, ArithmeticError):
+            yield f"{text}: not a range; write range(START,STOP) or range(START,STOP,STEP)"
+        else:
+            if counts[text] == 0:
+                yield f"{text}: there is nothing in it; write range(START,STOP) with START below STOP"
+    if prod(counts.values()) > _MOST_RUNS:
+        several = " ".join(text for text, count in counts.items() if count > 1)
+        yield f"{several}: more than {_MOST_RUNS:,} runs; try fewer values"
 
 
 def secret_mistakes(texts: Iterable[str]) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """What the programs' configs have in common: kinds of values, and sections that several of them hold."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict
 
 from ddpm_train.config.metrics import CLASSIFIERS, METRICS, ExtractorName, names_needing, package_mistakes
@@ -40,10 +41,15 @@ def no_bool(value: object) -> object:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(no_bool)]
+Whole = Annotated[int, BeforeValidator(no_bool), Ge(-(2**63)), Lt(2**63)]
 Real = Annotated[float, BeforeValidator(no_bool)]
 Positive = Annotated[Whole, Gt(0)]
 NonNegative = Annotated[Whole, Ge(0)]
+# Beyond these nothing is meant so: lists and pictures of that size would fill the memory before anything is made.
+Side = Annotated[Positive, Le(16_384)]  # of a picture, in pixels
+ImageCount = Annotated[Positive, Le(10_000_000)]
+FrameCount = Annotated[Positive, Le(10_000)]
+Minutes = Annotated[Real, Gt(0), Le(1_000_000)]  # what a timer of the system can wait
 Byte = Annotated[Whole, Ge(0), Le(255)]
 SamplerName = Annotated[str, SAMPLERS]
 
@@ -73,9 +79,19 @@ def _compiling(value: object) -> object:
 
 
 def _auto_or_count(value: object) -> object:
-    if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+    if (
+        value is None
+        or value == "auto"
+        or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63)
+    ):
         return value
     raise ValueError("must be a whole number above 0, auto or null")
+
+
+def _path(value: object) -> object:
+    if isinstance(value, str) and ("\0" in value or max(map(len, os.fsencode(value).split(b"/"))) > 255):
+        raise ValueError("no file has such a name: it holds a zero byte, or more than 255 bytes between two /")
+    return value
 
 
 def _given(value: object) -> object:
@@ -84,10 +100,11 @@ def _given(value: object) -> object:
     return value
 
 
-Resolution = Annotated[tuple[Positive, Positive], BeforeValidator(_height_and_width)]
+Resolution = Annotated[tuple[Side, Side], BeforeValidator(_height_and_width)]
 AutoBool = Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)]
 Compiling = Annotated[str | bool, BeforeValidator(_compiling)]
 AutoCount = Annotated[int | Literal["auto"] | None, BeforeValidator(_auto_or_count)]
+FilePath = Annotated[str, BeforeValidator(_path)]  # also where it may be the name of a repository instead
 Required = BeforeValidator(_given)  # `???` in a config: the user has to say
 
 
@@ -96,7 +113,7 @@ class ExtractorChoice(Section):
     """What turns images into features."""
 
     name: ExtractorName
-    weights: str | None  # a local file; None: those published
+    weights: FilePath | None  # a local file; None: those published
 
     def mistakes_with(self, metrics: Sequence[str], section: str = "") -> Iterator[str]:
         """What is wrong with this choice for these metrics, as far as it shows without torch; a line each.
@@ -112,7 +129,7 @@ class ExtractorChoice(Section):
                 f"{section}extractor.name={self.name}: the {METRICS[name].label} needs classes, which this has not; "
                 f"use {' or '.join(CLASSIFIERS)}, or leave {name} out"
             )
-        if self.weights is not None and not Path(self.weights).expanduser().is_file():
+        if self.weights is not None and not os.path.isfile(os.path.expanduser(self.weights)):
             remedy = "give the extractor's weights, or null for those published"
             yield f"{section}extractor.weights={self.weights}: no such file; {remedy}"
 
@@ -134,9 +151,9 @@ class Hub(Section):
     revision: str | None  # a branch; None: main
     # Names of transformers. "checkpoint" and "all_checkpoints" push what a resume needs besides the pipeline.
     strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"]
-    retry_minutes: Annotated[Real, Gt(0)]  # a push that fails is tried again for so long
-    finish_minutes: Annotated[Real, Gt(0)]  # the end of a run waits for its push no longer than this
-    stall_seconds: Annotated[Real, Gt(0)]  # a connection on which nothing moves for so long is given up
+    retry_minutes: Minutes  # a push that fails is tried again for so long
+    finish_minutes: Minutes  # the end of a run waits for its push no longer than this
+    stall_seconds: Annotated[Real, Gt(0), Le(1_000_000)]  # a connection on which nothing moves for so long is given up
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,19 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
 
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.config.parts import Positive, Real, Required, Resolution, SamplerChoice, SamplerName, Section, Whole
+from ddpm_train.config.parts import (
+    FilePath,
+    FrameCount,
+    ImageCount,
+    Positive,
+    Real,
+    Required,
+    Resolution,
+    SamplerChoice,
+    SamplerName,
+    Section,
+    Whole,
+)
 from ddpm_train.config.schema import Schema
 
 # Between two of its steps it must stand at x_t = alpha x_0 + sigma noise, with no memory of the steps before.
@@ -34,16 +46,16 @@ class Compare(Section):
 class SampleConfig(Section):
     """All keys of `ddpm-sample`."""
 
-    pipeline: Annotated[str, Required]  # a run, a checkpoint, a folder of a model, or a Hub repository
+    pipeline: Annotated[FilePath, Required]  # a run, a checkpoint, a folder of a model, or a Hub repository
     revision: str | None  # of the Hub repository
     weights: Literal["auto", "ema", "unet"]
-    num_images: Positive
+    num_images: ImageCount
     batch_size: Annotated[Positive | None, BeforeValidator(_auto_is_none)]  # on one device; None: the largest that fits
     seed: Seed
     sampler: SamplerChoice
     num_inference_steps: Positive
     resolution: Resolution | None  # None: what the model was made for
-    output: str
+    output: FilePath
     format: Literal["png", "npz", "parquet"]
     mixed_precision: Literal["auto", "no", "bf16"]
     compile: bool
@@ -52,13 +64,13 @@ class SampleConfig(Section):
     trajectory_every_steps: Positive | None  # None: about ten frames
     interpolate: bool
     interpolate_seed: Seed | None  # where the walk from `seed` goes; None: seed + 1
-    interpolate_frames: Annotated[Positive, Gt(1)]
+    interpolate_frames: Annotated[FrameCount, Gt(1)]
     compare: Compare
-    from_image: str | None
+    from_image: FilePath | None
     strength: Annotated[Real, Gt(0), Le(1)]  # the share of the noise that from_image is given
-    inpaint: str | None  # a mask for from_image: white is painted anew
+    inpaint: FilePath | None  # a mask for from_image: white is painted anew
     inpaint_jump_steps: Positive  # how far RePaint goes back, in steps of the sampler
-    inpaint_repeats: Positive  # how often it passes each stretch of them
+    inpaint_repeats: FrameCount  # how often it passes each stretch of them
     extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own
 
     @property

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ddpm_train.config.extensions import KEY, unnamed_mistakes
+from ddpm_train.config.foreign import printable
 from ddpm_train.config.mistakes import Mistakes, as_written, did_you_mean
 from ddpm_train.config.registry import Registry
 
@@ -79,7 +80,7 @@ class Schema(Generic[C]):
                 config = self._validate(_repaired(values, replacements, error))
             except ValidationError:
                 return None, lines
-        further = chain(self._cross_field_mistakes(config), preflight(config))
+        further = chain(self._cross_field_mistakes(config), _looked_at(preflight(config)))
         # What involves a repaired key says something of the default, not of what the user wrote.
         lines += [line for line in further if not any(_mentions(line, key) for key in wrong)]
         return None if lines else config, lines
@@ -89,6 +90,16 @@ class Schema(Generic[C]):
         if self._adapter is None or self._adapter[0] != Registry.additions:
             self._adapter = Registry.additions, TypeAdapter(self._config_type)
         return self._adapter[1].validate_python(values)
+
+
+def _looked_at(mistakes: Iterator[str]) -> Iterator[str]:
+    """The lines of a look at the machine, and one for a path that it does not let anybody look at."""
+    try:
+        yield from mistakes
+    except OSError as error:
+        if error.filename is None:
+            raise
+        yield f"{printable(str(error.filename))}: {error.strerror}; give another path"
 
 
 _STAND_IN = "embedded"  # for what the defaults leave to the user: right as a source and as a path

@@ -20,7 +20,11 @@ from ddpm_train.config.parts import (
     AutoCount,
     Compiling,
     Extractor,
+    FilePath,
+    FrameCount,
     Hub,
+    ImageCount,
+    Minutes,
     Positive,
     Real,
     SamplerChoice,
@@ -52,7 +56,7 @@ class Checkpoint(Section):
     """When a run saves, and what it keeps. It also saves at its end and when it is asked to stop."""
 
     every_steps: Positive | None
-    every_minutes: Annotated[float, Gt(0)] | None
+    every_minutes: Minutes | None
     keep_last: Positive | None  # None: all
     keep_every_steps: Positive | None  # multiples of this are kept besides
     keep_best: bool  # the best evaluated step by `objective` is saved, and kept besides
@@ -66,13 +70,13 @@ class Evaluation(Section):
 
     name: Literal["none", "grid", "full"]
     every_steps: Positive | None  # None: at the end only
-    num_images: Positive  # in the grid
+    num_images: FrameCount  # in the grid
     batch_size: Positive
     num_inference_steps: Positive
-    timestep_bins: Positive | None  # the held-out loss in so many parts of the schedule
+    timestep_bins: FrameCount | None  # the held-out loss in so many parts of the schedule
     metrics: tuple[FeatureMetricName, ...]
     extractor: Extractor
-    num_samples: Positive  # for the metrics
+    num_samples: ImageCount  # for the metrics
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,9 @@ class Config(Section):
     """All keys of `ddpm-train`."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.=,+-]*$")]
-    output_dir: str
+    output_dir: FilePath
     seed: Annotated[Whole, Ge(0), Lt(2**63)]
-    resume: str  # auto | never | a checkpoint's path | hf://owner/name[@revision]
+    resume: FilePath  # auto | never | a checkpoint's path | hf://owner/name[@revision]
     objective: str | None  # what the run is judged by: a number that its evaluations measure; auto: the held-out loss
     allow_change: tuple[str, ...]  # keys that a resumed run may change although they make it another run
     dataset: Dataset

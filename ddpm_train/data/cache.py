@@ -68,6 +68,15 @@ class Prepared:
         return np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="r")
 
 
+@dataclass(frozen=True)
+class _Meta:
+    """What `meta.json` holds besides the arrays; `num_bytes` is the size of `pixels.bin`."""
+
+    content: str
+    broken: list[str]
+    num_bytes: int
+
+
 def prepare(
     source: Source, decoder: Decoder, cache_dir: Path, *, keep_pixels: bool, num_workers: int, progress: bool
 ) -> Prepared:
@@ -131,20 +140,30 @@ def _build(
         num_bytes = file.tell()
     np.save(staging / "usable.npy", np.array(usable, dtype=np.int64))
     np.save(staging / "sizes.npy", np.array(sizes, dtype=np.int32).reshape(-1, 2))
-    meta = {"content": digest.hexdigest(), "broken": broken, "num_bytes": num_bytes}
-    (staging / "meta.json").write_text(json.dumps(meta))
+    meta = _Meta(digest.hexdigest(), broken, num_bytes)
+    (staging / "meta.json").write_text(json.dumps(asdict(meta)))
 
 
 def _open(folder: Path) -> Prepared | None:
     """The cache in a folder; None if there is none, or not all of it (cleaners of temporary files take single ones)."""
+    from ddpm_train.config.foreign import read_json  # not above: workers import this module, and need no pydantic
+
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        if (folder / "pixels.bin").stat().st_size != meta["num_bytes"]:
-            return None
-        usable, sizes = np.load(folder / "usable.npy"), np.load(folder / "sizes.npy")
-    except (OSError, ValueError, KeyError, EOFError):
+        meta = read_json(folder / "meta.json", _Meta)
+        usable, sizes = (_load_array(folder / f"{name}.npy") for name in ("usable", "sizes"))
+        num_bytes = (folder / "pixels.bin").stat().st_size
+    except (OSError, ValueError, EOFError):
         return None
-    return Prepared(folder, usable, sizes, meta["content"], meta["broken"])
+    whole = usable.dtype == np.int64 and sizes.dtype == np.int32 and sizes.shape == (*usable.shape, 2)
+    if not whole or num_bytes != meta.num_bytes:
+        return None
+    return Prepared(folder, usable, sizes, meta.content, meta.broken)
+
+
+def _load_array(path: Path) -> np.ndarray:
+    """An array of integers; raises ValueError if the file holds something else, or less than its header says."""
+    with open(path, "rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 @contextmanager

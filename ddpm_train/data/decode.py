@@ -1,6 +1,7 @@
 """One image file to one uint8 array: modes, orientation, transparency, size. Imports no torch (it runs in workers)."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -56,8 +57,10 @@ class Decoder:
         """Decode one image.
 
         Raises:
-            BrokenImage: not an image, truncated, of an unknown mode, or above `max_pixels`.
+            BrokenImage: not an image, no regular file, truncated, of an unknown mode, or above `max_pixels`.
         """
+        if isinstance(encoded, Path) and os.path.exists(encoded) and not os.path.isfile(encoded):
+            raise BrokenImage("not a regular file")  # opening a pipe would wait for ever
         try:
             with warnings.catch_warnings():
                 # Whatever Pillow finds odd about a file, either it decodes or the reason is given once.

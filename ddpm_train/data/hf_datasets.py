@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.hub.access import find_commit
 from ddpm_train.system.failures import first_line, one_line
+from ddpm_train.system.files import expanded
 
 if TYPE_CHECKING:
     from ddpm_train.config.dataset import Dataset
@@ -25,7 +26,7 @@ def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None]:
     datasets.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    path = Path(config.path).expanduser()
+    path = expanded(config.path)
     try:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(str(path))

@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,7 +21,7 @@ from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
 from ddpm_train.seeding import Purpose, bits
-from ddpm_train.system.files import default_cache_dir
+from ddpm_train.system.files import default_cache_dir, expanded
 from ddpm_train.system.launch import num_cores
 
 if TYPE_CHECKING:  # workers import this module, and diffusers takes them seconds
@@ -66,7 +65,7 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         found = prepare(
             source,
             decoder,
-            Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir(),
+            expanded(config.cache_dir) if config.cache_dir else default_cache_dir(),
             keep_pixels=config.cache == "disk",
             # Of all processes of a launch one prepares and the others wait: it has all cores, one of them for itself.
             num_workers=num_cores() - 1 if config.num_workers is None else config.num_workers,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.system.files import expanded
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
@@ -32,9 +33,19 @@ def image_files(root: Path) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(folder, file), root)
 
 
+def _irregular(root: Path) -> str | None:
+    """What is neither a file nor a folder, at that path or below it: who opens a pipe waits for its other end."""
+    found = (os.path.join(folder, file) for folder, _, files in os.walk(root) for file in files)
+    return next((path for path in [str(root), *found] if os.path.exists(path) and not _is_regular(path)), None)
+
+
+def _is_regular(path: str) -> bool:
+    return os.path.isfile(path) or os.path.isdir(path)
+
+
 def path_mistakes(config: "Dataset") -> list[str]:
     """Mistakes in `dataset.path` that the disk shows, without loading anything."""
-    path = Path(config.path).expanduser()
+    path = expanded(config.path)
     one_split = config.source == "folder" or path.suffix == ".parquet" or (path / "state.json").exists()
     if (split := config.validation_split) is not None and one_split:
         # The same images would be trained on and held out.
@@ -44,6 +55,8 @@ def path_mistakes(config: "Dataset") -> list[str]:
             return [f"dataset.path={config.path}: no such folder"]
         if not path.is_dir():
             return [f"dataset.path={config.path}: not a folder; give the folder that holds the images"]
+    if config.source == "hub" and (irregular := _irregular(path)) is not None:
+        return [f"dataset.path={config.path}: {irregular} is not a regular file; remove it"]
     looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") > 1
     if config.source == "hub" and looks_local and not path.exists():
         return [f"dataset.path={config.path}: no such file or folder"]

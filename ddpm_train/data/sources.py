@@ -17,6 +17,7 @@ from ddpm_train.data.hf_datasets import load_dataset, own_folders
 from ddpm_train.data.paths import IMAGE_SUFFIXES, image_files
 from ddpm_train.hub.access import find_licence
 from ddpm_train.system.failures import first_line
+from ddpm_train.system.files import expanded
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
@@ -86,7 +87,7 @@ class FolderSource:
 
     @classmethod
     def open(cls, config: "Dataset", split: str) -> Self:
-        return cls(Path(config.path).expanduser())
+        return cls(expanded(config.path))
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -113,10 +114,7 @@ class FolderSource:
         return self._paths[index]
 
     def load(self, index: int, decoder: Decoder) -> np.ndarray:
-        path = self._root / self._paths[index]
-        if not path.is_file():
-            raise BrokenImage("no such file, or not a regular one")  # opening a pipe would wait for ever
-        return decoder(path)
+        return decoder(self._root / self._paths[index])
 
 
 class HubSource:

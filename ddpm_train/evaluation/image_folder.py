@@ -1,21 +1,22 @@
 """`pipeline=FOLDER`: images to be scored that were made by whatever. Imports no torch."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
 from PIL import Image
+from pydantic import Field
 
+from ddpm_train.config.foreign import parse_yaml, read_json
 from ddpm_train.config.mistakes import Mistakes, resolution_text
 from ddpm_train.data.decode import FORMATS
 from ddpm_train.data.paths import image_files
 from ddpm_train.data.sources import describe
 from ddpm_train.runs.checkpoint import MANIFEST
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG
+from ddpm_train.system.files import expanded
 
 if TYPE_CHECKING:
     from ddpm_train.config.dataset import Dataset
@@ -27,7 +28,7 @@ _RECORD = "sampling.json"  # in what ddpm-sample leaves
 
 def image_folder(pipeline: str) -> Path | None:
     """The folder of images that `pipeline` means, or None: a model."""
-    folder = Path(pipeline).expanduser()
+    folder = expanded(pipeline)
     if not folder.is_dir() or any((folder / name).exists() for name in _OF_A_MODEL):
         return None
     if (folder / _RECORD).exists():  # whose grid is a picture of the images, and none of them
@@ -56,18 +57,31 @@ def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Images"
     return data.train
 
 
+@dataclass(frozen=True)
+class _Recipe:
+    """What of `sampling.json` scores depend on."""
+
+    seed: int
+    sampler: Annotated[str, Field(pattern=r"\S")]  # its name, and its arguments as KEY=VALUE
+    num_inference_steps: int
+
+
 def made_by(pipeline: str) -> dict[str, Any]:
-    """Seed, sampler and steps of images that ddpm-sample made, as `DependsOn` has them; else nothing."""
-    record = Path(pipeline).expanduser() / _RECORD
-    if not record.exists():
+    """Seed, sampler and steps of images that ddpm-sample made, as `DependsOn` has them; else nothing.
+
+    Raises:
+        BadFile: the record beside them is damaged.
+    """
+    try:
+        values = read_json(expanded(pipeline) / _RECORD, _Recipe)
+    except FileNotFoundError:
         return {}
-    values = json.loads(record.read_text())
-    name, *arguments = values["sampler"].split()
-    parsed = (argument.split("=", 1) for argument in arguments)
+    name, *arguments = values.sampler.split()
+    parsed = (argument.partition("=") for argument in arguments)
     return {
-        "seed": values["seed"],
-        "sampler": {"name": name, **{key: yaml.safe_load(value) for key, value in parsed}},
-        "num_inference_steps": values["num_inference_steps"],
+        "seed": values.seed,
+        "sampler": {"name": name, **{key: parse_yaml(value, _RECORD) for key, _, value in parsed}},
+        "num_inference_steps": values.num_inference_steps,
     }
 
 
@@ -75,6 +89,8 @@ def _size_mistakes(folder: Path, wanted: tuple[int, int]) -> Iterator[str]:
     """By the headers alone. What has none is named later, with what else cannot be read."""
     sizes: Counter[tuple[int, int]] = Counter()
     for name in image_files(folder):
+        if not (folder / name).is_file():  # to open a pipe would wait for its other end
+            continue
         try:
             with Image.open(folder / name, formats=FORMATS) as image:
                 sizes[image.height, image.width] += 1

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
+from ddpm_train.config.foreign import BadFile
 from ddpm_train.config.metrics import names_needing, package_mistakes
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.program import Program
 from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.data.paths import path_mistakes as dataset_mistakes
-from ddpm_train.evaluation.image_folder import image_folder
+from ddpm_train.evaluation.image_folder import image_folder, made_by
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.runs.folder import EVALUATION as FOLDER
 from ddpm_train.runs.folder import read_part, run_of
@@ -71,6 +72,10 @@ def output_of(config: EvaluateConfig) -> Path:
 
 def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
     """What a folder of images cannot answer."""
+    try:
+        made_by(config.pipeline)
+    except BadFile as error:
+        yield f"pipeline={config.pipeline}: {error}; remove that file"
     place = f"{config.pipeline} is a folder of images"
     if wanted := names_needing("model", config.metrics):
         yield f"metrics={as_written(config.metrics)}: {' and '.join(wanted)} need a model, and {place}; leave them out"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.runs.folder import SCORES
 from ddpm_train.system.files import write_atomic
@@ -101,6 +102,13 @@ def lines(scores: Sequence[Score]) -> list[str]:
     return table
 
 
+@dataclass(frozen=True)
+class _Results:
+    """What of `scores.json` is read again; the details are kept as they are."""
+
+    scores: list[Score]
+
+
 def _read_results(folder: Path) -> dict[str, Any]:
     """The scores and details that are there, or none.
 
@@ -108,13 +116,13 @@ def _read_results(folder: Path) -> dict[str, Any]:
         Mistakes: the file cannot be read.
     """
     empty: dict[str, Any] = {"scores": [], "bound": None, "copying": None, "cost": None}
-    path = folder / SCORES
-    if not path.exists():
-        return empty
     try:
-        return empty | json.loads(path.read_text())
-    except ValueError:
-        raise Mistakes(f"output={folder}: its {SCORES} cannot be read; remove it or give another output") from None
+        read_json(folder / SCORES, _Results)
+        return empty | read_json(folder / SCORES, dict[str, Any])
+    except FileNotFoundError:
+        return empty
+    except BadFile as error:
+        raise Mistakes(f"output={folder}: {error}; remove that file or give another output") from None
 
 
 def refuse_other_reference(folder: Path, metrics: Sequence[str], reference: Reference) -> None:
@@ -124,8 +132,8 @@ def refuse_other_reference(folder: Path, metrics: Sequence[str], reference: Refe
         Mistakes: one of these metrics is there, against other images or the same in another size.
     """
     for score in _read_results(folder)["scores"]:
-        other = score["depends_on"]["reference"]
-        if score["metric"] in metrics and other["hash"] != reference.hash:
+        other = score["depends_on"].get("reference")
+        if score["metric"] in metrics and other is not None and other["hash"] != reference.hash:
             raise Mistakes(
                 f"output={folder}: its {score['name']} is against {_text(other)}, and does not compare with scores "
                 f"against {_text(asdict(reference))}; give another output, or that reference"

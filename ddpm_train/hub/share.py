@@ -13,14 +13,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.parts import Hub
 from ddpm_train.config.text import holds_secret
 from ddpm_train.hub.card import model_card
 from ddpm_train.hub.push import LAST, Push
+from ddpm_train.report.evidence import Results, Score
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import (
     CHECKPOINTS,
@@ -120,12 +122,18 @@ def _link(source: Path, target: Path) -> None:
 
 def _scores(folder: Path, step: int) -> list[dict[str, Any]]:
     """The newest evaluation's scores, and those measured by hand of the weights of `step`."""
-    during, by_hand = _newest(folder, ".json", step), folder / SCORES
-    scores = json.loads(during.read_text())["scores"] if during else []
-    if by_hand.exists():
-        measured = json.loads(by_hand.read_text())["scores"]
-        scores += [score for score in measured if score["depends_on"].get("step") in (step, None)]
-    return list({score["name"]: score for score in scores}.values())
+    during = _newest(folder, ".json", step)
+    scores = _read_scores(during) if during else []
+    scores += [score for score in _read_scores(folder / SCORES) if score.depends_on.get("step") in (step, None)]
+    return [asdict(score) for score in {score.name: score for score in scores}.values()]
+
+
+def _read_scores(path: Path) -> list[Score]:
+    """The scores in a file, if it is there; a damaged one is named in the report."""
+    try:
+        return read_json(path, Results).scores
+    except (FileNotFoundError, BadFile):
+        return []
 
 
 def _newest(folder: Path, suffix: str, step: int) -> Path | None:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
-from ddpm_train.config.foreign import printable
+from ddpm_train.config.foreign import BadFile, printable
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Judging
 from ddpm_train.config.samplers import SAMPLERS
@@ -30,6 +29,7 @@ from ddpm_train.runs.best import read_selection
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, is_best, read_origin, read_part
 from ddpm_train.runs.state import read_state, verify
 from ddpm_train.system.failures import first_line
+from ddpm_train.system.files import expanded
 
 # What a noise schedule like DDPM's is saved as. The "Parallel" ones are the same schedule.
 _SCHEDULES = {*(entry.class_name for entry in SAMPLERS.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
@@ -66,7 +66,7 @@ def load_model(pipeline: str, *, revision: str | None = None, weights: str = "au
     Raises:
         Mistakes: there is no such thing, half of it is missing, or it is no unconditional image model.
     """
-    folder = Path(pipeline).expanduser()
+    folder = expanded(pipeline)
     if is_best(pipeline):
         folder = _best(pipeline, folder.parent)
     elif not folder.is_dir():
@@ -116,7 +116,7 @@ def _read_part(pipeline: str, run: Path, part: type[P]) -> P:
         raise Mistakes(f"pipeline={pipeline}: no {run / CONFIG}, which says what model this is; keep it with the run")
     try:
         return read_part(run, part)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, BadFile) as error:
         raise Mistakes(printable(f"pipeline={pipeline}: {run / CONFIG} cannot be read: {first_line(error)}")) from None
 
 

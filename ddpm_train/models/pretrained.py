@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ddpm_train.config.foreign import BadFile, printable
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.hub.access import ASKING_SECONDS, find_commit, limit_waiting
 from ddpm_train.hub.preflight import parse_uri
@@ -16,6 +15,7 @@ from ddpm_train.models.source import path_mistakes
 from ddpm_train.models.stored import UNET, Kind, read
 from ddpm_train.runs.folder import CONFIG, PIPELINE, read_config
 from ddpm_train.runs.identity import in_columns
+from ddpm_train.system.files import expanded
 
 # Where a folder or a repository has the UNet's config: a pipeline, a UNet alone, a run of this program.
 _PLACES = ("unet/config.json", "config.json", f"{PIPELINE}/unet/config.json")
@@ -33,12 +33,16 @@ def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str,
     """
     model = values.get("model")
     source = model.get("pretrained") if isinstance(model, Mapping) else None
+    if isinstance(source, int | float):  # a folder's name may be a number
+        source = str(source)
     if not isinstance(model, dict) or not isinstance(source, str):
         return values, []
     try:
         layout = _recorded(values, source) or _layout(source, model)
     except Mistakes as mistakes:
         return values, list(mistakes.lines)
+    except OSError as error:
+        return values, [f"model.pretrained={printable(source)}: {error.strerror}; give another folder, or owner/name"]
     channels, own = layout.pop("channels", None), values["dataset"].get("channels")
     lines = []
     if channels not in (None, own):
@@ -64,7 +68,7 @@ def _recorded(values: Mapping[str, Any], source: str) -> dict[str, Any] | None:
     try:
         recorded = read_config(_record(values))["model"]
         began = recorded.get("pretrained")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
+    except (OSError, BadFile, KeyError, AttributeError):
         return None
     # A run that was shared does not say which folder it began with.
     return {key: value for key, value in recorded.items() if key not in _FREE} if began in (source, "???") else None
@@ -113,7 +117,7 @@ def _layout(source: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _find_config(source: str) -> Path:
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         found = [folder / place for place in _PLACES if (folder / place).is_file()]
         if not found:

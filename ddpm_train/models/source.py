@@ -6,11 +6,12 @@ from pathlib import Path
 
 from ddpm_train.config.mistakes import did_you_mean
 from ddpm_train.runs.folder import is_best
+from ddpm_train.system.files import expanded
 
 
 def path_mistakes(pipeline: str, key: str = "pipeline") -> Iterator[str]:
     """A line if it is no folder and cannot be a repository, or was meant as a folder: its parent is here."""
-    path = Path(pipeline).expanduser()
+    path = expanded(pipeline)
     if path.is_dir() or is_best(pipeline):
         return
     parent_is_here = path.parent != Path() and path.parent.is_dir()

@@ -103,9 +103,9 @@ def scores_over_steps(evidence: Evidence) -> Iterator[Chart]:
     """A chart for each score that was measured more than once during training."""
     measured_at: dict[str, list[tuple[int, Score]]] = {}
     for evaluation in evidence.evaluations:
-        for score in map(Score.read, evaluation.get("scores", [])):
+        for score in evaluation.scores:
             if score.metric != "held_out_loss":
-                measured_at.setdefault(score.name, []).append((evaluation["step"], score))
+                measured_at.setdefault(score.name, []).append((evaluation.step, score))
     yield from (_score_over_steps(points) for points in measured_at.values() if len(points) > 1)
 
 

@@ -1,23 +1,25 @@
 """What a run's folder holds, read for the report. Nothing is measured here."""
 
-import io
 import json
 import math
+import sys
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.runs import folder
 from ddpm_train.runs.checkpoint import STATE, by_step, published
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
+E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -49,25 +51,50 @@ class Score:
     warning: str | None = None
     depends_on: dict[str, Any] = field(default_factory=dict)
 
-    @staticmethod
-    def read(stored: dict[str, Any]) -> "Score":
-        known = {key.name for key in fields(Score)}
-        return Score(**{key: value for key, value in stored.items() if key in known and value is not None})
-
     @property
     def step(self) -> int:
         """How long the model was trained, 0 if that is not known."""
-        return self.depends_on.get("step") or 0
+        return self._number("step")
 
     @property
     def num_images(self) -> int:
-        return self.depends_on.get("num_images") or 0
+        return self._number("num_images")
 
     @property
     def sampled(self) -> tuple[str, int]:
         """The sampler, with its arguments, and its number of steps."""
         sampler = json.dumps(self.depends_on.get("sampler"), sort_keys=True)
-        return sampler, self.depends_on.get("num_inference_steps") or 0
+        return sampler, self._number("num_inference_steps")
+
+    def _number(self, key: str) -> int:
+        value = self.depends_on.get(key)
+        return value if isinstance(value, int) else 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured at a step during training (`evaluation/step_NNNNNNNN.json`)."""
+
+    step: int
+    loss_by_timestep: dict[str, Any] | None = None
+    scores: list[Score] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured afterwards (`scores.json`)."""
+
+    scores: list[Score] = field(default_factory=list)
+    bound: dict[str, Any] | None = None
+    copying: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is shown of the newest checkpoint's state."""
+
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -79,7 +106,7 @@ class Evidence:
     config: dict[str, Any]  # the run's resolved config
     metrics: dict[str, Series]  # every number of `metrics.jsonl` by its key
     grids: list[tuple[int, Path]]  # the sample grids by step
-    evaluations: list[dict[str, Any]]  # what was measured during training, by step (`evaluation/step_NNNNNNNN.json`)
+    evaluations: list[Evaluation]  # by step
     scores: list[Score]  # what was measured afterwards, and what only the last evaluation during training has
     bound: dict[str, Any]  # this and the next two are parts of `scores.json`
     copying: dict[str, Any]
@@ -129,78 +156,84 @@ def read_folder(path: Path) -> Evidence:
     """Read what is there. Damaged files, or lines of `metrics.jsonl`, are left out and named."""
     unreadable: list[str] = []
 
-    def read(file: Path, kind: type = dict) -> Any:
-        return _read(file, kind, unreadable)
+    def read(file: Path, shape: type[T], empty: E) -> T | E:
+        """What a file holds; `empty` if it is not there, or damaged."""
+        try:
+            return read_json(file, shape)
+        except FileNotFoundError:
+            return empty
+        except (OSError, BadFile) as error:
+            unreadable.append(f"{file.name}: {str(error).removeprefix(f'{file}: ')}")
+            return empty
 
     evaluation = path / folder.EVALUATION if (path / folder.EVALUATION).is_dir() else path
-    evaluations = [found for file in by_step(evaluation, ".json").values() if "step" in (found := read(file))]
-    stored, pipeline = read(evaluation / folder.SCORES), path / folder.PIPELINE
+    found = (read(file, Evaluation, None) for file in by_step(evaluation, ".json").values())
+    evaluations = [each for each in found if each is not None]
+    stored, pipeline = read(evaluation / folder.SCORES, Results, Results()), path / folder.PIPELINE
     checkpoints = published(path / folder.CHECKPOINTS)
     return Evidence(
         path=path,
         evaluation=evaluation,
-        config={key: value for key, value in read(path / folder.CONFIG).items() if key not in ("defaults", "hydra")},
+        config=_read_config(path / folder.CONFIG, unreadable),
         metrics=_read_metrics(path / folder.RECORDS, unreadable),
         grids=list(by_step(path / folder.SAMPLES, ".png").items()),
         evaluations=evaluations,
         scores=_scores(stored, evaluations),
-        **{part: stored.get(part) or {} for part in ("bound", "copying", "cost")},
-        changes=read(checkpoints[-1] / STATE).get("changes", []) if checkpoints else [],
-        environments=read(path / folder.ENVIRONMENT, list),
-        result=read(path / folder.RESULT),
-        pipeline=read(pipeline / "model_index.json") | read(pipeline / folder.ORIGIN),
+        bound=stored.bound or {},
+        copying=stored.copying or {},
+        cost=stored.cost or {},
+        changes=read(checkpoints[-1] / STATE, _State, _State()).changes if checkpoints else [],
+        environments=read(path / folder.ENVIRONMENT, list[dict[str, Any]], []),
+        result=read(path / folder.RESULT, dict[str, Any], {}),
+        pipeline=read(pipeline / "model_index.json", dict[str, Any], {})
+        | read(pipeline / folder.ORIGIN, dict[str, Any], {}),
         num_parameters=_num_parameters(pipeline / "unet", unreadable),
         unreadable=unreadable,
     )
 
 
-def _read(path: Path, kind: type, unreadable: list[str]) -> Any:
-    """What a JSON or YAML file holds; empty if there is no such file, it is damaged or of another kind."""
-    if not path.is_file():
-        return kind()
+def _read_config(path: Path, unreadable: list[str]) -> dict[str, Any]:
+    """A run's config; empty if it is not there, or damaged."""
     try:
-        text = path.read_text(encoding="utf-8")
-        found = yaml.load(text, yaml.CSafeLoader) if path.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        unreadable.append(f"{path.name}: {str(error).splitlines()[0]}")
-        return kind()
-    return found if isinstance(found, kind) else kind()
+        return folder.read_config(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, BadFile) as error:
+        unreadable.append(f"{path.name}: {str(error).removeprefix(f'{path}: ')}")
+        return {}
 
 
 def _read_metrics(path: Path, unreadable: list[str]) -> dict[str, Series]:
     """Column by column: a million records of ten numbers take 160 MB so, and gigabytes as objects."""
     columns: dict[str, tuple[array[float], array[float]]] = {}
-    last, torn = -math.inf, 0
-    with open(path, "rb") if path.is_file() else io.BytesIO() as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-                step = record["step"]
-            except (ValueError, TypeError, KeyError):
-                torn += 1
-                continue
-            if step <= last:
-                continue
-            last = step
-            for key, value in record.items():
-                if type(value) in (int, float) and math.isfinite(value):
-                    steps, values = columns.setdefault(key, (array("d"), array("d")))
-                    steps.append(step)
-                    values.append(value)
+    last, torn = -1, 0
+    for line in folder.record_lines(path):
+        record = folder.parse_record(line)
+        if record is None:
+            torn += 1
+            continue
+        if record["step"] <= last:
+            continue
+        last = record["step"]
+        for key, value in record.items():
+            if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+                steps, values = columns.setdefault(key, (array("d"), array("d")))
+                steps.append(last)
+                values.append(value)
     if torn:
         unreadable.append(f"{path.name}: {torn} line{'s' if torn > 1 else ''}")
     return {key: Series(np.asarray(steps), np.asarray(values)) for key, (steps, values) in columns.items()}
 
 
-def _scores(stored: dict[str, Any], evaluations: list[dict[str, Any]]) -> list[Score]:
+def _scores(stored: Results, evaluations: list[Evaluation]) -> list[Score]:
     """What was measured afterwards, and what only the last evaluation during training has measured.
 
     The newest step comes first, then the most images, then the sampler and steps of the most scores. Scores that only
     compare samplers are left to the table of costs.
     """
-    afterwards = [Score.read(found) for found in stored.get("scores", [])]
+    afterwards = stored.scores
     newest = {score.metric: score.step for score in sorted(afterwards, key=lambda score: score.step)}
-    during = [Score.read(found) for evaluation in evaluations[-1:] for found in evaluation.get("scores", [])]
+    during = [score for evaluation in evaluations[-1:] for score in evaluation.scores]
     besides = [score for score in during if score.step > newest.get(score.metric, -1)]
     companions = Counter(score.sampled for score in afterwards)
     ranked = sorted(
@@ -208,7 +241,7 @@ def _scores(stored: dict[str, Any], evaluations: list[dict[str, Any]]) -> list[S
         key=lambda score: (score.step, score.num_images, companions[score.sampled], score.sampled[1]),
         reverse=True,
     )
-    compared = (stored.get("cost") or {}).get("metric")
+    compared = (stored.cost or {}).get("metric")
     first = {score.name: score for score in reversed(ranked)}
     return [score for score in ranked if score.name != compared or score is first[score.name]]
 

@@ -111,9 +111,7 @@ def _inline(path: Path, max_side: int, unreadable: list[str]) -> Markup | None:
 def _charts(evidence: Evidence) -> dict[str, list[Chart]]:
     """Section -> its charts."""
     by_timestep = {
-        f"step {count(found['step'])}": found["loss_by_timestep"]
-        for found in evidence.evaluations
-        if found.get("loss_by_timestep")
+        f"step {count(found.step)}": found.loss_by_timestep for found in evidence.evaluations if found.loss_by_timestep
     }
     sections: dict[str, list[Chart | None]] = {
         "loss": [charts.loss(evidence), charts.held_out_loss(evidence)],

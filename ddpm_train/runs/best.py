@@ -64,4 +64,6 @@ def read_selection(run: Path, config: Config | Judging, until: int | None = None
 
 def evaluated(run: Path, criterion: Criterion, until: int | None = None) -> dict[int, float]:
     """The criterion at each evaluated step, by the records in a run's folder up to a step (None: all)."""
-    return {record["step"]: record[criterion.name] for record in read_records(run, until, with_key=criterion.name)}
+    records = read_records(run, until, with_key=criterion.name)
+    values = ((record["step"], record.get(criterion.name)) for record in records)
+    return {step: value for step, value in values if isinstance(value, int | float)}

@@ -11,22 +11,22 @@ evaluation/        step_NNNNNNNN.json of the evaluations in the run, scores.json
 tensorboard/  report.html  job.json (of a sweep)  .lock  .heartbeat
 """
 
-import io
-import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
 from ddpm_train.config.extensions import unnamed_mistakes
-from ddpm_train.config.foreign import BadFile, read_json
+from ddpm_train.config.foreign import BadFile, parse_json, read_json, read_yaml
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.parts import WRITTEN, NonNegative
 from ddpm_train.config.schema import Schema
+from ddpm_train.system.files import expanded
 
 CONFIG = "config.yaml"
 RECORDS = "metrics.jsonl"
@@ -46,6 +46,9 @@ LOCK, HEARTBEAT = ".lock", ".heartbeat"
 
 P = TypeVar("P")
 
+# No record is longer: what is, is damaged, and need not fit into the memory.
+_LONGEST_RECORD = 1 << 20
+
 
 def config_yaml(values: Mapping[str, Any]) -> bytes:
     """A resolved config as the content of config.yaml."""
@@ -56,20 +59,23 @@ def read_config(path: Path) -> dict[str, Any]:
     """The values in a config.yaml, without what is Hydra's.
 
     Raises:
-        OSError, yaml.YAMLError: it cannot be read.
+        BadFile: it is damaged, or no config.
+        OSError: it cannot be read.
     """
-    values = yaml.safe_load(path.read_text())
-    return {key: value for key, value in values.items() if key not in WRITTEN}
+    return {key: value for key, value in read_yaml(path).items() if key not in WRITTEN}
 
 
 def read_part(run: Path, part: type[P]) -> P:
     """What `part`, a dataclass of some of a config's sections, takes of a run's config; the others may be anything.
 
     Raises:
-        Mistakes: it is not as `part` wants it.
-        OSError, yaml.YAMLError: it cannot be read.
+        Mistakes: it is not as `part` wants it, or cannot be read.
     """
-    values = read_config(run / CONFIG)
+    try:
+        values = read_config(run / CONFIG)
+    except OSError as error:
+        remedy = "give the folder of a run, such as outputs/default"
+        raise Mistakes(f"{run}: {CONFIG} cannot be read ({error.strerror}); {remedy}") from None
     try:
         return Schema(part).parse(values)
     except Mistakes:
@@ -84,15 +90,21 @@ def read_records(run: Path, until: int | None = None, *, with_key: str = "") -> 
     Args:
         with_key: only those that have this key. The others are not parsed, which is slow.
     """
-    path, wanted = run / RECORDS, f'"{with_key}"'.encode() if with_key else b""
-    with open(path, "rb") if path.exists() else io.BytesIO() as lines:
-        for line in lines:
-            if wanted not in line:
-                continue
-            record = _parse_record(line)
-            if record is None or (until is not None and record["step"] > until):
-                return
-            yield record
+    wanted = f'"{with_key}"'.encode() if with_key else b""
+    for line in record_lines(run / RECORDS):
+        if wanted not in line:
+            continue
+        record = parse_record(line)
+        if record is None or (until is not None and record["step"] > until):
+            return
+        yield record
+
+
+def record_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file of records; none if it is no such file. What is too long for a record comes in pieces."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            yield from iter(partial(file.readline, _LONGEST_RECORD), b"")
 
 
 def cut_records(records: Path, step: int) -> dict[str, Any] | None:
@@ -108,7 +120,7 @@ def cut_records(records: Path, step: int) -> dict[str, Any] | None:
         while low < high:
             start = text.rfind(b"\n", low, (low + high) // 2) + 1 or low
             end = text.find(b"\n", start, high) + 1 or high
-            record = _parse_record(text[start:end])
+            record = parse_record(text[start : min(end, start + _LONGEST_RECORD)])
             if record is not None and record["step"] <= step:
                 newest, low = record, end
             else:
@@ -117,19 +129,32 @@ def cut_records(records: Path, step: int) -> dict[str, Any] | None:
     return newest
 
 
-def _parse_record(line: bytes) -> dict[str, Any] | None:
+def parse_record(line: bytes) -> dict[str, Any] | None:
     """The record in a line; None: it is damaged or unfinished."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = parse_json(line, dict[str, Any], RECORDS)
+    except BadFile:
         return None
-    return record if line.endswith(b"\n") and isinstance(record, dict) and "step" in record else None
+    step = record.get("step")
+    return record if line.endswith(b"\n") and type(step) is int and 0 <= step < 2**63 else None
+
+
+@dataclass(frozen=True)
+class _Result:
+    objective: str | None
+    value: float | None
+    best_step: int | None
+    step: int
 
 
 def read_result(run: Path) -> dict[str, Any] | None:
-    """What a finished run has come to: its objective's name, value and best step, and its own last step."""
-    path = run / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    """What a finished run has come to: its objective's name, value and best step, and its own last step; None: it has
+    not come to its end, or nobody can say any more."""
+    try:
+        read_json(run / RESULT, _Result)
+        return read_json(run / RESULT, dict[str, Any])
+    except (FileNotFoundError, BadFile):
+        return None
 
 
 @dataclass(frozen=True)
@@ -148,13 +173,13 @@ def read_origin(pipeline: Path) -> dict[str, Any]:
 
 def is_best(pipeline: str) -> bool:
     """Whether a path means the best of a run's checkpoints."""
-    path = Path(pipeline).expanduser()
+    path = expanded(pipeline)
     return path.name == BEST and path.parent.name == CHECKPOINTS and path.parent.is_dir()
 
 
 def run_of(pipeline: str) -> Path | None:
     """The folder of the run that `pipeline` is, or is a checkpoint or the pipeline of; None: no run's."""
-    folder = Path(pipeline).expanduser()
+    folder = expanded(pipeline)
     if folder.name == PIPELINE:
         folder = folder.parent
     elif folder.parent.name == CHECKPOINTS:

@@ -26,7 +26,7 @@ _UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
 def identity(values: Mapping[str, Any], *, dataset_content: str, mixed_precision: str) -> dict[str, Any]:
     """The config as flat keys, with what the machine decided: the dataset's content and the precision."""
     flat = {key: list(value) if isinstance(value, tuple) else value for key, value in dotted_values(values)}
-    pretrained: Any = flat.get("model.pretrained")
+    pretrained = str(flat.get("model.pretrained") or "")  # a folder's name may be a number
     if pretrained and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", pretrained):
         # Only the name of a folder: it may lie elsewhere now.
         flat["model.pretrained"] = Path(pretrained).name

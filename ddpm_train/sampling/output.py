@@ -12,17 +12,27 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
+from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.system.files import write_atomic
+from ddpm_train.system.files import replace_file, write_atomic
 
 RECORD = "sampling.json"
 _ROW_GROUP = 1000
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What of the record is more than compared."""
+
+    precision: Annotated[str, Field(pattern="^(fp32|bf16)( [+] [a-z_ -]+)*$")] = "fp32"  # older ones do not say
 
 
 class ImageFolder:
@@ -37,12 +47,13 @@ class ImageFolder:
         Raises:
             Mistakes: something is here, and nobody knows what.
         """
-        record = self.path / RECORD
-        if record.exists():
-            try:
-                return json.loads(record.read_text())
-            except ValueError:
-                raise Mistakes(f"output={self.path}: {RECORD} cannot be read; give another output") from None
+        try:
+            read_json(self.path / RECORD, _Record)
+            return read_json(self.path / RECORD, dict[str, Any])
+        except BadFile as error:
+            raise Mistakes(f"output={self.path}: {error}; give another output") from None
+        except FileNotFoundError:
+            pass
         if self.path.is_dir() and any(self.path.iterdir()):
             raise Mistakes(f"output={self.path}: holds files that are not ddpm-sample's; give another output")
         return {}
@@ -89,14 +100,16 @@ class ImageFolder:
     def write_npz(self, num_images: int) -> Path:
         """images.npz as reference batches of ADM and EDM have it; one image in memory at a time."""
         path = self.path / "images.npz"
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
         shape = (num_images, *self.load(0).shape)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        with zipfile.ZipFile(staging, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:
+        with (
+            replace_file(path) as staging,
+            zipfile.ZipFile(staging, "w") as archive,
+            archive.open("arr_0.npy", "w", force_zip64=True) as array,
+        ):
             np.lib.format.write_array_header_1_0(array, header)
             for index in range(num_images):
                 array.write(self.load(index).tobytes())
-        os.replace(staging, path)
         return path
 
     def write_parquet(self, num_images: int) -> Path:
@@ -107,15 +120,13 @@ class ImageFolder:
         from datasets import Image as ImageFeature
 
         path = self.path / "images.parquet"
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
         schema = Features({"image": ImageFeature(), "index": Value("int64")}).arrow_schema
-        with pyarrow.parquet.ParquetWriter(staging, schema) as writer:
+        with replace_file(path) as staging, pyarrow.parquet.ParquetWriter(staging, schema) as writer:
             for start in range(0, num_images, _ROW_GROUP):
                 rows = range(num_images)[start : start + _ROW_GROUP]
                 images = [{"bytes": (self.path / "images" / _name(i)).read_bytes(), "path": _name(i)} for i in rows]
                 table = pyarrow.Table.from_pydict({"image": images, "index": list(rows)}, schema=schema)
                 writer.write_table(table)
-        os.replace(staging, path)
         return path
 
     def _whole(self, index: int) -> bool:

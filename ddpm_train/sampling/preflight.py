@@ -1,14 +1,13 @@
 """What is wrong with sampling on this machine, before anything slow starts. Imports no torch."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.program import Program
 from ddpm_train.config.sample import SAMPLING, SampleConfig
 from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.models.source import path_mistakes
-from ddpm_train.system.files import output_mistakes
+from ddpm_train.system.files import expanded, output_mistakes
 from ddpm_train.system.launch import launch_mistakes
 
 
@@ -18,7 +17,7 @@ def preflight(config: SampleConfig) -> Iterator[str]:
     yield from launch_mistakes()
     for key in ("from_image", "inpaint"):
         path = getattr(config, key)
-        if path is not None and not Path(path).expanduser().is_file():
+        if path is not None and not expanded(path).is_file():
             yield f"{key}={path}: no such file"
     yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
     yield from path_mistakes(config.pipeline)

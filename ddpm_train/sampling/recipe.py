@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from ddpm_train.data.decode import MODES, BrokenImage, Decoder
 from ddpm_train.models.load import Model
 from ddpm_train.sampling.inpainting import Inpainting
 from ddpm_train.sampling.sampler_check import refusal
+from ddpm_train.system.files import expanded
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
         decoder = Decoder(resolution, channels, (255, 255, 255), "center", max_pixels=10**9)
         path, image = getattr(config, key), (pictures or {}).get(key)
         try:
-            array = decoder(Path(path).expanduser()) if image is None else decoder.from_image(image)
+            array = decoder(expanded(path)) if image is None else decoder.from_image(image)
         except BrokenImage as error:
             raise Mistakes(f"{key}={path}: {error}; give a picture") from None
         return torch.tensor(array).float()[None]

@@ -19,9 +19,10 @@ def is_first_process() -> bool:
 
 
 def note(code: object) -> None:
-    """Leave the exit code where the sweep that started this program looks for it."""
+    """Leave the exit code where the sweep that started this program looks for it. What is no number means 0 or 1."""
     if FILE_VARIABLE in os.environ and is_first_process():
-        Path(os.environ[FILE_VARIABLE]).write_text(str(code))
+        number = code if isinstance(code, int) else int(code is not None)
+        Path(os.environ[FILE_VARIABLE]).write_text(f"{number}\n")
 
 
 def leave(code: int) -> NoReturn:

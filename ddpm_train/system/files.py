@@ -1,17 +1,36 @@
 """Files that are there whole or not at all."""
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
+
+from ddpm_train.config.mistakes import Mistakes
+
+# After so long without a change, a file that a process of another host was writing is taken for left behind.
+_ABANDONED_SECONDS = 3600
+
+
+def expanded(path: str) -> Path:
+    """A path as a user wrote it, with the home folder for a leading `~`, as far as that is known."""
+    return Path(os.path.expanduser(path))
 
 
 def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm-train"
+    """Where what can be made again is kept, for all runs of a user; raises `Mistakes` if that has no home."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if cache.startswith("~"):
+        raise Mistakes("HOME: not set, and this user has no home folder; set it, or XDG_CACHE_HOME, to a folder")
+    return Path(cache) / "ddpm-train"
 
 
 def fsync_path(path: Path) -> None:
@@ -25,16 +44,34 @@ def fsync_path(path: Path) -> None:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: a reader, or a crash, sees the old content or the new, never a part."""
-    staging = path.with_name(f".{path.name}.staging-{os.getpid()}")
+    with replace_file(path) as staging:
+        staging.write_bytes(data)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Fill the yielded staging file; on leaving without an error it takes the place of `path`.
+
+    What processes that were killed have left of such files is removed.
+    """
+    name, host = f".{path.name}.staging-", socket.gethostname()
+    for left in path.parent.glob(f"{glob.escape(name)}*"):
+        its_host, _, pid = left.name.removeprefix(name).rpartition("-")
+        with suppress(FileNotFoundError):
+            if (its_host == host and not _is_running(pid)) or time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink()
+    staging = path.with_name(f"{name}{host}-{os.getpid()}")
     try:
-        with open(staging, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield staging
+        fsync_path(staging)
         os.replace(staging, path)
         fsync_path(path.parent)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def _is_running(pid: str) -> bool:
+    return pid.isdecimal() and psutil.pid_exists(int(pid))
 
 
 @contextmanager
@@ -70,12 +107,12 @@ def output_mistakes(key: str, folder: str) -> Iterator[str]:
     """A line if the folder cannot be made or written in."""
     remedy = "choose another name or output_dir" if key == "output_dir" else f"choose another {key}"
     existing = Path(folder)
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        yield f"{key}={folder}: not a folder; {remedy}"
-        return
     try:
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir():
+            yield f"{key}={folder}: not a folder; {remedy}"
+            return
         # Tried, not asked: permissions alone do not tell of read-only disks, nor of what root may not do.
         with tempfile.TemporaryFile(dir=existing):
             pass

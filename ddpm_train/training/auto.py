@@ -8,17 +8,20 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
 import torch
 from accelerate import PartialState
+from annotated_types import Gt
 from diffusers import UNet2DModel
 from torch import nn
 from torch._dynamo.utils import counters
 
+from ddpm_train.config.foreign import read_json
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import Config
 from ddpm_train.diffusion.objective import Objective, to_model_range
@@ -134,17 +137,42 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
     dataset = config.dataset
     network = [unet_arguments(config.model), dataset.resolution, dataset.channels, train.gradient_checkpointing]
     key = json.dumps([circumstances, network, at_most])
-    path = default_cache_dir() / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    num_images = known.get("num_images") or _trial_images(trial, at_most)
-    seconds = dict(known.get("seconds", {}))
+    known = _read_measured(key, at_most)
+    num_images = known.num_images if known else _trial_images(trial, at_most)
+    seconds = dict(known.seconds) if known else {}
     stopwatch = Stopwatch(lambda compute: trial(compute, num_images), device, seconds)
     images_left = max_steps * train.batch_size / PartialState().num_processes
     compute = choose_for_training(train, device, stopwatch, steps_left=images_left / num_images)
-    if seconds != known.get("seconds"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"num_images": num_images, "seconds": seconds}).encode())
+    if (measured := _Measured(num_images, seconds)) != known:
+        _keep_measured(key, measured)
     return Choice(compute, num_images, seconds)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the cache folder holds of a network on a device: the seconds of a step of so many images, by name."""
+
+    num_images: Annotated[int, Gt(0)]
+    seconds: dict[str, Annotated[float, Gt(0)]]
+
+
+def _measured_path(key: str) -> Path:
+    return default_cache_dir() / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def _read_measured(key: str, at_most: int) -> _Measured | None:
+    """What was measured before; None: nothing, or nothing that can be used."""
+    try:
+        measured = read_json(_measured_path(key), _Measured)
+    except (OSError, Mistakes):
+        return None
+    return measured if measured.num_images <= at_most else None
+
+
+def _keep_measured(key: str, measured: _Measured) -> None:
+    with suppress(OSError, Mistakes):  # the next run measures it again
+        _measured_path(key).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(_measured_path(key), json.dumps(asdict(measured)).encode())
 
 
 def _trial_images(trial: Trial, at_most: int) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ddpm_train.config.foreign import printable
+from ddpm_train.runs.checkpoint import BadCheckpoint
 from ddpm_train.system.exit_codes import NOT_SAVED, CannotGoOn
 
 Layout: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -62,7 +64,11 @@ class OptimizerState:
         return tensors, scalars
 
     def allocate(self, layout: Layout, scalars: Mapping[str, Any]) -> None:
-        """Take over the scalars that `capture` returned, and make room for the tensors."""
+        """Take over the scalars that `capture` returned, and make room for the tensors.
+
+        Raises:
+            BadCheckpoint: some are for a parameter or a group that is not here.
+        """
         for name, (shape, dtype) in layout.items():
             keeps, key, parameter, group = self._place(name)
             keeps[key] = _room(shape, dtype, key, parameter, group)
@@ -72,11 +78,14 @@ class OptimizerState:
 
     def _place(self, name: str) -> tuple[dict[str, Any], str, Tensor, dict[str, Any]]:
         """Where the optimizer keeps something, under which key, and the parameter and the group that it is for."""
-        place, key = name.split(".", 1)
-        if place.startswith("group "):
-            group = self._optimizer.param_groups[int(place.removeprefix("group "))]
-            return group, key, group["params"][0], group
-        parameter, group = self._parameters()[int(place)]
+        try:
+            place, key = name.split(".", 1)
+            if place.startswith("group "):
+                group = self._optimizer.param_groups[int(place.removeprefix("group "))]
+                return group, key, group["params"][0], group
+            parameter, group = self._parameters()[int(place)]
+        except (ValueError, IndexError):
+            raise BadCheckpoint(printable(f"optimizer: nothing here has {name}")) from None
         return self._optimizer.state[parameter], key, parameter, group
 
     def _parameters(self) -> list[tuple[Tensor, dict[str, Any]]]:

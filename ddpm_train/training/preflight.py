@@ -44,7 +44,7 @@ def _deterministic_mistakes(deterministic: bool) -> Iterator[str]:
 def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
     batch_size, micro = config.train.batch_size, config.train.micro_batch_size
     if batch_size % num_processes:
-        counts = [count for count in range(1, batch_size + 1) if batch_size % count == 0 and count <= 64]
+        counts = [count for count in range(1, min(batch_size, 64) + 1) if batch_size % count == 0]
         yield (
             f"train.batch_size={batch_size}: not divisible by {num_processes} processes; "
             f"use {one_of(counts)} processes or a multiple of {num_processes}"

@@ -1,6 +1,7 @@
 """A run's pushes to the Hub: what is shared of it, when, and how that went."""
 
 import functools
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ def push_finished(run: Run, lock: RunLock, path: Path | None) -> None:
         finish_push(run, push, 60 * run.config.hub.finish_minutes)
 
 
+_BY_HAND = ".push-by-hand-"
+
+
 def push_run(run: Path, hub: Hub) -> None:
     """Push the newest whole checkpoint of a run that another process may be training.
 
@@ -86,8 +90,10 @@ def push_run(run: Path, hub: Hub) -> None:
     files = pipeline_files(unet, described.noise_scheduler.build())
     dataset = read_part(run, _ItsDataset).dataset
     shared = Shared(run, read_config(run / CONFIG), hub, files, lambda: dataset_licence(dataset))
+    for left in run.glob(f"{_BY_HAND}*"):  # by one that was killed: links keep what is pruned on the disk
+        shutil.rmtree(left, ignore_errors=True)
     try:
-        with tempfile.TemporaryDirectory(dir=run, prefix=".push-by-hand-") as staging:
+        with tempfile.TemporaryDirectory(dir=run, prefix=_BY_HAND) as staging:
             outcome = Outcome(checkpoint.step_of(path), shared.stage(path, Path(staging))())
     except Exception as error:
         print(f"error: not pushed, because {shown(reason(error))}; the same command tries again", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.runs import checkpoint, environment
 from ddpm_train.runs.folder import CONFIG, ENVIRONMENT, RESULT, config_yaml
 from ddpm_train.runs.identity import accept
@@ -48,16 +49,23 @@ def _load(run: Run, path: Path, stored: ResumedState, *, afresh: bool) -> None:
 
     Args:
         afresh: the optimizer is another one now, and begins with nothing.
+
+    Raises:
+        Mistakes: its tensors are not those of this run's model, whatever its state says.
     """
 
     def load() -> None:
         tensors = checkpoint.load(path)
         run.state.load({**tensors, "optimizer": {}} if afresh else tensors)
 
-    if not afresh:
-        layout = on_main(lambda: layout_of(checkpoint.load(path)["optimizer"]))
-        run.state.optimizer_state.allocate(layout, stored.optimizer)
-    on_main(load)
+    try:
+        if not afresh:
+            layout = on_main(lambda: layout_of(checkpoint.load(path).get("optimizer", {})))
+            run.state.optimizer_state.allocate(layout, stored.optimizer)
+        on_main(load)
+    except checkpoint.BadCheckpoint as error:
+        remedy = "give another name=… to start afresh, or remove that checkpoint"
+        raise Mistakes(f"{path}: its tensors are not of this model ({error}); {remedy}") from None
 
 
 def share(run: Run) -> None:

@@ -9,6 +9,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from ddpm_train.config.foreign import printable
+from ddpm_train.runs.checkpoint import BadCheckpoint
 from ddpm_train.training.optimizer_state import OptimizerState
 
 
@@ -32,11 +34,19 @@ class TrainState:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what `tensors` returned, one after the other; there is room for the optimizer's."""
+        """Take over what `tensors` returned, one after the other; there is room for the optimizer's.
+
+        Raises:
+            BadCheckpoint: these are another model's.
+        """
         for name, named in self.tensors().items():
             # A run that keeps no average until now begins it at its weights.
-            stored = tensors["unet"] if name == "ema" and name not in tensors else tensors[name]
+            stored = tensors["unet"] if name == "ema" and name not in tensors else tensors.get(name, {})
+            if other := set(named) ^ set(stored):
+                raise BadCheckpoint(printable(f"{name}: {min(other)} is {'' if min(other) in stored else 'not '}there"))
             for key, tensor in named.items():
+                if (shape := list(stored[key].shape)) != list(tensor.shape):
+                    raise BadCheckpoint(printable(f"{name}: {key} has the shape {shape}, not {list(tensor.shape)}"))
                 tensor.copy_(stored[key])
 
     def digest(self) -> str:

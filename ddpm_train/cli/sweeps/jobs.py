@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.overrides import parse
 from ddpm_train.runs.folder import CONFIG, JOB, read_config, read_result
@@ -73,8 +74,11 @@ def varied_keys(rows: Sequence[Row]) -> list[str]:
 
 
 def read_record(folder: Path) -> Record | None:
-    path = folder / JOB
-    return Record(**json.loads(path.read_text())) if path.exists() else None
+    """What became of the job in a folder; None: nobody knows."""
+    try:
+        return read_json(folder / JOB, Record)
+    except (FileNotFoundError, BadFile):
+        return None
 
 
 def end_of(job: Job) -> Status | None:

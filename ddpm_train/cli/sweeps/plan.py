@@ -82,7 +82,7 @@ def _read_settings(config_name: str, overrides: list[Override]) -> tuple[_Settin
     except NOT_COMPOSED:
         # Composing the jobs tells what is wrong, unless it is the sweep's own.
         groups, keys = ([text for text in texts if text.startswith(f"hydra{sign}")] for sign in "/.")
-        return _Settings(), blame(config_name, groups, keys)
+        return _Settings(), blame(config_name, [], groups) or blame(config_name, groups, keys)
     # References in the sweeper's choices are those of the jobs, which resolve them.
     plain: dict[str, Any] = {
         key: OmegaConf.to_container(master.hydra[key], resolve=key != "sweeper")

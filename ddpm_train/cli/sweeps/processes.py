@@ -58,8 +58,8 @@ class JobProcesses:
         with self._lock:
             del self._folders[process]
             asked = self._asked.pop(process, None)
-        if code and exit_code_file.exists():
-            code = int(exit_code_file.read_text())
+        if code and exit_code_file.exists() and (noted := exit_code_file.read_text()).endswith("\n"):
+            code = int(noted)
         record = Record(before.choices, _status(code, asked), round(before.seconds + time.monotonic() - started, 1))
         record.write(folder)
         return record
