@@ -104,7 +104,7 @@ PARSERS = {
     "evaluation/scores.py": "what it has just written",
     "models/unet.py": "what it has just written",
     "runs/environment.py": "what pip notes of this package",
-    **dict.fromkeys(("runs/checkpoint.py", "hub/share.py", "hub/fetch.py"), "a checkpoint's own files"),
+    "hub/share.py": "the manifest of a checkpoint that was verified",
     "models/source.py": "a model's own files",
 }
 
