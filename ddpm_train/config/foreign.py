@@ -105,4 +105,4 @@ def _read(path: Path) -> bytes:
             raise BadFile(printable(f"{path}: is no regular file"))
         if status.st_size > _LARGEST_BYTES:
             raise BadFile(printable(f"{path}: has {status.st_size:,} bytes, more than {_LARGEST_BYTES:,}"))
-        return file.read(_LARGEST_BYTES + 1)
+        return file.read(status.st_size + 1)  # which takes no more memory than there is to read

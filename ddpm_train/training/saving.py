@@ -14,6 +14,7 @@ from ddpm_train.runs import checkpoint
 from ddpm_train.runs.lock import RunLock, TakenOver
 from ddpm_train.runs.mirror import MirrorThread
 from ddpm_train.system.exit_codes import NOT_SAVED, CannotGoOn
+from ddpm_train.system.failures import one_line
 from ddpm_train.system.ranks import on_main
 from ddpm_train.training.push import open_push
 from ddpm_train.training.records import Records
@@ -56,7 +57,7 @@ class Saver:
     def __post_init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._snapshot: dict[str, dict[str, Tensor]] = {}
-        self._error: Exception | None = None
+        self._error = Exception()  # that of the last failure
         self._failures = 0
         self._may_settle = threading.Event()
 
@@ -77,7 +78,7 @@ class Saver:
         if self._failures >= self.max_failures:
             raise SavingFailed(
                 f"checkpoint.max_failures={self.max_failures}: that many saves in a row failed, the last "
-                f"with: {self._error}. {_REMEDY}"
+                f"with: {one_line(self._error)}. {_REMEDY}"
             )
         if refused is not None:
             self._fail(step, refused)
@@ -91,7 +92,7 @@ class Saver:
     def check_saved(self) -> None:
         """Raise `SavingFailed` if the newest save, which must be over, has failed."""
         if self._failures:
-            raise SavingFailed(f"the last checkpoint could not be saved: {self._error}. {_REMEDY}")
+            raise SavingFailed(f"the last checkpoint could not be saved: {one_line(self._error)}. {_REMEDY}")
 
     def settle(self) -> None:
         """The step that is being saved has been evaluated, if it is to be: which checkpoints stay depends on that."""
@@ -139,8 +140,8 @@ class Saver:
         self._error = error
         self._failures += 1
         self.warn(
-            f"ERROR: the checkpoint of step {step} was NOT saved: {error}. The last good one stays; the next save "
-            f"tries again (failure {self._failures} of checkpoint.max_failures={self.max_failures})."
+            f"ERROR: the checkpoint of step {step} was NOT saved: {one_line(error)}. The last good one stays; the next "
+            f"save tries again (failure {self._failures} of checkpoint.max_failures={self.max_failures})."
         )
 
 
