@@ -221,7 +221,7 @@ def test_a_non_finite_loss_stops_before_it_is_saved(cli: Cli) -> None:
         ("model.dropout=0.1", "train.gradient_checkpointing=true", "train.mixed_precision=bf16", "sampler=unipc"),
         ("model.time_embedding_type=learned", "sampler=euler", "sampler.timestep_spacing=linspace"),
         ("dataset.resolution=[8,12]", "dataset.channels=4", "train.micro_batch_size=4", "train.max_steps=null",
-         "train.epochs=0.048", "sampler=heun", "tracker=none"),
+         "train.epochs=0.048", "sampler=heun", "noise_scheduler=linear", "tracker=none"),
     ],
 )  # fmt: skip
 def test_options_train(cli: Cli, overrides: tuple[str, ...]) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from ddpm_train.config.mistakes import Mistakes
 
 # After so long without a change, a file that a process of another host was writing is taken for left behind.
@@ -71,6 +69,8 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def _is_running(pid: str) -> bool:
+    import psutil  # not for those who only write a command wrongly
+
     return pid.isdecimal() and psutil.pid_exists(int(pid))
 
 
