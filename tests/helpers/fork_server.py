@@ -27,7 +27,8 @@ PRELOADED = (
     *("ddpm_train.cli.train", "ddpm_train.cli.sample", "ddpm_train.cli.evaluate", "ddpm_train.cli.push"),
     *("ddpm_train.training.train", "ddpm_train.sampling.sample", "ddpm_train.evaluation.evaluate"),
     *("ddpm_train.hub.push", "diffusers.DDPMPipeline", "diffusers.UNet2DModel", "matplotlib.pyplot"),
-    *("torch.utils.tensorboard", "tensorboard.plugins.hparams.api_pb2", "torch_fidelity"),
+    *("torch.utils.tensorboard", "tensorboard.plugins.hparams.api_pb2", "tensorboard.plugins.hparams.metadata"),
+    *("torch_fidelity", "ddpm_train.system.shutdown"),
     *("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_submitit_launcher.submitit_launcher"),
 )
 # These have read their settings from the environment of this process.
@@ -149,9 +150,24 @@ def preload() -> None:
     from PIL import Image
 
     Image.init()
+    use_once()
     assert threading.active_count() == 1, "a fork has only the thread that forks"
     gc.collect()
     gc.freeze()  # what is here stays, and collecting need not touch it
+
+
+def use_once() -> None:
+    """Do what most programs do, so that fonts, the parser's tables and templates are there for all."""
+    from diffusers import DDPMScheduler
+
+    from ddpm_train.config.program import compose_configs
+    from ddpm_train.report.evidence import read_folder
+    from ddpm_train.report.page import render
+    from ddpm_train.training.preflight import PROGRAM
+
+    compose_configs(PROGRAM, [])
+    assert DDPMScheduler().compatibles  # which diffusers imports for every `from_config`
+    render(read_folder(Path(__file__).parents[1] / "data/run_before_rooms"))
 
 
 if __name__ == "__main__":
