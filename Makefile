@@ -3,6 +3,8 @@
 # size. Each makes .venv if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+# One more than the cores that the tests are made for: some of them wait.
+WORKERS ?= 3
 
 .PHONY: demo test test-fast fuzz lint clean
 
@@ -10,13 +12,13 @@ demo: .venv/installed
 	$(BIN)/ddpm-train
 
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-fast: .venv/installed
-	$(BIN)/pytest -n 2 --dist worksteal -m fast
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m fast
 
 fuzz: .venv/installed
-	$(BIN)/pytest -n 2 tests/fuzz --large
+	$(BIN)/pytest -n $(WORKERS) tests/fuzz --large
 
 lint: .venv/installed
 	$(BIN)/ruff check .
