@@ -88,10 +88,11 @@ def prepare(
         progress: show a bar.
 
     Raises:
-        Mistakes: `cache_dir` cannot be written, or a worker was killed.
+        Mistakes: `cache_dir` cannot be written, a worker was killed, or the images changed meanwhile.
     """
+    fingerprint = source.fingerprint
     key = hashlib.sha256(
-        json.dumps([_FORMAT, source.fingerprint, asdict(decoder), keep_pixels], sort_keys=True).encode()
+        json.dumps([_FORMAT, fingerprint, asdict(decoder), keep_pixels], sort_keys=True).encode()
     ).hexdigest()[:32]
     folder = cache_dir / key
     if (prepared := _open(folder)) is not None:
@@ -103,6 +104,11 @@ def prepare(
             if (prepared := _open(folder)) is None:
                 with replace_folder(folder) as staging:
                     _build(staging, source, decoder, keep_pixels, num_workers, progress)
+                    if source.fingerprint != fingerprint:
+                        raise Mistakes(
+                            "dataset.path: images changed while they were prepared; give the same command once nothing "
+                            "writes there any more"
+                        )
                 prepared = _open(folder)
     except OSError as error:
         raise Mistakes(f"dataset.cache_dir={cache_dir}: {error.strerror or error}; choose another folder") from error

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.hub.access import find_commit
 from ddpm_train.system.failures import first_line, one_line
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
     from ddpm_train.config.dataset import Dataset
 
 
-def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None]:
-    """One split of `dataset.path`, a `datasets.Dataset`, and the commit of its repository if it has one.
+def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None, list[str]]:
+    """One split of `dataset.path`, a `datasets.Dataset`; the commit of its repository, if it has one; and the files of
+    this machine that hold its rows, unless those come from the Hub.
 
     Raises:
         Mistakes: there is no such dataset, revision, configuration or split, or it cannot be had now.
@@ -31,14 +34,14 @@ def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None]:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(str(path))
             if not isinstance(loaded, datasets.DatasetDict):
-                return loaded, None
+                return loaded, None, _arrow_files(loaded)
             if split not in loaded:
                 raise ValueError(f'Unknown split "{split}". Should be one of {sorted(loaded)}.')
-            return loaded[split], None
+            return loaded[split], None, _arrow_files(loaded[split])
         if path.suffix == ".parquet" and path.exists():
-            return datasets.load_dataset("parquet", data_files=str(path), split="train"), None
+            return _built(datasets.load_dataset_builder("parquet", data_files=str(path)), "train")
         if path.is_dir():
-            return _load_own_files(config, str(path), None, split), None
+            return _built(_own_builder(config, str(path), None), split)
         return _load_from_hub(config, split)
     except ValueError as error:
         raise Mistakes(_value_mistake(config, split, error)) from None
@@ -46,8 +49,12 @@ def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None]:
         raise Mistakes(f"dataset.path={config.path}: {first_line(error)}") from None
 
 
-def _load_own_files(config: "Dataset", path: str, revision: str | None, split: str) -> Any:
-    """`datasets.load_dataset`, of a dataset whose card names no other files than its own.
+def _arrow_files(dataset: Any) -> list[str]:
+    return [file["filename"] for file in dataset.cache_files]
+
+
+def _own_builder(config: "Dataset", path: str, revision: str | None) -> Any:
+    """`datasets.load_dataset_builder`, of a dataset whose card names no other files than its own.
 
     Raises:
         Mistakes: it names a file of this machine, or an address.
@@ -61,8 +68,21 @@ def _load_own_files(config: "Dataset", path: str, revision: str | None, split: s
             file = str(Path(file).resolve())
         if not file.startswith(tuple(own)):
             raise Mistakes(f"dataset.path={config.path}: its card names {file}, which is none of its own files")
-    builder.download_and_prepare()
-    return builder.as_dataset(split=split)
+    return builder
+
+
+def _built(builder: Any, split: str) -> tuple[Any, None, list[str]]:
+    """One split of a dataset in files of this machine, likewise.
+
+    `datasets` copies their rows, and takes them from the copy as long as the files' times of modification are the same,
+    which programs set as they like (cp -p, rsync, tar). The time of the last change of the inode none can set.
+    """
+    files = [file for files in (builder.config.data_files or {}).values() for file in files]
+    with FileLock(f"{builder.cache_dir}.ddpm-train.lock"):
+        copy = Path(builder.cache_dir, "dataset_info.json")
+        is_old = copy.exists() and any(os.stat(file).st_ctime_ns >= copy.stat().st_mtime_ns for file in files)
+        builder.download_and_prepare(download_mode="force_redownload" if is_old else None)
+        return builder.as_dataset(split=split), None, files
 
 
 def own_folders(config: "Dataset") -> list[Path]:
@@ -78,7 +98,7 @@ def own_folders(config: "Dataset") -> list[Path]:
     return [folder.resolve() for folder in (own, unpacked, Path(datasets.config.DOWNLOADED_DATASETS_PATH))]
 
 
-def _load_from_hub(config: "Dataset", split: str) -> tuple[Any, str | None]:
+def _load_from_hub(config: "Dataset", split: str) -> tuple[Any, str | None, list[str]]:
     """One split of the repository `owner/name`, and its commit.
 
     The Hub is asked first which commit `dataset.revision` means: that answers within a moment where `load_dataset`
@@ -94,8 +114,10 @@ def _load_from_hub(config: "Dataset", split: str) -> tuple[Any, str | None]:
     if problem is not None:
         datasets.config.HF_HUB_OFFLINE = True
     try:
-        loaded = _load_own_files(config, config.path, commit or config.revision, split)
-        return loaded, commit or _cached_commit(loaded)
+        builder = _own_builder(config, config.path, commit or config.revision)
+        builder.download_and_prepare()
+        loaded = builder.as_dataset(split=split)
+        return loaded, commit or _cached_commit(loaded), []
     except ConnectionError:
         raise Mistakes(
             f"dataset.path={config.path}: {problem or 'the Hub went away'}, and there is no copy of it in the cache; "

@@ -12,9 +12,10 @@ from PIL import Image
 from ddpm_train.config.mistakes import Mistakes, did_you_mean
 from ddpm_train.config.registry import resolve
 from ddpm_train.config.text import printable
+from ddpm_train.data.content import content_hash
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.hf_datasets import load_dataset, own_folders
-from ddpm_train.data.paths import IMAGE_SUFFIXES, image_files
+from ddpm_train.data.paths import IMAGE_SUFFIXES, cache_dir, image_files
 from ddpm_train.hub.access import find_licence
 from ddpm_train.system.failures import first_line
 from ddpm_train.system.files import expanded
@@ -34,7 +35,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the images may have; cheap to compute."""
+        """Changes whenever the images may have; cheap to compute where they have not."""
 
     def __len__(self) -> int: ...
 
@@ -87,25 +88,18 @@ class FolderSource:
 
     @classmethod
     def open(cls, config: "Dataset", split: str) -> Self:
-        return cls(expanded(config.path))
+        return cls(expanded(config.path), cache_dir(config))
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, cache_dir: Path | None = None) -> None:
         self._root = root
+        self._cache_dir = cache_dir
         self._paths = sorted(image_files(root))
         if not self._paths:
             raise Mistakes(f"dataset.path={root}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for path in self._paths:
-            try:
-                status = os.stat(self._root / path)
-                version = f"{status.st_size}\0{status.st_mtime_ns}"
-            except OSError as error:
-                version = str(error.strerror)
-            digest.update(f"{path}\0{version}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return content_hash(self._root, self._paths, self._cache_dir)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -123,16 +117,33 @@ class HubSource:
     def __init__(self, config: "Dataset", split: str) -> None:
         from datasets import Image as ImageFeature
 
-        dataset, self.commit = load_dataset(config, split)
+        dataset, self.commit, self._files = load_dataset(config, split)
         self._folders = own_folders(config)
+        self._cache_dir = cache_dir(config)
         self._column = column = _image_column(dataset, config.image_column)
-        self.fingerprint = f"{dataset._fingerprint} {column}"
+        self._version = dataset._fingerprint
         selected = dataset.select_columns([column])
         try:
             self._dataset = selected.cast_column(column, ImageFeature(decode=False))
         except (TypeError, ValueError, NotImplementedError):
             feature = dataset.features[column]
             raise Mistakes(f"dataset.image_column={column}: holds no images ({feature}); choose another") from None
+
+    @property
+    def fingerprint(self) -> str:
+        root = self._folders[0]
+        files = [os.path.relpath(file, root) for file in self._files]
+        content = content_hash(root, [*files, *self._named_files()], self._cache_dir)
+        return f"{self._version} {self._column} {content}"
+
+    def _named_files(self) -> list[str]:
+        """The paths in cells that hold no image. Of a column that is memory-mapped, images are not read for that."""
+        import pyarrow.compute as pc
+
+        cells = self._dataset.with_format("arrow")[:][self._column]
+        paths, images = pc.struct_field(cells, "path"), pc.struct_field(cells, "bytes")
+        named: list[str] = paths.filter(pc.is_null(images)).drop_null().unique().to_pylist()
+        return named
 
     def __len__(self) -> int:
         return len(self._dataset)
