@@ -1,5 +1,6 @@
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,13 +78,32 @@ def test_half_transparent_pixels_are_composed_over_the_background() -> None:
 
 
 def test_16_bit_grey_is_scaled_over_its_whole_range() -> None:
-    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    pixels = decoder(channels=1)(encoded(Image.fromarray(ramp)))[0]
-    assert np.array_equal(pixels, np.rint(ramp / 257))
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    for image in (Image.fromarray(ramp), Image.fromarray(ramp.astype(np.int32))):
+        assert np.array_equal(decoder((256, 256), 1)(encoded(image, "TIFF"))[0], (ramp.astype(int) + 128) // 257)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16])
+def test_integers_of_8_bits_stay_what_they_are_however_they_are_stored(dtype: type) -> None:
+    ramp = np.arange(256, dtype=dtype).reshape(16, 16)
+    assert np.array_equal(decoder((16, 16), 1)(encoded(Image.fromarray(ramp), "TIFF"))[0], ramp)
+
+
+def test_a_value_range_says_what_is_black_and_white() -> None:
+    values = np.array([[-1000, -250], [400, 3000]])
+    window = replace(decoder((2, 2), 1), value_range=(-1000.0, 400.0))
+    for dtype in (np.int32, np.float32):
+        data = encoded(Image.fromarray(values.astype(dtype)), "TIFF")
+        assert window(data)[0].tolist() == [[0, 137], [255, 255]]
+        with pytest.raises(BrokenImage, match=r"^grey values from -1000 to 3000, .* dataset.value_range=\[low,high\]"):
+            decoder()(data)
+    assert np.all(window(solid("L", 77)) == 77)  # photographs are what they are
+    with pytest.raises(BrokenImage, match="not finite"):
+        window(encoded(Image.new("F", (8, 8), float("nan")), "TIFF"))
 
 
 def test_floating_point_grey_is_refused_for_its_unknown_range() -> None:
-    with pytest.raises(BrokenImage, match="mode F: the range of its floating-point values is not known"):
+    with pytest.raises(BrokenImage, match="grey values from 0 to 0, of which nobody knows what is black and white"):
         decoder()(encoded(Image.new("F", (8, 8)), "TIFF"))
 
 

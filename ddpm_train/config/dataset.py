@@ -1,12 +1,13 @@
 """Where images come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Lt
 from pydantic import BeforeValidator
 
+from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.parts import (
     AutoBool,
     Byte,
@@ -55,3 +56,11 @@ class Dataset(Section):
     num_workers: Annotated[NonNegative, Le(1024)] | None  # None: one for each core, up to a number
     max_broken_fraction: Annotated[Real, Ge(0), Le(1)]
     max_pixels: Positive  # a larger image is not decoded (decompression bombs)
+    value_range: tuple[Real, Real] | None = None  # None: as the data has it; configs from before have no such key
+
+    def mistakes(self) -> Iterator[str]:
+        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+            yield (
+                f"dataset.value_range={as_written(self.value_range)}: holds nothing between black and white; give "
+                "[low,high] with low below high"
+            )

@@ -56,6 +56,8 @@ class EvaluateConfig(Section):
 def cross_field_mistakes(config: EvaluateConfig) -> Iterator[str]:
     """What single keys cannot show: a line for each combination that cannot work."""
     yield from config.sampler.mistakes()
+    if config.dataset is not None:
+        yield from config.dataset.mistakes()
     cost = config.cost
     if bool(cost.samplers) != bool(cost.steps):
         missing = "steps=[5,10,25,100]" if cost.samplers else "samplers=[ddim,dpm_solver]"

@@ -43,6 +43,9 @@ class Decoder:
     background: tuple[int, int, int]  # RGB behind transparent pixels when `channels` is 1 or 3, each in [0, 255]
     crop: str  # "center" or "random"
     max_pixels: int  # a larger image is refused before it is decoded
+    # Of grey images of more than 8 bits: black and white, beyond which values are cut off; None: 0 and `grey_white`.
+    value_range: tuple[float, float] | None = None
+    grey_white: int | None = None  # None: 255 or 65535, as each image's own values have it
 
     @property
     def _reach(self) -> int:
@@ -79,9 +82,35 @@ class Decoder:
 
     def from_image(self, image: Image.Image) -> np.ndarray:
         """The same for an opened image."""
-        image = self._resize(to_mode(upright(image), self.channels, self.background))
+        image = upright(image)
+        if is_deep(image):
+            image = self._to_eight_bits(image)
+        image = self._resize(to_mode(image, self.channels, self.background))
         array = np.asarray(image)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+    def _to_eight_bits(self, image: Image.Image) -> Image.Image:
+        """Mode I (whatever its dtype) or F to L, scaled and rounded; never cut off unless `value_range` says so.
+
+        Raises:
+            BrokenImage: nobody knows what is black and white.
+        """
+        values = np.asarray(image)
+        least, most = values.min(), values.max()
+        if self.value_range is not None:
+            if not (np.isfinite(least) and np.isfinite(most)):
+                raise BrokenImage("holds values that are not finite")
+            low, high = self.value_range
+        else:
+            low, high = 0, self.grey_white or white_for(most)
+            if image.mode == "F" or least < 0 or most > high:
+                raise BrokenImage(
+                    f"grey values from {least:g} to {most:g}, of which nobody knows what is black and white: "
+                    "dataset.value_range=[low,high] says it of a dataset"
+                )
+        # Exact for 8 and 16 bits.
+        scaled = (values.astype(np.float32).clip(low, high) - low) * np.float32(255 / (high - low))
+        return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
     def _resize(self, image: Image.Image) -> Image.Image:
         """Antialiased resize until `resolution` is covered, then the centre crop.
@@ -99,6 +128,16 @@ class Decoder:
         return image.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of more than 8 bits: integers of 16 or 32, or floating-point numbers."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def white_for(most: float) -> int:
+    """What is white if the largest value is this one: integers of 8 bits are stored in larger ones, too."""
+    return 255 if most <= 255 else 65535
+
+
 def upright(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says it was meant."""
     image.load()  # damage to the pixels shows here
@@ -111,17 +150,8 @@ def upright(image: Image.Image) -> Image.Image:
 def to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
     """Convert any mode to L, RGB or RGBA without losing what the mode meant.
 
-    16-bit grey is scaled to 8 bits (value / 257), not cut; transparency is kept for 4 channels and otherwise
-    composed over `background`.
-
-    Raises:
-        BrokenImage: a mode whose range is not known (F).
+    Transparency is kept for 4 channels and otherwise composed over `background`.
     """
-    if image.mode == "F":
-        raise BrokenImage("mode F: the range of its floating-point values is not known; convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     if image.has_transparency_data and channels < 4:
         image = image.convert("RGBA")
         backdrop = Image.new("RGBA", image.size, (*background, 255))

@@ -5,7 +5,7 @@ import pickle
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -17,11 +17,12 @@ from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared, prepare, starting_workers
 from ddpm_train.data.decode import Decoder
+from ddpm_train.data.greys import Greys, find_greys
 from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
+from ddpm_train.data.paths import cache_dir
 from ddpm_train.data.sources import Source, describe, open_source
 from ddpm_train.seeding import Purpose, bits
-from ddpm_train.system.files import default_cache_dir, expanded
 from ddpm_train.system.launch import num_cores
 
 if TYPE_CHECKING:  # workers import this module, and diffusers takes them seconds
@@ -46,6 +47,7 @@ class Data:
     content: str  # see `Prepared`, also for `broken`
     broken: list[str]
     commit: str | None  # of the repository that they come from, if it is one on the Hub
+    greys: Greys | None  # unless `dataset.value_range` says what is black and white
 
     def identity(self) -> "DataIdentity":
         """What makes these images these: content and number of the training images, and of those held out."""
@@ -58,29 +60,33 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
     Raises:
         Mistakes: see `open_source` and `prepare`; also when a split leaves no image.
     """
-    decoder = Decoder(config.resolution, config.channels, config.background, config.crop, config.max_pixels)
+    of_config = (config.resolution, config.channels, config.background, config.crop, config.max_pixels)
+    decoder = Decoder(*of_config, config.value_range)
+    source = open_source(config, config.split)
+    greys = find_greys(source, decoder) if config.value_range is None else None
+    decoder = replace(decoder, grey_white=greys.white if greys else None)
 
-    def prepared(split: str) -> tuple[Source, Prepared]:
-        source = open_source(config, split)
+    def prepared(source: Source) -> Prepared:
         found = prepare(
             source,
             decoder,
-            expanded(config.cache_dir) if config.cache_dir else default_cache_dir(),
+            cache_dir(config),
             keep_pixels=config.cache == "disk",
             # Of all processes of a launch one prepares and the others wait: it has all cores, one of them for itself.
             num_workers=num_cores() - 1 if config.num_workers is None else config.num_workers,
             progress=progress,
         )
         _check_broken(config, found, len(source))
-        return source, found
+        return found
 
     def images(source: Source, all_of: Prepared, rows: np.ndarray) -> Images:
         return Images(source, decoder, all_of, rows, cached=config.cache == "disk")
 
-    source, train = prepared(config.split)
+    train = prepared(source)
     broken, all_rows = train.broken, np.arange(len(train))
     if config.validation_split is not None:
-        held_out_source, held_out = prepared(config.validation_split)
+        held_out_source = open_source(config, config.validation_split)
+        held_out = prepared(held_out_source)
         broken = broken + held_out.broken
         train_images = images(source, train, all_rows)
         validation: Images | None = images(held_out_source, held_out, np.arange(len(held_out)))
@@ -91,7 +97,7 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         shuffled = image_indices(all_rows, len(train), _SPLIT_SEED)
         train_images = images(source, train, np.sort(shuffled[num_held_out:]))
         validation = images(source, train, np.sort(shuffled[:num_held_out])) if num_held_out else None
-    return Data(train_images, validation, train.content, broken, source.commit)
+    return Data(train_images, validation, train.content, broken, source.commit, greys)
 
 
 def _check_broken(config: Dataset, prepared: Prepared, total: int) -> None:

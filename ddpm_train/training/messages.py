@@ -29,6 +29,7 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     run.console.table(
         {
             "dataset": f"{config.dataset.path}: {len(data.train):,} images {shape}{held_out}",
+            **({"values": str(data.greys)} if data.greys else {}),
             "model": f"UNet2DModel, {run.state.unet.num_parameters() / 1e6:.2f}M parameters",
             "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {counted(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
