@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -77,12 +78,21 @@ def clone(root: Path, values: range) -> Path:
     return root
 
 
+def zipped_clone(root: Path, values: range) -> Path:
+    root.mkdir()
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        for index, value in enumerate(values):
+            archive.writestr(f"deeper/{index}.bmp", picture(value))
+    return root
+
+
 SOURCES = {
     "folder": ("folder", folder),
     "parquet": ("hub", parquet),
     "parquet of paths": ("hub", parquet_of_paths),
     "save_to_disk": ("hub", saved),
     "clone": ("hub", clone),
+    "zipped clone": ("hub", zipped_clone),
 }
 
 
@@ -99,14 +109,14 @@ def test_pixels_that_change_in_place_are_seen(kind: str, cache: str, tmp_path: P
     source, make = SOURCES[kind]
     path, other = make(tmp_path / "data", range(10, 14)), tmp_path / "other"
     make(other, range(20, 24))
-    column = {} if kind in ("folder", "save_to_disk", "clone") else {"image_column": "image"}
+    column = {"image_column": "image"} if "parquet" in kind else {}
     values = {"cache": cache, "cache_dir": str(tmp_path / "cache"), "validation_fraction": 0.0, "num_workers": 0}
     config = dataset_config(source, path, resolution=8, channels=1, **values, **column)
     before = open_data(config, progress=False)
     assert pixels(before.train) == [10, 11, 12, 13]
     assert open_data(config, progress=False).train.prepared.folder == before.train.prepared.folder
     for file in (tmp_path / "data").rglob("*"):
-        if file.suffix in (".bmp", ".arrow") or (kind == "parquet" and file.is_file()):
+        if file.suffix in (".bmp", ".arrow", ".zip") or (kind == "parquet" and file.is_file()):
             overwrite(file, (other / file.relative_to(tmp_path / "data")).read_bytes())
     after = open_data(config, progress=False)
     assert pixels(after.train) == [20, 21, 22, 23] and after.content != before.content

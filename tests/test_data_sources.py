@@ -1,4 +1,5 @@
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,37 @@ def test_only_the_datasets_own_files_are_read(tmp_path: Path, write_images: Call
         with pytest.raises(BrokenImage) as broken:
             source.load(index, DECODER)
         assert str(broken.value).isprintable(), source.name(index)
+
+
+def test_images_in_an_archive_of_the_datasets_own(tmp_path: Path, write_images: Callable[[Path, int], Path]) -> None:
+    image, data = write_images(tmp_path / "elsewhere", 1) / "deeper/000.png", tmp_path / "data"
+    data.mkdir()
+    for archive in (data / "images.zip", data / "damaged.zip", tmp_path / "private.zip"):
+        with zipfile.ZipFile(archive, "w") as file:
+            file.write(image, "deeper/a.png")
+    whole = (data / "damaged.zip").read_bytes()
+    (data / "damaged.zip").write_bytes(whole.replace(image.read_bytes(), bytes(image.stat().st_size)))
+    (data / "no.zip").write_bytes(b"no archive")
+    reasons = {
+        "zip://deeper/b.png::images.zip": "deeper/b.png is not in images.zip",
+        "zip://deeper/a.png::absent.zip": "absent.zip: no such file",
+        "zip://deeper/a.png::damaged.zip": "damaged.zip: Bad CRC-32",
+        "zip://deeper/a.png::no.zip": "no.zip: File is not a zip file",
+        f"zip://deeper/a.png::{tmp_path / 'private.zip'}": "does not lie in the dataset's own folder",
+        "zip://deeper/a.png": "what zip:// names is not read",
+        "zip://a.png::zip://b.zip::images.zip": "is not in images.zip",
+        "zip://a.png::https://localhost/b.zip": "what zip:// names is not read",
+        "https://localhost/a.png": "what https:// names is not read; have rows hold the images",
+    }
+    good = ["zip://deeper/a.png::images.zip", f"zip://deeper/a.png::{data / 'images.zip'}"]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cells = pa.array([{"bytes": None, "path": path} for path in [*good, *reasons]], kind)
+    pq.write_table(pa.table({"image": cells}), data / "rows.parquet")
+    source = open_source(dataset_config("hub", data / "rows.parquet", image_column="image"), "train")
+    assert all(np.array_equal(source.load(index, DECODER), DECODER(image)) for index in range(len(good)))
+    for index, reason in enumerate(reasons.values(), len(good)):
+        with pytest.raises(BrokenImage, match=reason):
+            source.load(index, DECODER)
 
 
 @pytest.mark.parametrize("files", ["{private}/*.parquet", "../private/*.parquet", "{private}/**", "link.parquet"])

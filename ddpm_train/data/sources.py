@@ -12,6 +12,7 @@ from PIL import Image
 from ddpm_train.config.mistakes import Mistakes, did_you_mean
 from ddpm_train.config.registry import resolve
 from ddpm_train.config.text import printable
+from ddpm_train.data.archives import file_named, member_named, read_member
 from ddpm_train.data.content import content_hash
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.hf_datasets import load_dataset, own_folders
@@ -137,13 +138,13 @@ class HubSource:
         return f"{self._version} {self._column} {content}"
 
     def _named_files(self) -> list[str]:
-        """The paths in cells that hold no image. Of a column that is memory-mapped, images are not read for that."""
+        """The files that cells name instead of holding an image. Of a memory-mapped column no image is read."""
         import pyarrow.compute as pc
 
         cells = self._dataset.with_format("arrow")[:][self._column]
         paths, images = pc.struct_field(cells, "path"), pc.struct_field(cells, "bytes")
-        named: list[str] = paths.filter(pc.is_null(images)).drop_null().unique().to_pylist()
-        return named
+        named = paths.filter(pc.is_null(images)).drop_null().unique().to_pylist()
+        return list(dict.fromkeys(map(file_named, named)))
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -155,7 +156,12 @@ class HubSource:
         cell = self._dataset[index][self._column]
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise BrokenImage("empty")
-        return decoder(cell["bytes"] if cell["bytes"] is not None else self._own_file(cell["path"]))
+        return decoder(cell["bytes"] if cell["bytes"] is not None else self._named(cell["path"]))
+
+    def _named(self, path: str) -> Path | bytes:
+        member = member_named(path)
+        file = self._own_file(file_named(path))
+        return file if member is None else read_member(file, member)
 
     def _own_file(self, path: str) -> Path:
         """The file that a row names, which may be anything on this machine if the dataset comes from elsewhere."""
