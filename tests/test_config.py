@@ -12,12 +12,15 @@ from helpers.cli import ROOT, Cli
 from hydra import compose, initialize_config_dir, version
 from packaging.version import Version
 
+from ddpm_train.cli.sweeps.jobs import chosen, folder_name
+from ddpm_train.config.grammar import parse
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.overrides import as_overrides
+from ddpm_train.config.overrides import as_overrides, discrete
 from ddpm_train.config.program import compose_configs
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.train import Config
 from ddpm_train.models.unet import unet_arguments
+from ddpm_train.runs.folder import config_yaml
 from ddpm_train.training.preflight import PROGRAM
 
 CONF = ROOT / "conf"
@@ -63,6 +66,39 @@ def test_several_trackers_at_once() -> None:
 def test_numbers_are_taken_for_texts_where_texts_are_wanted() -> None:
     config = composed("name=2024", "dataset.revision=1234567", "train.max_steps=1e5")
     assert (config.name, config.dataset.revision, config.train.max_steps) == ("2024", "1234567", 100_000)
+
+
+WRITTEN = ("1e3", "007", "1_000", "0x10", ".5", "1.", "+3", "TRUE", "NaN", "1e400", "1.10_b", "null_")
+
+
+def test_a_text_is_what_was_written(tmp_path: Path) -> None:
+    """Also where it looks like a number: alone, in a list, in a reference to it, in a mapping, in a run's config."""
+    overrides = ["name=2024_11_27", "dataset.revision=1.10", "resume=1e3", f"allow_change=[{','.join(WRITTEN)}]"]
+    overrides += ["checkpoint={mirror: 1e3,keep_last:1_0}", *as_overrides({"hub": {"revision": "1e3"}})]
+    ((config, values),) = compose_configs(UNCHECKED, overrides)
+    assert (config.name, config.output_dir) == ("2024_11_27", "outputs/2024_11_27")
+    assert (config.dataset.revision, config.resume, config.allow_change) == ("1.10", "1e3", WRITTEN)
+    assert (config.checkpoint.mirror, config.checkpoint.keep_last, config.hub.revision) == ("1e3", 10, "1e3")
+    (tmp_path / "config.yaml").write_bytes(config_yaml(values))
+    assert compose_configs(UNCHECKED, [], name="config", path=tmp_path) == [(config, values)]
+
+
+@pytest.mark.parametrize("choices", ["1.10,1.1", "choice(1.10,1.1)", "shuffle(1.10,1.1)"])
+def test_a_choice_among_texts_is_what_was_written(choices: str) -> None:
+    """A job says of itself what was, too, and is called so."""
+    configs = compose_configs(UNCHECKED, [f"name={choices}"], multirun=True)
+    assert {config.output_dir for config, _ in configs} == {"outputs/1.10", "outputs/1.1"}
+    assert {folder_name(chosen([text], ["name"])) for text in discrete(parse(f"name={choices}"))} == {
+        *("name=1.10", "name=1.1")
+    }
+
+
+def test_numbers_stay_numbers_where_no_text_is_wanted() -> None:
+    config = composed("train.max_steps=1e5", "optimizer.betas=[0.9,.99]", "sampler=ddim", "sampler.eta=1e-1")
+    assert (config.train.max_steps, config.sampler.arguments) == (100_000, {"eta": 0.1})
+    assert composed("dataset.revision=null", "objective=null").dataset.revision is None
+    names = [config.name for config, _ in compose_configs(UNCHECKED, ["name=range(1,4)"], multirun=True)]
+    assert names == ["1", "2", "3"]
 
 
 def test_the_files_hold_exactly_diffusers_arguments() -> None:
@@ -205,11 +241,11 @@ def test_configs_of_ones_own(cli: Cli) -> None:
 
 def test_a_saved_config_runs_again(cli: Cli) -> None:
     """A run's folder holds all it takes to repeat it: from there it goes on, elsewhere it repeats itself exactly."""
-    cli.train("name=first", "dataset.resolution=[8,12]")
-    again = (TRAIN, "--config-path", "outputs/first", "--config-name", "config")
+    cli.train("name=1e3", "dataset.resolution=[8,12]")  # a text, which YAML has to quote
+    again = (TRAIN, "--config-path", "outputs/1e3", "--config-name", "config")
     assert "nothing to do" in cli.python(*again)
     cli.python(*again, "name=again", "output_dir=outputs/again")
-    losses = [[line["loss"] for line in cli.metrics(name)] for name in ("first", "again")]
+    losses = [[line["loss"] for line in cli.metrics(name)] for name in ("1e3", "again")]
     assert losses[0] == losses[1] and len(losses[0]) == 6
     wrong = cli.python(*again, "model.dropoutt=0.1", "optimizer=3", expect=2)
     assert wrong.splitlines() == [

@@ -24,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_train.config.elsewhere import Choices, RunConfig
-from ddpm_train.config.mistakes import Mistakes, did_you_mean
-from ddpm_train.config.overrides import is_hydra, is_open, opened, parse
+from ddpm_train.config.grammar import parse
+from ddpm_train.config.mistakes import Mistakes, no_such_choice, no_such_key
+from ddpm_train.config.overrides import is_hydra, is_open, opened
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.registry import Group
 from ddpm_train.config.samplers import SAMPLERS
@@ -226,8 +227,7 @@ def _choice_mistakes(chosen: Sequence[Override]) -> Iterator[str]:
             for choice in value if isinstance(value, list) else [value]:
                 choice = "null" if choice is None else str(choice)
                 if choice not in known:
-                    remedy = did_you_mean(choice, known)
-                    yield f"{group}={choice}: no such config;{remedy} (one of {', '.join(known)})"
+                    yield no_such_choice(group, choice, known)
 
 
 def _key_mistake(override: Override, values: Mapping[str, Any], groups: Sequence[str]) -> str | None:
@@ -239,7 +239,7 @@ def _key_mistake(override: Override, values: Mapping[str, Any], groups: Sequence
         return None
     known = [*(key for key, _ in dotted(values)), *groups]
     if key not in known and not override.is_add():
-        return f"{text}: no such key;{did_you_mean(key, known) or ' see --cfg job'}"
+        return no_such_key(str(text), key, known)
     if override.is_delete() and not key.startswith("tracker."):
         return f"{text}: every run needs this key; give it a value"
     if isinstance(values.get(key), Mapping) and options(key) and not isinstance(override.value(), dict):

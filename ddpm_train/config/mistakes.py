@@ -36,6 +36,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" did you mean {' or '.join(repr(key) for key in close)}?" if close else ""
 
 
+def no_such_key(given: str, key: str, known: Iterable[str]) -> str:
+    """The line for a key that there is not; `given` is how it was written."""
+    return f"{given}: no such key;{did_you_mean(key, known) or ' see --cfg job'}"
+
+
+def no_such_choice(group: str, choice: str, known: Sequence[str]) -> str:
+    """The line for a choice that a group does not have."""
+    return f"{group}={choice}: no such config;{did_you_mean(choice, known)} (one of {', '.join(known)})"
+
+
 def as_written(value: object) -> str:
     """A value as one writes it on the command line."""
     if isinstance(value, list | tuple):

@@ -2,17 +2,16 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from ddpm_train.config import extensions
+from ddpm_train.config.grammar import as_hydra_reads, parse
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.text import holds_secret, printable
@@ -21,11 +20,6 @@ from ddpm_train.config.text import holds_secret, printable
 _ASKING = ("token", "api_key", "access_key", "secret", "password")
 
 _MOST_RUNS = 10_000
-
-
-@cache
-def parse(text: str) -> Override:
-    return OverridesParser.create().parse_override(text)
 
 
 def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tuple[list[Override], list[str]]:
@@ -53,7 +47,7 @@ def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tupl
     for override in parsed:
         if override.key_or_group == extensions.KEY and isinstance(names := override.value(), list):
             extensions.import_modules(names, config_dir)
-    return parsed, lines
+    return [parse(str(override.input_line)) for override in parsed], lines  # of the keys that they have added, too
 
 
 def _sweep_mistakes(overrides: Iterable[Override]) -> Iterator[str]:
@@ -105,7 +99,8 @@ def is_open(key: str) -> bool:
 
 
 def opened(text: str) -> str:
-    """The override as Hydra takes it for such a key."""
+    """The override, of one value, as Hydra takes it."""
+    text = as_hydra_reads(text)
     return f"++{text}" if is_open(text.split("=")[0]) else text
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ddpm_train.config.extensions import KEY, unnamed_mistakes
 from ddpm_train.config.foreign import printable
-from ddpm_train.config.mistakes import Mistakes, as_written, did_you_mean
+from ddpm_train.config.mistakes import Mistakes, as_written, did_you_mean, no_such_key
 from ddpm_train.config.registry import Registry
 
 C = TypeVar("C")
@@ -158,7 +158,7 @@ def _explain(detail: Any, values: Mapping[str, Any], known_keys: list[str]) -> s
     kind, context = detail["type"], detail.get("ctx", {})
     given = f"{key}={as_written(detail['input'])}"
     if kind == "unexpected_keyword_argument":
-        return f"{given}: no such key;{did_you_mean(key, known_keys) or ' see --cfg job'}"
+        return no_such_key(given, key, known_keys)
     if kind == "value_error":
         return f"{given}: {context['error']}"
     if kind in ("missing", "union_tag_not_found"):

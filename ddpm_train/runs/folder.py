@@ -13,6 +13,7 @@ tensorboard/  report.html  job.json (of a sweep)  .lock  .heartbeat
 
 import mmap
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -50,9 +51,18 @@ P = TypeVar("P")
 _LONGEST_RECORD = 1 << 20
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes also those texts, such as 1e3, that are numbers to OmegaConf alone."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def config_yaml(values: Mapping[str, Any]) -> bytes:
     """A resolved config as the content of config.yaml."""
-    return yaml.safe_dump({**WRITTEN, **values}, sort_keys=False, allow_unicode=True).encode()
+    return yaml.dump({**WRITTEN, **values}, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode()
 
 
 def read_config(path: Path) -> dict[str, Any]:

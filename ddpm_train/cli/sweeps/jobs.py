@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_train.config.foreign import BadFile, read_json
+from ddpm_train.config.grammar import parse
 from ddpm_train.config.mistakes import Mistakes, as_written
-from ddpm_train.config.overrides import parse
 from ddpm_train.runs.folder import CONFIG, JOB, read_config, read_result
 from ddpm_train.runs.identity import accept, identity
 from ddpm_train.system.files import write_atomic

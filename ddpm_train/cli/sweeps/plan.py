@@ -16,9 +16,10 @@ from ddpm_train.cli.sweeps.mistakes import launcher_mistakes, plugin_mistakes, s
 from ddpm_train.cli.sweeps.sweep import Sweep
 from ddpm_train.config.compose import NOT_COMPOSED, blame, compose_job, hydra_compose, open_configs
 from ddpm_train.config.elsewhere import unresolved_mistakes
+from ddpm_train.config.grammar import parse
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
-from ddpm_train.config.overrides import discrete, is_hydra, opened, parse, read_overrides
+from ddpm_train.config.overrides import discrete, is_hydra, opened, read_overrides
 from ddpm_train.config.program import check_jobs, try_out
 from ddpm_train.training.preflight import PROGRAM, preflight
 
