@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 import ddpm_train
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.overrides import as_overrides
 
 
 def test_the_same_as_the_command_line(cli: Cli, trained: Path) -> None:
@@ -46,6 +49,55 @@ def test_mistakes_from_python(trained: Path) -> None:
     assert len(caught.value.lines) == 3 and "did you mean 'ddpm'?" in str(caught.value)
     with pytest.raises(Mistakes, match="no such folder"):
         ddpm_train.sample(trained.parent / "nothing")
+
+
+def lines_of(call: Callable[..., object], *arguments: Any, **keys: Any) -> list[str]:
+    with pytest.raises(Mistakes) as caught:
+        call(*arguments, **keys)
+    return sorted(caught.value.lines)
+
+
+def test_the_lines_of_the_command_line(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what `load` takes, and of what a loaded model is asked for."""
+    monkeypatch.chdir(cli.folder)
+    (cli.folder / "outputs/cats").mkdir(parents=True)
+    loading = {"weights": "emma", "mixed_precision": "fp8", "compile": "perhaps", "revision": [3]}
+    said = cli.sample("pipeline=outputs/cat", *as_overrides(loading), expect=2)
+    assert lines_of(ddpm_train.load, "outputs/cat", **loading) == sorted(told(said))
+    assert lines_of(ddpm_train.sample, "outputs/cat", 3, **loading) == sorted(told(said))
+    asked: dict[str, Any] = {"seed": -1, "num_images": 0, "seeed": 3, "strength": 0.5, "resolution": [8]}
+    asked |= {"inpaint": "nowhere.png", "batch_size": "many", "compare": {"samplers": ["ddim"]}}
+    asked |= {"sampler": {"name": "ddim", "etaa": 0.5}}
+    said = cli.sample(f"pipeline={trained}", *as_overrides(asked), expect=2)
+    pipeline = ddpm_train.load(trained)
+    assert lines_of(lambda: pipeline._open(asked.pop("num_images"), asked)) == sorted(told(said))
+    assert len(told(said)) == 10
+    said = cli.sample(f"pipeline={trained}", "sampler=ddmi", expect=2)
+    assert lines_of(pipeline.sample, sampler="ddmi") == told(said)
+    secret = lines_of(ddpm_train.load, "owner/name", revision="hf_abcdefghijklmnop")
+    assert "hf_abc" not in secret[0] and "HF_TOKEN" in secret[0]
+
+
+def told(said: str) -> list[str]:
+    return [line.removeprefix("error: ") for line in said.splitlines()]
+
+
+def test_keys_that_do_nothing_from_python(trained: Path, garments: list[Image.Image]) -> None:
+    pipeline = ddpm_train.load(trained, device="cpu")
+    sample = pipeline.sample
+    assert lines_of(sample, weights="unet") == ["weights=unet: the model is loaded already; give it to ddpm_train.load"]
+    assert lines_of(sample, format="npz", sampler="ddim", num_images=2) == [
+        "format=npz: nothing is written to files here; leave it out"
+    ]
+    assert lines_of(sample, output="jpg") == ["output=jpg: not one of pil, np"]
+    assert lines_of(sample, trajectory=True) == ["trajectory=true: gives no images; call trajectory(…)"]
+    assert lines_of(sample, inpaint=garments[0])[0].startswith("inpaint=<image>: the mask of which picture?")
+    (line,) = lines_of(ddpm_train.load, trained, device="gpu9")
+    assert line.startswith("device=gpu9: ") and line.endswith("; give another, such as cpu")
+    # What is loaded for one call takes the keys of both.
+    keys: dict[str, Any] = {"mixed_precision": "no", "num_inference_steps": 2, "output": "np"}
+    raw, average = (ddpm_train.sample(trained, weights=weights, **keys) for weights in ("unet", "ema"))
+    assert not np.array_equal(raw, average)
 
 
 def test_importing_the_package_is_cheap() -> None:

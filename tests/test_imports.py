@@ -97,7 +97,7 @@ def test_what_a_mistake_needs_is_cheap(name: str) -> None:
 # Who parses JSON or YAML by other means than `config/foreign.py`, which reads what comes from elsewhere, and why.
 PARSERS = {
     "cli/show.py": "our own conf/",
-    "sampling/pipeline.py": "our own conf/",
+    "config/idle.py": "our own conf/",
     "hub/push.py": "what its parent process says",
     "hub/background.py": "what its child process says",
     "evaluation/scores.py": "what it has just written",

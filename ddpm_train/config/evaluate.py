@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ddpm_train.config.dataset import Dataset
+from ddpm_train.config.idle import idle_mistakes
 from ddpm_train.config.metrics import FEWEST_IMAGES, FeatureMetricName, MetricName
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.parts import ExtractorChoice, FilePath, ImageCount, Positive, Required, SamplerChoice, Section
@@ -58,6 +59,8 @@ def cross_field_mistakes(config: EvaluateConfig) -> Iterator[str]:
     yield from config.sampler.mistakes()
     if config.dataset is not None:
         yield from config.dataset.mistakes()
+    if "bits_per_dim" not in config.metrics:
+        yield from idle_mistakes(config, "evaluate", [("bound_timesteps", "without bits_per_dim among metrics")])
     cost = config.cost
     if bool(cost.samplers) != bool(cost.steps):
         missing = "steps=[5,10,25,100]" if cost.samplers else "samplers=[ddim,dpm_solver]"

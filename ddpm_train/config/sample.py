@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
 
+from ddpm_train.config.idle import idle_mistakes
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.parts import (
     FilePath,
@@ -112,6 +113,27 @@ def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
             f"sampler={config.sampler.name}: cannot inpaint, since it remembers or looks ahead; "
             f"use sampler={' or '.join(INPAINTING_SAMPLERS)}"
         )
+    yield from idle_mistakes(config, "sample", _idle(config))
+
+
+def _idle(config: SampleConfig) -> Iterator[tuple[str, str]]:
+    """The keys that do nothing, given the others, and why."""
+    if not config.from_image or config.inpaint:
+        yield "strength", f"with inpaint={config.inpaint}" if config.inpaint else "without from_image=PATH"
+    if not config.inpaint:
+        yield "inpaint_jump_steps", "without inpaint=PATH"
+        yield "inpaint_repeats", "without inpaint=PATH"
+    if not config.trajectory:
+        yield "trajectory_every_steps", "without trajectory=true"
+    if not config.interpolate:
+        yield "interpolate_seed", "without interpolate=true"
+        yield "interpolate_frames", "without interpolate=true"
+    if not (config.trajectory or config.interpolate):
+        yield "animation", "without trajectory=true or interpolate=true"
+    if config.visualization is not None:
+        yield "format", f"with {config.visualizations[config.visualization]}"
+    if config.visualization == "compare":
+        yield "num_inference_steps", f"with compare.steps={as_written(config.compare.steps)}"
 
 
 SAMPLING = Schema(SampleConfig, cross_field_mistakes)

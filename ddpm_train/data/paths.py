@@ -66,3 +66,41 @@ def path_mistakes(config: "Dataset") -> list[str]:
     if config.source == "hub" and looks_local and not path.exists():
         return [f"dataset.path={config.path}: no such file or folder"]
     return []
+
+
+# As every choice of a dataset has them, where they mean nothing: what is otherwise was asked for.
+_DEFAULTS = {"split": "train", "config_name": None, "revision": None, "image_column": None}
+
+
+def unused_mistakes(config: "Dataset") -> Iterator[str]:
+    """A line for each key that was given a value, and that this source has no use for."""
+    what, unused = _unused(config)
+    for key in unused:
+        if (value := getattr(config, key)) != _DEFAULTS[key]:
+            remedy = "give the path of that part instead" if key == "split" else "leave it out"
+            yield f"dataset.{key}={value}: means nothing for {what}; {remedy}"
+    if config.validation_split is not None and config.validation_fraction != 0.02:
+        yield (
+            f"dataset.validation_fraction={config.validation_fraction}: means nothing where "
+            f"dataset.validation_split={config.validation_split} is held out; leave it out, "
+            "or add dataset.validation_split=null"
+        )
+
+
+def _unused(config: "Dataset") -> tuple[str, tuple[str, ...]]:
+    """What the source is, and its keys that mean nothing."""
+    path = expanded(config.path)
+    of_repositories = ("config_name", "revision")
+    if config.source == "embedded":
+        return "the images of this package", (*of_repositories, "image_column")
+    if config.source == "folder":
+        return "a folder of images", ("split", *of_repositories, "image_column")
+    if config.source != "hub":
+        return "", ()
+    if path.suffix == ".parquet" and path.is_file():
+        return "a parquet file", ("split", *of_repositories)
+    if (path / "state.json").exists():
+        return "a dataset that was saved without splits", ("split", *of_repositories)
+    if (path / "dataset_dict.json").exists():
+        return "a dataset that was saved to the disk", of_repositories
+    return "a local folder", ("revision",) if path.is_dir() else ()

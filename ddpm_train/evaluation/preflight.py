@@ -7,11 +7,13 @@ from pathlib import Path
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EVALUATION, EvaluateConfig
 from ddpm_train.config.foreign import BadFile
+from ddpm_train.config.idle import idle_mistakes
 from ddpm_train.config.metrics import names_needing, package_mistakes
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.program import Program
 from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.data.paths import path_mistakes as dataset_mistakes
+from ddpm_train.data.paths import unused_mistakes
 from ddpm_train.evaluation.image_folder import image_folder, made_by
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.runs.folder import EVALUATION as FOLDER
@@ -33,7 +35,7 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
     yield from output_mistakes("output", str(output_of(config)))
     yield from launch_mistakes()
     yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
-    yield from path_mistakes(config.pipeline)
+    yield from path_mistakes(config.pipeline, revision=config.revision)
     yield from package_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
     yield from config.extractor.mistakes_with(config.all_metrics)
     if image_folder(config.pipeline) is not None:
@@ -47,6 +49,8 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
         yield from mistakes.lines
     else:
         yield from dataset_mistakes(dataset)
+    if config.dataset is not None:  # that of a run need not be told what it was trained with
+        yield from unused_mistakes(config.dataset)
 
 
 def dataset_of(config: EvaluateConfig) -> Dataset:
@@ -81,6 +85,8 @@ def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
         yield f"metrics={as_written(config.metrics)}: {' and '.join(wanted)} need a model, and {place}; leave them out"
     if config.measures_cost:
         yield f"cost.samplers={as_written(config.cost.samplers)}: needs a model to sample, and {place}; leave it out"
+    of_a_model = ("weights", "num_images", "num_inference_steps", "mixed_precision", "compile")
+    yield from idle_mistakes(config, "evaluate", [(key, f"where {place}") for key in of_a_model])
 
 
 PROGRAM = Program("ddpm-evaluate", "evaluate", "output", "output='evaluation/{}'", EVALUATION, preflight)

@@ -3,25 +3,35 @@
 The keywords are the keys of `ddpm-sample`, with the same meaning, defaults and checks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 
 from ddpm_train.config.extensions import import_modules
-from ddpm_train.config.parts import CONF
+from ddpm_train.config.idle import own_values
+from ddpm_train.config.mistakes import Mistakes, as_written, no_such_choice, no_such_key
+from ddpm_train.config.overrides import secret_mistakes
 from ddpm_train.config.sample import SAMPLING, SampleConfig
+from ddpm_train.config.samplers import SAMPLERS
+from ddpm_train.config.schema import dotted, dotted_values
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.sampling import pictures, visualizations
 from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_engine
 from ddpm_train.sampling.output import to_picture
+from ddpm_train.sampling.preflight import loading_mistakes, making_mistakes
 from ddpm_train.sampling.recipe import Recipe, build_recipe
+from ddpm_train.system.failures import first_line
+
+# Keys of the program that `load` takes, and those of files that only the program writes.
+_OF_LOADING = ("pipeline", "revision", "weights", "mixed_precision", "compile", "device")
+_OF_FILES = ("output", "format", "animation")
 
 
 def load(
@@ -42,21 +52,23 @@ def load(
         extensions: modules that the run's config names, to be imported.
 
     Raises:
-        Mistakes: there is no such model, or it is no unconditional one.
+        Mistakes: a value is wrong, or there is no such model, or it is no unconditional one; a line for each.
     """
-    import_modules(extensions)
-    model = load_model(str(pipeline), revision=revision, weights=weights)
+    keys = {"pipeline": pipeline, "revision": revision, "weights": weights, "mixed_precision": mixed_precision}
+    config = _checked({**keys, "compile": compile, "extensions": extensions}, loading_mistakes)
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    chosen = torch.device(device) if device is not None else found or torch.device("cpu")
-    return Pipeline(model, chosen, mixed_precision, compile)
+    chosen = _device(device) if device is not None else found or torch.device("cpu")
+    model = load_model(config.pipeline, revision=config.revision, weights=config.weights)
+    return Pipeline(model, chosen, config.mixed_precision, config.compile)
 
 
 def sample(
     pipeline: "str | Path | Pipeline", num_images: int = 1, *, output: Literal["pil", "np"] = "pil", **keys: Any
 ) -> list[Image.Image] | np.ndarray:
-    """Images 0 … num_images-1; see `Pipeline.sample`."""
-    loaded = pipeline if isinstance(pipeline, Pipeline) else load(pipeline)
-    return loaded.sample(num_images, output=output, **keys)
+    """Images 0 … num_images-1; see `Pipeline.sample`. A model that is loaded for this takes the keys of `load`, too."""
+    if not isinstance(pipeline, Pipeline):
+        pipeline = load(pipeline, **{key: keys.pop(key) for key in (*_OF_LOADING, "extensions") if key in keys})
+    return pipeline.sample(num_images, output=output, **keys)
 
 
 class Pipeline:
@@ -84,6 +96,10 @@ class Pipeline:
         Returns:
             PIL images, or with output="np" uint8 [N, H, W, C].
         """
+        if output not in ("pil", "np"):
+            raise Mistakes(f"output={as_written(output)}: not one of pil, np")
+        if asked := [key for key in ("trajectory", "interpolate", "compare") if keys.get(key)]:
+            raise Mistakes(*(f"{key}={as_written(keys[key])}: gives no images; call {key}(…)" for key in asked))
         engine, recipe, config = self._open(num_images, keys)
 
         def make(batch: Sequence[int]) -> Tensor:
@@ -113,20 +129,59 @@ class Pipeline:
         return pictures.comparison_table(results), results
 
     def _open(self, num_images: int, keys: Mapping[str, Any]) -> tuple[Engine, Recipe, SampleConfig]:
-        import_modules(keys.get("extensions", ()))
         given = {key: value for key, value in keys.items() if isinstance(value, Image.Image)}
-        values: dict[str, Any] = yaml.safe_load((CONF / "sample.yaml").read_text())  # those of `ddpm-sample`
-        del values["hydra"]
-        values |= values.pop("defaults")[0]  # the sampler
-        values |= {"pipeline": self.model.label, "num_images": num_images, **keys}
-        values |= dict.fromkeys(given, "<image>")
-        values |= {key: str(value) for key, value in values.items() if isinstance(value, Path)}
-        if isinstance(values["sampler"], str):
-            values["sampler"] = {"name": values["sampler"]}
-        config = SAMPLING.parse(values)
+        values = {**keys, **dict.fromkeys(given, "<image>"), "num_images": num_images}
+        config = _checked(values, partial(making_mistakes, pictures=given), loaded=True)
         recipe = build_recipe(config, self.model, given)
         if self._engine is None:
             limits = (config.num_images, config.batch_size)
             compute = choose_compute(self.model, self._device, recipe, self._mixed_precision, *limits)
             self._engine = open_engine(self.model, self._device, replace(compute, compile=self._compile))
         return self._engine, recipe, config
+
+
+def _checked(
+    keys: Mapping[str, Any], preflight: Callable[[SampleConfig], Iterator[str]], *, loaded: bool = False
+) -> SampleConfig:
+    """The keys, with the values of `ddpm-sample` for the others, checked as its command line is.
+
+    It is not composed by Hydra, of which a process has but one, while a server may sample in several threads.
+
+    Args:
+        loaded: whether the model is there already.
+
+    Raises:
+        Mistakes: a line for each.
+    """
+    if lines := list(secret_mistakes(f"{key}={value}" for key, value in dotted_values(keys))):
+        raise Mistakes(*lines)
+    if isinstance(names := keys.get("extensions"), list | tuple):
+        import_modules(names)
+    values = {**own_values("sample"), "pipeline": "loaded"}
+    for key, value in keys.items():
+        if loaded and key in _OF_LOADING:
+            lines.append(f"{key}={as_written(value)}: the model is loaded already; give it to ddpm_train.load")
+        elif loaded and key in _OF_FILES:
+            lines.append(f"{key}={as_written(value)}: nothing is written to files here; leave it out")
+        elif key not in values:
+            lines.append(no_such_key(f"{key}={as_written(value)}", key, [known for known, _ in dotted(values)]))
+        elif key == "sampler" and isinstance(value, str):
+            if value in SAMPLERS:
+                values[key] = {"name": value}
+            else:
+                lines.append(no_such_choice(key, value, sorted(SAMPLERS)))
+        elif isinstance(value, Mapping) and isinstance(values.get(key), dict):
+            values[key] = {**values[key], **value}
+        else:
+            values[key] = str(value) if isinstance(value, Path) else value
+    config, further = SAMPLING.check(values, lambda: own_values("sample"), preflight)
+    if config is None or lines:
+        raise Mistakes(*lines, *further)
+    return config
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except Exception as error:  # each device has its own ways to be absent
+        raise Mistakes(f"device={name}: {first_line(error)}; give another, such as cpu") from None

@@ -1,6 +1,6 @@
 """What is wrong with sampling on this machine, before anything slow starts. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.program import Program
@@ -15,12 +15,26 @@ def preflight(config: SampleConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
     yield from output_mistakes("output", config.output)
     yield from launch_mistakes()
+    yield from making_mistakes(config)
+    yield from loading_mistakes(config)
+
+
+def loading_mistakes(config: SampleConfig) -> Iterator[str]:
+    """What keeps the model from being loaded and called as the config says."""
+    yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
+    yield from path_mistakes(config.pipeline, revision=config.revision)
+
+
+def making_mistakes(config: SampleConfig, pictures: Collection[str] = ()) -> Iterator[str]:
+    """What keeps a loaded model from making what the config asks for.
+
+    Args:
+        pictures: the keys whose pictures are no files.
+    """
     for key in ("from_image", "inpaint"):
         path = getattr(config, key)
-        if path is not None and not expanded(path).is_file():
+        if path is not None and key not in pictures and not expanded(path).is_file():
             yield f"{key}={path}: no such file"
-    yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
-    yield from path_mistakes(config.pipeline)
     yield from sampler_package_mistakes(config.sampler.name)
     samplers = config.compare.samplers
     yield from sampler_package_mistakes(*samplers, given=f"compare.samplers={as_written(samplers)}")

@@ -10,7 +10,7 @@ from ddpm_train.config.mistakes import not_installed, one_of
 from ddpm_train.config.program import Program
 from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.config.train import Config, Evaluation
-from ddpm_train.data.paths import path_mistakes
+from ddpm_train.data.paths import path_mistakes, unused_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
 from ddpm_train.models.pretrained import resolve
 from ddpm_train.sampling.preflight import precision_mistakes
@@ -22,6 +22,7 @@ from ddpm_train.system.files import output_mistakes
 def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]:
     """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
     yield from path_mistakes(config.dataset)
+    yield from unused_mistakes(config.dataset)
     yield from launch.launch_mistakes()
     yield from _deterministic_mistakes(config.train.deterministic)
     yield from _batch_mistakes(config, num_processes or launch.num_processes())
