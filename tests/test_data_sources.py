@@ -284,6 +284,16 @@ def test_metadata_names_only_files_of_its_folder(
             source.load(index, DECODER)
 
 
+def test_a_cache_of_the_library_that_cannot_be_written(
+    tmp_path: Path, rows: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows.to_parquet(str(tmp_path / "one.parquet"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/nowhere/datasets")
+    line = mistake("hub", tmp_path / "one.parquet")
+    assert line.startswith(f"dataset.path={tmp_path / 'one.parquet'}: ")
+    assert line.endswith("; set HF_HOME to a folder in which the datasets library may write")
+
+
 def test_mistakes_of_the_command_line(cli: Cli, rows: datasets.Dataset, tmp_path: Path) -> None:
     rows.save_to_disk(str(tmp_path / "saved"))
     said = cli.train("dataset=hub", f"dataset.path={tmp_path / 'saved'}", "dataset.image_column=pictur", expect=2)

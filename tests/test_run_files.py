@@ -131,7 +131,7 @@ def test_a_start_does_without_what_is_damaged(cli: Cli) -> None:
     """The run goes on, and what was measured or prepared for another is made anew."""
     measured = ("train.attention=auto", "dataset.cache_dir=prepared")
     cli.train("train.max_steps=2", *measured)
-    (compute,) = (cli.folder / "cache/ddpm-train/compute").iterdir()
+    (compute,) = (cli.folder / "prepared/compute").iterdir()
     images = {meta: meta.read_text() for meta in (cli.folder / "prepared").glob("*/meta.json")}
     for damaged in (compute, *images):
         damaged.write_text('{"seconds": [], "content": 7}')
@@ -204,3 +204,6 @@ def test_a_home_that_is_not_there(cli: Cli) -> None:
     assert said == (
         "error: dataset.cache_dir=/proc/nowhere/.cache/ddpm-train: No such file or directory; choose another folder\n"
     )
+    advised = ("dataset.cache_dir=prepared", "train.attention=auto", "train.max_steps=1")
+    cli.train(*advised, HOME="/proc/nowhere", XDG_CACHE_HOME="")
+    assert len([*(cli.folder / "prepared/compute").iterdir()]) == 1  # what was measured is kept there, too

@@ -46,7 +46,16 @@ def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None, list[s
     except ValueError as error:
         raise Mistakes(_value_mistake(config, split, error)) from None
     except (datasets.exceptions.DatasetsError, OSError) as error:
-        raise Mistakes(f"dataset.path={config.path}: {first_line(error)}") from None
+        raise Mistakes(f"dataset.path={config.path}: {first_line(error)}{_remedy(error)}") from None
+
+
+def _remedy(error: Exception) -> str:
+    """What helps where the library cannot write into its own cache, which `dataset.cache_dir` is not."""
+    import datasets
+
+    cache, place = Path(datasets.config.HF_DATASETS_CACHE), Path(str(getattr(error, "filename", "")))
+    its_own = place.is_absolute() and (cache.is_relative_to(place) or place.is_relative_to(cache))
+    return "; set HF_HOME to a folder in which the datasets library may write" if its_own else ""
 
 
 def _arrow_files(dataset: Any) -> list[str]:

@@ -20,9 +20,9 @@ from ddpm_train.data.decode import Decoder
 from ddpm_train.data.greys import Greys, find_greys
 from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
-from ddpm_train.data.paths import cache_dir
 from ddpm_train.data.sources import Source, describe, open_source
 from ddpm_train.seeding import Purpose, bits
+from ddpm_train.system.files import cache_folder
 from ddpm_train.system.launch import num_cores
 
 if TYPE_CHECKING:  # workers import this module, and diffusers takes them seconds
@@ -70,7 +70,7 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         found = prepare(
             source,
             decoder,
-            cache_dir(config),
+            cache_folder(config.cache_dir),
             keep_pixels=config.cache == "disk",
             # Of all processes of a launch one prepares and the others wait: it has all cores, one of them for itself.
             num_workers=num_cores() - 1 if config.num_workers is None else config.num_workers,

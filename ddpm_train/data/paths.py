@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.system.files import default_cache_dir, expanded
+from ddpm_train.system.files import expanded
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
-def cache_dir(config: "Dataset") -> Path:
-    """Where what is made of the images is kept."""
-    return expanded(config.cache_dir) if config.cache_dir else default_cache_dir()
 
 
 def image_files(root: Path) -> Iterator[str]:

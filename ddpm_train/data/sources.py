@@ -16,10 +16,10 @@ from ddpm_train.data.archives import file_named, member_named, read_member
 from ddpm_train.data.content import content_hash
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.hf_datasets import load_dataset, own_folders
-from ddpm_train.data.paths import IMAGE_SUFFIXES, cache_dir, image_files
+from ddpm_train.data.paths import IMAGE_SUFFIXES, image_files
 from ddpm_train.hub.access import find_licence
 from ddpm_train.system.failures import first_line
-from ddpm_train.system.files import expanded
+from ddpm_train.system.files import cache_folder, expanded
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
@@ -60,7 +60,7 @@ class EmbeddedSource:
         if config.path not in EMBEDDED:
             raise Mistakes(f"dataset.path={config.path}: not embedded;{did_you_mean(config.path, EMBEDDED)}")
         self._path = Path(__file__).parent / config.path / f"{split}.png"
-        if not self._path.is_file():
+        if not os.path.isfile(self._path):  # also of a name that no file can have
             raise Mistakes(f"dataset.split={split}: {config.path} has the splits train and validation")
         side = EMBEDDED[config.path]
         with Image.open(self._path) as mosaic:
@@ -89,7 +89,7 @@ class FolderSource:
 
     @classmethod
     def open(cls, config: "Dataset", split: str) -> Self:
-        return cls(expanded(config.path), cache_dir(config))
+        return cls(expanded(config.path), cache_folder(config.cache_dir))
 
     def __init__(self, root: Path, cache_dir: Path | None = None) -> None:
         self._root = root
@@ -120,7 +120,7 @@ class HubSource:
 
         dataset, self.commit, self._files = load_dataset(config, split)
         self._folders = own_folders(config)
-        self._cache_dir = cache_dir(config)
+        self._cache_dir = cache_folder(config.cache_dir)
         self._column = column = _image_column(dataset, config.image_column)
         self._version = dataset._fingerprint
         selected = dataset.select_columns([column])

@@ -17,7 +17,7 @@ from ddpm_train.data.order import image_indices
 from ddpm_train.evaluation.image_sets import extract
 from ddpm_train.evaluation.scores import Reference
 from ddpm_train.evaluation.workers import Workers
-from ddpm_train.system.files import default_cache_dir, expanded, write_atomic
+from ddpm_train.system.files import cache_folder, write_atomic
 from ddpm_train.system.ranks import on_main
 
 if TYPE_CHECKING:  # of an extra
@@ -79,10 +79,10 @@ class RealImages:
         return self._features
 
     def _path(self, extractor: "Extractor") -> Path:
-        cache_dir = self.dataset.cache_dir
         key = "\0".join((str(_FORMAT), self.described.hash, extractor.name, extractor.weights_hash))
-        folder = expanded(cache_dir) if cache_dir else default_cache_dir()
-        return folder / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        return (
+            cache_folder(self.dataset.cache_dir) / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        )
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:

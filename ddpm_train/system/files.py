@@ -23,8 +23,14 @@ def expanded(path: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def default_cache_dir() -> Path:
-    """Where what can be made again is kept, for all runs of a user; raises `Mistakes` if that has no home."""
+def cache_folder(given: str | None) -> Path:
+    """Where what can be made again is kept: `dataset.cache_dir`, or a place for all runs of a user.
+
+    Raises:
+        Mistakes: none is given, and the user has no home.
+    """
+    if given:
+        return expanded(given)
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if cache.startswith("~"):
         raise Mistakes("HOME: not set, and this user has no home folder; set it, or XDG_CACHE_HOME, to a folder")

@@ -39,7 +39,7 @@ from ddpm_train.system.compute import (
     out_of_memory,
 )
 from ddpm_train.system.failures import first_line
-from ddpm_train.system.files import default_cache_dir, write_atomic
+from ddpm_train.system.files import cache_folder, write_atomic
 from ddpm_train.system.ranks import gather, on_main
 from ddpm_train.training.state import BatchPlan
 
@@ -137,14 +137,15 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
     dataset = config.dataset
     network = [unet_arguments(config.model), dataset.resolution, dataset.channels, train.gradient_checkpointing]
     key = json.dumps([circumstances, network, at_most])
-    known = _read_measured(key, at_most)
+    path = cache_folder(dataset.cache_dir) / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    known = _read_measured(path, at_most)
     num_images = known.num_images if known else _trial_images(trial, at_most)
     seconds = dict(known.seconds) if known else {}
     stopwatch = Stopwatch(lambda compute: trial(compute, num_images), device, seconds)
     images_left = max_steps * train.batch_size / PartialState().num_processes
     compute = choose_for_training(train, device, stopwatch, steps_left=images_left / num_images)
     if (measured := _Measured(num_images, seconds)) != known:
-        _keep_measured(key, measured)
+        _keep_measured(path, measured)
     return Choice(compute, num_images, seconds)
 
 
@@ -156,23 +157,19 @@ class _Measured:
     seconds: dict[str, Annotated[float, Gt(0)]]
 
 
-def _measured_path(key: str) -> Path:
-    return default_cache_dir() / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-
-
-def _read_measured(key: str, at_most: int) -> _Measured | None:
+def _read_measured(path: Path, at_most: int) -> _Measured | None:
     """What was measured before; None: nothing, or nothing that can be used."""
     try:
-        measured = read_json(_measured_path(key), _Measured)
+        measured = read_json(path, _Measured)
     except (OSError, Mistakes):
         return None
     return measured if measured.num_images <= at_most else None
 
 
-def _keep_measured(key: str, measured: _Measured) -> None:
-    with suppress(OSError, Mistakes):  # the next run measures it again
-        _measured_path(key).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(_measured_path(key), json.dumps(asdict(measured)).encode())
+def _keep_measured(path: Path, measured: _Measured) -> None:
+    with suppress(OSError):  # the next run measures it again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(asdict(measured)).encode())
 
 
 def _trial_images(trial: Trial, at_most: int) -> int:
