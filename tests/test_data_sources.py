@@ -161,6 +161,15 @@ def test_image_column_names_a_column_without_the_feature(
     assert np.array_equal([source.load(i, DECODER) for i in range(5)], [DECODER(file) for file in files])
 
 
+@pytest.mark.parametrize("key", ["split", "validation_split"])
+def test_a_part_that_the_embedded_images_do_not_have(key: str) -> None:
+    nothing = "x" * 300  # no file can be called so
+    config = dataset_config("embedded", Path("fashion_tiny"), **{key: nothing})
+    with pytest.raises(Mistakes) as raised:
+        open_source(config, nothing)
+    assert raised.value.lines == (f"dataset.{key}={nothing}: fashion_tiny has the splits train and validation",)
+
+
 def test_the_wrong_column_is_told(tmp_path: Path, rows: datasets.Dataset) -> None:
     path = tmp_path / "saved"
     rows.save_to_disk(str(path))

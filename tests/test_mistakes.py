@@ -216,6 +216,10 @@ TABLE = {
         "/",
         "dataset.path=~nosuch/images: no such folder",
     ],
+    f"name={'x' * 300}": [
+        f"{given}{'x' * 300}: no file has such a name: it holds a zero byte, or more than 255 bytes between two /"
+        for given in ("name=", "output_dir=outputs/")
+    ],
     # Combinations.
     "dataset.resolution=[18,32] model=unet_128": [
         "dataset.resolution=[18,32]: 6 levels need multiples of 32; use dataset.resolution=32 or fewer levels"

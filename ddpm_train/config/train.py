@@ -92,7 +92,7 @@ class Trackers(Section):
 class Config(Section):
     """All keys of `ddpm-train`."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.=,+-]*$")]
+    name: Annotated[FilePath, Field(pattern=r"^\w[\w.=,+-]*$")]
     output_dir: FilePath
     seed: Annotated[Whole, Ge(0), Lt(2**63)]
     resume: FilePath  # auto | never | a checkpoint's path | hf://owner/name[@revision]

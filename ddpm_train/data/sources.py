@@ -61,7 +61,8 @@ class EmbeddedSource:
             raise Mistakes(f"dataset.path={config.path}: not embedded;{did_you_mean(config.path, EMBEDDED)}")
         self._path = Path(__file__).parent / config.path / f"{split}.png"
         if not os.path.isfile(self._path):  # also of a name that no file can have
-            raise Mistakes(f"dataset.split={split}: {config.path} has the splits train and validation")
+            key = "split" if split == config.split else "validation_split"
+            raise Mistakes(f"dataset.{key}={split}: {config.path} has the splits train and validation")
         side = EMBEDDED[config.path]
         with Image.open(self._path) as mosaic:
             pixels = np.asarray(mosaic)
