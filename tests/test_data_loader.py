@@ -289,7 +289,8 @@ def test_folders_without_a_usable_image(tmp_path: Path) -> None:
 
     folder = tmp_path / "folder"
     folder.mkdir()
-    nothing = f"dataset.path={folder}: no images in it (looked for .jpg, .jpeg, .png, .webp, .bmp, .gif, .tif, .tiff)"
+    nothing = f"dataset.path={folder}: no images in it (no file below it has the ending of an image)"
+    nothing += "; give the folder that holds them"
     assert mistake(folder) == nothing
     (folder / "notes.txt").write_text("no pictures yet")
     assert mistake(folder) == nothing

@@ -313,7 +313,7 @@ def test_mistakes_of_the_command_line(cli: Cli, rows: datasets.Dataset, tmp_path
     said = cli.train("dataset=imagefolder", f"dataset.path={tmp_path / 'empty'}", expect=2)
     assert said == (
         f"error: dataset.path={tmp_path / 'empty'}: no images in it "
-        "(looked for .jpg, .jpeg, .png, .webp, .bmp, .gif, .tif, .tiff)\n"
+        "(no file below it has the ending of an image); give the folder that holds them\n"
     )
 
 

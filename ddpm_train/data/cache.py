@@ -32,12 +32,13 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.data.decode import BrokenImage, Decoder
+from ddpm_train.data.decode import BrokenImage, CountingDecoder, Decoder
+from ddpm_train.data.formats import formats_of
 from ddpm_train.data.sources import Source
 from ddpm_train.system.files import replace_folder
 from ddpm_train.system.signals import SIGNALS, handle_signals
 
-_FORMAT = 1
+_FORMAT = 2
 # What one process still decodes in this time needs no workers: they take about as long to start. The pace is known
 # after `_PACE_SECONDS`.
 _ALONE_SECONDS = 0.5
@@ -47,7 +48,7 @@ _PACE_SECONDS = 0.05
 _CHUNK_IMAGES = 16
 _CHUNK_BYTES = 2**20
 _CHUNKS_AHEAD = 3
-_Decoded = tuple[int, np.ndarray | str]  # an image's index, and its pixels or why it is broken
+_Decoded = tuple[int, np.ndarray | str, int]  # an image's index, its pixels or why it is broken, its unused frames
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Prepared:
     sizes: np.ndarray  # int32 [N, 2]: height and width after the resize
     content: str  # SHA-256 over all pixels in order: the identity of the data, wherever it came from
     broken: list[str]  # a line "name: reason" for each image that does not decode
+    unused_frames: tuple[int, int]  # how many images have more frames than the first, and how many these are
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -74,6 +76,7 @@ class _Meta:
 
     content: str
     broken: list[str]
+    unused_frames: tuple[int, int]
     num_bytes: int
 
 
@@ -91,9 +94,8 @@ def prepare(
         Mistakes: `cache_dir` cannot be written, a worker was killed, or the images changed meanwhile.
     """
     fingerprint = source.fingerprint
-    key = hashlib.sha256(
-        json.dumps([_FORMAT, fingerprint, asdict(decoder), keep_pixels], sort_keys=True).encode()
-    ).hexdigest()[:32]
+    made_of = [_FORMAT, fingerprint, asdict(decoder), formats_of(b""), keep_pixels]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_dir / key
     if (prepared := _open(folder)) is not None:
         return prepared
@@ -125,20 +127,21 @@ def _build(
     staging: Path, source: Source, decoder: Decoder, keep_pixels: bool, num_workers: int, progress: bool
 ) -> None:
     """Decode everything into an empty folder."""
-    usable, sizes = array("q"), array("i")
+    usable, sizes, unused_frames = array("q"), array("i"), array("q")
     broken: list[str] = []
     digest = hashlib.sha256()
     with (
         open(staging / "pixels.bin", "wb") as file,
         tqdm(total=len(source), desc="preparing images", unit="img", disable=not progress, leave=False) as bar,
-        closing(_decode_all(source, decoder, num_workers, staging)) as images,
+        closing(_decode_all(source, CountingDecoder(**vars(decoder)), num_workers, staging)) as images,
     ):
-        for index, decoded in images:
+        for index, decoded, frames in images:
             bar.update()
             if isinstance(decoded, str):
                 broken.append(f"{source.name(index)}: {decoded}")
                 continue
             usable.append(index)
+            unused_frames.append(frames)
             sizes.extend(decoded.shape[1:])
             digest.update(decoded.data)
             if keep_pixels:
@@ -146,7 +149,7 @@ def _build(
         num_bytes = file.tell()
     np.save(staging / "usable.npy", np.array(usable, dtype=np.int64))
     np.save(staging / "sizes.npy", np.array(sizes, dtype=np.int32).reshape(-1, 2))
-    meta = _Meta(digest.hexdigest(), broken, num_bytes)
+    meta = _Meta(digest.hexdigest(), broken, (sum(map(bool, unused_frames)), sum(unused_frames)), num_bytes)
     (staging / "meta.json").write_text(json.dumps(asdict(meta)))
 
 
@@ -163,7 +166,7 @@ def _open(folder: Path) -> Prepared | None:
     whole = usable.dtype == np.int64 and sizes.dtype == np.int32 and sizes.shape == (*usable.shape, 2)
     if not whole or num_bytes != meta.num_bytes:
         return None
-    return Prepared(folder, usable, sizes, meta.content, meta.broken)
+    return Prepared(folder, usable, sizes, meta.content, meta.broken, meta.unused_frames)
 
 
 def _load_array(path: Path) -> np.ndarray:
@@ -200,7 +203,7 @@ def starting_workers() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-_work: tuple[Source, Decoder]  # of a worker
+_work: tuple[Source, CountingDecoder]  # of a worker
 
 
 def _start_worker(path: str) -> None:
@@ -222,14 +225,16 @@ def _decode_chunk(indices: range) -> list[_Decoded]:
     return [_decode(*_work, index) for index in indices]
 
 
-def _decode(source: Source, decoder: Decoder, index: int) -> _Decoded:
+def _decode(source: Source, decoder: CountingDecoder, index: int) -> _Decoded:
     try:
-        return index, source.load(index, decoder)
+        return index, source.load(index, decoder), decoder.unused_frames
     except BrokenImage as error:
-        return index, str(error)
+        return index, str(error), 0
 
 
-def _decode_all(source: Source, decoder: Decoder, num_workers: int, scratch: Path) -> Generator[_Decoded, None, None]:
+def _decode_all(
+    source: Source, decoder: CountingDecoder, num_workers: int, scratch: Path
+) -> Generator[_Decoded, None, None]:
     """Every image in order, or why it is broken.
 
     This process decodes all the time: alone until workers are worth starting and the first of them is there, then
@@ -252,7 +257,7 @@ def _decode_all(source: Source, decoder: Decoder, num_workers: int, scratch: Pat
 
 @contextmanager
 def _workers(
-    source: Source, decoder: Decoder, num_workers: int, scratch: Path
+    source: Source, decoder: CountingDecoder, num_workers: int, scratch: Path
 ) -> Iterator[tuple[ProcessPoolExecutor, "Future[Any]"]]:
     """Starts workers without waiting for them; the future is done when the first one is there."""
     # Forking a process that runs torch's threads can deadlock; spawned workers import no torch.
@@ -283,7 +288,7 @@ def _submit(pool: ProcessPoolExecutor, indices: range) -> "Future[list[_Decoded]
 
 
 def _decode_beside(
-    pool: ProcessPoolExecutor, source: Source, decoder: Decoder, num_workers: int, first: int
+    pool: ProcessPoolExecutor, source: Source, decoder: CountingDecoder, num_workers: int, first: int
 ) -> Iterator[_Decoded]:
     """The images from `first` on. This process takes a chunk itself whenever the workers have enough to do."""
     size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // decoder.max_bytes))

@@ -5,6 +5,7 @@ import os
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ddpm_train.data.formats import formats_of
+
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# What a dataset holds; Pillow would also hand others to helper programs (EPS to Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+# Of the others, further frames are previews, layers and sizes of the same picture.
+_WITH_FRAMES = ("GIF", "WEBP", "TIFF", "PNG", "AVIF")
 # Pillow's plugins answer damaged files with any of these.
 DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, AttributeError),
@@ -69,7 +72,7 @@ class Decoder:
                 # Whatever Pillow finds odd about a file, either it decodes or the reason is given once.
                 warnings.simplefilter("ignore")
                 file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-                with Image.open(file, formats=FORMATS) as image:
+                with Image.open(file, formats=formats_of(encoded)) as image:
                     if (pixels := image.width * image.height) > self.max_pixels:
                         too_many = f"{pixels / 1e6:.0f} megapixels, more than dataset.max_pixels={self.max_pixels}"
                         raise BrokenImage(too_many)
@@ -126,6 +129,20 @@ class Decoder:
         size = (max(width, round(box_width * scale)), max(height, round(box_height * scale)))
         box = (left, top, left + box_width, top + box_height)
         return image.resize(size, Image.Resampling.LANCZOS, box=box)
+
+
+class CountingDecoder(Decoder):
+    """Also counts the frames beyond the first of what it decodes: pages, and pictures of an animation. None is used."""
+
+    unused_frames = 0
+
+    def from_image(self, image: Image.Image) -> np.ndarray:
+        pixels = super().from_image(image)
+        self.unused_frames = 0
+        if image.format in _WITH_FRAMES:
+            with suppress(*DAMAGE):  # the first frame decodes
+                self.unused_frames = getattr(image, "n_frames", 1) - 1
+        return pixels
 
 
 def is_deep(image: Image.Image) -> bool:

@@ -3,23 +3,37 @@
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.data.formats import REMEDIES, decodable
 from ddpm_train.hub.access import find_commit
+from ddpm_train.system.console import counted
 from ddpm_train.system.failures import first_line, one_line
 from ddpm_train.system.files import expanded
 
 if TYPE_CHECKING:
     from ddpm_train.config.dataset import Dataset
 
+_METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}  # of the `datasets` library
 
-def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None, list[str]]:
-    """One split of `dataset.path`, a `datasets.Dataset`; the commit of its repository, if it has one; and the files of
-    this machine that hold its rows, unless those come from the Hub.
+
+class Loaded(NamedTuple):
+    """One split of a dataset: a `datasets.Dataset`; the commit of its repository, if it has one; the files of this
+    machine that hold its rows, unless those come from the Hub; and a line for what of its files is not used."""
+
+    dataset: Any
+    commit: str | None
+    files: list[str]
+    left_out: list[str]
+
+
+def load_dataset(config: "Dataset", split: str) -> Loaded:
+    """One split of `dataset.path`.
 
     Raises:
         Mistakes: there is no such dataset, revision, configuration or split, or it cannot be had now.
@@ -34,14 +48,14 @@ def load_dataset(config: "Dataset", split: str) -> tuple[Any, str | None, list[s
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(str(path))
             if not isinstance(loaded, datasets.DatasetDict):
-                return loaded, None, _arrow_files(loaded)
+                return Loaded(loaded, None, _arrow_files(loaded), [])
             if split not in loaded:
                 raise ValueError(f'Unknown split "{split}". Should be one of {sorted(loaded)}.')
-            return loaded[split], None, _arrow_files(loaded[split])
+            return Loaded(loaded[split], None, _arrow_files(loaded[split]), [])
         if path.suffix == ".parquet" and path.exists():
-            return _built(datasets.load_dataset_builder("parquet", data_files=str(path)), "train")
+            return _built(datasets.load_dataset_builder("parquet", data_files=str(path)), path, "train")
         if path.is_dir():
-            return _built(_own_builder(config, str(path), None), split)
+            return _built(_own_builder(config, str(path), None), path, split)
         return _load_from_hub(config, split)
     except ValueError as error:
         raise Mistakes(_value_mistake(config, split, error)) from None
@@ -80,18 +94,44 @@ def _own_builder(config: "Dataset", path: str, revision: str | None) -> Any:
     return builder
 
 
-def _built(builder: Any, split: str) -> tuple[Any, None, list[str]]:
-    """One split of a dataset in files of this machine, likewise.
+def _files_by_split(builder: Any) -> dict[str, list[str]]:
+    return {name: [str(file) for file in files] for name, files in (builder.config.data_files or {}).items()}
+
+
+def _built(builder: Any, path: Path, split: str) -> Loaded:
+    """One split of a dataset in files of this machine.
 
     `datasets` copies their rows, and takes them from the copy as long as the files' times of modification are the same,
     which programs set as they like (cp -p, rsync, tar). The time of the last change of the inode none can set.
     """
-    files = [file for files in (builder.config.data_files or {}).values() for file in files]
+    by_split = _files_by_split(builder)
+    files = [file for each in by_split.values() for file in each]
     with FileLock(f"{builder.cache_dir}.ddpm-train.lock"):
         copy = Path(builder.cache_dir, "dataset_info.json")
         is_old = copy.exists() and any(os.stat(file).st_ctime_ns >= copy.stat().st_mtime_ns for file in files)
         builder.download_and_prepare(download_mode="force_redownload" if is_old else None)
-        return builder.as_dataset(split=split), None, files
+        dataset = builder.as_dataset(split=split)
+    return Loaded(dataset, None, files, list(_unused(path, by_split, split, len(dataset))))
+
+
+def _unused(path: Path, files: dict[str, list[str]], split: str, num_rows: int) -> Iterator[str]:
+    """A line for image files of the split that have no row, and for those of the folder that are of no split.
+
+    Args:
+        files: by split.
+    """
+    from ddpm_train.data.image_files import find_images  # not above: workers import this module, and need no pydantic
+
+    endings = decodable() | REMEDIES
+    images = {name: sum(os.path.splitext(file)[1].lower() in endings for file in each) for name, each in files.items()}
+    otherwise = "dataset=imagefolder takes all that can be read"
+    if (unused := images.get(split, 0) - num_rows) > 0:
+        metadata = {os.path.basename(file) for file in files[split]} & _METADATA
+        why = f"which {' and '.join(sorted(metadata))} does not name" if metadata else "which have no row"
+        yield f"left out: {unused:,} of {counted(images[split], 'image')}, {why}; {otherwise}"
+    taken = sum(images.values())
+    if taken and path.is_dir() and (others := find_images(path).total - taken) > 0:
+        yield f"left out: {counted(others, 'image')}, which the `datasets` library takes for no split; {otherwise}"
 
 
 def own_folders(config: "Dataset") -> list[Path]:
@@ -107,8 +147,8 @@ def own_folders(config: "Dataset") -> list[Path]:
     return [folder.resolve() for folder in (own, unpacked, Path(datasets.config.DOWNLOADED_DATASETS_PATH))]
 
 
-def _load_from_hub(config: "Dataset", split: str) -> tuple[Any, str | None, list[str]]:
-    """One split of the repository `owner/name`, and its commit.
+def _load_from_hub(config: "Dataset", split: str) -> Loaded:
+    """One split of the repository `owner/name`.
 
     The Hub is asked first which commit `dataset.revision` means: that answers within a moment where `load_dataset`
     alone would retry a Hub that is down for 23 s, and a pinned commit keeps it from asking a second service (which a
@@ -126,7 +166,8 @@ def _load_from_hub(config: "Dataset", split: str) -> tuple[Any, str | None, list
         builder = _own_builder(config, config.path, commit or config.revision)
         builder.download_and_prepare()
         loaded = builder.as_dataset(split=split)
-        return loaded, commit or _cached_commit(loaded), []
+        left_out = list(_unused(Path(config.path), _files_by_split(builder), split, len(loaded)))
+        return Loaded(loaded, commit or _cached_commit(loaded), [], left_out)
     except ConnectionError:
         raise Mistakes(
             f"dataset.path={config.path}: {problem or 'the Hub went away'}, and there is no copy of it in the cache; "

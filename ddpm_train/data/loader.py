@@ -22,6 +22,7 @@ from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
 from ddpm_train.seeding import Purpose, bits
+from ddpm_train.system.console import counted
 from ddpm_train.system.files import cache_folder
 from ddpm_train.system.launch import num_cores
 
@@ -46,8 +47,16 @@ class Data:
     validation: Images | None
     content: str  # see `Prepared`, also for `broken`
     broken: list[str]
+    left_out: list[str]  # what of the dataset is not used, in lines
     commit: str | None  # of the repository that they come from, if it is one on the Hub
     greys: Greys | None  # unless `dataset.value_range` says what is black and white
+
+    def warnings(self) -> Iterator[str]:
+        """What of the dataset is not used, in lines for a person."""
+        if self.broken:
+            yield f"warning: {counted(len(self.broken), 'image')} cannot be read and are skipped:"
+            yield from (f"  {line}" for line in self.broken[:20])
+        yield from (f"warning: {line}" for line in self.left_out)
 
     def identity(self) -> "DataIdentity":
         """What makes these images these: content and number of the training images, and of those held out."""
@@ -83,11 +92,12 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         return Images(source, decoder, all_of, rows, cached=config.cache == "disk")
 
     train = prepared(source)
-    broken, all_rows = train.broken, np.arange(len(train))
+    broken, left_out, all_rows = train.broken, _left_out(source, train), np.arange(len(train))
     if config.validation_split is not None:
         held_out_source = open_source(config, config.validation_split)
         held_out = prepared(held_out_source)
         broken = broken + held_out.broken
+        left_out = left_out + _left_out(held_out_source, held_out)
         train_images = images(source, train, all_rows)
         validation: Images | None = images(held_out_source, held_out, np.arange(len(held_out)))
     else:
@@ -97,7 +107,16 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         shuffled = image_indices(all_rows, len(train), _SPLIT_SEED)
         train_images = images(source, train, np.sort(shuffled[num_held_out:]))
         validation = images(source, train, np.sort(shuffled[:num_held_out])) if num_held_out else None
-    return Data(train_images, validation, train.content, broken, source.commit, greys)
+    return Data(train_images, validation, train.content, broken, left_out, source.commit, greys)
+
+
+def _left_out(source: Source, prepared: Prepared) -> list[str]:
+    lines = list(getattr(source, "left_out", ()))  # a source of one's own need not know
+    images, frames = prepared.unused_frames
+    if frames:
+        first = f"the first of each is used, of {counted(len(prepared) + frames, 'frame')} in all"
+        lines.append(f"left out: {counted(frames, 'frame')} of {counted(images, 'image')} with several ({first})")
+    return lines
 
 
 def _check_broken(config: Dataset, prepared: Prepared, total: int) -> None:

@@ -5,32 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.system.files import expanded
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
-def image_files(root: Path) -> Iterator[str]:
-    """Paths relative to `root`. Links are followed, but no folder is entered twice: they may lead in circles."""
-
-    def refuse(error: OSError) -> None:
-        raise Mistakes(f"dataset.path={root}: {error.filename}: {error.strerror}; make it readable or remove it")
-
-    seen = set()
-    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
-        subfolders.sort()
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for file in files:
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
-                yield os.path.relpath(os.path.join(folder, file), root)
 
 
 def _irregular(root: Path) -> str | None:

@@ -16,7 +16,6 @@ from ddpm_train.data.archives import file_named, member_named, read_member
 from ddpm_train.data.content import content_hash
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.hf_datasets import load_dataset, own_folders
-from ddpm_train.data.paths import IMAGE_SUFFIXES, image_files
 from ddpm_train.hub.access import find_licence
 from ddpm_train.system.failures import first_line
 from ddpm_train.system.files import cache_folder, expanded
@@ -90,14 +89,20 @@ class FolderSource:
 
     @classmethod
     def open(cls, config: "Dataset", split: str) -> Self:
-        return cls(expanded(config.path), cache_folder(config.cache_dir))
+        return cls(expanded(config.path), cache_folder(config.cache_dir), config.max_broken_fraction)
 
-    def __init__(self, root: Path, cache_dir: Path | None = None) -> None:
-        self._root = root
+    def __init__(self, root: Path, cache_dir: Path | None = None, max_broken_fraction: float = 0.0) -> None:
+        from ddpm_train.data.image_files import find_images  # not above: its pydantic, too
+
+        found = find_images(root)
+        if found.paths and found.unreadable.total() > max_broken_fraction * found.total:
+            given = f"dataset.max_broken_fraction={max_broken_fraction}"
+            raise Mistakes(f"{given}: {found.unreadable_text}; convert or remove them, or allow more")
+        self._root, self._paths, self.left_out = root, found.paths, list(found.lines())
         self._cache_dir = cache_dir
-        self._paths = sorted(image_files(root))
         if not self._paths:
-            raise Mistakes(f"dataset.path={root}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
+            reason = "; ".join(self.left_out) or "no file below it has the ending of an image"
+            raise Mistakes(f"dataset.path={root}: no images in it ({reason}); give the folder that holds them")
 
     @property
     def fingerprint(self) -> str:
@@ -119,7 +124,7 @@ class HubSource:
     def __init__(self, config: "Dataset", split: str) -> None:
         from datasets import Image as ImageFeature
 
-        dataset, self.commit, self._files = load_dataset(config, split)
+        dataset, self.commit, self._files, self.left_out = load_dataset(config, split)
         self._folders = own_folders(config)
         self._cache_dir = cache_folder(config.cache_dir)
         self._column = column = _image_column(dataset, config.image_column)

@@ -68,9 +68,10 @@ def evaluate(config: EvaluateConfig, stop: StopRequest) -> list[Score]:
 def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     dataset = dataset_of(config)
     folder = image_folder(config.pipeline)
-    images = model = None
+    scored = images = model = None
     if folder is not None:
-        images = everywhere(lambda: open_images(folder, dataset, progress=workers.console.live))
+        scored = everywhere(lambda: open_images(folder, dataset, progress=workers.console.live))
+        images = scored.train
     else:
         model = everywhere(
             lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights), fetches=True
@@ -81,6 +82,8 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     data = everywhere(lambda: open_data(dataset, progress=workers.console.live))
     if mistakes := list(image_mistakes(config, dataset, data, images)):
         raise Mistakes(*mistakes)
+    for line in [*(scored.warnings() if scored else ()), *data.warnings()]:
+        workers.console.warn(line)
     evaluation = _Evaluation(config, dataset, data, model, images, workers)
     try:
         return evaluation.carry_out()

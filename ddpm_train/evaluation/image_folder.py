@@ -11,19 +11,18 @@ from pydantic import Field
 
 from ddpm_train.config.foreign import parse_yaml, read_json
 from ddpm_train.config.mistakes import Mistakes, resolution_text
-from ddpm_train.data.decode import FORMATS
-from ddpm_train.data.paths import image_files
+from ddpm_train.data.formats import formats_of
+from ddpm_train.data.image_files import ImageFiles, find_images
 from ddpm_train.data.sources import describe
 from ddpm_train.runs.checkpoint import MANIFEST
-from ddpm_train.runs.folder import CHECKPOINTS, CONFIG
+from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, SAMPLING
 from ddpm_train.system.files import expanded
 
 if TYPE_CHECKING:
     from ddpm_train.config.dataset import Dataset
-    from ddpm_train.data.images import Images
+    from ddpm_train.data.loader import Data
 
 _OF_A_MODEL = ("model_index.json", "config.json", CONFIG, MANIFEST, CHECKPOINTS, "unet")
-_RECORD = "sampling.json"  # in what ddpm-sample leaves
 
 
 def image_folder(pipeline: str) -> Path | None:
@@ -31,12 +30,12 @@ def image_folder(pipeline: str) -> Path | None:
     folder = expanded(pipeline)
     if not folder.is_dir() or any((folder / name).exists() for name in _OF_A_MODEL):
         return None
-    if (folder / _RECORD).exists():  # whose grid is a picture of the images, and none of them
+    if (folder / SAMPLING).exists():  # whose grid is a picture of the images, and none of them
         folder = folder / "images"
-    return folder if next(image_files(folder), None) else None
+    return folder if find_images(folder).total else None
 
 
-def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Images":
+def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Data":
     """The images as the dataset's are decoded.
 
     Raises:
@@ -44,7 +43,7 @@ def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Images"
     """
     from ddpm_train.data.loader import open_data
 
-    if lines := list(_size_mistakes(folder, dataset.resolution)):
+    if lines := list(_mistakes(folder, find_images(folder), dataset.resolution)):
         raise Mistakes(*lines)
     all_of_it: dict[str, Any] = {"validation_split": None, "validation_fraction": 0.0, "max_broken_fraction": 1.0}
     as_dataset = replace(dataset, source="folder", path=str(folder), crop="center", cache="disk", **all_of_it)
@@ -54,7 +53,7 @@ def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Images"
             f"pipeline={folder}: {len(data.broken)} images cannot be read ({describe(data.broken)}); "
             "make them anew or remove them"
         )
-    return data.train
+    return data
 
 
 @dataclass(frozen=True)
@@ -73,26 +72,28 @@ def made_by(pipeline: str) -> dict[str, Any]:
         BadFile: the record beside them is damaged.
     """
     try:
-        values = read_json(expanded(pipeline) / _RECORD, _Recipe)
+        values = read_json(expanded(pipeline) / SAMPLING, _Recipe)
     except FileNotFoundError:
         return {}
     name, *arguments = values.sampler.split()
     parsed = (argument.partition("=") for argument in arguments)
     return {
         "seed": values.seed,
-        "sampler": {"name": name, **{key: parse_yaml(value, _RECORD) for key, _, value in parsed}},
+        "sampler": {"name": name, **{key: parse_yaml(value, SAMPLING) for key, _, value in parsed}},
         "num_inference_steps": values.num_inference_steps,
     }
 
 
-def _size_mistakes(folder: Path, wanted: tuple[int, int]) -> Iterator[str]:
+def _mistakes(folder: Path, found: ImageFiles, wanted: tuple[int, int]) -> Iterator[str]:
     """By the headers alone. What has none is named later, with what else cannot be read."""
+    if found.unreadable:
+        yield f"pipeline={folder}: {found.unreadable_text}; make them anew or remove them"
     sizes: Counter[tuple[int, int]] = Counter()
-    for name in image_files(folder):
+    for name in found.paths:
         if not (folder / name).is_file():  # to open a pipe would wait for its other end
             continue
         try:
-            with Image.open(folder / name, formats=FORMATS) as image:
+            with Image.open(folder / name, formats=formats_of(folder / name)) as image:
                 sizes[image.height, image.width] += 1
         except OSError:
             continue

@@ -44,6 +44,9 @@ TENSORBOARD = "tensorboard"
 REPORT = "report.html"
 JOB = "job.json"
 LOCK, HEARTBEAT = ".lock", ".heartbeat"
+# Of folders beside runs: in what ddpm-sample leaves, and a sweep.
+SAMPLING = "sampling.json"
+SWEEP_TABLE, SWEEP_PICTURE = "sweep.csv", "sweep.png"
 
 P = TypeVar("P")
 

@@ -22,9 +22,9 @@ from pydantic import Field
 
 from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.runs.folder import SAMPLING
 from ddpm_train.system.files import replace_file, write_atomic
 
-RECORD = "sampling.json"
 _ROW_GROUP = 1000
 
 
@@ -48,8 +48,8 @@ class ImageFolder:
             Mistakes: something is here, and nobody knows what.
         """
         try:
-            read_json(self.path / RECORD, _Record)
-            return read_json(self.path / RECORD, dict[str, Any])
+            read_json(self.path / SAMPLING, _Record)
+            return read_json(self.path / SAMPLING, dict[str, Any])
         except BadFile as error:
             raise Mistakes(f"output={self.path}: {error}; give another output") from None
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class ImageFolder:
                 raise Mistakes(f"output={self.path}: holds images of another kind ({shown}); give another output")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path / RECORD, json.dumps(identity, indent=1).encode())
+            write_atomic(self.path / SAMPLING, json.dumps(identity, indent=1).encode())
 
     def missing(self, num_images: int) -> list[int]:
         """Which of the first images are not here; one that does not decode (a full disk, a lost machine) is not."""

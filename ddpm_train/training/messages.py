@@ -40,10 +40,8 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
         }
     )
     run.console.say(*(f"  changed    {line}" for line in changes))
-    if data.broken:
-        run.console.warn(f"warning: {counted(len(data.broken), 'image')} cannot be read and are skipped:")
-        for line in data.broken[:20]:
-            run.console.warn(f"  {line}")
+    for line in data.warnings():
+        run.console.warn(line)
 
 
 def _measured(choice: Choice) -> dict[str, str]:

@@ -16,13 +16,14 @@ from ddpm_train.models.pretrained import resolve
 from ddpm_train.sampling.preflight import precision_mistakes
 from ddpm_train.system import exit_codes, launch
 from ddpm_train.system.failures import one_line
-from ddpm_train.system.files import output_mistakes
+from ddpm_train.system.files import expanded, output_mistakes
 
 
 def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]:
     """What is wrong with this config on this machine, a line each. Imports torch only if it must ask for a GPU."""
     yield from path_mistakes(config.dataset)
     yield from unused_mistakes(config.dataset)
+    yield from _among_images_mistakes(config)
     yield from launch.launch_mistakes()
     yield from _deterministic_mistakes(config.train.deterministic)
     yield from _batch_mistakes(config, num_processes or launch.num_processes())
@@ -34,6 +35,19 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
         yield from output_mistakes("output_dir", config.output_dir)
         yield from _resume_mistakes(config)
         yield from _push_mistakes(config)
+
+
+def _among_images_mistakes(config: Config) -> Iterator[str]:
+    """A line if the run's own pictures would become its data. `dataset=imagefolder` knows them, `datasets` does not."""
+    path, output = expanded(config.dataset.path).resolve(), Path(config.output_dir).resolve()
+    if config.dataset.source != "hub" or not path.is_dir() or not output.is_relative_to(path):
+        return
+    is_saved = any((path / name).exists() for name in ("state.json", "dataset_dict.json"))  # by save_to_disk
+    if not is_saved and not any(part.startswith(".") for part in output.relative_to(path).parts):
+        yield (
+            f"output_dir={config.output_dir}: lies in dataset.path={config.dataset.path}, where the `datasets` library "
+            "would take the run's files for data; choose an output_dir elsewhere, or dataset=imagefolder"
+        )
 
 
 def _deterministic_mistakes(deterministic: bool) -> Iterator[str]:

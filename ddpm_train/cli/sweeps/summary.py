@@ -9,10 +9,8 @@ from pathlib import Path
 from ddpm_train.cli.sweeps.jobs import Row, objective_of, read_record, varied_keys
 from ddpm_train.config.objective import Criterion
 from ddpm_train.config.text import shown
-from ddpm_train.runs.folder import JOB, TENSORBOARD, read_result
+from ddpm_train.runs.folder import JOB, SWEEP_PICTURE, SWEEP_TABLE, TENSORBOARD, read_result
 from ddpm_train.system.files import write_atomic
-
-TABLE, PICTURE = "sweep.csv", "sweep.png"
 
 
 def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -> None:
@@ -32,16 +30,16 @@ def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -
     header, cells = _cells(rows)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *cells])
-    write_atomic(folder / TABLE, text.getvalue().encode())
+    write_atomic(folder / SWEEP_TABLE, text.getvalue().encode())
     print("\n".join(map(shown, _table([name, *header[1:]], [_shown(line) for line in cells]))))
     from ddpm_train.cli.sweeps.hparams import write_hparams  # TensorBoard takes a second to import
 
     write_hparams(folder / TENSORBOARD, rows, name)
-    print(f"  table      {folder / TABLE}")
+    print(f"  table      {folder / SWEEP_TABLE}")
     from ddpm_train.cli.sweeps.picture import sweep_png  # likewise
 
-    write_atomic(folder / PICTURE, sweep_png(rows, name))
-    print(f"  picture    {folder / PICTURE}")
+    write_atomic(folder / SWEEP_PICTURE, sweep_png(rows, name))
+    print(f"  picture    {folder / SWEEP_PICTURE}")
     print(f"  compare    tensorboard --logdir {folder / TENSORBOARD}   (HParams)", flush=True)
 
 

@@ -1,0 +1,55 @@
+"""Which endings are those of images: what the installed Pillow decodes, and what nothing here does. No torch."""
+
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from PIL import Image
+
+# Each is known by how it begins, whatever its file is called.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+# What Pillow has an ending for besides, and is no picture of pixels: it hands drawings to helper programs (EPS to
+# Ghostscript), and films and fields of measurements are none. Today's .pcd are point clouds.
+_NO_PICTURES = {"EPS", "WMF", "PDF", "MPEG", "FLI", "BUFR", "GRIB", "HDF5", "PCD"}
+# What a package teaches Pillow: its module, what registers it there, the format and the endings.
+_PACKAGES = {
+    "pillow-heif": ("pillow_heif", "register_heif_opener", "HEIF", (".heic", ".heif", ".hif")),
+    "pillow-jxl-plugin": ("pillow_jxl", None, "JXL", (".jxl",)),
+}
+_CONVERT = "convert to .png"
+_RAW = (
+    *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),
+    *(".3fr", ".erf", ".kdc", ".mrw", ".rwl", ".x3f"),
+)
+_OTHERS = (".exr", ".hdr", ".psb", ".xcf", ".kra", ".dcm", ".bpg", ".jxr", ".wdp")
+# Endings of images that nothing may be there to read, and what then helps. Raw photos begin like TIFF, with a preview.
+REMEDIES = {
+    **{ending: f"pip install {package}" for package, (_, _, _, endings) in _PACKAGES.items() for ending in endings},
+    **dict.fromkeys((".avif", ".avifs", ".webp"), "pip install -U pillow"),
+    **dict.fromkeys((*_RAW, *_OTHERS), _CONVERT),
+}
+
+
+@cache
+def decodable() -> dict[str, str]:
+    """The endings, in small letters, of what Pillow decodes here, each with its format."""
+    for module, register, _, _ in _PACKAGES.values():
+        with suppress(ImportError):
+            plugin = import_module(module)
+            if register is not None:
+                getattr(plugin, register)()
+    known = {ending: "JPEG" if name == "MPO" else name for ending, name in Image.registered_extensions().items()}
+    return {
+        ending: name
+        for ending, name in known.items()
+        if name in Image.OPEN and name not in _NO_PICTURES and REMEDIES.get(ending) != _CONVERT
+    }
+
+
+def formats_of(encoded: bytes | Path) -> tuple[str, ...]:
+    """The formats to try: those known by how they begin, and what the file's ending says."""
+    more = {name for _, _, name, _ in _PACKAGES.values() if decodable() and name in Image.OPEN}
+    if isinstance(encoded, Path) and (own := decodable().get(encoded.suffix.lower())):
+        more.add(own)
+    return (*FORMATS, *sorted(more - {*FORMATS}))
