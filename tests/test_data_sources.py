@@ -322,3 +322,14 @@ def test_a_saved_dataset_trains(cli: Cli, rows: datasets.Dataset, tmp_path: Path
     said = cli.train("dataset=hub", f"dataset.path={tmp_path / 'parts'}", "dataset.channels=1", *ONE_STEP)
     assert "24 images 8x8x1" in said
     assert "Traceback" not in said and "Generating" not in said
+
+
+def test_a_clone_with_a_script(tmp_path: Path) -> None:
+    """Scripts are what repositories were made of before; `datasets` runs them no longer."""
+    clone = tmp_path / "cats"
+    clone.mkdir()
+    (clone / "cats.py").write_text("import datasets\n")
+    assert mistake("hub", clone) == (
+        f"dataset.path={clone}: Dataset scripts are no longer supported, but found cats.py; nobody runs them: give its "
+        "images with dataset=imagefolder, or a copy of it in parquet files"
+    )

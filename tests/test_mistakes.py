@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.cli import ROOT, Cli
+from helpers.forked import free_port
 
 from ddpm_train.config.metrics import EXTRACTORS
+from ddpm_train.system import launch
 
 BLOCKS = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D"
 
@@ -440,6 +442,10 @@ def test_what_a_launcher_of_jobs_cannot_have(cli: Cli) -> None:
     ]
 
 
+# What torchrun tells the first of two processes, in full.
+FIRST_OF_TWO = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "remedy"),
     [
@@ -467,7 +473,7 @@ def test_what_a_launcher_of_jobs_cannot_have(cli: Cli) -> None:
     ],
 )
 def test_what_accelerate_would_do_unseen(cli: Cli, variable: str, value: str, remedy: str) -> None:
-    (line,) = mistakes(cli, **{variable: value, "WORLD_SIZE": "2", "RANK": "0"})
+    (line,) = mistakes(cli, **FIRST_OF_TWO, MASTER_PORT=str(free_port()), **{variable: value})
     assert line.startswith(f"{variable}={value}: {remedy}")
 
 
@@ -510,7 +516,7 @@ def test_a_port_that_is_taken(cli: Cli, launcher: str) -> None:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         port = listening.getsockname()[1]
-        command, started = [sys.executable], {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": str(port)}
+        command, started = [sys.executable], {**FIRST_OF_TWO, "MASTER_PORT": str(port)}
         if launcher == "accelerate":
             command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_machines", "1"]
             command, started = [*command, "--num_processes", "2", "--main_process_port", str(port)], {}
@@ -525,6 +531,45 @@ def test_a_port_that_is_taken(cli: Cli, launcher: str) -> None:
     assert not (cli.folder / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"RANK": "1"}, "RANK=1: set without WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; unset it, or "),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "RANK=1: set without LOCAL_RANK, MASTER_ADDR, MASTER_PORT; unset it, or"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0: set without RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; unset it"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: not a whole number from 1 on; unset it"),
+        ({"RANK": "-1"}, "RANK=-1: not a whole number from 0 on; unset it"),
+        ({"RANK": ""}, "RANK=: not a whole number from 0 on; unset it"),
+        ({**FIRST_OF_TWO, "RANK": "2"}, "RANK=2: too much for WORLD_SIZE=2, as ranks count from 0; unset it"),
+        (
+            {**FIRST_OF_TWO, "LOCAL_WORLD_SIZE": "8"},
+            "LOCAL_WORLD_SIZE=8: more processes on this machine than WORLD_SIZE=2; unset it, or start with accelerate",
+        ),
+    ],
+)
+def test_variables_of_a_launch_that_do_not_fit_together(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], line: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    if "MASTER_ADDR" in variables:
+        monkeypatch.setenv("MASTER_PORT", "29500")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (told,) = launch.variable_mistakes()
+    assert told.startswith(line)
+
+
+def test_such_variables_are_told_by_whoever_finds_them(cli: Cli) -> None:
+    """Also where by them it is not the first process, which alone speaks otherwise."""
+    for arguments in ((), ("--multirun", "seed=1,2"), ("train.max_steps=-1",)):
+        (line,) = mistakes(cli, *arguments, RANK="1")
+        assert line.startswith("RANK=1: set without WORLD_SIZE, ")
+    assert "train.max_steps" in cli.python("-m", "ddpm_train.cli.train", "--help", RANK="1")
+    alone = {"RANK": "0", "WORLD_SIZE": "1"}
+    assert mistakes(cli, "train.max_steps=-1", **alone) == ["train.max_steps=-1: must be greater than 0"]
+
+
 ONE_GPU = """
 import sys, torch
 torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
@@ -537,7 +582,7 @@ main()
 def test_more_processes_than_gpus(cli: Cli, command: str) -> None:
     """Accelerate would give two processes one GPU, which NCCL refuses after a while, in a traceback."""
     program, *overrides = command.split()
-    torchrun = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    torchrun = {**FIRST_OF_TWO, "MASTER_PORT": "29500", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
     said = cli.python("-c", ONE_GPU.format(program=program), *overrides, expect=2, **torchrun)
     assert said == "error: 2 processes: this machine has 1 GPU; start one process for each\n"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers.cli import ROOT, TINY, Cli, launch_command
-from helpers.runs import REQUEUE, steps_written, wait_for
+from helpers.runs import REQUEUE, saved_whole, steps_written, wait_for
 
 from ddpm_train.runs.lock import is_held
 
@@ -42,11 +42,6 @@ UNDER_NOHUP = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
 IN_BACKGROUND = "import os\nif os.fork():\n    os._exit(0)\n"
 
 
-def saved_whole(cli: Cli) -> bool:
-    """Whether the last step that there is a record of is the one that was saved."""
-    return (cli.output() / f"checkpoints/step_{steps_written(cli.output()):08d}/manifest.json").exists()
-
-
 @pytest.mark.slow
 def test_a_signal_while_auto_is_measured_is_answered_in_seconds(cli: Cli) -> None:
     process = cli.fork("-c", TELLS + MAIN + "main()", *TINY, *SLOW)
@@ -69,7 +64,7 @@ def test_a_closed_terminal_asks_a_run_to_stop(cli: Cli) -> None:
     os.close(theirs)
     os.close(ours)
     assert process.wait(timeout=30) == REQUEUE
-    assert saved_whole(cli)
+    assert saved_whole(cli.output())
 
 
 def test_a_run_under_nohup_outlives_its_terminal(cli: Cli) -> None:
@@ -130,4 +125,4 @@ def test_a_run_saves_and_leaves_when_its_launcher_dies(cli: Cli, launcher: str) 
             left.kill()
     out, _ = process.communicate()
     assert batch in out and "stopped (" in out and "; the same command continues" in out
-    assert saved_whole(cli) and not is_held(cli.output())
+    assert saved_whole(cli.output()) and not is_held(cli.output())

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar, cast
 
 from ddpm_train.cli import flags, show
@@ -11,6 +12,7 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.program import Program, compose_configs
 from ddpm_train.system import exit_codes, launch
 from ddpm_train.system.failures import is_refused_by_disk, one_line
+from ddpm_train.system.output import forgiving
 from ddpm_train.system.signals import Stopped, StopRequest, handle_signals
 
 C = TypeVar("C")
@@ -31,6 +33,7 @@ def main(
         sweep: does a sweep; None: its jobs run one after the other in this process.
         alone: the program has but one process, wherever it is started.
     """
+    sys.stderr = forgiving(sys.stderr)
     # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
     handle_signals(lambda *_: exit_codes.leave(exit_codes.REQUEUE))
 
@@ -50,15 +53,20 @@ def main(
         try:
             arguments = flags.read(sys.argv[1:], program, sweeps_itself=sweep is not None)
             if arguments.help or arguments.cfg:
-                show.show(program, arguments)
-            elif arguments.multirun and sweep:
+                with printing():
+                    show.show(program, arguments)
+                return
+            sys.stdout = forgiving(sys.stdout)
+            if not alone and (unfit := list(launch.variable_mistakes())):
+                tell(Mistakes(*unfit), everyone=True)
+            if arguments.multirun and sweep:
                 sweep(arguments)
             else:
                 together = launch.is_one_of_several() and not alone
                 for config, values in _everywhere(compose) if together else compose():
                     job(config, values)
         except Mistakes as mistakes:
-            tell(mistakes)
+            tell(mistakes, everyone=alone)
         except Exception as error:
             if not is_refused_by_disk(error):
                 raise
@@ -95,9 +103,26 @@ def _everywhere(compose: Callable[[], T]) -> T:
         exit_codes.leave(exit_codes.REQUEUE)
 
 
-def tell(mistakes: Mistakes, *, everywhere: bool = True) -> NoReturn:
-    """Print the mistakes once, or once on each machine that has them, and leave with code 2."""
-    if exit_codes.is_first_process() or (not everywhere and os.environ.get("LOCAL_RANK") == "0"):
+@contextmanager
+def printing() -> Iterator[None]:
+    """For what is printed to be used: that nobody takes it is an error."""
+    try:
+        yield
+        print(end="", flush=True)
+    except OSError as error:
+        sys.stdout = forgiving(sys.stdout)  # Python tries once more at its end
+        if isinstance(error, BrokenPipeError):  # as `| head` leaves, with what it wanted
+            sys.exit(1)
+        if not is_refused_by_disk(error):
+            raise
+        print(f"error: {one_line(error)}. Make room, then give the same command again", file=sys.stderr)
+        sys.exit(exit_codes.NOT_SAVED)
+
+
+def tell(mistakes: Mistakes, *, everywhere: bool = True, everyone: bool = False) -> NoReturn:
+    """Print the mistakes once, or once on each machine that has them, or by everyone, and leave with code 2."""
+    first_here = not everywhere and os.environ.get("LOCAL_RANK") == "0"
+    if everyone or first_here or exit_codes.is_first_process():
         for line in mistakes.lines:
             print(f"error: {line}", file=sys.stderr)
     sys.exit(exit_codes.MISTAKE)

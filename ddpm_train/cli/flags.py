@@ -88,7 +88,8 @@ def _flag_mistakes(arguments: Arguments, unknown: Sequence[str], sweeps_itself: 
     yield from _place_mistakes(arguments)
     if arguments.multirun and arguments.cfg:
         yield "--cfg: not of a whole sweep; leave out --multirun"
-    if arguments.multirun and (count := launch.num_processes()) > 1:
+    countable = not any(launch.variable_mistakes())  # which are told by themselves
+    if arguments.multirun and countable and (count := launch.num_processes()) > 1:
         remedy = f" with hydra/launcher=accelerate hydra.launcher.num_processes={count}" if sweeps_itself else ""
         yield f"--multirun: each of {count} processes would sweep; start it without a launcher{remedy}"
 

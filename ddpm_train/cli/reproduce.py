@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ddpm_train.cli.app import tell
+from ddpm_train.cli.app import printing, tell
 from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.overrides import as_overrides
@@ -21,6 +21,7 @@ from ddpm_train.config.text import shown
 from ddpm_train.runs import checkpoint, environment
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, read_config
 from ddpm_train.runs.state import read_state
+from ddpm_train.system.output import forgiving
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="ddpm-reproduce", description="Prints the command that repeats a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, such as outputs/default")
     run = parser.parse_args().run
+    sys.stderr = forgiving(sys.stderr)
     try:
         config, environments, then = _recorded(run)
         repeat = command(run, config, then)
     except Mistakes as mistakes:
-        tell(mistakes)
+        tell(mistakes, everyone=True)
     for line in [*_history(run, environments), *_differences(then)]:
         print(f"warning: {shown(line)}", file=sys.stderr)
-    print(repeat)
+    with printing():
+        print(repeat)
 
 
 def command(run: Path, config: dict[str, Any], then: _Then) -> str:

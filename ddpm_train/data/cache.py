@@ -267,7 +267,13 @@ def _workers(
     with tempfile.NamedTemporaryFile(dir=scratch) as work:
         pickle.dump((source, decoder), work)
         work.flush()
-        pool = ProcessPoolExecutor(num_workers, context, _start_worker, (work.name,))
+        try:
+            pool = ProcessPoolExecutor(num_workers, context, _start_worker, (work.name,))
+        except OSError as error:  # its locks lie in shared memory
+            raise Mistakes(
+                f"dataset.num_workers={num_workers}: workers to prepare images cannot be started ({error.strerror}); "
+                "make room in /dev/shm, or use dataset.num_workers=0"
+            ) from None
         try:
             # A pool starts a worker for each task that finds none idle.
             ready = [_submit(pool, range(0)) for _ in range(num_workers)]

@@ -59,6 +59,11 @@ def load_dataset(config: "Dataset", split: str) -> Loaded:
         return _load_from_hub(config, split)
     except ValueError as error:
         raise Mistakes(_value_mistake(config, split, error)) from None
+    except RuntimeError as error:
+        remedy = ""
+        if "scripts are no longer supported" in str(error):
+            remedy = "; nobody runs them: give its images with dataset=imagefolder, or a copy of it in parquet files"
+        raise Mistakes(f"dataset.path={config.path}: {first_line(error)}{remedy}") from None
     except (datasets.exceptions.DatasetsError, OSError) as error:
         raise Mistakes(f"dataset.path={config.path}: {first_line(error)}{_remedy(error)}") from None
 

@@ -1,12 +1,9 @@
 """Positions of a run -> batches of images. The only state is the position."""
 
 import os
-import pickle
-import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,12 +12,13 @@ from torch import Tensor
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.data.cache import Prepared, prepare, starting_workers
+from ddpm_train.data.cache import Prepared, prepare
 from ddpm_train.data.decode import Decoder
 from ddpm_train.data.greys import Greys, find_greys
 from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
+from ddpm_train.data.workers import Workers
 from ddpm_train.seeding import Purpose, bits
 from ddpm_train.system.console import counted
 from ddpm_train.system.files import cache_folder
@@ -141,7 +139,7 @@ def num_workers(config: Dataset) -> int:
 
 
 @dataclass
-class Batches(torch.utils.data.Dataset):
+class Batches:
     """What a run sees at each position: the image in the epoch's order, cropped and flipped by the position alone."""
 
     images: Images
@@ -149,17 +147,10 @@ class Batches(torch.utils.data.Dataset):
     random_crop: bool
     random_flip: bool
 
-    def __getitem__(self, positions: Tensor | np.ndarray) -> tuple[Tensor, Tensor] | Mistakes:
-        """int64 [B] positions -> the same positions and their images, not yet flipped, uint8 [B, C, H, W].
-
-        A mistake is returned: raised in a worker, it would arrive buried in that worker's traceback.
-        """
-        positions = torch.as_tensor(positions)
+    def load(self, positions: Tensor) -> Tensor:
+        """int64 [B] positions -> their images, not yet flipped, uint8 [B, C, H, W]."""
         crops = bits(self.seed, Purpose.CROP, positions, self.crops[Purpose.CROP]).numpy() if self.crops else None
-        try:
-            return positions, self.images.load(self.numbers(positions), crops)
-        except Mistakes as mistakes:
-            return mistakes
+        return self.images.load(self.numbers(positions), crops)
 
     def numbers(self, positions: Tensor) -> np.ndarray:
         """Which images are at the positions, int64 [B]."""
@@ -188,38 +179,6 @@ class MicroBatch(NamedTuple):
     timesteps: Tensor  # int64 [B]
 
 
-class _Filed(torch.utils.data.Dataset):
-    """Batches in a file, which each worker reads for itself."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    @cached_property
-    def batches(self) -> Batches:
-        with open(self.path, "rb") as file:
-            batches: Batches = pickle.load(file)
-        return batches
-
-    def __getitem__(self, positions: Tensor | np.ndarray) -> tuple[Tensor, Tensor] | Mistakes:
-        return self.batches[positions]
-
-
-@contextmanager
-def _for_workers(batches: Batches, num_workers: int) -> Iterator[Batches | _Filed]:
-    """The batches as a DataLoader should have them.
-
-    A long list of images does not fit into the pipe to a worker: the next would start when it has been read, after
-    seconds of imports.
-    """
-    if not num_workers:
-        yield batches
-        return
-    with tempfile.NamedTemporaryFile(prefix="ddpm-train-") as file:
-        pickle.dump(batches, file)
-        file.flush()
-        yield _Filed(file.name)
-
-
 def micro_batches(
     batches: Batches,
     objective: "Objective",
@@ -228,6 +187,7 @@ def micro_batches(
     device: torch.device,
     resident: bool,
     num_workers: int,
+    waiting: Callable[[float], None] = lambda seconds: None,
 ) -> Generator[MicroBatch, None, None]:
     """The micro-batch at each element of `positions`, int64 [B], in order, on the device.
 
@@ -237,9 +197,11 @@ def micro_batches(
         objective: draws, with the seed of `batches`.
         resident: copy all images to the device first and gather from there.
         num_workers: other processes that load the images ahead, unless resident.
+        waiting: see `Workers`.
 
     Raises:
         Mistakes: without a cache, an image that could be read at the start cannot be read any more.
+        LoadingFailed: see `Workers`.
     """
     stored = DeviceImages(batches.images, device) if resident else None
     shape = (batches.images.decoder.channels, *batches.images.resolution)
@@ -251,7 +213,12 @@ def micro_batches(
         images = found if stored is None else stored.load(found, integers.get(Purpose.CROP))
         return MicroBatch(_flipped(images, integers.get(Purpose.FLIP)), noise, timesteps)
 
-    loading = _numbers(batches, positions, device) if resident else _loaded(batches, positions, device, num_workers)
+    if resident:
+        loading = _numbers(batches, positions, device)
+    elif num_workers:
+        loading = _loaded_ahead(batches, positions, device, num_workers, waiting)
+    else:
+        loading = _loaded(batches, positions, device)
     with closing(loading):
         for places, found in loading:
             yield drawn(places, found)
@@ -273,29 +240,25 @@ def _numbers(
 
 
 def _loaded(
-    batches: Batches, positions: Iterator[Tensor], device: torch.device, num_workers: int
+    batches: Batches, positions: Iterator[Tensor], device: torch.device
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Positions, int64 [B], and their images, not yet flipped, uint8 [B, C, H, W], on the device."""
-    with _for_workers(batches, num_workers) as dataset:
-        loader = torch.utils.data.DataLoader(
-            dataset,
-            sampler=(each.numpy() for each in positions),  # a tensor would go to a worker by a file
-            batch_size=None,
-            num_workers=num_workers,
-            multiprocessing_context="spawn" if num_workers else None,
-            prefetch_factor=4 if num_workers else None,
-            pin_memory=device.type == "cuda",
-        )
-        with starting_workers():
-            loading = iter(loader)
-        try:
-            for loaded in loading:
-                if isinstance(loaded, Mistakes):
-                    raise loaded
-                places, images = loaded
-                yield to_device(places, device), to_device(images, device)
-        finally:
-            del loading  # ends the workers now, though a traceback may keep this frame
+    for each in positions:
+        yield to_device(each, device), to_device(batches.load(each), device)
+
+
+def _loaded_ahead(
+    batches: Batches,
+    positions: Iterator[Tensor],
+    device: torch.device,
+    num_workers: int,
+    waiting: Callable[[float], None],
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """The same, by workers."""
+    workers = Workers(batches.load, positions, num_workers=num_workers, device=device, waiting=waiting)
+    with closing(workers):
+        for places, images in workers:
+            yield to_device(places, device), to_device(images, device)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

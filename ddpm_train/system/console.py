@@ -1,11 +1,7 @@
 """What a person sees: what will run, one live line, and what to do next."""
 
-import os
-import select
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -19,24 +15,6 @@ _LINE_EVERY_SECONDS = 10.0
 def counted(number: int, noun: str, plural: str = "s") -> str:
     """A number with its noun: "1 image", "2,000 images"."""
     return f"{number:,} {noun}{'' if number == 1 else plural}"
-
-
-def let_go_of_lost_output() -> None:
-    """Have what nobody can read any more go nowhere: to write to a terminal that was closed, or to a pipe, raises."""
-    lost = select.poll()
-    for number in (1, 2):
-        lost.register(number, 0)  # an error and a hang-up are always told
-    for number, _ in lost.poll(0):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-
-
-@contextmanager
-def _whoever_listens() -> Iterator[None]:
-    """Training goes on where its output has gone, up to where it can be saved."""
-    try:
-        yield
-    except OSError:
-        let_go_of_lost_output()
 
 
 class Console:
@@ -54,14 +32,12 @@ class Console:
         """Whether there is a terminal to draw progress bars on."""
         return self._enabled and sys.stderr.isatty()
 
-    @_whoever_listens()
     def say(self, *lines: str) -> None:
         if self._enabled:
             for line in map(shown, lines):
                 tqdm.write(line, file=sys.stdout) if self._bar is not None else print(line)
             sys.stdout.flush()
 
-    @_whoever_listens()
     def warn(self, line: str) -> None:
         if self._enabled:
             tqdm.write(shown(line), file=sys.stderr)
@@ -81,7 +57,6 @@ class Console:
             text = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.0f} img/s"
             self.update(record["step"], text)
 
-    @_whoever_listens()
     def update(self, done: int, text: str = "") -> None:
         """Move the bar, or print a line now and then."""
         if not self._enabled:
@@ -93,7 +68,6 @@ class Console:
             self._last_line = time.monotonic()
             print(f"{self._unit} {done}/{self._total}  {shown(text)}".rstrip(), flush=True)
 
-    @_whoever_listens()
     def finish(self) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -31,6 +31,10 @@ _LAUNCHERS = (
     *("/torchrun", "torch.distributed.run", "torch/distributed/run.py", "torch.distributed.launch"),
 )
 _LOOKS_EVERY_SECONDS = 1.0
+# What launchers tell a process of its place among several: the least value of each number, which a process alone has,
+# and what Accelerate and torch do not do without.
+_LEAST = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+_TOGETHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def num_processes() -> int:
@@ -118,8 +122,38 @@ def follow_launchers() -> None:
         threading.Thread(target=follow, name="launchers", daemon=True).start()
 
 
+def variable_mistakes() -> Iterator[str]:
+    """A line for each of the launchers' variables that does not fit the others: left over, or set by hand.
+
+    By these no process knows whether it is the first: whoever finds a mistake must say so.
+    """
+    remedy = "unset it, or start with accelerate launch or torchrun, which set all of them"
+    numbers = {}
+    for name, least in _LEAST.items():
+        text = os.environ.get(name, str(least))
+        if not (text.isascii() and text.isdecimal() and int(text) >= least):
+            yield f"{name}={text}: not a whole number from {least} on; {remedy}"
+            return
+        numbers[name] = int(text)
+    # A process alone may have been told that it is the first of one.
+    several = [name for name, least in _LEAST.items() if numbers[name] > least]
+    several += ["LOCAL_RANK"] if "LOCAL_RANK" in os.environ else []  # by which Accelerate goes on a GPU
+    missing = [name for name in _TOGETHER if name not in os.environ]
+    if several and missing:
+        yield f"{several[0]}={os.environ[several[0]]}: set without {', '.join(missing)}; {remedy}"
+        return
+    for name, others in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if others in os.environ and numbers[name] >= numbers[others]:
+            yield f"{name}={numbers[name]}: too much for {others}={numbers[others]}, as ranks count from 0; {remedy}"
+    if (here := numbers["LOCAL_WORLD_SIZE"]) > (all_of_them := numbers["WORLD_SIZE"]):
+        yield f"LOCAL_WORLD_SIZE={here}: more processes on this machine than WORLD_SIZE={all_of_them}; {remedy}"
+
+
 def launch_mistakes() -> Iterator[str]:
     """A line for each. Imports torch only in one of several processes that may use GPUs."""
+    if unfit := list(variable_mistakes()):
+        yield from unfit
+        return
     yield from _accelerate_mistakes()
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # which is also behind `accelerate launch`
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

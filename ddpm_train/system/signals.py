@@ -7,8 +7,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
-from ddpm_train.system.console import let_go_of_lost_output
-
 if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
@@ -17,17 +15,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal
 # Python handles a signal when its main thread comes back from a call of C, be that a backward pass of a minute. Before
 # there is anything to save, nobody waits longer than this.
 ANSWER_SECONDS = 3.0
+# Shorter than what schedulers give, and longer than images take to load.
+_GROUP_PATIENCE_SECONDS = 15.0
 
 
 def handle_signals(handler: Callable[[int, FrameType | None], object]) -> dict[signal.Signals, Any]:
     """Have the signals that ask to stop handled; returns the handlers before. Under `nohup` SIGHUP stays ignored."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        let_go_of_lost_output()  # of a terminal that was closed
-        handler(number, frame)
-
     heard = [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
-    return {each: signal.signal(each, handle) for each in heard}
+    return {each: signal.signal(each, handler) for each in heard}
 
 
 class Stopped(BaseException):
@@ -35,6 +30,10 @@ class Stopped(BaseException):
 
     Not an `Exception`: it can be raised inside any library, which must not handle it.
     """
+
+
+class StoppedWaiting(Stopped):
+    """Asked to stop while it waited for images: nothing of the step that wants them has happened."""
 
 
 class StopRequest:
@@ -121,6 +120,12 @@ class StopRequest:
         """Raise `Stopped` on all processes if any was asked to stop."""
         if self.agree()[0]:
             raise self.stopped()
+
+    def give_up(self, seconds: float) -> None:
+        """Raise `StoppedWaiting` if this process, asked to stop, has waited that long for what may never come."""
+        alone = self._group is None  # others would be left to fail: as a rule all stop together
+        if self.signal_name is not None and (alone or seconds > _GROUP_PATIENCE_SECONDS):
+            raise StoppedWaiting(self.signal_name)
 
 
 def _insist(arrived: int, deferred: threading.Event, leave: Callable[[str], object]) -> None:

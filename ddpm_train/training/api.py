@@ -17,6 +17,7 @@ from ddpm_train.evaluation.evaluate import evaluate as run_evaluation
 from ddpm_train.evaluation.scores import Score
 from ddpm_train.runs.folder import read_records, read_result
 from ddpm_train.sampling.pipeline import Pipeline, load
+from ddpm_train.system.output import lost_output_forgiven
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training.preflight import PROGRAM
 from ddpm_train.training.train import train_run
@@ -82,7 +83,7 @@ def train(
     overrides = as_overrides(given)
     folder = None if config_dir is None else Path(config_dir)
     ((config, values),) = compose_configs(PROGRAM, overrides, config_dir=folder)
-    with StopRequest() as stop:
+    with StopRequest() as stop, lost_output_forgiven():
         train_run(config, values, arguments=overrides, stop=stop, on_record=on_record)
     return TrainedRun(Path(output_dir))
 
@@ -98,5 +99,5 @@ def evaluate(pipeline: str | Path, **keys: Any) -> dict[str, Score]:
         Stopped: asked to stop.
     """
     ((config, _),) = compose_configs(evaluation.PROGRAM, as_overrides({**keys, "pipeline": str(pipeline)}))
-    with StopRequest() as stop:
+    with StopRequest() as stop, lost_output_forgiven():
         return {score.name: score for score in run_evaluation(config, stop)}

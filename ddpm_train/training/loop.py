@@ -8,9 +8,11 @@ from dataclasses import replace
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from ddpm_train.data.workers import LoadingFailed
 from ddpm_train.diffusion.objective import to_model_range
 from ddpm_train.seeding import Purpose, derived_seed
 from ddpm_train.system.compute import out_of_memory
+from ddpm_train.system.signals import StoppedWaiting
 from ddpm_train.training.evaluation import Evaluation
 from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
@@ -41,7 +43,8 @@ class Trainer:
         """Train to the last step, or until patience ends.
 
         Raises:
-            Stopped: all processes agreed to stop, and a checkpoint was saved.
+            Stopped: all processes agreed to stop, and a checkpoint was saved; or this one waited for images.
+            LoadingFailed: no images come any more; a process alone has saved.
             NonFinite: on all processes; nothing of the steps it names has reached a checkpoint.
         """
         self.model.train()
@@ -67,7 +70,11 @@ class Trainer:
                 self.saving.settle()
                 if stopping or self.run.is_finished:
                     break
-                self.train_step_within_memory()
+                try:
+                    self.train_step_within_memory()
+                except (LoadingFailed, StoppedWaiting):  # nothing of this step has happened
+                    self.save_alone()
+                    raise
                 self.run.stop.defer()
                 if self.state.step == started_at + 1:
                     self.state.tensors()  # an optimizer whose state cannot be saved is told of now
@@ -77,6 +84,13 @@ class Trainer:
             self.micro_batches.close()
         if stopping:
             raise self.run.stop.stopped()
+
+    def save_alone(self) -> None:
+        """Save before this process leaves, unless that takes others, which do not know of it."""
+        if self.run.plan.num_processes == 1:
+            self.records.read_back()
+            self.write_records()
+            self.saving.save()
 
     def write_records(self) -> None:
         """Write what was read back, to the disk and the trackers, and show the newest."""

@@ -84,8 +84,15 @@ class Run:
         loads_ahead = dataset.cache == "none" or device.type != "cpu"
         workers = num_workers(dataset) if loads_ahead else 0
         positions = self.plan.positions(self.state.step)
-        where = {"device": device, "resident": self.on_device, "num_workers": workers}
-        return micro_batches(self.batches, self.objective, positions, **where)
+        return micro_batches(
+            self.batches,
+            self.objective,
+            positions,
+            device=device,
+            resident=self.on_device,
+            num_workers=workers,
+            waiting=self.stop.give_up,
+        )
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -104,6 +104,8 @@ def become(request: dict[str, object], streams: list[int]) -> NoReturn:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
+    except OSError:
+        code = 120  # as Python says it
     finally:
         if code == -signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

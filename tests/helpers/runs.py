@@ -69,3 +69,8 @@ def wait_for(condition: Callable[[], bool], *processes: Process, seconds: float 
             assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def saved_whole(run: Path) -> bool:
+    """Whether the last step that there is a record of is the one that was saved."""
+    return (run / f"checkpoints/step_{steps_written(run):08d}/manifest.json").exists()

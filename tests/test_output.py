@@ -1,0 +1,70 @@
+"""Output that goes nowhere: to a full disk, a pipe that nobody reads, no descriptor at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.cli import TINY, Cli
+from helpers.runs import steps_written
+
+from ddpm_train.system.output import forgiving
+
+# What a program is started with: `>/dev/full 2>&1`, `2>&1 | head -2` whose head has left, and `>&-`.
+FULL = "import os\nfull = os.open('/dev/full', os.O_WRONLY)\nos.dup2(full, 1)\nos.dup2(full, 2)\n"
+LEFT = "import os\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\nos.dup2(write, 2)\n"
+CLOSED = "import sys\nsys.stdout = None\n"
+MAIN = "from ddpm_train.cli.{} import main\nmain()\n"
+FROM_PYTHON = """
+import ddpm_train
+ddpm_train.train("outputs/default", {keys})
+"""
+
+
+@pytest.mark.parametrize("lost", [FULL, LEFT, CLOSED], ids=["full", "left", "closed"])
+def test_a_run_does_not_need_to_be_heard(cli: Cli, lost: str) -> None:
+    """Whoever speaks: the console, a library's warning, Python itself at the end."""
+    warns = "import warnings\nwarnings.warn('of a library')\n"
+    said = cli.python("-c", lost + warns + MAIN.format("train"), *TINY, "tracker=none")
+    assert steps_written(cli.output()) == 6 and (cli.output() / "result.json").exists()
+    assert said == "" or lost == CLOSED
+
+
+def test_nor_does_one_from_python(cli: Cli) -> None:
+    keys = dict(each.split("=", 1) for each in (*TINY, "evaluation.num_images=2"))
+    values = {key: yaml.safe_load(value) for key, value in keys.items()}
+    values |= {"optimizer.lr": 1e-3, "train.mixed_precision": "no"}  # which YAML reads otherwise
+    cli.python("-c", FULL + FROM_PYTHON.format(keys=values))
+    assert steps_written(cli.output()) == 6 and (cli.output() / "result.json").exists()
+
+
+@pytest.mark.parametrize("lost", [FULL, LEFT], ids=["full", "left"])
+def test_nor_do_samples_and_scores(cli: Cli, trained: Path, lost: str) -> None:
+    few = (f"pipeline={trained}", "num_inference_steps=1", "mixed_precision=no", "num_images=2", "output=samples")
+    cli.python("-c", lost + MAIN.format("sample"), *few)
+    assert len(list((cli.folder / "samples/images").iterdir())) == 2 and (cli.folder / "samples/grid.png").exists()
+    cli.python("-c", lost + MAIN.format("evaluate"), f"pipeline={trained}", "metrics=[held_out_loss]", "output=scores")
+    assert (cli.folder / "scores/scores.json").exists()
+
+
+def test_a_mistake_keeps_its_exit_code(cli: Cli) -> None:
+    cli.python("-c", FULL + MAIN.format("train"), "train.max_steps=-1", expect=2)
+
+
+def test_what_is_printed_to_be_used_must_arrive(cli: Cli, trained: Path) -> None:
+    full = "import os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+    for program, arguments in (("train", ["--cfg", "job"]), ("reproduce", [str(trained)])):
+        *_, line = cli.python("-c", full + MAIN.format(program), *arguments, expect=4).splitlines()
+        assert line.startswith("error: [Errno 28] No space left on device. Make room")
+    assert cli.python("-c", LEFT + MAIN.format("train"), "--help", expect=1) == ""
+
+
+def test_a_reader_that_is_slow_is_not_waited_for_where_the_descriptor_does_not() -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with os.fdopen(write, "w") as stream:
+        heard = forgiving(stream)
+        heard.write("a line\n" * 100_000)
+        heard.flush()
+    assert os.read(read, 7) == b"a line\n"
+    os.close(read)
