@@ -42,7 +42,7 @@ class Telling(FolderSource):
 PROGRAM = """
 import resource, signal, sys
 from pathlib import Path
-from ddpm_train.data import cache
+from ddpm_train.data import cache, decode_all
 from ddpm_train.data.decode import Decoder
 from telling import Telling
 
@@ -55,7 +55,7 @@ def stop(*_):
     raise Stopped
 
 signal.signal(signal.SIGTERM, stop)
-cache._ALONE_SECONDS = 0
+decode_all._ALONE_SECONDS = 0
 decoder = Decoder((SIDE, SIDE), 3, (255, 255, 255), "center", 10**8)
 try:
     prepared = cache.prepare(Telling(FOLDER), decoder, CACHE, keep_pixels=True, num_workers=2, progress=False)
@@ -217,13 +217,13 @@ def test_sigterm_while_the_command_line_prepares(cli: Cli, garments: list[Image.
     folder = copies(garments[0].convert("RGB").resize((800, 800)), tmp_path / "images", 6000)
     program = (
         "import os, runpy, sys\n"
-        "from ddpm_train.data import cache\n"
-        "before = cache._decode_beside\n"
+        "from ddpm_train.data import decode_all\n"
+        "before = decode_all._decode_beside\n"
         "def telling(*arguments):\n"
         "    print('workers', flush=True)\n"
         "    return before(*arguments)\n"
         "if __name__ == '__main__':\n"
-        "    cache._decode_beside = telling\n"
+        "    decode_all._decode_beside = telling\n"
         f"    sys.argv[0] = {str(ROOT / 'train.py')!r}\n"
         "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )

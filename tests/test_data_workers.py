@@ -28,7 +28,7 @@ subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", "/dev/shm"], check=True)
 from ddpm_train.cli.train import main
 """
-WORKERS_AT_ONCE = "from ddpm_train.data import cache\ncache._ALONE_SECONDS = cache._PACE_SECONDS = 0\n"
+WORKERS_AT_ONCE = "from ddpm_train.data import decode_all\ndecode_all._ALONE_SECONDS = decode_all._PACE_SECONDS = 0\n"
 
 
 def children(process: Process) -> list[psutil.Process]:

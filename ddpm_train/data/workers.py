@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.data.cache import starting_workers
+from ddpm_train.data.decode_all import starting_workers
 from ddpm_train.system.exit_codes import CannotGoOn
 
 # For each worker, also while training does something else.
