@@ -37,6 +37,32 @@ def main(
     # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
     handle_signals(lambda *_: exit_codes.leave(exit_codes.REQUEUE))
 
+    try:
+        try:
+            arguments = flags.read(sys.argv[1:], program, sweeps_itself=sweep is not None)
+            if arguments.help or arguments.cfg:
+                with printing():
+                    show.show(program, arguments)
+            else:
+                sys.stdout = forgiving(sys.stdout)
+                _work(program, job, sweep, arguments, alone)
+        except Mistakes as mistakes:
+            tell(mistakes, everyone=alone)
+        except Exception as error:
+            _end_if_disk_is_full(error)
+            raise
+    except SystemExit as left:
+        exit_codes.note(left.code)
+        raise
+
+
+def _work(
+    program: Program[C],
+    job: Callable[[C, dict[str, Any]], None],
+    sweep: Callable[[Arguments], None] | None,
+    arguments: Arguments,
+    alone: bool,
+) -> None:
     def compose() -> list[tuple[C, dict[str, Any]]]:
         configs = compose_configs(
             program,
@@ -49,32 +75,20 @@ def main(
         launch.follow_launchers()
         return configs
 
-    try:
-        try:
-            arguments = flags.read(sys.argv[1:], program, sweeps_itself=sweep is not None)
-            if arguments.help or arguments.cfg:
-                with printing():
-                    show.show(program, arguments)
-                return
-            sys.stdout = forgiving(sys.stdout)
-            if not alone and (unfit := list(launch.variable_mistakes())):
-                tell(Mistakes(*unfit), everyone=True)
-            if arguments.multirun and sweep:
-                sweep(arguments)
-            else:
-                together = launch.is_one_of_several() and not alone
-                for config, values in _everywhere(compose) if together else compose():
-                    job(config, values)
-        except Mistakes as mistakes:
-            tell(mistakes, everyone=alone)
-        except Exception as error:
-            if not is_refused_by_disk(error):
-                raise
-            print(f"error: {one_line(error)}. Make room, then give the same command again", file=sys.stderr)
-            sys.exit(exit_codes.NOT_SAVED)
-    except SystemExit as left:
-        exit_codes.note(left.code)
-        raise
+    if not alone and (unfit := list(launch.variable_mistakes())):
+        tell(Mistakes(*unfit), everyone=True)
+    if arguments.multirun and sweep:
+        sweep(arguments)
+        return
+    together = launch.is_one_of_several() and not alone
+    for config, values in _everywhere(compose) if together else compose():
+        job(config, values)
+
+
+def _end_if_disk_is_full(error: Exception) -> None:
+    if is_refused_by_disk(error):
+        print(f"error: {one_line(error)}. Make room, then give the same command again", file=sys.stderr)
+        sys.exit(exit_codes.NOT_SAVED)
 
 
 def _everywhere(compose: Callable[[], T]) -> T:
@@ -113,10 +127,8 @@ def printing() -> Iterator[None]:
         sys.stdout = forgiving(sys.stdout)  # Python tries once more at its end
         if isinstance(error, BrokenPipeError):  # as `| head` leaves, with what it wanted
             sys.exit(1)
-        if not is_refused_by_disk(error):
-            raise
-        print(f"error: {one_line(error)}. Make room, then give the same command again", file=sys.stderr)
-        sys.exit(exit_codes.NOT_SAVED)
+        _end_if_disk_is_full(error)
+        raise
 
 
 def tell(mistakes: Mistakes, *, everywhere: bool = True, everyone: bool = False) -> NoReturn:

@@ -69,8 +69,7 @@ class Workers:
         console.start(0, count, unit or "item")
         for turn in range(0, count, batch_size * num_processes):
             polls_left = polls_per_batch
-            start = turn + self.accelerator.process_index * batch_size
-            items = range(count)[start : start + batch_size]
+            items = range(turn, count)[self.accelerator.process_index * batch_size :][:batch_size]
             if items and failure is None:
                 failure = self._fill_rows(results, items, partial(compute, items, poll))
             while polls_left > 0:

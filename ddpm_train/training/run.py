@@ -121,10 +121,8 @@ class Run:
 def build_run(
     config: Config, values: dict[str, Any], *, resumed: ResumedState | None, stop: StopRequest, console: Console
 ) -> Run:
-    """All parts of a run, which stands at its beginning: `restore` takes it to where it goes on.
-
-    Args:
-        resumed: the checkpoint to go on from: what was measured then still holds. None: a new run.
+    """All parts of a run, which stands at its beginning: `restore` takes it to where it goes on. What was measured for
+    the checkpoint `resumed` still holds; None: a new run.
 
     Raises:
         Mistakes: the dataset cannot be had or is too small, or one image does not fit into memory.
