@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from helpers.cli import TINY, Cli
 from helpers.runs import REQUEUE, steps_written, wait_for
 
+from ddpm_train.runs import lock as locks
 from ddpm_train.runs.lock import Holder, RunLock, TakenOver, read_holder
 
 # The program as on a host of its own, with hasty beats.
@@ -84,3 +86,33 @@ def test_only_a_successor_takes_over(tmp_path: Path) -> None:
         lock.check()
     lock.release()
     assert lock.is_lost and read_holder(tmp_path) == successor
+
+
+def test_a_beat_that_was_held_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen after it looked and before it wrote, it hides nobody: also not one that has come to the end since."""
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
+    looked, go_on, looked_again = threading.Event(), threading.Event(), threading.Event()
+
+    class Frozen(RunLock):
+        def check(self) -> None:
+            if looked.is_set():
+                looked_again.set()
+            super().check()
+            if not looked.is_set():
+                looked.set()
+                go_on.wait()
+
+    first, second = Frozen(tmp_path), RunLock(tmp_path)
+    first.acquire()
+    looked.wait()
+    (tmp_path / ".lock").unlink()  # a second host would not see that it is held
+    second.acquire()
+    second.release()
+    last = read_holder(tmp_path)
+    assert last is not None and last.generation == 2 and not last.held
+    go_on.set()
+    looked_again.wait()
+    with pytest.raises(TakenOver):
+        first.check()
+    first.release()
+    assert first.is_lost and read_holder(tmp_path) == last

@@ -17,11 +17,13 @@ from ddpm_train.config.foreign import BadFile, printable, read_json
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.runs.folder import HEARTBEAT, LOCK
 from ddpm_train.system.exit_codes import MISTAKE, CannotGoOn
-from ddpm_train.system.files import write_atomic
+from ddpm_train.system.files import replace_file
 
 BEAT_SECONDS = 5.0
 # A holder on another host that is silent for three beats is dead. No clocks are compared.
 SILENT_BEATS = 3
+# Of a heartbeat file, whose beats overwrite each other: longer than any.
+_BYTES = 1024
 
 
 class TakenOver(CannotGoOn):
@@ -57,7 +59,9 @@ class RunLock:
 
     On one host, and on shared disks with locks, the operating system's file lock decides: it ends with its process,
     however that ends. Where hosts do not see each other's locks, a heartbeat file tells the living from the dead. One
-    that was only held up (a frozen machine, a disk that hung) finds there that it was taken for dead.
+    that was only held up (a frozen machine, a disk that hung) finds there that it was taken for dead: who takes a run
+    puts a new file there, and each beat goes into the file of its own holder, so that one that was held up just before
+    it was written cannot hide the successor.
 
     Attributes:
         is_lost: whether it has been found that another process has taken the run over.
@@ -66,10 +70,10 @@ class RunLock:
     def __init__(self, output_dir: Path) -> None:
         self._folder = output_dir
         self._lock = FileLock(output_dir / LOCK)
-        self._heartbeat = output_dir / HEARTBEAT
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._me: Holder | None = None  # while the run is held
+        self._beats = -1  # the descriptor of this holder's own heartbeat file
         self.is_lost = False
 
     def acquire(self) -> None:
@@ -94,7 +98,10 @@ class RunLock:
                     self._refuse(now)
         generation = 1 if holder is None else holder.generation + 1
         me = Holder(socket.gethostname(), os.getpid(), 0, secrets.token_hex(8), generation)
-        self._write(me)
+        with replace_file(self._folder / HEARTBEAT) as staging:
+            staging.touch()
+            self._beats = os.open(staging, os.O_WRONLY)
+            self._write(me)
         self._me = me
         self._thread.start()
 
@@ -120,6 +127,7 @@ class RunLock:
             with suppress(TakenOver, OSError):
                 self.check()
                 self._write(replace(self._me, held=False))
+            os.close(self._beats)
         self._lock.release()
 
     def _refuse(self, holder: Holder | None) -> None:
@@ -140,7 +148,8 @@ class RunLock:
                 pass  # a full disk must not end the run; the file lock still holds
 
     def _write(self, holder: Holder) -> None:
-        write_atomic(self._heartbeat, json.dumps(asdict(holder)).encode())
+        os.pwrite(self._beats, json.dumps(asdict(holder)).encode().ljust(_BYTES), 0)
+        os.fsync(self._beats)
 
 
 def is_held(output_dir: Path) -> bool:
