@@ -220,6 +220,24 @@ def test_the_rate_of_copies_is_that_of_the_duplicates(features: dict[str, Tensor
     assert sorted(found.closest[:16].tolist()) == found.neighbours[:16, 0].sort().values.tolist()
 
 
+def test_duplicates_among_the_held_out_images_hide_no_copier(features: dict[str, Tensor]) -> None:
+    """The threshold is what unseen images give; where there are none, only what is equal to a training image counts."""
+    training, unseen = features["first"], features["second"]
+    held_out, fresh = unseen[: SET_SIZE // 2], unseen[SET_SIZE // 2 :]
+    samples = torch.cat((training[:20], fresh))
+    clean = measure_copying(samples, training, held_out)
+    # The same pictures, with features that were computed in another batch.
+    planted = torch.cat((training[:3] * (1 + 1e-6), held_out))
+    found = measure_copying(samples, training, planted)
+    assert (found.copy_rate, found.held_out_rate) == (clean.copy_rate, clean.held_out_rate)
+    assert found.warning is not None and found.warning.startswith(
+        f"3 of {len(planted)} held-out images are training images as well and were left out; "
+    )
+    assert measure_copying(training, training, planted).copy_rate == 1
+    found = measure_copying(samples, training, training[:30])
+    assert found.copy_rate == 20 / len(samples) and "0 held-out images do not show" in str(found.warning)
+
+
 def test_the_nearest_images_are_found_exactly() -> None:
     generator = torch.Generator().manual_seed(0)
     among = 100 + torch.randn(50, 7, generator=generator) / 10  # far from 0, where a fast distance rounds

@@ -12,8 +12,11 @@ from ddpm_train.evaluation.measure import ImageInputs, Result
 from ddpm_train.evaluation.scores import Measured
 from ddpm_train.sampling import pictures
 
-# Nearer to a training image than all but this share of the held-out images are counts as a copy.
+# As near to a training image as the nearest held-out images, this share of them, or nearer: counts as a copy.
 QUANTILE = 0.01
+# Features of one picture that were computed in different batches differ by rounding: by less than this share of the
+# features' spread.
+_ROUNDING = 1e-4
 _CHUNK = 2048
 _NUM_SHOWN, _NUM_NEIGHBOURS = 16, 5
 # A fast distance that rounds finds candidates; an exact one finds the nearest among them.
@@ -25,8 +28,9 @@ class Copying:
     """How near the samples come to the training images.
 
     Attributes:
-        copy_rate: the share of samples that are nearer to a training image than all but `QUANTILE` of the held-out
-            images; a model that has learned the distribution and not its examples comes out at `held_out_rate`.
+        copy_rate: the share of samples that are as near to a training image as the nearest `QUANTILE` of the held-out
+            images, or nearer; a model that has learned the distribution and not its examples comes out at
+            `held_out_rate`. Held-out images that are training images as well do not count.
         interval: of the copy rate; covers the choice of samples and of held-out images.
         held_out_rate: the same share of the held-out images themselves.
         warning: why not to trust it.
@@ -70,20 +74,33 @@ def measure_copying(generated: Tensor, training: Tensor, held_out: Tensor) -> Co
     to_training, neighbours = nearest(generated, training, min(_NUM_NEIGHBOURS, len(training)))
     of_samples = to_training[:, 0].numpy()
     of_held_out = nearest(held_out, training, 1)[0][:, 0].numpy()
-    threshold = np.quantile(of_held_out, QUANTILE)
-    resampled = np.quantile(rng.choice(of_held_out, (bootstrap.RESAMPLES, len(of_held_out))), QUANTILE, axis=1)
-    hits = np.array([(of_samples < each).sum() for each in resampled])
+    the_same = _ROUNDING * float(training.std(dim=0, correction=0).norm())
+    unseen = of_held_out[of_held_out > the_same]
+    # Where every held-out image is a training image, only a sample that is one, too, can be told to be a copy.
+    usual = unseen if len(unseen) else np.array([the_same], dtype=np.float32)
+    threshold = np.quantile(usual, QUANTILE)
+    resampled = np.quantile(rng.choice(usual, (bootstrap.RESAMPLES, len(usual))), QUANTILE, axis=1)
+    hits = np.array([(of_samples <= each).sum() for each in resampled])
     closest = torch.from_numpy(np.argsort(of_samples, kind="stable")[:_NUM_SHOWN].copy())
-    warning = f"{len(held_out)} held-out images do not show how near 1 in {1 / QUANTILE:.0f} comes; hold out more"
     return Copying(
-        copy_rate=float((of_samples < threshold).mean()),
+        copy_rate=float((of_samples <= threshold).mean()),
         interval=bootstrap.share(hits, len(of_samples), rng),
-        held_out_rate=float((of_held_out < threshold).mean()),
-        warning=warning if len(held_out) * QUANTILE < 1 else None,
+        held_out_rate=float((usual <= threshold).mean()),
+        warning="; ".join(_warnings(len(held_out), len(unseen))) or None,
         closest=closest,
         neighbours=neighbours[closest],
         distances=to_training[:, 0],
     )
+
+
+def _warnings(num_held_out: int, num_unseen: int) -> Iterator[str]:
+    if num_unseen < num_held_out:
+        yield (
+            f"{num_held_out - num_unseen} of {num_held_out} held-out images are training images as well and were left "
+            "out; the held-out loss still counts them"
+        )
+    if num_unseen * QUANTILE < 1:
+        yield f"{num_unseen} held-out images do not show how near 1 in {1 / QUANTILE:.0f} comes; hold out more"
 
 
 def nearest(features: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
