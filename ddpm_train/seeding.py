@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     HELD_OUT_TIMESTEP = 8
     BOUND_NOISE = 9
     BOUND_TIMESTEP = 10
+    FLOOR_IMAGE = 11
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
