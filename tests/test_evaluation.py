@@ -76,7 +76,7 @@ def test_what_an_evaluation_leaves(full: tuple[Cli, str]) -> None:
     for step in (3, 6):
         stored = json.loads((folder / f"step_{step:08}.json").read_text())
         record = cli.metrics("full")[step - 1]
-        assert list(stored) == ["step", "held_out_loss", "loss_by_timestep", "scores"]
+        assert list(stored) == ["step", "held_out_loss", "loss_by_timestep", "floor", "scores"]
         assert stored["step"] == step and stored["held_out_loss"] == record["held_out_loss"]
         bins = stored["loss_by_timestep"]
         assert bins["edges"] == list(range(0, 1001, 100)) and sum(bins["count"]) == 19  # 40 % of 48
@@ -84,6 +84,10 @@ def test_what_an_evaluation_leaves(full: tuple[Cli, str]) -> None:
         assert sum(loss * count for loss, count in filled) / 19 == pytest.approx(stored["held_out_loss"], rel=1e-9)
         for number, loss in enumerate(bins["loss"]):
             assert record.get(f"held_out_loss_t0{number}00_0{number}99") == loss
+        floor = stored["floor"]
+        assert floor["loss"] == pytest.approx(stored["held_out_loss"]) and floor["num_images"] == 29
+        assert 0 < floor["least"] < floor["naive"] and floor["interval"][0] <= floor["learned"] <= floor["interval"][1]
+        assert (record["learned"], record["held_out_loss_floor"]) == (floor["learned"], floor["least"])
         kid, isc = stored["scores"]
         assert kid["name"] == KID and record[KID] == kid["value"] and kid["lower_is_better"]
         assert isc["name"] == "isc_efficientnet_lite0_n10" and isc["value"] == record[isc["name"]]

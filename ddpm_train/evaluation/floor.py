@@ -10,7 +10,7 @@ average, no more than what they were drawn from. The same holds for fewer images
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 from ddpm_train.config.losses import Loss
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.evaluation import bootstrap
-from ddpm_train.evaluation.measure import ModelInputs
+from ddpm_train.evaluation.held_out import loss_by_timestep
+from ddpm_train.evaluation.measure import ModelInputs, Result
 from ddpm_train.evaluation.real_images import RealImages
 from ddpm_train.seeding import Purpose, integers
 
@@ -28,6 +29,7 @@ NUM_NOISED = 2048
 # The most held-out images at whose noise it is measured, and numbers in the images that it knows.
 _MOST_HELD_OUT, _MOST_VALUES = 2048, 2**26
 _BATCH_VALUES = 2**24  # weights of images that are held at once
+_PARTS = 10  # of the schedule, in which the losses are told
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Floor:
 
     Attributes:
         held_out: the numbers of those images, int64 [S].
+        timesteps: of each, int64 [S].
         least: no model's loss there is less, averaged over images: float64 [S].
         fewer: the same of half of the images that it knows, which tells how much more images would raise it.
         copier: the loss, on the held-out images themselves, of the denoiser that has learned the training images by
@@ -45,6 +48,7 @@ class Floor:
     """
 
     held_out: Tensor
+    timesteps: Tensor
     least: Tensor
     fewer: Tensor
     copier: Tensor
@@ -62,6 +66,32 @@ class Floor:
         weights = bootstrap.weights(bootstrap.new_rng(), len(gained)).T
         resampled = (weights @ gained) / (weights @ within_reach)
         return float(gained.sum() / within_reach.sum()), bootstrap.ends(resampled.numpy())
+
+    def results(self, losses: Tensor, num_train_timesteps: int) -> Iterator[Result]:
+        """What a run records of a model with these losses of all held-out images, [N]."""
+        share, interval = self.learned(losses)
+        own = {"loss": losses[self.held_out.to(losses.device)], "least": self.least, "copier": self.copier}
+        means = {name: float(values.double().mean()) for name, values in own.items()}
+        yield "held_out_loss_floor", means["least"]
+        yield "learned", share
+        parts = {
+            name: loss_by_timestep(values, self.timesteps, num_train_timesteps, _PARTS) for name, values in own.items()
+        }
+        yield (
+            "floor",
+            {
+                **means,
+                "least_of_half": float(self.fewer.mean()),
+                "naive": float(self.naive.mean()),
+                "learned": share,
+                "interval": list(interval),
+                "num_images": self.num_images,
+                "by_timestep": {
+                    "edges": parts["loss"]["edges"],
+                    **{name: part["loss"] for name, part in parts.items()},
+                },
+            },
+        )
 
 
 def has_floor(objective: Objective) -> bool:
@@ -104,12 +134,13 @@ def measure_floor(inputs: ModelInputs, training: RealImages) -> Floor:
         fewer = half.losses(images[drawn // 2], *repeated)
         columns = [values.unflatten(0, (-1, draws)).mean(dim=1) for values in (least, fewer)]
         columns += [best.losses(x_0, noise, timesteps), best.naive_losses(x_0, noise, timesteps)]
+        columns.append(timesteps.float())
         return torch.stack(columns, dim=1)
 
     batch_size = max(1, _BATCH_VALUES // (draws * len(images)))
-    filled = inputs.workers.fill(torch.zeros(len(chosen), 4, device=device), measure, batch_size)
-    least, fewer, copier, naive = filled.cpu().double().unbind(dim=1)
-    return Floor(chosen, least, fewer, copier, naive, len(known))
+    filled = inputs.workers.fill(torch.zeros(len(chosen), 5, device=device), measure, batch_size)
+    least, fewer, copier, naive, timesteps = filled.cpu().double().unbind(dim=1)
+    return Floor(chosen, timesteps.long(), least, fewer, copier, naive, len(known))
 
 
 class _Denoiser:

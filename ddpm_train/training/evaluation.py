@@ -14,6 +14,7 @@ from ddpm_train.config.foreign import printable
 from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import Config
+from ddpm_train.evaluation.floor import Floor, has_floor, measure_floor
 from ddpm_train.evaluation.held_out import held_out_losses, over_timesteps
 from ddpm_train.evaluation.image_sets import SampledImages
 from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images
@@ -58,6 +59,7 @@ class Evaluation:
         self._records = records
         self._trackers = trackers
         self._workers = Workers(run.accelerator, run.stop, Console(enabled=False))  # the run's own shows its steps
+        self._floor: Floor | None = None  # the same for every step
         self.failed: dict[int, str] = {}
         self._done = run.state.step if "evaluation_seconds" in records.last else None
 
@@ -111,7 +113,7 @@ class Evaluation:
         run, data, config = self._run, self._run.data, self._run.config
         grid = self._sampled(unet, config.evaluation.num_images)
         yield "samples", pictures.image_grid(grid.pixels().cpu())
-        held_out = None
+        training, held_out = RealImages(data.train, config.dataset, self._workers), None
         if data.validation is not None:
             held_out = RealImages(data.validation, config.dataset, self._workers, held_out=True)
             inputs = ModelInputs(
@@ -128,8 +130,10 @@ class Evaluation:
             losses, timesteps = held_out_losses(inputs)
             yield "held_out_loss", float(losses.cpu().double().mean())
             yield from over_timesteps(losses, timesteps, inputs)
+            if has_floor(run.objective):
+                self._floor = self._floor or measure_floor(inputs, training)
+                yield from self._floor.results(losses, run.objective.noise_scheduler.config.num_train_timesteps)
         if self._extractor is not None:
-            training = RealImages(data.train, config.dataset, self._workers)
             metrics, samples = config.evaluation.metrics, self._sampled(unet, config.evaluation.num_samples)
             yield from measure_images(
                 metrics, samples, self._extractor, reference=training, training=training, held_out=held_out
