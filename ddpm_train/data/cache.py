@@ -18,13 +18,14 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.data.decode import CountingDecoder, Decoder
+from ddpm_train.data.decode import Decoder
 from ddpm_train.data.decode_all import decode_all
 from ddpm_train.data.formats import formats_of
+from ddpm_train.data.frames import MOST_FRAMES, frame_name
 from ddpm_train.data.sources import Source
 from ddpm_train.system.files import replace_folder
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,23 @@ class Prepared:
     """A source after every image was decoded once."""
 
     folder: Path
-    usable: np.ndarray  # int64 [N]: the source's index of each image that decodes
+    usable: np.ndarray  # int64 [N]: the source's index of each image that decodes, ascending
+    frames: np.ndarray  # int32 [N]: which frame of it the image is
     sizes: np.ndarray  # int32 [N, 2]: height and width after the resize
     content: str  # SHA-256 over all pixels in order: the identity of the data, wherever it came from
     broken: list[str]  # a line "name: reason" for each image that does not decode
-    unused_frames: tuple[int, int]  # how many images have more frames than the first, and how many these are
+    unused_frames: tuple[int, int]  # how many images have more frames than the first, if only that is used; how many
+    overlong: int  # how many files have more than MOST_FRAMES frames; further ones are not counted
 
     def __len__(self) -> int:
         return len(self.usable)
+
+    @property
+    def num_frames(self) -> tuple[int, int]:
+        """How many images are frames of files of which several are used, and how many such files there are."""
+        _, counts = np.unique(self.usable, return_counts=True)
+        several = counts[counts > 1]
+        return int(several.sum()), len(several)
 
     def pixels(self) -> np.ndarray:
         """All pixels as one flat, memory-mapped uint8 array; image i is [C, H_i, W_i] after those before it."""
@@ -53,6 +63,7 @@ class _Meta:
     content: str
     broken: list[str]
     unused_frames: tuple[int, int]
+    overlong: int
     num_bytes: int
 
 
@@ -103,29 +114,35 @@ def _build(
     staging: Path, source: Source, decoder: Decoder, keep_pixels: bool, num_workers: int, progress: bool
 ) -> None:
     """Decode everything into an empty folder."""
-    usable, sizes, unused_frames = array("q"), array("i"), array("q")
+    usable, frames, sizes = array("q"), array("i"), array("i")
+    others: dict[int, int] = {}  # of files with several frames
     broken: list[str] = []
     digest = hashlib.sha256()
     with (
         open(staging / "pixels.bin", "wb") as file,
         tqdm(total=len(source), desc="preparing images", unit="img", disable=not progress, leave=False) as bar,
-        closing(decode_all(source, CountingDecoder(**vars(decoder)), num_workers, staging)) as images,
+        closing(decode_all(source, decoder, num_workers, staging)) as images,
     ):
-        for index, decoded, frames in images:
-            bar.update()
-            if isinstance(decoded, str):
-                broken.append(f"{source.name(index)}: {decoded}")
+        for index, frame, pixels, others_of_file in images:
+            bar.update(index + 1 - bar.n)
+            if isinstance(pixels, str):
+                broken.append(f"{frame_name(source.name(index), frame)}: {pixels}")
                 continue
             usable.append(index)
-            unused_frames.append(frames)
-            sizes.extend(decoded.shape[1:])
-            digest.update(decoded.data)
+            frames.append(frame)
+            sizes.extend(pixels.shape[1:])
+            if others_of_file:
+                others[index] = others_of_file
+            digest.update(pixels.data)
             if keep_pixels:
-                file.write(decoded.data)
+                file.write(pixels.data)
         num_bytes = file.tell()
     np.save(staging / "usable.npy", np.array(usable, dtype=np.int64))
+    np.save(staging / "frames.npy", np.array(frames, dtype=np.int32))
     np.save(staging / "sizes.npy", np.array(sizes, dtype=np.int32).reshape(-1, 2))
-    meta = _Meta(digest.hexdigest(), broken, (sum(map(bool, unused_frames)), sum(unused_frames)), num_bytes)
+    unused = (len(others), sum(others.values())) if decoder.frames == "first" else (0, 0)
+    overlong = sum(count >= MOST_FRAMES for count in others.values())
+    meta = _Meta(digest.hexdigest(), broken, unused, overlong, num_bytes)
     (staging / "meta.json").write_text(json.dumps(asdict(meta)))
 
 
@@ -135,14 +152,15 @@ def _open(folder: Path) -> Prepared | None:
 
     try:
         meta = read_json(folder / "meta.json", _Meta)
-        usable, sizes = (_load_array(folder / f"{name}.npy") for name in ("usable", "sizes"))
+        usable, frames, sizes = (_load_array(folder / f"{name}.npy") for name in ("usable", "frames", "sizes"))
         num_bytes = (folder / "pixels.bin").stat().st_size
     except (OSError, ValueError, EOFError):
         return None
-    whole = usable.dtype == np.int64 and sizes.dtype == np.int32 and sizes.shape == (*usable.shape, 2)
+    whole = usable.dtype == np.int64 and sizes.dtype == frames.dtype == np.int32
+    whole = whole and frames.shape == usable.shape and sizes.shape == (*usable.shape, 2)
     if not whole or num_bytes != meta.num_bytes:
         return None
-    return Prepared(folder, usable, sizes, meta.content, meta.broken, meta.unused_frames)
+    return Prepared(folder, usable, frames, sizes, meta.content, meta.broken, meta.unused_frames, meta.overlong)
 
 
 def _load_array(path: Path) -> np.ndarray:

@@ -5,10 +5,10 @@ import os
 import struct
 import warnings
 import zlib
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,8 +16,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ddpm_train.data.formats import formats_of
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# Of the others, further frames are previews, layers and sizes of the same picture.
-_WITH_FRAMES = ("GIF", "WEBP", "TIFF", "PNG", "AVIF")
 # Pillow's plugins answer damaged files with any of these.
 DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, AttributeError),
@@ -31,6 +29,10 @@ MAX_CROP_RANGE = 4
 
 class BrokenImage(Exception):
     """An image that cannot be used; the text says why in one line."""
+
+
+class LastFrame(BrokenImage):
+    """A frame that cannot be used, after which none of its file can."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Decoder:
     # Of grey images of more than 8 bits: black and white, beyond which values are cut off; None: 0 and `grey_white`.
     value_range: tuple[float, float] | None = None
     grey_white: int | None = None  # None: 255 or 65535, as each image's own values have it
+    frames: str = "first"  # which frames or pages of a file are images of the dataset: "first" or "all"
+    frame: int = 0  # the one that is decoded, composed with those before it as viewers do
+
+    def at(self, frame: int) -> Self:
+        """A decoder of another frame."""
+        return replace(self, frame=frame)
 
     @property
     def _reach(self) -> int:
@@ -63,7 +71,8 @@ class Decoder:
         """Decode one image.
 
         Raises:
-            BrokenImage: not an image, no regular file, truncated, of an unknown mode, or above `max_pixels`.
+            BrokenImage: not an image, no regular file, truncated, of an unknown mode, or above `max_pixels`; or it has
+                no such frame.
         """
         if isinstance(encoded, Path) and os.path.exists(encoded) and not os.path.isfile(encoded):
             raise BrokenImage("not a regular file")  # opening a pipe would wait for ever
@@ -71,26 +80,49 @@ class Decoder:
             with warnings.catch_warnings():
                 # Whatever Pillow finds odd about a file, either it decodes or the reason is given once.
                 warnings.simplefilter("ignore")
-                file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-                with Image.open(file, formats=formats_of(encoded)) as image:
-                    if (pixels := image.width * image.height) > self.max_pixels:
-                        too_many = f"{pixels / 1e6:.0f} megapixels, more than dataset.max_pixels={self.max_pixels}"
-                        raise BrokenImage(too_many)
+                with self.open(encoded) as image:
                     return self.from_image(image)
         except UnidentifiedImageError:
             raise BrokenImage("not an image") from None
         except DAMAGE as error:
-            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise BrokenImage(text.splitlines()[0]) from None
+            raise BrokenImage(_reason(error)) from None
+
+    def open(self, encoded: bytes | Path) -> AbstractContextManager[Image.Image]:
+        """Opened for as long as it is decoded."""
+        file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        return Image.open(file, formats=formats_of(encoded))
 
     def from_image(self, image: Image.Image) -> np.ndarray:
         """The same for an opened image."""
+        self.seek(image)
         image = upright(image)
         if is_deep(image):
             image = self._to_eight_bits(image)
         image = self._resize(to_mode(image, self.channels, self.background))
         array = np.asarray(image)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+    def seek(self, image: Image.Image) -> None:
+        """Turn an opened image to the frame, and compare its size with `max_pixels` before it is decoded.
+
+        Raises:
+            BrokenImage: it is too large, or cannot be reached.
+        """
+        if self.frame:
+            # Frames may be larger than the first, and are composed on the way. Pillow refuses twice as many pixels.
+            Image.MAX_IMAGE_PIXELS = self.max_pixels // 2
+            try:
+                image.seek(self.frame)
+            except Image.DecompressionBombError:
+                raise LastFrame(f"is larger than dataset.max_pixels={self.max_pixels}") from None
+            except DAMAGE as error:
+                if image.tell() != self.frame:
+                    raise LastFrame(_reason(error)) from None
+                raise
+            finally:
+                Image.MAX_IMAGE_PIXELS = None
+        if (pixels := image.width * image.height) > self.max_pixels:
+            raise BrokenImage(f"{pixels / 1e6:.0f} megapixels, more than dataset.max_pixels={self.max_pixels}")
 
     def _to_eight_bits(self, image: Image.Image) -> Image.Image:
         """Mode I (whatever its dtype) or F to L, scaled and rounded; never cut off unless `value_range` says so.
@@ -131,18 +163,9 @@ class Decoder:
         return image.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
-class CountingDecoder(Decoder):
-    """Also counts the frames beyond the first of what it decodes: pages, and pictures of an animation. None is used."""
-
-    unused_frames = 0
-
-    def from_image(self, image: Image.Image) -> np.ndarray:
-        pixels = super().from_image(image)
-        self.unused_frames = 0
-        if image.format in _WITH_FRAMES:
-            with suppress(*DAMAGE):  # the first frame decodes
-                self.unused_frames = getattr(image, "n_frames", 1) - 1
-        return pixels
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]
 
 
 def is_deep(image: Image.Image) -> bool:

@@ -14,16 +14,18 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.data.decode import BrokenImage, CountingDecoder
+from ddpm_train.data.decode import BrokenImage, Decoder, LastFrame
+from ddpm_train.data.frames import MOST_FRAMES, FrameReader
 from ddpm_train.data.sources import Source
 from ddpm_train.system.signals import SIGNALS, handle_signals
 
@@ -36,7 +38,17 @@ _PACE_SECONDS = 0.05
 _CHUNK_IMAGES = 16
 _CHUNK_BYTES = 2**20
 _CHUNKS_AHEAD = 3
-Decoded = tuple[int, np.ndarray | str, int]  # an image's index, its pixels or why it is broken, its unused frames
+# What a worker sends at once of files with many frames.
+_MESSAGE_BYTES = 2**24
+
+
+class Decoded(NamedTuple):
+    """An image, or why it is broken."""
+
+    item: int  # of the source
+    frame: int
+    pixels: np.ndarray | str  # uint8 [C, H, W], or why it is broken
+    others: int  # further frames of the same file, at most MOST_FRAMES
 
 
 @contextmanager
@@ -67,13 +79,14 @@ def starting_workers() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-_work: tuple[Source, CountingDecoder]  # of a worker
+_work: tuple[Source, FrameReader]  # of a worker
 
 
 def _start_worker(path: str) -> None:
     global _work
     with open(path, "rb") as file:
-        _work = pickle.load(file)
+        source, decoder = pickle.load(file)
+    _work = source, FrameReader(**vars(decoder))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -86,42 +99,71 @@ def _end_with_parent() -> None:
 
 
 def _decode_chunk(indices: range) -> list[Decoded]:
-    return [_decode(*_work, index) for index in indices]
+    return _begin_chunk(*_work, indices)
 
 
-def _decode(source: Source, decoder: CountingDecoder, index: int) -> Decoded:
+def _begin_chunk(source: Source, reader: FrameReader, indices: range) -> list[Decoded]:
+    """The images of the first of these indices, or of all: as many as are sent at once."""
+    decoded: list[Decoded] = []
+    most = _most_sent(reader)
+    for index in indices:
+        decoded += islice(_decode(source, reader, index), most)
+        if len(decoded) >= most:
+            break
+    return decoded
+
+
+def _most_sent(reader: FrameReader) -> int:
+    return max(1, _MESSAGE_BYTES // reader.max_bytes)
+
+
+def _decode(source: Source, reader: FrameReader, index: int) -> Iterator[Decoded]:
+    """What one item of the source stands for: an image, or all frames of it."""
+    with closing(reader):
+        first = _load(source, reader, index)
+        numbers = reader.numbers
+        others = sum(number > 0 for number in numbers)
+        used = numbers[:MOST_FRAMES] if reader.frames == "all" else (0,)
+        for number in used:
+            pixels = first if number == 0 else _load(source, reader.at(number), index)
+            if isinstance(pixels, LastFrame) and number != used[-1]:
+                yield Decoded(index, number, f"{pixels}; the frames after it are lost, too", others)
+                return
+            yield Decoded(index, number, str(pixels) if isinstance(pixels, BrokenImage) else pixels, others)
+
+
+def _load(source: Source, reader: FrameReader, index: int) -> np.ndarray | BrokenImage:
     try:
-        return index, source.load(index, decoder), decoder.unused_frames
+        return source.load(index, reader)
     except BrokenImage as error:
-        return index, str(error), 0
+        return error
 
 
-def decode_all(
-    source: Source, decoder: CountingDecoder, num_workers: int, scratch: Path
-) -> Generator[Decoded, None, None]:
+def decode_all(source: Source, decoder: Decoder, num_workers: int, scratch: Path) -> Generator[Decoded, None, None]:
     """Every image in order, or why it is broken.
 
     This process decodes all the time: alone until workers are worth starting and the first of them is there, then
     beside them.
     """
+    reader = FrameReader(**vars(decoder))
     started = time.monotonic()
     for index in range(len(source)):
         elapsed, left = time.monotonic() - started, len(source) - index
         if num_workers and elapsed >= _PACE_SECONDS and elapsed * left >= _ALONE_SECONDS * index:
             break
-        yield _decode(source, decoder, index)
+        yield from _decode(source, reader, index)
     else:
         return
     with _workers(source, decoder, num_workers, scratch) as (pool, ready):
         while index < len(source) and not ready.done():
-            yield _decode(source, decoder, index)
+            yield from _decode(source, reader, index)
             index += 1
-        yield from _decode_beside(pool, source, decoder, num_workers, index)
+        yield from _decode_beside(pool, source, reader, num_workers, index)
 
 
 @contextmanager
 def _workers(
-    source: Source, decoder: CountingDecoder, num_workers: int, scratch: Path
+    source: Source, decoder: Decoder, num_workers: int, scratch: Path
 ) -> Iterator[tuple[ProcessPoolExecutor, "Future[Any]"]]:
     """Starts workers without waiting for them; the future is done when the first one is there."""
     # Forking a process that runs torch's threads can deadlock; spawned workers import no torch.
@@ -158,19 +200,31 @@ def _submit(pool: ProcessPoolExecutor, indices: range) -> "Future[list[Decoded]]
 
 
 def _decode_beside(
-    pool: ProcessPoolExecutor, source: Source, decoder: CountingDecoder, num_workers: int, first: int
+    pool: ProcessPoolExecutor, source: Source, reader: FrameReader, num_workers: int, first: int
 ) -> Iterator[Decoded]:
-    """The images from `first` on. This process takes a chunk itself whenever the workers have enough to do."""
-    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // decoder.max_bytes))
-    pending: deque[Future[list[Decoded]]] = deque()
+    """The images from index `first` on. This process takes a chunk itself whenever the workers have enough to do."""
+    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // reader.max_bytes))
+    pending: deque[tuple[range, Future[list[Decoded]]]] = deque()
+
+    def finish_first() -> Iterator[Decoded]:
+        chunk, future = pending.popleft()
+        decoded = future.result()
+        yield from decoded
+        last, most = decoded[-1], _most_sent(reader)
+        if reader.frames == "all" and last.others >= most == sum(each.item == last.item for each in decoded):
+            # To send the rest piece by piece would begin the file anew for each.
+            yield from islice(_decode(source, reader, last.item), most, None)
+        if rest := range(last.item + 1, chunk.stop):
+            pending.appendleft((rest, _submit(pool, rest)))
+
     for start in range(first, len(source), size):
         chunk = range(start, min(start + size, len(source)))
-        if sum(not future.done() for future in pending) < _CHUNKS_AHEAD * num_workers:
-            pending.append(_submit(pool, chunk))
+        if sum(not future.done() for _, future in pending) < _CHUNKS_AHEAD * num_workers:
+            pending.append((chunk, _submit(pool, chunk)))
         else:
-            pending.append(Future())
-            pending[-1].set_result([_decode(source, decoder, index) for index in chunk])
-        while pending and (pending[0].done() or len(pending) > 2 * _CHUNKS_AHEAD * num_workers):
-            yield from pending.popleft().result()
+            pending.append((chunk, Future()))
+            pending[-1][1].set_result(_begin_chunk(source, reader, chunk))
+        while pending and (pending[0][1].done() or len(pending) > 2 * _CHUNKS_AHEAD * num_workers):
+            yield from finish_first()
     while pending:
-        yield from pending.popleft().result()
+        yield from finish_first()

@@ -37,6 +37,7 @@ _NO_DATA = {
 }
 _OF_A_RUN = {SAMPLES, EVALUATION, CHECKPOINTS, PIPELINE, TENSORBOARD, "wandb"}
 _MOST_KINDS = 6  # that are told
+_METADATA = {"metadata.csv", "metadata.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ class ImageFiles:
         paths: of the images that can be decoded, relative to the folder, sorted.
         left_out: how many images are left out, by where they lie ("in .Trash-1000").
         unreadable: how many nothing installed reads, by their ending (".heic").
+        metadata: the tables of the `datasets` library beside the images, relative to the folder, sorted.
     """
 
     paths: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)
+    metadata: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -112,6 +115,7 @@ def find_images(root: Path) -> ImageFiles:
             reason = "beside the images of ddpm-sample"
         _sort_out(os.path.relpath(folder, root), files, reason, found)
     found.paths.sort()
+    found.metadata.sort()
     return found
 
 
@@ -119,6 +123,8 @@ def _sort_out(folder: str, files: list[str], reason: str | None, found: ImageFil
     known = decodable()
     for file in files:
         ending = os.path.splitext(file)[1].lower()
+        if file in _METADATA and reason is None:
+            found.metadata.append(os.path.normpath(os.path.join(folder, file)))
         if ending not in known and ending not in REMEDIES:
             continue
         if reason is not None or file.startswith("."):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared
 from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
+from ddpm_train.data.frames import frame_name
 from ddpm_train.data.sources import Source
 
 _CHUNK_BYTES = 2**28  # copied to a device at once
@@ -77,11 +78,12 @@ class Images:
             height, width = self.prepared.sizes[row]
             flat = self._pixels[self.offsets[row] : self.offsets[row + 1]]
             return flat.reshape(self.decoder.channels, height, width)
-        index = int(self.prepared.usable[row])
+        index, frame = int(self.prepared.usable[row]), int(self.prepared.frames[row])
         try:
-            return self.source.load(index, self.decoder)
+            return self.source.load(index, self.decoder.at(frame))
         except BrokenImage as error:
-            raise Mistakes(f"{self.source.name(index)}: could be read at the start, but not now: {error}") from None
+            name = frame_name(self.source.name(index), frame)
+            raise Mistakes(f"{name}: could be read at the start, but not now: {error}") from None
 
 
 def fits(images: Images, device: torch.device) -> bool:

@@ -14,7 +14,9 @@ from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared, prepare
 from ddpm_train.data.decode import Decoder
+from ddpm_train.data.frames import MOST_FRAMES
 from ddpm_train.data.greys import Greys, find_greys
+from ddpm_train.data.held_out import split
 from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
@@ -27,8 +29,6 @@ from ddpm_train.system.launch import num_cores
 if TYPE_CHECKING:  # workers import this module, and diffusers takes them seconds
     from ddpm_train.diffusion.objective import Objective
 
-# The held-out part of a dataset must not move when the run's seed does.
-_SPLIT_SEED = 0
 # By default no process has more workers than this, each of which takes memory and seconds to start. Prepared images
 # are only gathered, which few can do for any GPU; without a cache they are decoded.
 _MOST_WORKERS = {"disk": 8, "none": 32}
@@ -48,6 +48,7 @@ class Data:
     left_out: list[str]  # what of the dataset is not used, in lines
     commit: str | None  # of the repository that they come from, if it is one on the Hub
     greys: Greys | None  # unless `dataset.value_range` says what is black and white
+    frames: tuple[int, int]  # how many images are frames of files with several, and of how many such files
 
     def warnings(self) -> Iterator[str]:
         """What of the dataset is not used, in lines for a person."""
@@ -55,6 +56,13 @@ class Data:
             yield f"warning: {counted(len(self.broken), 'image')} cannot be read and are skipped:"
             yield from (f"  {line}" for line in self.broken[:20])
         yield from (f"warning: {line}" for line in self.left_out)
+
+    @property
+    def frames_text(self) -> str | None:
+        """Which images are frames, in a line; None: none is."""
+        images, files = self.frames
+        total = len(self.train) + len(self.validation or ())
+        return f"{images:,} of {counted(total, 'image')} are frames of {counted(files, 'file')}" if images else None
 
     def identity(self) -> "DataIdentity":
         """What makes these images these: content and number of the training images, and of those held out."""
@@ -68,7 +76,7 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         Mistakes: see `open_source` and `prepare`; also when a split leaves no image.
     """
     of_config = (config.resolution, config.channels, config.background, config.crop, config.max_pixels)
-    decoder = Decoder(*of_config, config.value_range)
+    decoder = Decoder(*of_config, config.value_range, frames=config.frames)
     source = open_source(config, config.split)
     greys = find_greys(source, decoder) if config.value_range is None else None
     decoder = replace(decoder, grey_white=greys.white if greys else None)
@@ -83,42 +91,54 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
             num_workers=num_cores() - 1 if config.num_workers is None else config.num_workers,
             progress=progress,
         )
-        _check_broken(config, found, len(source))
+        _check_broken(config, found)
         return found
 
     def images(source: Source, all_of: Prepared, rows: np.ndarray) -> Images:
         return Images(source, decoder, all_of, rows, cached=config.cache == "disk")
 
     train = prepared(source)
-    broken, left_out, all_rows = train.broken, _left_out(source, train), np.arange(len(train))
+    broken, left_out, frames = train.broken, _left_out(source, train), train.num_frames
     if config.validation_split is not None:
         held_out_source = open_source(config, config.validation_split)
         held_out = prepared(held_out_source)
         broken = broken + held_out.broken
         left_out = left_out + _left_out(held_out_source, held_out)
-        train_images = images(source, train, all_rows)
+        frames = frames[0] + held_out.num_frames[0], frames[1] + held_out.num_frames[1]
+        train_images = images(source, train, np.arange(len(train)))
         validation: Images | None = images(held_out_source, held_out, np.arange(len(held_out)))
     else:
-        num_held_out = round(config.validation_fraction * len(train))
-        if num_held_out == len(train):
+        rows = split(train.usable, config.validation_fraction)
+        if not len(rows.train):
             raise Mistakes(f"dataset.validation_fraction={config.validation_fraction}: leaves no image to train on")
-        shuffled = image_indices(all_rows, len(train), _SPLIT_SEED)
-        train_images = images(source, train, np.sort(shuffled[num_held_out:]))
-        validation = images(source, train, np.sort(shuffled[:num_held_out])) if num_held_out else None
-    return Data(train_images, validation, train.content, broken, left_out, source.commit, greys)
+        train_images = images(source, train, rows.train)
+        validation = images(source, train, rows.held_out) if len(rows.held_out) else None
+        if rows.divides_files:
+            left_out = [*left_out, _DIVIDED.format(config.validation_fraction)]
+    return Data(train_images, validation, train.content, broken, left_out, source.commit, greys, frames)
+
+
+_DIVIDED = (
+    "dataset.validation_fraction={}: is less than any file, so frames are held out that resemble other frames of the "
+    "same file; a larger fraction holds out whole files"
+)
 
 
 def _left_out(source: Source, prepared: Prepared) -> list[str]:
     lines = list(getattr(source, "left_out", ()))  # a source of one's own need not know
     images, frames = prepared.unused_frames
+    at_least = "at least " if prepared.overlong else ""
     if frames:
-        first = f"the first of each is used, of {counted(len(prepared) + frames, 'frame')} in all"
-        lines.append(f"left out: {counted(frames, 'frame')} of {counted(images, 'image')} with several ({first})")
+        first = f"the first of each is used, of {at_least}{counted(len(prepared) + frames, 'frame')} in all"
+        several = f"{at_least}{counted(frames, 'frame')} of {counted(images, 'image')} with several ({first})"
+        lines.append(f"left out: {several}; dataset.frames=all uses every frame")
+    elif prepared.overlong:
+        lines.append(f"left out: the frames after the first {MOST_FRAMES:,} of {counted(prepared.overlong, 'file')}")
     return lines
 
 
-def _check_broken(config: Dataset, prepared: Prepared, total: int) -> None:
-    listed = describe(prepared.broken)
+def _check_broken(config: Dataset, prepared: Prepared) -> None:
+    listed, total = describe(prepared.broken), len(prepared) + len(prepared.broken)
     if total == 0:
         raise Mistakes(f"dataset.path={config.path}: holds no images")
     if len(prepared) == 0:

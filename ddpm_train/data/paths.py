@@ -42,7 +42,7 @@ def path_mistakes(config: "Dataset") -> list[str]:
 
 
 # As every choice of a dataset has them, where they mean nothing: what is otherwise was asked for.
-_DEFAULTS = {"split": "train", "config_name": None, "revision": None, "image_column": None}
+_DEFAULTS = {"split": "train", "config_name": None, "revision": None, "image_column": None, "frames": "first"}
 
 
 def unused_mistakes(config: "Dataset") -> Iterator[str]:
@@ -65,7 +65,7 @@ def _unused(config: "Dataset") -> tuple[str, tuple[str, ...]]:
     path = expanded(config.path)
     of_repositories = ("config_name", "revision")
     if config.source == "embedded":
-        return "the images of this package", (*of_repositories, "image_column")
+        return "the images of this package", (*of_repositories, "image_column", "frames")
     if config.source == "folder":
         return "a folder of images", ("split", *of_repositories, "image_column")
     if config.source != "hub":

@@ -93,6 +93,7 @@ class FolderSource:
 
     def __init__(self, root: Path, cache_dir: Path | None = None, max_broken_fraction: float = 0.0) -> None:
         from ddpm_train.data.image_files import find_images  # not above: its pydantic, too
+        from ddpm_train.data.metadata import unnamed_images
 
         found = find_images(root)
         if found.paths and found.unreadable.total() > max_broken_fraction * found.total:
@@ -103,6 +104,8 @@ class FolderSource:
         if not self._paths:
             reason = "; ".join(self.left_out) or "no file below it has the ending of an image"
             raise Mistakes(f"dataset.path={root}: no images in it ({reason}); give the folder that holds them")
+        if line := unnamed_images(root, found.metadata, found.paths):
+            self.left_out.append(line)
 
     @property
     def fingerprint(self) -> str:

@@ -84,6 +84,9 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
         raise Mistakes(*mistakes)
     for line in [*(scored.warnings() if scored else ()), *data.warnings()]:
         workers.console.warn(line)
+    for opened in (scored, data):
+        if opened is not None and opened.frames_text:
+            workers.console.say(f"dataset.frames=all: {opened.frames_text}")
     evaluation = _Evaluation(config, dataset, data, model, images, workers)
     try:
         return evaluation.carry_out()

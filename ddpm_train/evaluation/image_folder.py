@@ -12,6 +12,7 @@ from pydantic import Field
 from ddpm_train.config.foreign import parse_yaml, read_json
 from ddpm_train.config.mistakes import Mistakes, resolution_text
 from ddpm_train.data.formats import formats_of
+from ddpm_train.data.frames import sizes
 from ddpm_train.data.image_files import ImageFiles, find_images
 from ddpm_train.data.sources import describe
 from ddpm_train.runs.checkpoint import MANIFEST
@@ -43,7 +44,7 @@ def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Data":
     """
     from ddpm_train.data.loader import open_data
 
-    if lines := list(_mistakes(folder, find_images(folder), dataset.resolution)):
+    if lines := list(_mistakes(folder, find_images(folder), dataset)):
         raise Mistakes(*lines)
     all_of_it: dict[str, Any] = {"validation_split": None, "validation_fraction": 0.0, "max_broken_fraction": 1.0}
     as_dataset = replace(dataset, source="folder", path=str(folder), crop="center", cache="disk", **all_of_it)
@@ -84,23 +85,23 @@ def made_by(pipeline: str) -> dict[str, Any]:
     }
 
 
-def _mistakes(folder: Path, found: ImageFiles, wanted: tuple[int, int]) -> Iterator[str]:
+def _mistakes(folder: Path, found: ImageFiles, dataset: "Dataset") -> Iterator[str]:
     """By the headers alone. What has none is named later, with what else cannot be read."""
     if found.unreadable:
         yield f"pipeline={folder}: {found.unreadable_text}; make them anew or remove them"
-    sizes: Counter[tuple[int, int]] = Counter()
+    counts: Counter[tuple[int, int]] = Counter()
     for name in found.paths:
         if not (folder / name).is_file():  # to open a pipe would wait for its other end
             continue
         try:
             with Image.open(folder / name, formats=formats_of(folder / name)) as image:
-                sizes[image.height, image.width] += 1
+                counts.update(sizes(image, dataset.frames))
         except OSError:
             continue
-    if len(sizes) > 1:
-        shown = ", ".join(f"{count} of {height}x{width}" for (height, width), count in sizes.most_common(3))
-        yield f"pipeline={folder}: images of {len(sizes)} sizes ({shown}); scores need one size"
-    elif sizes and wanted not in sizes:
-        ((height, width),) = sizes
+    if len(counts) > 1:
+        shown = ", ".join(f"{count} of {height}x{width}" for (height, width), count in counts.most_common(3))
+        yield f"pipeline={folder}: images of {len(counts)} sizes ({shown}); scores need one size"
+    elif counts and dataset.resolution not in counts:
+        ((height, width),) = counts
         use = f"use dataset.resolution={resolution_text((height, width))}"
         yield f"pipeline={folder}: images of {height}x{width}; {use}"

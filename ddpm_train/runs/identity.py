@@ -17,7 +17,16 @@ MAY_CHANGE = (
     "train.deterministic",
     *("dataset.source", "dataset.path", "dataset.config_name", "dataset.revision", "dataset.image_column"),
     *("dataset.cache", "dataset.device_cache", "dataset.cache_dir", "dataset.num_workers", "dataset.max_pixels"),
-    *("dataset.max_broken_fraction", "dataset.value_range", "checkpoint", "hub", "evaluation", "sampler", "tracker"),
+    *(
+        "dataset.max_broken_fraction",
+        "dataset.value_range",
+        "dataset.frames",
+        "checkpoint",
+        "hub",
+        "evaluation",
+        "sampler",
+        "tracker",
+    ),
 )
 # Where the run lies and how it was asked to start say nothing about it.
 _UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
