@@ -111,11 +111,21 @@ def test_an_evaluation_tells_it_of_both_folders(cli: Cli, write_images: WriteIma
     for name, hidden in {"made": 2, "real": 3}.items():
         write_images(cli.folder / name, 20)
         write_images(cli.folder / name / ".trash", hidden)
+    pages = [Image.new("L", (28, 28), grey) for grey in range(5)]
+    pages[0].save(cli.folder / "real/pages.tiff", save_all=True, append_images=pages[1:])
     said = cli.evaluate(
-        *("pipeline=made", "dataset=imagefolder", "dataset.path=real", "dataset.resolution=28", "dataset.channels=1"),
+        *(
+            "pipeline=made",
+            "dataset.frames=all",
+            "dataset=imagefolder",
+            "dataset.path=real",
+            "dataset.resolution=28",
+            "dataset.channels=1",
+        ),
         *("metrics=[kid]", "dataset.num_workers=0", "dataset.validation_fraction=0"),
     )
     assert "warning: left out: 2 images (2 in .trash)\nwarning: left out: 3 images (3 in .trash)\n" in said
+    assert "\ndataset.frames=all: 5 of 25 images are frames of 1 file\n" in f"\n{said}"
 
 
 def test_whatever_pillow_decodes(tmp_path: Path, garments: list[Image.Image]) -> None:
@@ -169,6 +179,21 @@ def test_metadata_that_names_some_of_the_files(format: str, tmp_path: Path, writ
         f"left out: 4 of 6 images, which metadata.{format} does not name; {otherwise}",
         f"left out: 1 image, which the `datasets` library takes for no split; {otherwise}",
     ]
+    (folder / "deeper/raw.heic").unlink()
+    assert opened(folder).left_out == [
+        f"metadata.{format} names 2 of 6 images; all are used (dataset=hub uses only those)"
+    ]
+    (folder / f"deeper/metadata.{format}").write_text("\n".join(rows).replace("001", "002").replace("deeper/", ""))
+    assert opened(folder).left_out == [
+        "2 metadata files name 3 of 6 images; all are used (dataset=hub uses only those)"
+    ]
+    # A table of something else, a damaged one, and a pipe.
+    (folder / f"metadata.{format}").write_text("\n".join(rows).replace("file_name", "name"))
+    (folder / f"deeper/metadata.{format}").write_bytes(b"file_name\n\xff\xfe\0")
+    assert opened(folder).left_out == []
+    (folder / f"metadata.{format}").unlink()
+    os.mkfifo(folder / f"metadata.{format}")
+    assert opened(folder).left_out == []
 
 
 def test_frames_beyond_the_first(tmp_path: Path, garments: list[Image.Image]) -> None:
@@ -180,7 +205,10 @@ def test_frames_beyond_the_first(tmp_path: Path, garments: list[Image.Image]) ->
     pages[0].save(folder / "one.tiff")
     pages[0].save(folder / "one.gif")
     pages[0].save(folder / "more.jpg.png")
-    line = "left out: 15 frames of 3 images with several (the first of each is used, of 21 frames in all)"
+    line = (
+        "left out: 15 frames of 3 images with several (the first of each is used, of 21 frames in all); "
+        "dataset.frames=all uses every frame"
+    )
     for _ in range(2):  # also where the cache is there
         assert opened(folder, validation_fraction=0.0).left_out == [line]
     first = Decoder((8, 8), 3, (255, 255, 255), "center", 10**6)(folder / "one.tiff")

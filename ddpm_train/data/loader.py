@@ -32,8 +32,10 @@ if TYPE_CHECKING:  # workers import this module, and diffusers takes them second
 # By default no process has more workers than this, each of which takes memory and seconds to start. Prepared images
 # are only gathered, which few can do for any GPU; without a cache they are decoded.
 _MOST_WORKERS = {"disk": 8, "none": 32}
-
-
+_DIVIDED_FILES = (
+    "dataset.validation_fraction={}: no file has so few frames, so single frames are held out, which may resemble "
+    "those of the same file that are trained on; a larger fraction may hold out whole files"
+)
 DataIdentity: TypeAlias = tuple[tuple[str, int], ...]
 
 
@@ -114,14 +116,8 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         train_images = images(source, train, rows.train)
         validation = images(source, train, rows.held_out) if len(rows.held_out) else None
         if rows.divides_files:
-            left_out = [*left_out, _DIVIDED.format(config.validation_fraction)]
+            left_out = [*left_out, _DIVIDED_FILES.format(config.validation_fraction)]
     return Data(train_images, validation, train.content, broken, left_out, source.commit, greys, frames)
-
-
-_DIVIDED = (
-    "dataset.validation_fraction={}: is less than any file, so frames are held out that resemble other frames of the "
-    "same file; a larger fraction holds out whole files"
-)
 
 
 def _left_out(source: Source, prepared: Prepared) -> list[str]:
