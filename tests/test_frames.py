@@ -16,7 +16,7 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data import decode_all
 from ddpm_train.data.decode import Decoder
 from ddpm_train.data.frames import MOST_FRAMES
-from ddpm_train.data.held_out import split
+from ddpm_train.data.split import hold_out
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.paths import unused_mistakes
@@ -119,6 +119,16 @@ def test_every_frame_is_an_image_as_viewers_show_it(
         "left out: 13 frames of 6 images with several (the first of each is used, of 20 frames in all); "
         "dataset.frames=all uses every frame"
     ]
+
+
+def test_each_file_is_opened_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    before = Image.open
+    monkeypatch.setattr(Image, "open", lambda file, **options: read.append(file) or before(file, **options))
+    for frames in ("all", "first"):
+        opened(files, frames=frames, value_range=[0, 65535])
+        assert len(read) == len({*read}) == 7
+        read.clear()
 
 
 def test_pages_that_are_copies_or_masks_of_others_are_none(tmp_path: Path) -> None:
@@ -244,7 +254,7 @@ def test_workers_prepare_the_same(files: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_files_are_held_out_whole(tmp_path: Path) -> None:
     alone = np.flatnonzero(np.arange(1000) % 10)  # some images are broken
-    train, held_out, divided = split(alone, 0.1)
+    train, held_out, divided = hold_out(alone, 0.1)
     order = image_indices(np.arange(900), 900, 0)
     assert (
         held_out.tolist() == sorted(order[:90].tolist())
@@ -252,15 +262,15 @@ def test_files_are_held_out_whole(tmp_path: Path) -> None:
         and not divided
     )
     files = np.repeat(np.arange(100), 7)
-    train, held_out, divided = split(files, 0.1)
+    train, held_out, divided = hold_out(files, 0.1)
     assert (
         len(held_out) == 70
         and len({*files[held_out]}) == 10
         and not {*files[held_out]} & {*files[train]}
         and not divided
     )
-    assert [len(rows) for rows in split(np.array([0] * 900 + [*range(1, 101)]), 0.05)[:2]] == [950, 50]
-    assert [len(rows) for rows in split(files, 0)[:2]] == [700, 0]
+    assert [len(rows) for rows in hold_out(np.array([0] * 900 + [*range(1, 101)]), 0.05)[:2]] == [950, 50]
+    assert [len(rows) for rows in hold_out(files, 0)[:2]] == [700, 0]
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "only.gif").write_bytes(animation([flat((level,) * 3) for level in range(20)]))

@@ -16,7 +16,7 @@ from ddpm_train.data.cache import Prepared, prepare
 from ddpm_train.data.decode import Decoder
 from ddpm_train.data.frames import MOST_FRAMES
 from ddpm_train.data.greys import Greys, find_greys
-from ddpm_train.data.held_out import split
+from ddpm_train.data.split import hold_out
 from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
@@ -110,7 +110,7 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         train_images = images(source, train, np.arange(len(train)))
         validation: Images | None = images(held_out_source, held_out, np.arange(len(held_out)))
     else:
-        rows = split(train.usable, config.validation_fraction)
+        rows = hold_out(train.usable, config.validation_fraction)
         if not len(rows.train):
             raise Mistakes(f"dataset.validation_fraction={config.validation_fraction}: leaves no image to train on")
         train_images = images(source, train, rows.train)

@@ -43,7 +43,7 @@ class Source(Protocol):
         """How a person finds the image again."""
 
     def load(self, index: int, decoder: Decoder) -> np.ndarray:
-        """The decoded image, uint8 [channels, height, width].
+        """The decoded image, or the frame of it that the decoder is for, uint8 [channels, height, width].
 
         Raises:
             BrokenImage: it cannot be decoded.

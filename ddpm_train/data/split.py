@@ -19,7 +19,7 @@ class Split(NamedTuple):
     divides_files: bool  # whether some frames of a file are held out and others trained on
 
 
-def split(files: np.ndarray, fraction: float) -> Split:
+def hold_out(files: np.ndarray, fraction: float) -> Split:
     """Hold out this part of the images, always the same ones. The frames of a file resemble each other: whole files
     are held out, as far as they fit into that part, and single frames only where no file does.
 
