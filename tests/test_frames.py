@@ -16,11 +16,11 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data import decode_all
 from ddpm_train.data.decode import Decoder
 from ddpm_train.data.frames import MOST_FRAMES
-from ddpm_train.data.split import hold_out
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.paths import unused_mistakes
 from ddpm_train.data.sources import FolderSource
+from ddpm_train.data.split import hold_out
 from ddpm_train.evaluation.image_folder import open_images
 
 SIDE = 8

@@ -16,10 +16,10 @@ from ddpm_train.data.cache import Prepared, prepare
 from ddpm_train.data.decode import Decoder
 from ddpm_train.data.frames import MOST_FRAMES
 from ddpm_train.data.greys import Greys, find_greys
-from ddpm_train.data.split import hold_out
 from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source
+from ddpm_train.data.split import hold_out
 from ddpm_train.data.workers import Workers
 from ddpm_train.seeding import Purpose, bits
 from ddpm_train.system.console import counted
