@@ -72,12 +72,17 @@ TABLE = {
     "optimizer.name=sgd": ["optimizer.name=sgd: chosen with its group; write optimizer=sgd"],
     # Form.
     "train.max_steps =3": [
-        "train.max_steps: not of the form key=value (quote values with special characters)",
+        "train.max_steps: not of the form key=value",
         "=3: no such key; see --cfg job",
     ],
-    "model.block_out_channels=[8,16": [
-        "model.block_out_channels=[8,16: not of the form key=value (quote values with special characters)"
+    # What cannot be read is a text, which the key refuses, as a wrong key does.
+    "model.block_out_channels=[8,16 train.batch_size=8(2) trainn.x=~a model=a(b": [
+        f"model=a(b: no such config; (one of {options('model')})",
+        "trainn.x=~a: no such key; did you mean 'train'?",
+        "train.batch_size=8(2): must be a whole number",
     ],
+    "model.block_out_channels=[8,16": ["model.block_out_channels=[8,16: must be a list"],
+    "dataset=imagefolder dataset.path=~nosuch/x": ["dataset.path=~nosuch/x: no such folder"],
     "train.batch_size=${xyz}": ["train.batch_size=${xyz}: Interpolation key 'xyz' not found"],
     "hydra.xyz=3": ["hydra.xyz=3: Could not override 'hydra.xyz'."],
     "--xyz --multirunn": [
@@ -131,9 +136,9 @@ TABLE = {
         "dataset.random_flip=abc: must be true or false",
         "optimizer.lr=false: must be a number",
     ],
-    "name=a/b dataset.resolution=[32] dataset.random_flip=null dataset.split=[a,null] train=3 tracker.tensorboard=3": [
+    "name=a/b dataset.resolution=[32] dataset.random_flip=null dataset.split=null train=3 tracker.tensorboard=3": [
         "name=a/b: must be made of letters, digits and . _ = , + - and begin with a letter or digit",
-        "dataset.split=[a,null]: must be a text",
+        "dataset.split=null: must be a text",
         "dataset.resolution=[32]: must be a whole number or [height,width]",
         "dataset.random_flip=null: must be true or false",
         "train=3: must be a section of keys",
@@ -141,7 +146,7 @@ TABLE = {
     ],
     "name=.. model.block_out_channels=[] model.down_block_types=3 optimizer.betas=[0.9,0.9,0.9]": [
         "name=..: must be made of letters, digits and . _ = , + - and begin with a letter or digit",
-        "model.down_block_types=3: must be a list",
+        f"model.down_block_types.0=3: not one of {BLOCKS}",
         "model.block_out_channels=[]: must be a list of at least 1",
         "optimizer.betas=[0.9,0.9,0.9]: must be a list of at most 2",
     ],
@@ -218,9 +223,8 @@ TABLE = {
         "/",
         "dataset.path=~nosuch/images: no such folder",
     ],
-    f"name={'x' * 300}": [
-        f"{given}{'x' * 300}: no file has such a name: it holds a zero byte, or more than 255 bytes between two /"
-        for given in ("name=", "output_dir=outputs/")
+    f"name={'x' * 300}": [  # also in the folder, which it names
+        f"name={'x' * 300}: no file has such a name: it holds a zero byte, or more than 255 bytes between two /"
     ],
     # Combinations.
     "dataset.resolution=[18,32] model=unet_128": [
@@ -306,7 +310,14 @@ TABLE = {
     ],
     # Sweeps.
     "train.batch_size=1,2": [
-        "train.batch_size=1,2: several values; add --multirun to try each, or quote it if it is one text"
+        "train.batch_size=1,2: several values; add --multirun to try each",
+    ],
+    "dataset=base train.batch_size=1,2 dataset.source=folder,hub dataset.path=a_file,b optimizer.betas=0.9,0.99": [
+        "train.batch_size=1,2: several values; add --multirun to try each",
+        "dataset.source=folder,hub: several values; add --multirun to try each",
+        "optimizer.betas=0.9,0.99: several values; add --multirun to try each, or write 'optimizer.betas=[0.9,0.99]' "
+        "if it is one value",
+        "dataset.path=a_file,b: no such folder",
     ],
     "--multirun model=unet_tiny,unet_x name=run_${seed}": [
         f"model=unet_x: no such config; did you mean 'unet_64'? (one of {options('model')})"

@@ -21,10 +21,10 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from ddpm_train.config.elsewhere import Choices, RunConfig
-from ddpm_train.config.grammar import parse
+from ddpm_train.config.grammar import SEVERAL_AT_ONCE, parse
 from ddpm_train.config.mistakes import Mistakes, no_such_choice, no_such_key
 from ddpm_train.config.overrides import is_hydra, is_open, opened
 from ddpm_train.config.parts import CONF
@@ -38,7 +38,6 @@ NOT_COMPOSED = (
     *(HydraException, OmegaConfBaseException, yaml.YAMLError),
     *(ValueError, OSError, AssertionError, TypeError, RecursionError),
 )
-_SEVERAL_AT_ONCE = ("tracker", "experiment")
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def compose_job(name: str, overrides: Sequence[str], number: int = 0) -> Composi
     parsed = [parse(text) for text in overrides]
     certain = [f"hydra.job.num={number}"]
     try:
-        composed, values = hydra_compose(name, [*certain, *map(opened, overrides)])
+        composed, values = hydra_compose(name, [*certain, *overrides])
     except NOT_COMPOSED:
         return _diagnose(name, certain, parsed)
     groups = _groups(composed)
@@ -147,7 +146,7 @@ def _diagnose(name: str, certain: list[str], overrides: Sequence[Override]) -> C
             if mistake := _key_mistake(override, defaults, groups):
                 lines.append(mistake)
             else:
-                usable.append(opened(str(override.input_line)))
+                usable.append(str(override.input_line))
         values = defaults
         if usable:
             composed, values = _compose_or_blame(name, [*certain, *right], usable)
@@ -175,7 +174,7 @@ def hydra_compose(name: str, overrides: Sequence[str]) -> tuple[DictConfig, dict
     Raises:
         NOT_COMPOSED: from Hydra.
     """
-    composed = compose(name, list(overrides), return_hydra_config=True)
+    composed = compose(name, list(map(opened, overrides)), return_hydra_config=True)
     HydraConfig.instance().set_config(composed)  # for ${hydra:…} in values
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     values: dict[str, Any] = OmegaConf.to_container(own, resolve=True)  # type: ignore[assignment]
@@ -191,6 +190,8 @@ def blame(name: str, certain: Sequence[str], suspects: Sequence[str]) -> list[st
         except NOT_COMPOSED as reason:
             if text.startswith("+") and "Multiple values" in str(reason):
                 lines.append(f"{text}: chosen already; leave out the +")
+            elif isinstance(reason.__cause__, GrammarParseError):
+                lines.append(f"{text}: ${{ begins a reference to another key, as ${{name}} is one; leave it out")
             else:
                 lines.append(f"{text}: {_first_line(reason)}")
     return lines
@@ -204,7 +205,7 @@ def _first_line(error: Exception) -> str:
 
 def _groups(composed: DictConfig) -> list[str]:
     """The groups that the config chooses from. Hydra does not list those of several choices."""
-    several = [group for group in _SEVERAL_AT_ONCE if group in composed and options(group)]
+    several = [group for group in SEVERAL_AT_ONCE if group in composed and options(group)]
     return [*several, *(group for group in composed.hydra.runtime.choices if not group.startswith("hydra/"))]
 
 
@@ -220,7 +221,7 @@ def _choice_mistakes(chosen: Sequence[Override]) -> Iterator[str]:
         group, value = override.key_or_group, override.value()
         if override.is_delete():
             yield f"~{group}: every run needs one; choose another with {group}=…"
-        elif isinstance(value, list) and group not in _SEVERAL_AT_ONCE:
+        elif isinstance(value, list) and group not in SEVERAL_AT_ONCE:
             yield f"{override.input_line}: takes one choice, not a list; write {group}={value[0] if value else '…'}"
         else:
             known = options(group)

@@ -1,10 +1,14 @@
-"""One override in Hydra's grammar, but for this: where a key's type is text, a number is the text that was written.
+"""One override in Hydra's grammar, but for this: a key whose type is text takes the text as it is written.
 
-Hydra alone takes `name=2024_11_27` for 20241127, and `name=1.10` for 1.1.
+Hydra alone takes `name=2024_11_27` for 20241127, and refuses `dataset.path=/data/my cats (2)`, `~/cats` and `/data/é`.
+Quotes around the whole value, `null`, `${key}` and, in a sweep, commas and functions mean what they mean to Hydra.
+Whatever else Hydra cannot read is a text, too: the checks of the config know better what the key should hold. A key
+whose type is a list takes one value, or values with commas between them, without brackets.
 """
 
+import re
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -18,7 +22,8 @@ from hydra.core.override_parser.overrides_parser import (
     create_functions,
 )
 from hydra.core.override_parser.overrides_visitor import HydraErrorListener, HydraOverrideVisitor
-from hydra.core.override_parser.types import Key, Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Key, Override, Quote, QuotedString
+from hydra.errors import HydraException
 
 from ddpm_train.config.evaluate import EvaluateConfig
 from ddpm_train.config.push import PushConfig
@@ -26,8 +31,28 @@ from ddpm_train.config.registry import Group, Registry
 from ddpm_train.config.sample import SampleConfig
 from ddpm_train.config.train import Config
 
+# Groups of which several choices may stand in a list.
+SEVERAL_AT_ONCE = ("tracker", "experiment")
 # Functions of the grammar that only list what they are given; the others compute with it.
 _LISTING = ("choice", "shuffle")
+_ASSIGNMENT = re.compile(r"(\+{0,2}([A-Za-z_][\w./@:$-]*)=)(.*)", re.ASCII | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Keys of all programs by their type.
+
+    Attributes:
+        texts: a text, one of several, or a list of these.
+        free: any text.
+        lists: a list of any length.
+        pairs: a list of a fixed length.
+    """
+
+    texts: frozenset[str]
+    free: frozenset[str]
+    lists: frozenset[str]
+    pairs: frozenset[str]
 
 
 def parse(text: str) -> Override:
@@ -36,26 +61,110 @@ def parse(text: str) -> Override:
     Raises:
         HydraException, ValueError, RecursionError: it is none.
     """
-    return _parse(text, _texts(Registry.additions))
+    return _parse(text, _keys(Registry.additions))
 
 
 @cache
-def _parse(text: str, texts: frozenset[str]) -> Override:
+def _parse(text: str, keys: _Keys) -> Override:
+    assignment = _ASSIGNMENT.fullmatch(text)
+    override = _read_assignment(assignment, keys) if assignment else _read(text, keys)
+    override.input_line = text
+    return override
+
+
+def _read_assignment(assignment: re.Match[str], keys: _Keys) -> Override:
+    text, _, key, written = assignment[0], *assignment.groups()
+    try:
+        override = _read(text, keys)
+    except HydraException:
+        return _read(_in_quotes(assignment), keys)
+    except (ValueError, RecursionError):
+        if key not in keys.free:
+            raise
+        return _read(_in_quotes(assignment), keys)
+    value = override._value
+    if override.is_sweep_override() or value is None:
+        return override
+    if key in keys.free and not written.lstrip().startswith(("'", '"')):
+        return _read(_in_quotes(assignment), keys)
+    if key in keys.lists and not isinstance(value, list | dict) and "${" not in written:
+        override._value = [value]
+    return override
+
+
+def _read(text: str, keys: _Keys) -> Override:
     lexer = OverrideLexer(InputStream(text))
     parser = OverrideParser(CommonTokenStream(lexer))
     for part in (lexer, parser):
         part.removeErrorListeners()
         part.addErrorListener(HydraErrorListener())
-    override: Override = _Visitor(texts).visit(parser.override())
-    override.input_line = text
+    override: Override = _Visitor(keys.texts).visit(parser.override())
     return override
 
 
+def _in_quotes(assignment: re.Match[str]) -> str:
+    return f"{assignment[1]}{QuotedString(assignment[3], Quote.double).with_quotes()}"
+
+
+def without_sweep(override: Override) -> Override:
+    """The override where nothing is swept: a comma is part of a text, or stands between the items of a list."""
+    key, value, text = override.key_or_group, override._value, str(override.input_line)
+    if not override.is_sweep_override():
+        return override
+    keys, assignment = _keys(Registry.additions), _ASSIGNMENT.fullmatch(text)
+    if key in keys.free and assignment:
+        return parse(_in_quotes(assignment))
+    if (key in keys.lists or key in SEVERAL_AT_ONCE) and _is_plain(value):
+        return parse(_in_brackets(override))
+    return override
+
+
+def as_one_value(override: Override) -> str | None:
+    """An override in which Hydra sees several values, written so that it sees one; None: its key takes none such."""
+    key, assignment = override.key_or_group, _ASSIGNMENT.fullmatch(str(override.input_line))
+    keys = _keys(Registry.additions)
+    if override.is_sweep_override() and not _is_plain(override._value):
+        return None
+    if override.is_sweep_override() and key in keys.pairs:
+        return _in_brackets(override)
+    if assignment and (key in keys.free or key.startswith(("sampler.", "tracker."))):
+        return _in_quotes(assignment)
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is `A,B`, of no more than single values."""
+    simple = isinstance(value, ChoiceSweep) and value.simple_form
+    return simple and not any(isinstance(item, list | dict) for item in value.list)
+
+
+def _in_brackets(override: Override) -> str:
+    key, _, values = str(override.input_line).partition("=")
+    return f"{key}=[{values}]"
+
+
+def is_ambiguous(override: Override) -> bool:
+    """Whether in a sweep its commas may separate values, although Hydra cannot read it."""
+    text = str(override.input_line)
+    if "," not in text.partition("=")[2]:
+        return False
+    try:
+        OverridesParser.create().parse_override(text)
+    except (HydraException, ValueError, RecursionError):
+        return True
+    return False
+
+
 def as_hydra_reads(text: str) -> str:
-    """The override, of one value, as Hydra's own parser reads the same: with quotes where it would see a number."""
+    """The override, of one value, as Hydra's own parser reads the same: with quotes where it would see another."""
     override = parse(text)
-    if override.is_delete() or override._value == OverridesParser.create().parse_override(text)._value:
+    if override.is_delete():
         return text
+    try:
+        if override.value() == OverridesParser.create().parse_override(text).value():
+            return text
+    except (HydraException, ValueError, RecursionError):
+        pass
     return f"{override.get_key_element()}={override.get_value_element_as_str()}"
 
 
@@ -84,31 +193,56 @@ class _Visitor(HydraOverrideVisitor):
         return result
 
     def visitPrimitive(self, ctx: OverrideParser.PrimitiveContext) -> Any:
-        value = super().visitPrimitive(ctx)
-        if isinstance(value, int | float) and self._lists and ".".join(self._key) in self._texts:
-            return QuotedString(ctx.getText().strip(), Quote.single)
+        value, text = super().visitPrimitive(ctx), ctx.getText().strip()
+        if not self._lists or ".".join(self._key) not in self._texts:
+            return value
+        if isinstance(value, int | float):
+            return QuotedString(text, Quote.single)
+        if isinstance(value, str) and value != text:  # without its escapes, which it has no more when it is read again
+            return QuotedString(value, Quote.single)
         return value
 
 
 @cache
-def _texts(additions: int) -> frozenset[str]:
-    """The keys of all programs whose type is text, or a list of texts; anew when an extension has added a choice."""
+def _keys(additions: int) -> _Keys:
+    """Of all programs; anew when an extension has added a choice."""
     configs = (Config, SampleConfig, EvaluateConfig, PushConfig)
-    return frozenset(["hydra.sweep.dir", *(key for config in configs for key in _texts_of(config, ""))])
+    hints = [each for config in configs for each in _hints(config, "")]
+    texts = {"hydra.sweep.dir", *(key for key, hint in hints if {*_kinds(hint)} == {str})}
+    of_choices = {key for key, hint in hints if any(_is_choice(part) for part in _parts(hint))}
+    lists = {key: get_args(part) for key, hint in hints for part in _parts(hint) if get_origin(part) is tuple}
+    return _Keys(
+        texts=frozenset(texts),
+        free=frozenset(texts - of_choices - lists.keys()),
+        lists=frozenset(key for key, parts in lists.items() if ... in parts),
+        pairs=frozenset(key for key, parts in lists.items() if ... not in parts),
+    )
 
 
-def _texts_of(section: Any, prefix: str) -> Iterator[str]:
+def _hints(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """The keys below a section that are no sections themselves, each with its type."""
     for name, hint in get_type_hints(section, include_extras=True).items():
-        kinds = [kind for kind in _kinds(hint) if kind is not NoneType]
         groups = (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Group))
-        for part in [*filter(is_dataclass, kinds), *(choice for group in groups for choice in group.values())]:
-            yield from _texts_of(part, f"{prefix}{name}.")
-        if kinds and all(kind is str for kind in kinds):
-            yield f"{prefix}{name}"
+        sections = [*filter(is_dataclass, _kinds(hint)), *(choice for group in groups for choice in group.values())]
+        for part in sections:
+            yield from _hints(part, f"{prefix}{name}.")
+        if not sections:
+            yield f"{prefix}{name}", hint
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """A hint, and those that it is made of, but for the items of a list."""
+    yield hint
+    for part in get_args(hint) if get_origin(hint) in (Annotated, Union, UnionType) else ():
+        yield from _parts(part)
+
+
+def _is_choice(hint: Any) -> bool:
+    return get_origin(hint) is Literal or isinstance(hint, Registry)
 
 
 def _kinds(hint: Any) -> Iterator[Any]:
-    """The types that a hint admits, a list by what it holds, and choices by what they are."""
+    """The types that a hint admits besides None, a list by what it holds, and choices by what they are."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         yield from map(type, parts)
@@ -117,5 +251,5 @@ def _kinds(hint: Any) -> Iterator[Any]:
     elif origin in (Union, UnionType):
         for part in parts:
             yield from _kinds(part)
-    else:
+    elif hint is not NoneType:
         yield hint

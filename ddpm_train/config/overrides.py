@@ -1,6 +1,7 @@
 """Overrides, `key=value` in Hydra's grammar: reading them, and writing Python's keywords as such."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import prod
@@ -11,7 +12,7 @@ from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from ddpm_train.config import extensions
-from ddpm_train.config.grammar import as_hydra_reads, parse
+from ddpm_train.config.grammar import as_hydra_reads, as_one_value, is_ambiguous, parse, without_sweep
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.text import holds_secret, printable
@@ -22,11 +23,14 @@ _ASKING = ("token", "api_key", "access_key", "secret", "password")
 _MOST_RUNS = 10_000
 
 
-def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tuple[list[Override], list[str]]:
+def read_overrides(
+    texts: Sequence[str], config_dir: Path | None = None, *, multirun: bool = False
+) -> tuple[list[Override], list[str]]:
     """The overrides, and a line for each text that is none. Imports the extensions that they name.
 
     Args:
         config_dir: a folder of configs of the user's own; extensions may lie there as in the current folder.
+        multirun: whether commas separate the values of a sweep.
 
     Raises:
         Mistakes: a text holds a token, which no message may repeat; an extension cannot be imported; or there are more
@@ -34,12 +38,16 @@ def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tupl
     """
     if lines := list(secret_mistakes(texts)):
         raise Mistakes(*lines)
+
+    def read(text: str) -> Override:
+        return parse(text) if multirun else without_sweep(parse(text))
+
     parsed, lines = [], []
     for text in texts:
         try:
-            parsed.append(parse(text))
+            parsed.append(read(text))
         except HydraException:
-            lines.append(f"{text}: not of the form key=value (quote values with special characters)")
+            lines.append(f"{text}: not of the form key=value")
         except (ValueError, RecursionError):
             lines.append(f"{printable(text, 60)}: a number of too many digits, or lists too deep in each other")
     if too_many := list(_sweep_mistakes(parsed)):
@@ -47,7 +55,15 @@ def read_overrides(texts: Sequence[str], config_dir: Path | None = None) -> tupl
     for override in parsed:
         if override.key_or_group == extensions.KEY and isinstance(names := override.value(), list):
             extensions.import_modules(names, config_dir)
-    return [parse(str(override.input_line)) for override in parsed], lines  # of the keys that they have added, too
+    parsed = [read(str(override.input_line)) for override in parsed]  # of the keys that they have added, too
+    return parsed, lines + (list(_ambiguous_mistakes(parsed)) if multirun else [])
+
+
+def _ambiguous_mistakes(overrides: Iterable[Override]) -> Iterator[str]:
+    for override in filter(is_ambiguous, overrides):
+        if one := as_one_value(override):
+            text = str(override.input_line)
+            yield f"{text}: commas separate the values of a sweep; write {shlex.quote(one)} if it is one value"
 
 
 def _sweep_mistakes(overrides: Iterable[Override]) -> Iterator[str]:
@@ -111,7 +127,21 @@ def choice_mistakes(overrides: Iterable[Override], *, multirun: bool) -> Iterato
             key = override.key_or_group
             yield f"{override.input_line}: a sweep needs choices; write {key}=A,B or range(A,B)"
         elif not multirun:
-            yield f"{override.input_line}: several values; add --multirun to try each, or quote it if it is one text"
+            one = as_one_value(override)
+            remedy = f", or write {shlex.quote(one)} if it is one value" if one else ""
+            yield f"{override.input_line}: several values; add --multirun to try each{remedy}"
+
+
+def swept_text_mistakes(overrides: Iterable[Override], lines: Sequence[str]) -> Iterator[str]:
+    """A line for each text whose commas were taken to separate values, if one of these is wrong.
+
+    Args:
+        lines: what is wrong with the jobs.
+    """
+    for override in filter(Override.is_sweep_override, overrides):
+        wrong = any(line.startswith(f"{override.key_or_group}=") for line in lines)
+        if wrong and (one := as_one_value(override)):
+            yield f"{override.input_line}: several values; write {shlex.quote(one)} if it is one value"
 
 
 def discrete(override: Override) -> list[str]:

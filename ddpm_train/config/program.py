@@ -6,10 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from hydra.core.override_parser.types import Override
+
 from ddpm_train.config.compose import compose_job, open_configs
 from ddpm_train.config.elsewhere import unresolved_mistakes
+from ddpm_train.config.grammar import as_one_value
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.overrides import choice_mistakes, discrete, read_overrides, secret_mistakes
+from ddpm_train.config.overrides import (
+    choice_mistakes,
+    discrete,
+    read_overrides,
+    secret_mistakes,
+    swept_text_mistakes,
+)
 from ddpm_train.config.parts import CONF
 from ddpm_train.config.schema import Schema, dotted_values
 
@@ -62,17 +71,25 @@ def compose_configs(
     Raises:
         Mistakes: a line for each.
     """
-    parsed, lines = read_overrides(overrides, config_dir)
+    parsed, lines = read_overrides(overrides, config_dir, multirun=multirun)
     lines += choice_mistakes(parsed, multirun=multirun)
-    kept = [override for override in parsed if multirun or not override.is_sweep_override()]
-    jobs = list(itertools.product(*map(discrete, kept)))
+    jobs = list(itertools.product(*(texts for override in parsed if (texts := _looked_at(override, multirun)))))
     with open_configs(path, config_dir):
         checked, further = check_jobs(program, name or program.config_name, jobs)
     configs = [(config, values) for config, values in checked if config is not None]
+    lines += swept_text_mistakes(parsed, further)
     if lines or further or len(configs) < len(jobs):
         raise Mistakes(*dict.fromkeys(lines + further))
     try_out(program, (config for config, _ in configs))
     return configs
+
+
+def _looked_at(override: Override, multirun: bool) -> list[str]:
+    """The overrides that are checked; where nothing is swept one of several, beside the line that says so."""
+    if multirun or not override.is_sweep_override():
+        return discrete(override)
+    one = as_one_value(override)
+    return [one] if one else discrete(override)[:1]
 
 
 def try_out(program: Program[C], configs: Iterable[C]) -> None:

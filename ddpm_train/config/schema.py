@@ -4,7 +4,7 @@ Importing it is cheap: no torch, diffusers or datasets.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import chain
 from typing import Any, Generic, TypeVar
@@ -74,7 +74,7 @@ class Schema(Generic[C]):
             replacements = defaults()
             wrong = {".".join(map(str, _location(detail, values)[:2])) for detail in error.errors()}
             known = [key for key, _ in dotted(replacements) if key not in wrong]  # a user's file may bring wrong keys
-            details = [detail for detail in error.errors() if not _is_echo(detail)]
+            details = [detail for detail in error.errors() if not _is_echo(detail, error.errors())]
             lines = list(dict.fromkeys(_explain(detail, values, known) for detail in details))
             try:
                 config = self._validate(_repaired(values, replacements, error))
@@ -147,8 +147,12 @@ def _location(detail: Any, values: Mapping[str, Any]) -> list[Any]:
     return [section, *(rest[1:] if is_choice else rest)]
 
 
-def _is_echo(detail: Any) -> bool:
-    """A list whose items were wrong is reported a second time, as too short."""
+def _is_echo(detail: Any, details: Sequence[Any]) -> bool:
+    """Whether it is told already: of a list whose items were wrong that it is too short, of the output folder what is
+    wrong with the name in it."""
+    if detail["loc"] == ("output_dir",):
+        named = [str(other["input"]) for other in details if (other["loc"], other["msg"]) == (("name",), detail["msg"])]
+        return any(name in str(detail["input"]) for name in named)
     return detail["type"] == "too_short" and len(detail["input"]) > 0
 
 

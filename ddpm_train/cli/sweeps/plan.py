@@ -19,7 +19,7 @@ from ddpm_train.config.elsewhere import unresolved_mistakes
 from ddpm_train.config.grammar import parse
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
-from ddpm_train.config.overrides import discrete, is_hydra, opened, read_overrides
+from ddpm_train.config.overrides import discrete, is_hydra, read_overrides, swept_text_mistakes
 from ddpm_train.config.program import check_jobs, try_out
 from ddpm_train.training.preflight import PROGRAM, preflight
 
@@ -34,7 +34,7 @@ def sweep(arguments: Arguments) -> None:
         Mistakes: a line for each, in the sweep or in any of its jobs.
     """
     launchers.register()
-    overrides, lines = read_overrides(_with_defaults(arguments.overrides), arguments.config_dir)
+    overrides, lines = read_overrides(_with_defaults(arguments.overrides), arguments.config_dir, multirun=True)
     with open_configs(arguments.config_path, arguments.config_dir):
         settings, further = _read_settings(arguments.config_name, overrides)
         lines += list(plugin_mistakes(overrides)) or further
@@ -79,7 +79,7 @@ def _read_settings(config_name: str, overrides: list[Override]) -> tuple[_Settin
     # As the first job: which keys there are may depend on a choice that varies.
     texts = [options[0] for override in single if (options := _examples(override))]
     try:
-        master, values = hydra_compose(config_name, ["hydra.job.num=0", *map(opened, texts)])
+        master, values = hydra_compose(config_name, ["hydra.job.num=0", *texts])
     except NOT_COMPOSED:
         # Composing the jobs tells what is wrong, unless it is the sweep's own.
         groups, keys = ([text for text in texts if text.startswith(f"hydra{sign}")] for sign in "/.")
@@ -167,7 +167,7 @@ def _plan(arguments: Arguments, layout: _Layout, lines: list[str]) -> Sweep:
     checked, further = check_jobs(
         PROGRAM, arguments.config_name, [job.overrides for job in jobs], lambda config: preflight(config, num_processes)
     )
-    if lines := [*lines, *wrong, *further]:
+    if lines := [*lines, *wrong, *further, *swept_text_mistakes(layout.own, further)]:
         raise Mistakes(*dict.fromkeys(lines))
     try_out(PROGRAM, (config for config, _ in checked if config is not None))
     jobs = [replace(job, values=values) for job, (_, values) in zip(jobs, checked, strict=True)]
