@@ -488,6 +488,17 @@ def test_what_accelerate_would_do_unseen(cli: Cli, variable: str, value: str, re
     assert line.startswith(f"{variable}={value}: {remedy}")
 
 
+FP16_LAUNCHED = "ACCELERATE_MIXED_PRECISION=fp16: needs a CUDA GPU, and there is none; use bf16 or no"
+
+
+def test_a_precision_of_the_launcher_is_one_that_the_machine_has(cli: Cli) -> None:
+    launched = {"ACCELERATE_MIXED_PRECISION": "fp16", "CUDA_VISIBLE_DEVICES": ""}
+    assert mistakes(cli, **launched) == [FP16_LAUNCHED]
+    # A key that says it decides.
+    both = mistakes(cli, "train.mixed_precision=bf16", "train.max_steps=-1", **launched)
+    assert both == ["train.max_steps=-1: must be greater than 0"]
+
+
 @pytest.mark.parametrize("program", ["sample", "evaluate"])
 def test_nor_do_the_other_programs_split_a_model(cli: Cli, program: str) -> None:
     command = ["-m", f"ddpm_train.cli.{program}", "pipeline=google/ddpm-cat-256"]
@@ -530,7 +541,8 @@ def test_a_port_that_is_taken(cli: Cli, launcher: str) -> None:
         command, started = [sys.executable], {**FIRST_OF_TWO, "MASTER_PORT": str(port)}
         if launcher == "accelerate":
             command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_machines", "1"]
-            command, started = [*command, "--num_processes", "2", "--main_process_port", str(port)], {}
+            command += ["--num_processes", "2", "--main_process_port", str(port), "--mixed_precision", "fp16"]
+            started = {}
         process = cli.start([*command, str(ROOT / "train.py"), "train.max_steps=-1"], **started)
         _, err = process.communicate(timeout=60)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -538,6 +550,7 @@ def test_a_port_that_is_taken(cli: Cli, launcher: str) -> None:
         "error: train.max_steps=-1: must be greater than 0",
         f"error: MASTER_PORT={port}: address already in use; choose another port "
         "(accelerate launch --main_process_port 0 takes any that is free)",
+        *([f"error: {FP16_LAUNCHED}"] if launcher == "accelerate" else []),
     ]
     assert not (cli.folder / "outputs").exists()
 

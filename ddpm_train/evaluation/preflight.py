@@ -34,7 +34,7 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
     yield from output_mistakes("output", str(output_of(config)))
     yield from launch_mistakes()
-    yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
+    yield from precision_mistakes("mixed_precision", config.mixed_precision, ("bf16", "no", "auto"))
     yield from path_mistakes(config.pipeline, revision=config.revision)
     yield from package_mistakes(config.metrics, "metrics")  # also what needs no features is plotted
     yield from config.extractor.mistakes_with(config.all_metrics)

@@ -1,8 +1,9 @@
 """What is wrong with sampling on this machine, before anything slow starts. Imports no torch."""
 
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Collection, Iterator, Sequence
 
-from ddpm_train.config.mistakes import as_written
+from ddpm_train.config.mistakes import as_written, one_of
 from ddpm_train.config.program import Program
 from ddpm_train.config.sample import SAMPLING, SampleConfig
 from ddpm_train.config.samplers import sampler_package_mistakes
@@ -21,7 +22,7 @@ def preflight(config: SampleConfig) -> Iterator[str]:
 
 def loading_mistakes(config: SampleConfig) -> Iterator[str]:
     """What keeps the model from being loaded and called as the config says."""
-    yield from precision_mistakes("mixed_precision", config.mixed_precision, otherwise="no or auto")
+    yield from precision_mistakes("mixed_precision", config.mixed_precision, ("bf16", "no", "auto"))
     yield from path_mistakes(config.pipeline, revision=config.revision)
 
 
@@ -40,21 +41,23 @@ def making_mistakes(config: SampleConfig, pictures: Collection[str] = ()) -> Ite
     yield from sampler_package_mistakes(*samplers, given=f"compare.samplers={as_written(samplers)}")
 
 
-def precision_mistakes(key: str, mixed_precision: str, *, otherwise: str) -> Iterator[str]:
-    """A line if this machine cannot do a precision that the config forces.
+def precision_mistakes(key: str, mixed_precision: str, choices: Sequence[str]) -> Iterator[str]:
+    """A line if this machine cannot do a precision that is forced.
 
     Args:
-        otherwise: what to use instead of bf16.
+        key: what forces it.
+        choices: what that may be.
     """
     if mixed_precision not in ("bf16", "fp16"):
         return
     import torch
 
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "True"
+    others = one_of([choice for choice in choices if choice != mixed_precision])
     if mixed_precision == "fp16" and not cuda:
-        yield f"{key}=fp16: needs a CUDA GPU, and there is none; use bf16, no or auto"
+        yield f"{key}=fp16: needs a CUDA GPU, and there is none; use {others}"
     if mixed_precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield f"{key}=bf16: {torch.cuda.get_device_name()} has none; use {otherwise}"
+        yield f"{key}=bf16: {torch.cuda.get_device_name()} has none; use {others}"
 
 
 PROGRAM = Program("ddpm-sample", "sample", "output", "output='samples/{}'", SAMPLING, preflight)

@@ -23,6 +23,7 @@ _SHARDED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "its parallelism",
 }
+PRECISION = "ACCELERATE_MIXED_PRECISION"
 _OFF = ("", "0", "false", "no", "off", "n", "f")
 _STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 # Words of their command lines, or the ends of such: `accelerate launch`, `python -m torch.distributed.run`, …
@@ -46,6 +47,11 @@ def num_processes() -> int:
     if not alone or any(name in os.environ for name in _STARTED_BY_MPI):
         return 1
     return int(_launcher_arguments().num_processes or 1)
+
+
+def precision() -> str:
+    """The number format that `accelerate launch` was asked for, by its flag or a config file; "no": float32."""
+    return os.environ.get(PRECISION, "no").lower()
 
 
 def is_one_of_several() -> bool:
@@ -198,8 +204,8 @@ def _accelerate_mistakes() -> Iterator[str]:
             f"ACCELERATE_DYNAMO_BACKEND={backend}: compiles beside the run, which would not know it; launch with "
             "--dynamo_backend no, and say train.compile=true"
         )
-    if (precision := value("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", "bf16", "fp16"):
-        yield f"ACCELERATE_MIXED_PRECISION={precision}: runs compute in no, bf16 or fp16; launch with one of them"
+    if precision() not in ("no", "bf16", "fp16"):
+        yield f"{PRECISION}={precision()}: runs compute in no, bf16 or fp16; launch with one of them"
     if (downcast := value("ACCELERATE_DOWNCAST_BF16")) not in _OFF:
         yield f"ACCELERATE_DOWNCAST_BF16={downcast}: changes the precision on TPUs, where no run computes; unset it"
 

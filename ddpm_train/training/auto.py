@@ -5,7 +5,6 @@ What was measured stands in the cache folder and in the run's checkpoints, so th
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -28,6 +27,7 @@ from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.models.unet import unet_arguments
 from ddpm_train.runs.state import ResumedState
 from ddpm_train.seeding import Purpose
+from ddpm_train.system import launch
 from ddpm_train.system.compute import (
     PLAIN,
     Compute,
@@ -118,9 +118,8 @@ def choose_compute(config: Config, trial: Trial, *, max_steps: int, resumed: Res
         recorded = {key: value for key, value in recorded.items() if key == "mixed_precision"}
     if config.optimizer.is_contiguous:
         recorded["channels_last"] = False
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched in ("bf16", "fp16"):
-        recorded.setdefault("mixed_precision", launched)
+    if launch.precision() in ("bf16", "fp16"):
+        recorded.setdefault("mixed_precision", launch.precision())
     known = {key: value for key, value in recorded.items() if getattr(config.train, key, None) == "auto"}
     settled = replace(config, train=replace(config.train, **known))
     return on_main(lambda: _choose(settled, trial, max_steps))

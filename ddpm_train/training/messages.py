@@ -1,5 +1,6 @@
 """What a run says at its start and at its end."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def say_what_next(run: Run, seconds: float, failed_evaluations: dict[int, str]) 
             **({"pictures": str(pictures)} if pictures.exists() else {}),
             **_best(run),
             "pipeline": f'{pipeline}   DDPMPipeline.from_pretrained("{pipeline}")',
-            **({"curves": f"tensorboard --logdir {tensorboard}"} if tensorboard.exists() else {}),
+            **({"curves": shlex.join(["tensorboard", "--logdir", str(tensorboard)])} if tensorboard.exists() else {}),
             "longer": f"the same command with {longer}",
         }
     )
@@ -103,7 +104,7 @@ def _best(run: Run) -> dict[str, str]:
     if best is None or criterion is None or best == run.state.step or not run.config.checkpoint.keep_best:
         return {}
     value = f"{criterion.name} {run.selection.values[best]:.4g}"
-    return {"best": f"step {best:,} ({value})   ddpm-sample pipeline={run.checkpoints / BEST}"}
+    return {"best": f"step {best:,} ({value})   ddpm-sample {shlex.quote(f'pipeline={run.checkpoints / BEST}')}"}
 
 
 def non_finite_remedy(config: Config) -> str:

@@ -27,7 +27,7 @@ def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]
     yield from launch.launch_mistakes()
     yield from _deterministic_mistakes(config.train.deterministic)
     yield from _batch_mistakes(config, num_processes or launch.num_processes())
-    yield from precision_mistakes("train.mixed_precision", config.train.mixed_precision, otherwise="fp16, no or auto")
+    yield from _precision_mistakes(config.train.mixed_precision)
     yield from _extras_mistakes(config)
     yield from _mirror_mistakes(config.checkpoint.mirror)
     yield from _evaluation_mistakes(config.evaluation)
@@ -69,6 +69,12 @@ def _batch_mistakes(config: Config, num_processes: int) -> Iterator[str]:
             f"train.micro_batch_size={micro}: {batch_size // micro} micro-batches do not divide over "
             f"{num_processes} processes; use a divisor of {batch_size // num_processes}"
         )
+
+
+def _precision_mistakes(configured: str) -> Iterator[str]:
+    yield from precision_mistakes("train.mixed_precision", configured, ("fp16", "bf16", "no", "auto"))
+    if configured == "auto":  # which the launcher decides
+        yield from precision_mistakes(launch.PRECISION, launch.precision(), ("fp16", "bf16", "no"))
 
 
 def _extras_mistakes(config: Config) -> Iterator[str]:

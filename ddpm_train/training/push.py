@@ -1,6 +1,7 @@
 """A run's pushes to the Hub: what is shared of it, when, and how that went."""
 
 import functools
+import shlex
 import shutil
 import sys
 import tempfile
@@ -39,12 +40,15 @@ def open_push(run: Run, lock: RunLock) -> PushThread | None:
     if not (config.hub.push and run.accelerator.is_main_process):
         return None
     if is_offline():
-        by_hand = f"ddpm-push run={run.output_dir}"
-        run.console.warn(f"warning: HF_HUB_OFFLINE is set, so nothing is pushed; `{by_hand}` does it")
+        run.console.warn(f"warning: HF_HUB_OFFLINE is set, so nothing is pushed; `{_by_hand(run)}` does it")
         return None
     files = pipeline_files(run.state.sampling_unet, run.objective.noise_scheduler)
     licence = functools.cache(lambda: dataset_licence(config.dataset))
     return PushThread(Shared(run.output_dir, run.values, config.hub, files, licence), run.console.warn, lock.check)
+
+
+def _by_hand(run: Run) -> str:
+    return shlex.join(["ddpm-push", f"run={run.output_dir}"])
 
 
 def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
@@ -55,7 +59,7 @@ def finish_push(run: Run, push: PushThread | None, seconds: float) -> None:
         run.console.say(_pushed(run.config.hub, outcome))
     else:
         missing = f"step {outcome.step:,} was NOT pushed to {run.config.hub.repo_id}"
-        run.console.warn(f"ERROR: {missing}, because {outcome.error}; `ddpm-push run={run.output_dir}` pushes it")
+        run.console.warn(f"ERROR: {missing}, because {outcome.error}; `{_by_hand(run)}` pushes it")
 
 
 def push_finished(run: Run, lock: RunLock, path: Path | None) -> None:

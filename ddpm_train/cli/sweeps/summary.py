@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -
 
     write_atomic(folder / SWEEP_PICTURE, sweep_png(rows, name))
     print(f"  picture    {folder / SWEEP_PICTURE}")
-    print(f"  compare    tensorboard --logdir {folder / TENSORBOARD}   (HParams)", flush=True)
+    print(f"  compare    tensorboard --logdir {shlex.quote(str(folder / TENSORBOARD))}   (HParams)", flush=True)
 
 
 def _row(folder: Path, criterion: Criterion | None) -> Row | None:
