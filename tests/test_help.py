@@ -7,6 +7,8 @@ import pytest
 import yaml
 from helpers.cli import ROOT, Cli
 
+import ddpm_train
+
 TRAIN = str(ROOT / "train.py")
 
 
@@ -27,6 +29,14 @@ def test_help_names_only_keys_that_exist(cli: Cli) -> None:
     for key in keys:
         section, _, rest = key.partition(".")
         assert rest in config[section] if rest else section in config or (ROOT / "conf" / section).is_dir(), key
+
+
+def test_each_program_says_which_it_is(cli: Cli) -> None:
+    programs = {
+        f"ddpm-{name}": f"ddpm_train.cli.{name}" for name in ("train", "sample", "evaluate", "push", "reproduce")
+    }
+    said = {name: cli.python("-m", module, "--version") for name, module in programs.items()}
+    assert said == {name: f"{name} {ddpm_train.__version__}\n" for name in programs}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ MAP = [
     "evaluation",
     "training",
     "cli",
+    "__main__",
 ]
 LEVEL = {name: level for level, name in enumerate(MAP)}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

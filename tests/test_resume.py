@@ -214,7 +214,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(cli: Cli) -> None:
 
 
 def test_a_changed_config_is_another_run(cli: Cli) -> None:
-    cli.train("evaluation=none", "train.max_steps=4")
+    cli.python("-m", "ddpm_train", *TINY, "evaluation=none", "train.max_steps=4")
     changed = ("evaluation=none", "optimizer.lr=2e-3", "train.batch_size=8", "noise_scheduler=linear", "seed=1")
     said = cli.train(*changed, "checkpoint.keep_last=5", expect=2)
     lines = [" ".join(line.split()) for line in said.splitlines()]
@@ -230,6 +230,11 @@ def test_a_changed_config_is_another_run(cli: Cli) -> None:
         "train.batch_size 16 8",
     ]
     assert lines[-1].startswith("give it another name=…, or accept the change") and "optimizer.lr,seed" in lines[-1]
+    # It is told before torch is imported, which takes seconds.
+    again = (sys.executable, "-X", "importtime", "-m", "ddpm_train", *TINY, "evaluation=none", "seed=1")
+    said = cli.run(again, expect=2)
+    assert "this config would make another run" in said and "ddpm_train.config.train" in said
+    assert not re.search(r"\| +(torch|diffusers)$", said, re.MULTILINE)
     accepted = cli.train("evaluation=none", "optimizer.lr=2e-3", "allow_change=[optimizer.lr]")
     assert "changed    optimizer.lr: 0.001 -> 0.002 (accepted, recorded)" in accepted
     state = json.loads((cli.output() / "checkpoints/step_00000006/state.json").read_text())

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ddpm_train._version import __version__
 from ddpm_train.cli.app import printing, tell
 from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes, as_written
@@ -46,6 +47,7 @@ class _Then:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="ddpm-reproduce", description="Prints the command that repeats a run.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, such as outputs/default")
     run = parser.parse_args().run
     sys.stderr = forgiving(sys.stderr)

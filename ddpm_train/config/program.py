@@ -36,7 +36,8 @@ class Program(Generic[C]):
         naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
         resolve: completes a composed config by what it points to, given the overrides; also returns mistakes.
-        trial: yields a line for each mistake that only a try shows, where nothing else is wrong. May import torch.
+        trial: yields a line for each mistake that only a try shows, where nothing else is wrong, of a config, typed and
+            as plain values. May import torch.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Program(Generic[C]):
         values,
         [],
     )
-    trial: Callable[[C], Iterator[str]] = lambda config: iter(())
+    trial: Callable[[C, dict[str, Any]], Iterator[str]] = lambda config, values: iter(())
 
 
 def compose_configs(
@@ -80,7 +81,7 @@ def compose_configs(
     lines += swept_text_mistakes(parsed, further)
     if lines or further or len(configs) < len(jobs):
         raise Mistakes(*dict.fromkeys(lines + further))
-    try_out(program, (config for config, _ in configs))
+    try_out(program, configs)
     return configs
 
 
@@ -92,9 +93,9 @@ def _looked_at(override: Override, multirun: bool) -> list[str]:
     return [one] if one else discrete(override)[:1]
 
 
-def try_out(program: Program[C], configs: Iterable[C]) -> None:
+def try_out(program: Program[C], configs: Iterable[tuple[C, dict[str, Any]]]) -> None:
     """Raises `Mistakes`, a line for each that only a try of these configs shows."""
-    if lines := dict.fromkeys(line for config in configs for line in program.trial(config)):
+    if lines := dict.fromkeys(line for config, values in configs for line in program.trial(config, values)):
         raise Mistakes(*lines)
 
 

@@ -145,6 +145,21 @@ def verify(path: Path, step: int | None = None) -> Path:
     return path
 
 
+def verify_state(path: Path) -> Path:
+    """Check a checkpoint's scalars alone, which takes no time; returns it.
+
+    Raises:
+        BadCheckpoint: see `verify`.
+    """
+    if (expected := read_manifest(path).files.get(STATE)) is None:
+        raise BadCheckpoint(f"{STATE} is foreign")
+    try:
+        _verify_file(path / STATE, expected)
+    except OSError as error:
+        raise BadCheckpoint(f"it cannot be read: {one_line(error)}") from None
+    return path
+
+
 def _verify_file(path: Path, expected: File) -> None:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its other end

@@ -2,17 +2,22 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ddpm_train.config.checks import TRAINING
-from ddpm_train.config.mistakes import not_installed, one_of
+from ddpm_train.config.mistakes import Mistakes, not_installed, one_of
 from ddpm_train.config.program import Program
 from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.config.train import Config, Evaluation
 from ddpm_train.data.paths import path_mistakes, unused_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
 from ddpm_train.models.pretrained import resolve
+from ddpm_train.runs import checkpoint
+from ddpm_train.runs.folder import CHECKPOINTS
+from ddpm_train.runs.identity import accept, identity
+from ddpm_train.runs.state import read_state
 from ddpm_train.sampling.preflight import precision_mistakes
 from ddpm_train.system import exit_codes, launch
 from ddpm_train.system.failures import one_line
@@ -139,7 +144,33 @@ def _push_mistakes(config: Config) -> Iterator[str]:
         yield from push_mistakes("hub.push=true", "hub.repo_id", repo_id, config.hub.private, otherwise=otherwise)
 
 
-def trial(config: Config) -> Iterator[str]:
+def trial(config: Config, values: Mapping[str, Any]) -> Iterator[str]:
+    """What keeps the run from its first step, the dataset apart."""
+    try:
+        _accept_run(config, values)
+    except Mistakes as mistakes:  # of which torch need not be imported
+        yield from mistakes.lines
+    else:
+        yield from network_mistakes(config)
+
+
+def _accept_run(config: Config, values: Mapping[str, Any]) -> None:
+    """Raises `Mistakes` if the newest checkpoint on the disk is of another run, as far as the config shows; `restore`
+    knows the rest, and what to do about a checkpoint that is damaged."""
+    published = checkpoint.published(Path(config.output_dir) / CHECKPOINTS)
+    if not exit_codes.is_first_process() or config.resume == "never" or not published:
+        return
+    try:
+        state = read_state(checkpoint.verify_state(published[-1]))
+    except checkpoint.BadCheckpoint:
+        return
+    there = state.identity
+    content, precision = str(there.get("dataset content")), str(there.get("precision"))
+    now = identity(values, dataset_content=content, mixed_precision=precision)
+    accept(there, now, allowed=config.allow_change, where=f"{published[-1]} (step {state.step:,})")
+
+
+def network_mistakes(config: Config) -> Iterator[str]:
     """A line if the network cannot be trained on these images, found by building and running it without memory."""
     if launch.hands_over():
         return  # those that it is handed to try it themselves

@@ -169,7 +169,6 @@ def _plan(arguments: Arguments, layout: _Layout, lines: list[str]) -> Sweep:
     )
     if lines := [*lines, *wrong, *further, *swept_text_mistakes(layout.own, further)]:
         raise Mistakes(*dict.fromkeys(lines))
-    try_out(PROGRAM, (config for config, _ in checked if config is not None))
     jobs = [replace(job, values=values) for job, (_, values) in zip(jobs, checked, strict=True)]
     lines = [line for job in jobs for line in conflicts(job)]
     config, _ = checked[0]
@@ -179,6 +178,7 @@ def _plan(arguments: Arguments, layout: _Layout, lines: list[str]) -> Sweep:
         lines.append("hydra/sweeper=optuna: the jobs have no objective; give objective=auto and an evaluation")
     if lines:
         raise Mistakes(*lines)
+    try_out(PROGRAM, ((config, values) for config, values in checked if config is not None))
     folder = Path(settings.folder) if layout.swept and not layout.names_apart else jobs[0].folder.parent
     return Sweep(tuple(arguments.flags(PROGRAM.config_name)), folder, tuple(jobs), compared_by)
 
