@@ -155,17 +155,6 @@ def test_a_signal_before_the_first_step(cli: Cli, moment: float) -> None:
     assert process.returncode == REQUEUE and "Traceback" not in err
 
 
-def test_a_second_ctrl_c_leaves_at_once(cli: Cli) -> None:
-    process = cli.start_training(*LONG, "train.max_steps=100000", "evaluation=none")
-    wait_for(lambda: steps_written(cli.output()) >= 10, process)
-    process.send_signal(signal.SIGSTOP)  # both arrive before the first is acted on
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGCONT)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode in (130, REQUEUE)
-
-
 def test_finished_extended_elsewhere(cli: Cli) -> None:
     """A finished run says so; a raised max_steps extends it; `resume=PATH` takes a checkpoint from elsewhere."""
     constant = "lr_scheduler=constant"

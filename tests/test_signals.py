@@ -25,6 +25,22 @@ def telling(self, *arguments, **options):
     backward(self, *arguments, **options)
 torch.Tensor.backward = telling
 """
+# Goes on for ever in C at a call of the network: no handler of Python runs any more.
+ENDLESS = """
+import ctypes
+from diffusers import UNet2DModel
+forward, calls = UNet2DModel.forward, 0
+def endless(self, *arguments, **options):
+    global calls
+    calls += self.training == {training}
+    if calls == {calls}:
+        libc, lock = ctypes.CDLL(None), ctypes.c_int()
+        libc.pthread_spin_init(ctypes.byref(lock), 0)
+        print("endless", flush=True)
+        libc.pthread_spin_lock(ctypes.byref(lock)), libc.pthread_spin_lock(ctypes.byref(lock))
+    return forward(self, *arguments, **options)
+UNet2DModel.forward = endless
+"""
 SLOW = (
     *("dataset.resolution=96", "model.block_out_channels=[256,256]", "train.mixed_precision=auto"),
     *("train.batch_size=4", "evaluation=none", "tracker=none"),
@@ -50,11 +66,43 @@ def test_a_signal_while_auto_is_measured_is_answered_in_seconds(cli: Cli) -> Non
     begun = cpu_times().user
     wait_for(lambda: cpu_times().user > begun + 0.5, process)  # that call is under way
     asked = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "stopping; press Ctrl-C again to leave at once\n"
     out, err = process.communicate(timeout=60)
     assert process.returncode == REQUEUE and time.monotonic() - asked < 5, err
-    assert out == "stopped (SIGTERM); the same command continues\n" and err == ""
+    assert out == "stopped (SIGINT); the same command continues\n" and err == ""
     assert not is_held(cli.output())
+
+
+SAVING = "finishing the step, saving; press Ctrl-C again to leave at once\n"
+STOPPING = "stopping; press Ctrl-C again to leave at once\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "training", "answer"),
+    [("train", True, SAVING), ("train", False, SAVING), ("sample", False, STOPPING), ("evaluate", False, STOPPING)],
+    ids=["in a step", "in an evaluation", "ddpm-sample", "ddpm-evaluate"],
+)
+def test_ctrl_c_is_answered_at_once_and_a_second_one_leaves(
+    cli: Cli, trained: Path, program: str, training: bool, answer: str
+) -> None:
+    """Also while the program is in a call that lets no handler of Python run, and does not end."""
+    arguments = {
+        "train": (*TINY, *LONG, "evaluation=grid", "evaluation.every_steps=3"),
+        "sample": (f"pipeline={trained}", "output=samples"),
+        "evaluate": (f"pipeline={trained}", "metrics=held_out_loss", "output=evaluation"),
+    }[program]
+    endless = ENDLESS.format(calls=3 if program == "train" else 1, training=training)
+    process = cli.fork("-c", f"{endless}\nfrom ddpm_train.cli.{program} import main\nmain()", *arguments)
+    assert "endless\n" in iter(process.stdout.readline, "")
+    cpu_times = psutil.Process(process.pid).cpu_times
+    begun = cpu_times().user
+    wait_for(lambda: cpu_times().user > begun + 0.2, process)  # that call is under way
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == answer
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "")
 
 
 def test_a_closed_terminal_asks_a_run_to_stop(cli: Cli) -> None:

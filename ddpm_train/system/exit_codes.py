@@ -7,6 +7,7 @@ from typing import NoReturn
 MISTAKE = 2  # in the command or the data; nothing was changed
 NON_FINITE = 3  # the loss or gradient is not a number; nothing of it was saved
 NOT_SAVED = 4  # checkpoints cannot be written
+INTERRUPTED = 130  # by a second Ctrl-C, as a shell has it: nothing was saved
 REQUEUE = 75  # asked to stop, and saved: EX_TEMPFAIL of sysexits.h, "try again later"
 
 # Names the file that a job's main process leaves its exit code in: `accelerate launch` puts its own 1 in its place.

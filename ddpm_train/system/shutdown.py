@@ -41,12 +41,16 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
             said = True
             print(f"stopped ({signal_name}); {again}", flush=True)
 
+    def answer(line: str) -> None:
+        if not said:
+            print(line, flush=True)
+
     def leave(signal_name: str) -> None:
         say(signal_name)
         exit_codes.leave(exit_codes.REQUEUE)
 
     try:
-        with StopRequest(leave) as stop:
+        with StopRequest(leave, answer) as stop:
             yield stop
     except Stopped as stopped:
         say(str(stopped))

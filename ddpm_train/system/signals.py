@@ -1,11 +1,16 @@
 """Signals that ask a run to stop -> a flag that all processes agree on. Imports no torch until they connect."""
 
+import math
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
+
+from ddpm_train.system import exit_codes
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +53,15 @@ class StopRequest:
     Args:
         leave: ends the program, called with the signal's name from another thread where the main one, long after a
             signal before `defer`, has not left by itself. None: it may take its time.
+        answer: called from that thread with what follows from the first Ctrl-C, at the moment it comes.
     """
 
-    def __init__(self, leave: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self, leave: Callable[[str], object] | None = None, answer: Callable[[str], object] = lambda line: None
+    ) -> None:
         self.signal_name: str | None = None
         self._leave = leave
+        self._answer = answer
         self._deferred = threading.Event()
         self._group: dist.ProcessGroup | None = None
         self._vote: tuple[torch.Tensor, dist.Work] | None = None  # under way
@@ -66,17 +75,18 @@ class StopRequest:
                 os.set_blocking(wakeup, False)
                 signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
                 # To the end of the program: it must not keep this object, and its group of processes, alive.
-                needs = (arrived, self._deferred, self._leave)
-                threading.Thread(target=_insist, args=needs, name="signals", daemon=True).start()
+                needs = (arrived, self._deferred, self._leave, self._answer)
+                threading.Thread(target=_attend, args=needs, name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._deferred.clear()  # what was to be saved has been
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name == "SIGINT":
-            os._exit(128 + number)
+            exit_codes.leave(exit_codes.INTERRUPTED)
         self.signal_name = signal.Signals(number).name
         if not self._deferred.is_set():
             raise self.stopped()
@@ -128,12 +138,30 @@ class StopRequest:
             raise StoppedWaiting(self.signal_name)
 
 
-def _insist(arrived: int, deferred: threading.Event, leave: Callable[[str], object]) -> None:
+def _attend(
+    arrived: int, deferred: threading.Event, leave: Callable[[str], object], answer: Callable[[str], object]
+) -> None:
     """Read each signal's number when it arrives, whatever the main thread does, and see that it is answered."""
-    while number := os.read(arrived, 1):
-        # The process may also wait for threads of its own, when it leaves by itself.
-        if number[0] in SIGNALS and not deferred.wait(ANSWER_SECONDS):
-            leave(signal.Signals(number[0]).name)
+    interrupted, waited_for, until = False, "", math.inf
+    while True:
+        left = None if until == math.inf else max(0.0, until - time.monotonic())
+        if not select.select([arrived], [], [], left)[0]:
+            until = math.inf
+            # The process may also wait for threads of its own, when it leaves by itself.
+            if not deferred.is_set():
+                leave(waited_for)
+            continue
+        number = os.read(arrived, 1)[0]
+        if number not in SIGNALS:
+            continue
+        if number == signal.SIGINT and interrupted:
+            exit_codes.leave(exit_codes.INTERRUPTED)
+        if not deferred.is_set() and until == math.inf:
+            waited_for, until = signal.Signals(number).name, time.monotonic() + ANSWER_SECONDS
+        if number == signal.SIGINT:
+            interrupted = True
+            doing = "finishing the step, saving" if deferred.is_set() else "stopping"
+            answer(f"{doing}; press Ctrl-C again to leave at once")
 
 
 def _result(votes: "torch.Tensor", exchange: "dist.Work") -> tuple[bool, bool]:

@@ -125,8 +125,9 @@ def signals_reach_the_jobs() -> Iterator[None]:
     def hand_on(number: int, frame: FrameType | None) -> None:
         if JOBS.stopping and number == signal.SIGINT:
             JOBS.kill()
-            os._exit(128 + number)
-        print(f"stopping ({signal.Signals(number).name}): the jobs save", flush=True)
+            os._exit(exit_codes.INTERRUPTED)
+        again = "; press Ctrl-C again to end them at once" if number == signal.SIGINT else ""
+        print(f"stopping ({signal.Signals(number).name}): the jobs save{again}", flush=True)
         if not JOBS.stop():
             sys.exit(exit_codes.REQUEUE)
 
