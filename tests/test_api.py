@@ -65,7 +65,7 @@ def test_the_lines_of_the_command_line(cli: Cli, trained: Path, monkeypatch: pyt
     said = cli.sample("pipeline=outputs/cat", *as_overrides(loading), expect=2)
     assert lines_of(ddpm_train.load, "outputs/cat", **loading) == sorted(told(said))
     assert lines_of(ddpm_train.sample, "outputs/cat", 3, **loading) == sorted(told(said))
-    asked: dict[str, Any] = {"seed": -1, "num_images": 0, "seeed": 3, "strength": 0.5, "resolution": [8]}
+    asked: dict[str, Any] = {"seed": 2**32, "num_images": 0, "seeed": 3, "strength": 0.5, "resolution": [8]}
     asked |= {"inpaint": "nowhere.png", "batch_size": "many", "compare": {"samplers": ["ddim"]}}
     asked |= {"sampler": {"name": "ddim", "etaa": 0.5}}
     said = cli.sample(f"pipeline={trained}", *as_overrides(asked), expect=2)

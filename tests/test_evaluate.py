@@ -190,6 +190,7 @@ def test_mistakes_that_need_no_look_at_the_model(cli: Cli) -> None:
             *(sys.executable, "-X", "importtime", *PROGRAM),
             *("pipeline=xyz/", "metrics=[fidd]", "extractor.name=inception", "num_images=3", "num_inference_step=4"),
             *("cost.samplers=[ddim]", "extractor.weights=none.pth", "dataset=cifr10", "sampler.etta=1"),
+            "seed=4294967296",
         ],
         expect=2,
     )
@@ -206,6 +207,7 @@ def test_mistakes_that_need_no_look_at_the_model(cli: Cli) -> None:
         line.startswith("extractor.name=inception: not one of efficientnet_lite0, inception-v3") for line in lines
     )
     assert "num_images=3: too few for a score; use at least 10" in lines
+    assert "seed=4294967296: must be less than 4294967296" in lines
     assert "cost.samplers=[ddim] cost.steps=[]: needs both lists; add cost.steps=[5,10,25,100]" in lines
     assert "sampler.etta=1: no argument of DPMSolverMultistepScheduler; it takes" in said
     assert (

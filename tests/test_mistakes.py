@@ -204,10 +204,10 @@ TABLE = {
     ],
     # Sizes and names that nothing has.
     (
-        "seed=9223372036854775808 dataset.resolution=1000000000000 dataset.num_workers=100000 hub.retry_minutes=1e12 "
+        "seed=4294967296 dataset.resolution=1000000000000 dataset.num_workers=100000 hub.retry_minutes=1e12 "
         "evaluation.num_images=1000000 train.micro_batch_size=99999999999999999999"
     ): [
-        "seed=9223372036854775808: must be less than 9223372036854775808",
+        "seed=4294967296: must be less than 4294967296",
         "dataset.resolution.0=1000000000000: must be at most 16384",
         "dataset.resolution.1=1000000000000: must be at most 16384",
         "dataset.num_workers=100000: must be at most 1024",
@@ -364,9 +364,10 @@ TABLE = {
     "--multirun seed=1,2 hydra/sweeper=optun": [
         "hydra/sweeper=optun: no such sweeper; did you mean 'optuna'? (one of grid, optuna)"
     ],
-    "--multirun seed=1 hydra/sweeper=optuna hydra.sweeper.num_trials=0": [
+    "--multirun seed=1 hydra/sweeper=optuna hydra.sweeper.num_trials=0 hydra.sweeper.seed=-1": [
         "hydra/sweeper=optuna: nothing to choose; write KEY=interval(A,B), KEY=tag(log,interval(A,B)) or KEY=A,B",
         "hydra.sweeper.num_trials=0: must be a whole number above 0",
+        "hydra.sweeper.seed=-1: must be a whole number of at least 0",
     ],
     "--multirun optimizer.lr=tag(log,interval(0,1)) model.dropout=interval(0,2) hydra/sweeper=optuna": [
         "optimizer.lr=tag(log,interval(0,1)): a logarithmic interval must begin above 0",

@@ -162,6 +162,8 @@ def test_an_image_does_not_depend_on_its_batch(unet: UNet2DModel, name: str, pre
 def test_seeds_do_not_overlap() -> None:
     seen = [image_seed(seed, index) for seed in range(50) for index in range(1000)]
     assert len(set(seen)) == len(seen) and max(seen) < 2**32
+    # Two seeds of one image differ, for the factor is odd; a larger one would be one of these again.
+    assert image_seed(2**32 - 1, 0) != image_seed(0, 0) == image_seed(2**32, 0)
 
 
 def test_who_draws_noise() -> None:

@@ -8,8 +8,17 @@ from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.idle import idle_mistakes
 from ddpm_train.config.metrics import FEWEST_IMAGES, FeatureMetricName, MetricName
 from ddpm_train.config.mistakes import as_written
-from ddpm_train.config.parts import ExtractorChoice, FilePath, ImageCount, Positive, Required, SamplerChoice, Section
-from ddpm_train.config.sample import Compare, Seed
+from ddpm_train.config.parts import (
+    ExtractorChoice,
+    FilePath,
+    ImageCount,
+    Positive,
+    Required,
+    SamplerChoice,
+    Section,
+    Seed,
+)
+from ddpm_train.config.sample import Compare
 from ddpm_train.config.schema import Schema
 
 

@@ -45,6 +45,8 @@ Whole = Annotated[int, BeforeValidator(no_bool), Ge(-(2**63)), Lt(2**63)]
 Real = Annotated[float, BeforeValidator(no_bool)]
 Positive = Annotated[Whole, Gt(0)]
 NonNegative = Annotated[Whole, Ge(0)]
+# torch's generator on a CPU, which draws the noise of samples, keeps 32 bits of a seed: larger ones would repeat those.
+Seed = Annotated[int, BeforeValidator(no_bool), Ge(0), Lt(2**32)]
 # Beyond these nothing is meant so: lists and pictures of that size would fill the memory before anything is made.
 Side = Annotated[Positive, Le(16_384)]  # of a picture, in pixels
 ImageCount = Annotated[Positive, Le(10_000_000)]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Gt, Le
 from pydantic import BeforeValidator
 
 from ddpm_train.config.idle import idle_mistakes
@@ -20,7 +20,7 @@ from ddpm_train.config.parts import (
     SamplerChoice,
     SamplerName,
     Section,
-    Whole,
+    Seed,
 )
 from ddpm_train.config.schema import Schema
 
@@ -30,9 +30,6 @@ INPAINTING_SAMPLERS = ("ddpm", "ddim")
 
 def _auto_is_none(value: object) -> object:
     return None if value == "auto" else value
-
-
-Seed = Annotated[Whole, Ge(0), Lt(2**63)]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Hydra composes, `schema.py` checks once and returns these frozen dataclasses; be
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Gt
 from pydantic import Field
 
 from ddpm_train.config.dataset import Dataset
@@ -29,7 +29,7 @@ from ddpm_train.config.parts import (
     Real,
     SamplerChoice,
     Section,
-    Whole,
+    Seed,
 )
 
 
@@ -94,7 +94,7 @@ class Config(Section):
 
     name: Annotated[FilePath, Field(pattern=r"^\w[\w.=,+-]*$")]
     output_dir: FilePath
-    seed: Annotated[Whole, Ge(0), Lt(2**63)]
+    seed: Seed
     resume: FilePath  # auto | never | a checkpoint's path | hf://owner/name[@revision]
     objective: str | None  # what the run is judged by: a number that its evaluations measure; auto: the held-out loss
     allow_change: tuple[str, ...]  # keys that a resumed run may change although they make it another run

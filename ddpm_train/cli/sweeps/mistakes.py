@@ -67,6 +67,8 @@ def sweeper_mistakes(sweeper: Mapping[str, Any]) -> Iterator[str]:
         value = sweeper.get(key, 1)
         if not (type(value) is int and value > 0):
             yield f"hydra.sweeper.{key}={value}: must be a whole number above 0"
+    if not (type(seed := sweeper.get("seed", 0)) is int and seed >= 0):
+        yield f"hydra.sweeper.seed={seed}: must be a whole number of at least 0"
 
 
 def launcher_mistakes(launcher: Mapping[str, Any]) -> Iterator[str]:
