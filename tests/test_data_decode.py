@@ -181,7 +181,7 @@ def test_random_crops_reach_both_ends() -> None:
 def test_damaged_files_are_told_in_one_line(tmp_path: Path, garments: list[Image.Image]) -> None:
     whole = encoded(garments[0], "JPEG")
     cases = {
-        b"": "not an image",
+        b"": "an empty file",
         b"a text named .png": "not an image",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n": "not an image",  # would run Ghostscript
         whole[:-100]: "image file is truncated",

@@ -55,8 +55,11 @@ def test_what_does_not_lie_in_the_range_is_told(opened: Open) -> None:
     values[1] = 300  # none of those that are looked at
     found = opened(*values)
     assert len(found.train) == 199 and found.broken == [
-        "001.tiff: grey values from 300 to 300, of which nobody knows what is black and white: "
-        "dataset.value_range=[low,high] says it of a dataset"
+        (
+            "001.tiff",
+            "grey values from 300 to 300, of which nobody knows what is black and white: "
+            "dataset.value_range=[low,high] says it of a dataset",
+        )
     ]
     assert len(opened(-1, 300, 400, 70_000).broken) == 2
 

@@ -135,7 +135,7 @@ def test_workers_give_what_the_cache_gives(wide: Path) -> None:
         return loaded(batches, steps, workers=workers)
 
     cached, uncached = opened(wide, **allowed), opened(wide, **allowed, cache="none")
-    assert cached.content == uncached.content and cached.broken == ["broken.png: not an image"]
+    assert cached.content == uncached.content and cached.broken == [("broken.png", "an empty file")]
     for one, other in zip(through(cached, 0), through(uncached, 1), strict=True):
         assert all(map(torch.equal, one, other))
 
@@ -149,7 +149,7 @@ def test_an_image_lost_during_training_is_told_without_a_traceback(wide: Path) -
         with pytest.raises(Mistakes) as raised:
             loaded(batches, [torch.arange(4)], workers=workers)
         (line,) = raised.value.lines
-        assert line.endswith(".png: could be read at the start, but not now: not an image") and "\n" not in line
+        assert line.endswith(".png: could be read at the start, but not now: an empty file") and "\n" not in line
 
 
 def test_the_held_out_part_does_not_depend_on_the_cache_and_overlaps_nothing(wide: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_hostile_folder_trains(cli: Cli, garments: list[Image.Image]) -> None:
     said = cli.train(*run, *ONE_STEP, "dataset.max_broken_fraction=0.2")
     assert "hostile: 32 images 8x8x3" in said and "7 images cannot be read and are skipped" in said
     for reason in (
-        *("no_bytes.png: not an image", r"text\nerror: forged\x1b[2J.png: not an image", "page.gif: not an image"),
+        *("no_bytes.png: an empty file", r"text\nerror: forged\x1b[2J.png: not an image", "page.gif: a web page"),
         *("truncated.jpg: ", "deep/huge.png: 169 megapixels, more than dataset.max_pixels=89478485"),
         *("lost.webp: No such file", "deep/pipe.bmp: not a regular file"),
     ):

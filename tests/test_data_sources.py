@@ -156,7 +156,10 @@ def test_image_column_names_a_column_without_the_feature(
 ) -> None:
     files = sorted(write_images(tmp_path / "images", 5).rglob("*.png"))
     path = without_features(tmp_path / "plain.parquet", [file.read_bytes() for file in files], structs)
-    assert mistake("hub", path) == "dataset.image_column=null: no column of images; choose one of id, img"
+    assert mistake("hub", path) == (
+        "dataset.image_column=null: no column of images; use dataset.image_column=img, if that column names or holds "
+        "its images"
+    )
     source = open_source(dataset_config("hub", path, image_column="img"), "train")
     assert np.array_equal([source.load(i, DECODER) for i in range(5)], [DECODER(file) for file in files])
 
@@ -191,7 +194,7 @@ def test_empty_and_broken_cells_are_broken_images(tmp_path: Path) -> None:
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     pq.write_table(pa.table({"image": pa.array(cells, kind)}), tmp_path / "cells.parquet")
     source = open_source(dataset_config("hub", tmp_path / "cells.parquet", image_column="image"), "train")
-    for index, reason in enumerate(("empty", "empty", "not an image", "gone.png: no such file")):
+    for index, reason in enumerate(("empty", "empty", "an empty file", "gone.png: no such file")):
         with pytest.raises(BrokenImage, match=reason):
             source.load(index, DECODER)
 

@@ -190,8 +190,8 @@ def test_broken_frames_and_claims(tmp_path: Path) -> None:
     with pytest.raises(Mistakes, match=r"^dataset.max_broken_fraction=0.01: 6 of 18 images cannot be read"):
         opened(folder, max_pixels=1000)
     data = opened(folder, max_pixels=1000, max_broken_fraction=0.5)
-    names = [line.split(": ")[0] for line in data.broken]
-    assert names == [
+    names, reasons = zip(*data.broken, strict=True)
+    assert list(names) == [
         "a.tiff, frame 2",
         "b.gif, frame 3",
         "c.png, frame 5",
@@ -199,10 +199,10 @@ def test_broken_frames_and_claims(tmp_path: Path) -> None:
         "e.gif, frame 2",
         "f.gif",
     ]
-    lost = ["the frames after it are lost, too" in line for line in data.broken]
+    lost = ["the frames after it are lost, too" in reason for reason in reasons]
     assert lost == [False, False, True, False, True, False], data.broken
-    assert "megapixels, more than dataset.max_pixels=1000" in data.broken[3]
-    assert "is larger than dataset.max_pixels=1000" in data.broken[4]
+    assert "megapixels, more than dataset.max_pixels=1000" in reasons[3]
+    assert "is larger than dataset.max_pixels=1000" in reasons[4]
     kept = data.train.prepared
     assert list(zip(kept.usable.tolist(), kept.frames.tolist(), strict=True)) == [
         *((0, 0), (0, 2), (0, 3), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (3, 2), (4, 0))

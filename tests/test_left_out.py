@@ -140,7 +140,7 @@ def test_whatever_pillow_decodes(tmp_path: Path, garments: list[Image.Image]) ->
     assert not {".eps", ".pdf", ".svg", ".mpg", ".wmf", ".h5", ".txt", ".dng"} & decodable().keys()
     # No format without a mark at its beginning is tried on what is called otherwise.
     shutil.copy(folder / "8.tga", folder / "8.png")
-    assert opened(folder, max_broken_fraction=0.5).broken == ["8.png: not an image"]
+    assert opened(folder, max_broken_fraction=0.5).broken == [("8.png", "not an image")]
 
 
 def test_what_nothing_here_reads_is_named_with_what_would(tmp_path: Path, write_images: WriteImages) -> None:

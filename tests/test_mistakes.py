@@ -298,7 +298,7 @@ TABLE = {
     "dataset=imagefolder": ["dataset.path=???: missing; give it a value"],
     "dataset=imagefolder dataset.path=/nowhere": ["dataset.path=/nowhere: no such folder"],
     "dataset=imagefolder dataset.path=a_file": [
-        "dataset.path=a_file: not a folder; give the folder that holds the images"
+        "dataset.path=a_file: a file of no kind that is read; give a folder, or a parquet file with dataset=hub"
     ],
     "dataset=hub dataset.path=./nowhere": ["dataset.path=./nowhere: no such file or folder"],
     "resume=nowhere output_dir=a_file": [

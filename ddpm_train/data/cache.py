@@ -18,7 +18,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.data.decode import Decoder
+from ddpm_train.data.decode import Broken, Decoder
 from ddpm_train.data.decode_all import decode_all
 from ddpm_train.data.formats import formats_of
 from ddpm_train.data.frames import MOST_FRAMES, frame_name
@@ -37,7 +37,7 @@ class Prepared:
     frames: np.ndarray  # int32 [N]: which frame of it the image is
     sizes: np.ndarray  # int32 [N, 2]: height and width after the resize
     content: str  # SHA-256 over all pixels in order: the identity of the data, wherever it came from
-    broken: list[str]  # a line "name: reason" for each image that does not decode
+    broken: list[Broken]
     unused_frames: tuple[int, int]  # how many images have more frames than the first, if only that is used; how many
     overlong: int  # how many files have more than MOST_FRAMES frames; further ones are not counted
 
@@ -61,7 +61,7 @@ class _Meta:
     """What `meta.json` holds besides the arrays; `num_bytes` is the size of `pixels.bin`."""
 
     content: str
-    broken: list[str]
+    broken: list[Broken]
     unused_frames: tuple[int, int]
     overlong: int
     num_bytes: int
@@ -116,7 +116,7 @@ def _build(
     """Decode everything into an empty folder."""
     usable, frames, sizes = array("q"), array("i"), array("i")
     others: dict[int, int] = {}  # of files with several frames
-    broken: list[str] = []
+    broken: list[Broken] = []
     digest = hashlib.sha256()
     with (
         open(staging / "pixels.bin", "wb") as file,
@@ -126,7 +126,7 @@ def _build(
         for index, frame, pixels, others_of_file in images:
             bar.update(index + 1 - bar.n)
             if isinstance(pixels, str):
-                broken.append(f"{frame_name(source.name(index), frame)}: {pixels}")
+                broken.append((frame_name(source.name(index), frame), pixels))
                 continue
             usable.append(index)
             frames.append(frame)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ddpm_train.data.formats import formats_of
+from ddpm_train.data.formats import formats_of, what_it_is
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Pillow's plugins answer damaged files with any of these.
@@ -33,6 +33,9 @@ class BrokenImage(Exception):
 
 class LastFrame(BrokenImage):
     """A frame that cannot be used, after which none of its file can."""
+
+
+Broken = tuple[str, str]  # the name of an image that does not decode, and why
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Decoder:
                 with self.open(encoded) as image:
                     return self.from_image(image)
         except UnidentifiedImageError:
-            raise BrokenImage("not an image") from None
+            raise BrokenImage(what_it_is(encoded)) from None
         except DAMAGE as error:
             raise BrokenImage(_reason(error)) from None
 

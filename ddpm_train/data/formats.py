@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ddpm_train.system.files import LFS_POINTER
+
 # Each is known by how it begins, whatever its file is called.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 # What Pillow has an ending for besides, and is no picture of pixels: it hands drawings to helper programs (EPS to
@@ -28,6 +30,16 @@ REMEDIES = {
     **{ending: f"pip install {package}" for package, (_, _, _, endings) in _PACKAGES.items() for ending in endings},
     **dict.fromkeys((".avif", ".avifs", ".webp"), "pip install -U pillow"),
     **dict.fromkeys((*_RAW, *_OTHERS), _CONVERT),
+}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_BEGINNING_BYTES = 256
+# What else is found where an image was meant, by how it begins, in small letters.
+_BEGINNINGS = {
+    LFS_POINTER: "a Git LFS pointer (git lfs pull)",
+    **dict.fromkeys((b"pk\3\4", b"\x1f\x8b", b"rar!", b"7z\xbc\xaf"), "an archive (unpack it)"),
+    **dict.fromkeys((b"<!doctype html", b"<html"), "a web page (download it anew)"),
+    b"<svg": f"SVG ({_CONVERT})",
+    b"%pdf": f"PDF ({_CONVERT})",
 }
 
 
@@ -53,3 +65,30 @@ def formats_of(encoded: bytes | Path) -> tuple[str, ...]:
     if isinstance(encoded, Path) and (own := decodable().get(encoded.suffix.lower())):
         more.add(own)
     return (*FORMATS, *sorted(more - {*FORMATS}))
+
+
+def what_it_is(encoded: bytes | Path) -> str:
+    """What no format knows as its own, by how it begins, and what would help: people rename and download anything."""
+    if isinstance(encoded, Path):
+        with open(encoded, "rb") as file:
+            start = file.read(_BEGINNING_BYTES)
+    else:
+        start = encoded[:_BEGINNING_BYTES]
+    if not start:
+        return "an empty file"
+    if ending := _modern_ending(start):
+        name = ending[1:].upper()
+        return f"a damaged {name} image" if ending in decodable() else f"{name} ({REMEDIES[ending]})"
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    return next((what for beginning, what in _BEGINNINGS.items() if text.startswith(beginning)), "not an image")
+
+
+def _modern_ending(start: bytes) -> str | None:
+    """The ending of what begins like HEIC, AVIF or JPEG XL, which not every Pillow reads."""
+    if start[4:8] == b"JXL " or start.startswith(b"\xff\x0a"):
+        return ".jxl"
+    if start[4:8] != b"ftyp":
+        return None
+    box = start[8 : int.from_bytes(start[:4])]
+    brands = {box[place : place + 4] for place in range(0, len(box), 4)}
+    return ".avif" if brands & {b"avif", b"avis"} else ".heic" if brands & _HEIF_BRANDS else None

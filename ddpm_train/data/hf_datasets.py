@@ -11,10 +11,11 @@ from filelock import FileLock
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.formats import REMEDIES, decodable
+from ddpm_train.data.paths import is_parquet
 from ddpm_train.hub.access import find_commit
 from ddpm_train.system.console import counted
 from ddpm_train.system.failures import first_line, one_line
-from ddpm_train.system.files import expanded
+from ddpm_train.system.files import expanded, lfs_mistakes
 
 if TYPE_CHECKING:
     from ddpm_train.config.dataset import Dataset
@@ -40,38 +41,45 @@ def load_dataset(config: "Dataset", split: str) -> Loaded:
     """
     import datasets
 
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it cannot do is told once, in a line
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    path = expanded(config.path)
     try:
-        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            loaded = datasets.load_from_disk(str(path))
-            if not isinstance(loaded, datasets.DatasetDict):
-                return Loaded(loaded, None, _arrow_files(loaded), [])
-            if split not in loaded:
-                raise ValueError(f'Unknown split "{split}". Should be one of {sorted(loaded)}.')
-            return Loaded(loaded[split], None, _arrow_files(loaded[split]), [])
-        if path.suffix == ".parquet" and path.exists():
-            return _built(datasets.load_dataset_builder("parquet", data_files=str(path)), path, "train")
-        if path.is_dir():
-            return _built(_own_builder(config, str(path), None), path, split)
-        return _load_from_hub(config, split)
-    except ValueError as error:
-        raise Mistakes(_value_mistake(config, split, error)) from None
-    except RuntimeError as error:
-        remedy = ""
-        if "scripts are no longer supported" in str(error):
-            remedy = "; nobody runs them: give its images with dataset=imagefolder, or a copy of it in parquet files"
-        raise Mistakes(f"dataset.path={config.path}: {first_line(error)}{remedy}") from None
-    except (datasets.exceptions.DatasetsError, OSError) as error:
-        raise Mistakes(f"dataset.path={config.path}: {first_line(error)}{_remedy(error)}") from None
+        loaded = _load(config, split)
+    except Mistakes:
+        raise
+    except Exception as error:  # readers of parquet, JSON, archives and others refuse by many kinds
+        raise Mistakes(_mistake(config, split, error)) from None
+    if len(loaded.dataset) == 0:
+        raise Mistakes(_empty(config, split))
+    return loaded
+
+
+def _load(config: "Dataset", split: str) -> Loaded:
+    import datasets
+
+    path = expanded(config.path)
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        loaded = datasets.load_from_disk(str(path))
+        if not isinstance(loaded, datasets.DatasetDict):
+            return Loaded(loaded, None, _arrow_files(loaded), [])
+        if split not in loaded:
+            raise ValueError(f'Unknown split "{split}". Should be one of {sorted(loaded)}.')
+        return Loaded(loaded[split], None, _arrow_files(loaded[split]), [])
+    if is_parquet(path):
+        return _built(datasets.load_dataset_builder("parquet", data_files=str(path)), path, "train")
+    if path.is_dir():
+        return _built(_own_builder(config, str(path), None), path, split)
+    return _load_from_hub(config, split)
 
 
 def _remedy(error: Exception) -> str:
-    """What helps where the library cannot write into its own cache, which `dataset.cache_dir` is not."""
+    """What helps, as far as it is known."""
     import datasets
 
+    if "scripts are no longer supported" in str(error):
+        return "; nobody runs them: give its images with dataset=imagefolder, or a copy of it in parquet files"
+    # Where the library cannot write into its own cache, which `dataset.cache_dir` is not.
     cache, place = Path(datasets.config.HF_DATASETS_CACHE), Path(str(getattr(error, "filename", "")))
     its_own = place.is_absolute() and (cache.is_relative_to(place) or place.is_relative_to(cache))
     return "; set HF_HOME to a folder in which the datasets library may write" if its_own else ""
@@ -186,12 +194,25 @@ def _cached_commit(dataset: Any) -> str | None:
     return next((name for name in folders if re.fullmatch(r"[0-9a-f]{40}", name)), None)
 
 
-def _value_mistake(config: "Dataset", split: str, error: ValueError) -> str:
-    """What `load_dataset` says of a split or a configuration, as a line."""
+def _mistake(config: "Dataset", split: str, error: Exception) -> str:
+    """What the library says of a dataset, a split or a configuration, as a line."""
+    import datasets
+
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the other says only that there is one
     first = first_line(error)
+    # Of no rows, the library saves no file, and cannot load that.
+    saved_without_rows = isinstance(error, IndexError) and (expanded(config.path) / "state.json").exists()
+    if "corresponds to no data" in first or saved_without_rows:
+        return _empty(config, split)
     if "Unknown split" in first:
         key = "split" if split == config.split else "validation_split"
         return f"dataset.{key}={split}: {first}"
     if "BuilderConfig" in first or "Config name" in first:
         return f"dataset.config_name={config.config_name or 'null'}: {one_line(error)}"
-    return f"dataset.path={config.path}: {first}"
+    place = f"dataset.path={config.path}"
+    return next(lfs_mistakes(place, expanded(config.path)), f"{place}: {first}{_remedy(error)}")
+
+
+def _empty(config: "Dataset", split: str) -> str:
+    return f"dataset.path={config.path}: its {split} split has no rows; give one that has"

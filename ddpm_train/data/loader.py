@@ -13,12 +13,12 @@ from torch import Tensor
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.cache import Prepared, prepare
-from ddpm_train.data.decode import Decoder
+from ddpm_train.data.decode import Broken, Decoder
 from ddpm_train.data.frames import MOST_FRAMES
 from ddpm_train.data.greys import Greys, find_greys
 from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
-from ddpm_train.data.sources import Source, describe, open_source
+from ddpm_train.data.sources import Source, describe, open_source, reasons
 from ddpm_train.data.split import hold_out
 from ddpm_train.data.workers import Workers
 from ddpm_train.seeding import Purpose, bits
@@ -46,7 +46,7 @@ class Data:
     train: Images
     validation: Images | None
     content: str  # see `Prepared`, also for `broken`
-    broken: list[str]
+    broken: list[Broken]
     left_out: list[str]  # what of the dataset is not used, in lines
     commit: str | None  # of the repository that they come from, if it is one on the Hub
     greys: Greys | None  # unless `dataset.value_range` says what is black and white
@@ -56,7 +56,7 @@ class Data:
         """What of the dataset is not used, in lines for a person."""
         if self.broken:
             yield f"warning: {counted(len(self.broken), 'image')} cannot be read and are skipped:"
-            yield from (f"  {line}" for line in self.broken[:20])
+            yield from (f"  {line}" for line in reasons(self.broken)[:20])
         yield from (f"warning: {line}" for line in self.left_out)
 
     @property
@@ -134,7 +134,7 @@ def _left_out(source: Source, prepared: Prepared) -> list[str]:
 
 
 def _check_broken(config: Dataset, prepared: Prepared) -> None:
-    listed, total = describe(prepared.broken), len(prepared) + len(prepared.broken)
+    listed, total = describe(reasons(prepared.broken), separator="; "), len(prepared) + len(prepared.broken)
     if total == 0:
         raise Mistakes(f"dataset.path={config.path}: holds no images")
     if len(prepared) == 0:

@@ -21,10 +21,43 @@ def _is_regular(path: str) -> bool:
     return os.path.isfile(path) or os.path.isdir(path)
 
 
+def is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet" and path.is_file()
+
+
+# What else a file may be that is given for a dataset, by its ending, and what to do with it.
+_PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx")
+_ARRAYS = (".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".pt", ".pth", ".tfrecord", ".tfrecords", ".mdb")
+_USES = {
+    **dict.fromkeys(_PACKED, "an archive; unpack it, and give the folder with dataset=imagefolder"),
+    **dict.fromkeys(
+        _TABLES,
+        "a table without images; give the folder of the images: with dataset=imagefolder for all of them, with "
+        "dataset=hub for those that a metadata.csv or metadata.jsonl there names in a column file_name",
+    ),
+    **dict.fromkeys(
+        _ARRAYS,
+        "arrays, which are not read; write each image to a .png file, and give their folder with dataset=imagefolder",
+    ),
+    ".parquet": "a parquet file; read it with dataset=hub",
+    ".arrow": "a part of a dataset; give its folder with dataset=hub",
+}
+
+
+def _file_use(path: Path) -> str:
+    """What a file is that is no dataset, and what to do."""
+    from ddpm_train.data.formats import REMEDIES, decodable  # not above: most datasets are no single files
+
+    if (ending := path.suffix.lower()) in decodable() | REMEDIES:
+        return "one image; give the folder that holds all of them, with dataset=imagefolder"
+    return _USES.get(ending, "a file of no kind that is read; give a folder, or a parquet file with dataset=hub")
+
+
 def path_mistakes(config: "Dataset") -> list[str]:
     """Mistakes in `dataset.path` that the disk shows, without loading anything."""
     path = expanded(config.path)
-    one_split = config.source == "folder" or path.suffix == ".parquet" or (path / "state.json").exists()
+    one_split = config.source == "folder" or is_parquet(path) or (path / "state.json").exists()
     if (split := config.validation_split) is not None and one_split:
         # The same images would be trained on and held out.
         return [f"dataset.validation_split={split}: {config.path} has no splits; use dataset.validation_fraction"]
@@ -32,9 +65,11 @@ def path_mistakes(config: "Dataset") -> list[str]:
         if not path.exists():
             return [f"dataset.path={config.path}: no such folder"]
         if not path.is_dir():
-            return [f"dataset.path={config.path}: not a folder; give the folder that holds the images"]
+            return [f"dataset.path={config.path}: {_file_use(path)}"]
     if config.source == "hub" and (irregular := _irregular(path)) is not None:
         return [f"dataset.path={config.path}: {irregular} is not a regular file; remove it"]
+    if config.source == "hub" and path.is_file() and not is_parquet(path):
+        return [f"dataset.path={config.path}: {_file_use(path)}"]
     looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") > 1
     if config.source == "hub" and looks_local and not path.exists():
         return [f"dataset.path={config.path}: no such file or folder"]
@@ -70,7 +105,7 @@ def _unused(config: "Dataset") -> tuple[str, tuple[str, ...]]:
         return "a folder of images", ("split", *of_repositories, "image_column")
     if config.source != "hub":
         return "", ()
-    if path.suffix == ".parquet" and path.is_file():
+    if is_parquet(path):
         return "a parquet file", ("split", *of_repositories)
     if (path / "state.json").exists():
         return "a dataset that was saved without splits", ("split", *of_repositories)

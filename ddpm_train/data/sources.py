@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -13,8 +14,9 @@ from ddpm_train.config.mistakes import Mistakes, did_you_mean
 from ddpm_train.config.registry import resolve
 from ddpm_train.config.text import printable
 from ddpm_train.data.archives import file_named, member_named, read_member
+from ddpm_train.data.columns import image_column
 from ddpm_train.data.content import content_hash
-from ddpm_train.data.decode import BrokenImage, Decoder
+from ddpm_train.data.decode import Broken, BrokenImage, Decoder
 from ddpm_train.data.hf_datasets import load_dataset, own_folders
 from ddpm_train.hub.access import find_licence
 from ddpm_train.system.failures import first_line
@@ -130,7 +132,7 @@ class HubSource:
         dataset, self.commit, self._files, self.left_out = load_dataset(config, split)
         self._folders = own_folders(config)
         self._cache_dir = cache_folder(config.cache_dir)
-        self._column = column = _image_column(dataset, config.image_column)
+        self._column = column = image_column(dataset, config, self._files)
         self._version = dataset._fingerprint
         selected = dataset.select_columns([column])
         try:
@@ -209,23 +211,16 @@ def dataset_licence(config: "Dataset") -> str | None:
     return find_licence(config.path, config.revision) if config.source == "hub" else None
 
 
-def _image_column(dataset: Any, override: str | None) -> str:
-    from datasets import Image as ImageFeature
-
-    columns = list(dataset.column_names)
-    if override is not None:
-        if override not in columns:
-            known = f"{did_you_mean(override, columns)} (one of {', '.join(columns)})"
-            raise Mistakes(f"dataset.image_column={override}: no such column;{known}")
-        return override
-    found = [name for name, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
-    if len(found) != 1:
-        what = "no column of images" if not found else f"several columns of images ({', '.join(found)})"
-        raise Mistakes(f"dataset.image_column=null: {what}; choose one of {', '.join(columns)}")
-    return found[0]
-
-
-def describe(names: Sequence[str], limit: int = 5) -> str:
+def describe(names: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
     """The first few of many names, for a message."""
     more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+    return separator.join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def reasons(broken: Sequence[Broken]) -> list[str]:
+    """Why images do not decode, with the names of the first few; what most have in common comes first."""
+    names = defaultdict(list)
+    for name, reason in broken:
+        names[reason].append(name)
+    most_first = sorted(names.items(), key=lambda item: -len(item[1]))
+    return [f"{describe(each, 3)}: {reason}" for reason, each in most_first]

@@ -14,7 +14,7 @@ from ddpm_train.config.mistakes import Mistakes, resolution_text
 from ddpm_train.data.formats import formats_of
 from ddpm_train.data.frames import sizes
 from ddpm_train.data.image_files import ImageFiles, find_images
-from ddpm_train.data.sources import describe
+from ddpm_train.data.sources import describe, reasons
 from ddpm_train.runs.checkpoint import MANIFEST
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, SAMPLING
 from ddpm_train.system.files import expanded
@@ -50,9 +50,9 @@ def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Data":
     as_dataset = replace(dataset, source="folder", path=str(folder), crop="center", cache="disk", **all_of_it)
     data = open_data(as_dataset, progress=progress)
     if data.broken:
+        listed = describe(reasons(data.broken), separator="; ")
         raise Mistakes(
-            f"pipeline={folder}: {len(data.broken)} images cannot be read ({describe(data.broken)}); "
-            "make them anew or remove them"
+            f"pipeline={folder}: {len(data.broken)} images cannot be read ({listed}); make them anew or remove them"
         )
     return data
 

@@ -23,6 +23,25 @@ def expanded(path: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
+# How a file begins that Git LFS has not fetched: a small text in its place.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_LARGEST_POINTER_BYTES = 1024
+
+
+def lfs_mistakes(place: str, path: Path) -> Iterator[str]:
+    """A line if Git LFS has not fetched the file, or some below the folder.
+
+    Args:
+        place: how the user named it, such as "dataset.path=cats".
+    """
+    files = [path] if path.is_file() else [Path(folder, file) for folder, _, names in os.walk(path) for file in names]
+    small = (file for file in files if file.is_file() and file.stat().st_size < _LARGEST_POINTER_BYTES)
+    if pointers := sorted(file for file in small if file.read_bytes().startswith(LFS_POINTER)):
+        kind = "is a Git LFS pointer" if len(pointers) == 1 else "are Git LFS pointers"
+        first = "" if path.is_file() else f" ({pointers[0].relative_to(path)} first)"
+        yield f"{place}: {len(pointers):,} of its files {kind}{first}; run `git lfs pull` in the clone"
+
+
 def cache_folder(given: str | None) -> Path:
     """Where what can be made again is kept: `dataset.cache_dir`, or a place for all runs of a user.
 
