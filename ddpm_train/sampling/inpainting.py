@@ -4,11 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 
+from ddpm_train.data.decode import Decoder, upright
 from ddpm_train.sampling.loop import Observer, ignore, step_arguments
 
 
@@ -19,11 +22,28 @@ class Inpainting:
     Attributes:
         mask: float32 [1, 1, H, W], 1 where to paint.
         jump_steps, repeats: see `visits`.
+        of_opacity: whether the mask is what was opaque in a picture of one colour.
     """
 
     mask: Tensor
     jump_steps: int
     repeats: int
+    of_opacity: bool = False
+
+
+class MaskDecoder(Decoder):
+    """Of a picture that shows one colour alone, and not everywhere, the opacity is the mask: opaque is white."""
+
+    of_opacity = False
+
+    def from_image(self, image: Image.Image) -> np.ndarray:
+        image = upright(image)
+        if image.has_transparency_data:
+            colours = np.asarray(rgba := image.convert("RGBA"))
+            seen = colours[colours[..., 3] > 0, :3]
+            self.of_opacity = bool((colours[..., 3] < 255).any() and (seen == seen[:1]).all())
+            image = rgba.getchannel("A") if self.of_opacity else image
+        return super().from_image(image)
 
 
 def visits(num_inference_steps: int, jump_steps: int, repeats: int) -> Iterator[tuple[int, int]]:

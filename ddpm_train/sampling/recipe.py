@@ -16,7 +16,7 @@ from ddpm_train.config.sample import SampleConfig
 from ddpm_train.config.samplers import SAMPLERS, sampler_package_mistakes
 from ddpm_train.data.decode import MODES, BrokenImage, Decoder
 from ddpm_train.models.load import Model
-from ddpm_train.sampling.inpainting import Inpainting
+from ddpm_train.sampling.inpainting import Inpainting, MaskDecoder
 from ddpm_train.sampling.sampler_check import refusal
 from ddpm_train.system.files import expanded
 
@@ -153,8 +153,7 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
     resolution = config.resolution or model.sample_size
     assert resolution is not None  # resolution_mistakes sees to it
 
-    def decoded(key: str, channels: int) -> Tensor:
-        decoder = Decoder(resolution, channels, (255, 255, 255), "center", max_pixels=10**9)
+    def decoded(key: str, decoder: Decoder) -> Tensor:
         path, image = getattr(config, key), (pictures or {}).get(key)
         try:
             array = decoder(expanded(path)) if image is None else decoder.from_image(image)
@@ -162,19 +161,24 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
             raise Mistakes(f"{key}={path}: {error}; give a picture") from None
         return torch.tensor(array).float()[None]
 
-    inpainting = None
+    # As the model sees images: resized to cover, cropped at the centre, in [-1, 1].
+    as_model = ((255, 255, 255), "center", 10**9)
+    picture = inpainting = None
+    if config.from_image is not None:
+        picture = decoded("from_image", Decoder(resolution, model.unet.config.in_channels, *as_model)) / 127.5 - 1
     if config.inpaint is not None:
-        mask = decoded("inpaint", 1) > 127.5
+        for_mask = MaskDecoder(resolution, 1, *as_model)
+        mask = decoded("inpaint", for_mask) > 127.5
         if not bool(mask.any()):
             raise Mistakes(f"inpaint={config.inpaint}: nothing in this mask is white, which is what is painted anew")
-        inpainting = Inpainting(mask.float(), config.inpaint_jump_steps, config.inpaint_repeats)
+        repaint = (config.inpaint_jump_steps, config.inpaint_repeats)
+        inpainting = Inpainting(mask.float(), *repaint, for_mask.of_opacity)
     return Recipe(
         seed=config.seed,
         sampler=config.sampler,
         num_inference_steps=config.num_inference_steps,
         resolution=resolution,
-        # As the model sees images: resized to cover, cropped at the centre, in [-1, 1].
-        picture=None if config.from_image is None else decoded("from_image", model.unet.config.in_channels) / 127.5 - 1,
+        picture=picture,
         strength=config.strength,
         inpainting=inpainting,
     )

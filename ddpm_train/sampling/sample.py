@@ -87,6 +87,8 @@ class _Sampling:
         rows = {"model": f"{model.label}: {parameters:.2f}M parameters, {height}x{width}x{channels}"}
         if config.visualization != "compare":
             rows["sampler"] = f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
+        if recipe.inpainting is not None and recipe.inpainting.of_opacity:
+            rows["mask"] = f"{config.inpaint} shows one colour: what is opaque in it is painted anew, as white would be"
         rows["compute"] = f"{self.engine.compute} on {device_name(state.device)}{processes}"
         self.console.table(rows | {"output": config.output})
 
