@@ -128,7 +128,7 @@ def test_a_folder_of_old_diffusers(cli: Cli, foreign: Path) -> None:
     cli.sample("pipeline=ddim", "num_images=2", "sampler=ddim", *FAST, "output=of_ddim")
     unet.save_pretrained(cli.folder / "alone")
     said = cli.sample("pipeline=alone", "num_images=2", "sampler=ddim", *FAST, "output=of_unet")
-    assert "no scheduler beside it: DDPM's linear schedule assumed" in said
+    assert "no scheduler beside it (assumed: beta_schedule=linear, 1,000 steps, prediction_type=epsilon)" in said
     assert np.array_equal(pixels(cli.folder / "of_ddim", 2), pixels(cli.folder / "of_unet", 2))
 
 
@@ -272,6 +272,16 @@ def test_beginning_with_a_picture(cli: Cli, trained: Path, garments: list[Image.
     filled = pixels(cli.folder / "filled", 2)
     assert np.array_equal(filled[0, :, :4], coat[:, :4]) and np.array_equal(filled[1, :, :4], coat[:, :4])
     assert not np.array_equal(filled[0, :, 4:], filled[1, :, 4:]) and "made 2 images" in said
+    # The same mask by its opacity, as drawn on a transparent layer; the colour behind what is transparent is not seen.
+    for colour, behind in ((0, 0), (255, 0)):
+        layer = Image.new("LA", (28, 28), (behind, 0))
+        layer.paste((colour, 255), (14, 0, 28, 28))
+        layer.save(cli.folder / "layer.png")
+        said = cli.sample(*command, "inpaint=layer.png", "num_inference_steps=10", "output=filled")
+        assert "found      2 of 2 images" in said
+        assert (
+            "mask       layer.png shows one colour: what is opaque in it is painted anew, as white would be\n" in said
+        )
     other = cli.sample(*command, "inpaint=coat.png", "num_inference_steps=10", "output=filled", expect=2)
     assert other.startswith("error: output=filled: holds images of another kind (inpaint ")
 
@@ -360,6 +370,7 @@ def test_what_cannot_be_sampled(cli: Cli, trained: Path, foreign: Path) -> None:
     """One line for each mistake that only the model shows."""
     half = shutil.copytree(trained, cli.folder / "half")
     (half / "checkpoints/step_00000006/ema.safetensors").unlink()
+    (half / "checkpoints/step_00000003/ema.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     UNet2DConditionModel(
         8, block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
         cross_attention_dim=8, norm_num_groups=4,
@@ -378,6 +389,10 @@ def test_what_cannot_be_sampled(cli: Cli, trained: Path, foreign: Path) -> None:
         ("pipeline=half/checkpoints/step_00000006",): [
             "pipeline=half/checkpoints/step_00000006: step_00000006 is not a whole checkpoint: "
             "ema.safetensors is missing"
+        ],
+        ("pipeline=half/checkpoints/step_00000003",): [
+            "pipeline=half/checkpoints/step_00000003: 1 of its files is a Git LFS pointer (ema.safetensors first); "
+            "run `git lfs pull` in the clone"
         ],
         ("pipeline=conditional",): [f"pipeline=conditional: a UNet2DConditionModel; {only}"],
         ("pipeline=lacking",): ["pipeline=lacking: its weights lack 1 tensors, conv_in.weight first"],

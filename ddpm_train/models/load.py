@@ -17,11 +17,11 @@ from diffusers.utils import logging
 from ddpm_train.config.foreign import BadFile, printable
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Judging
-from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.hub.access import find_commit
-from ddpm_train.models.source import path_mistakes
-from ddpm_train.models.stored import CONFIG as UNET_CONFIG
-from ddpm_train.models.stored import INDEX, SCHEDULE, SCHEDULER, UNET, Kind, Parts, check_weights, read
+from ddpm_train.models.schedule import stored_scheduler
+from ddpm_train.models.source import CONFIG as UNET_CONFIG
+from ddpm_train.models.source import INDEX, path_mistakes
+from ddpm_train.models.stored import UNET, Kind, Parts, check_weights, read
 from ddpm_train.models.trial import config_refusal, refusal
 from ddpm_train.models.unet import Description, build_unet, unet_of
 from ddpm_train.runs import checkpoint
@@ -29,10 +29,8 @@ from ddpm_train.runs.best import read_selection
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, is_best, read_origin, read_part
 from ddpm_train.runs.state import read_state, verify
 from ddpm_train.system.failures import first_line
-from ddpm_train.system.files import expanded
+from ddpm_train.system.files import expanded, lfs_mistakes
 
-# What a noise schedule like DDPM's is saved as. The "Parallel" ones are the same schedule.
-_SCHEDULES = {*(entry.class_name for entry in SAMPLERS.values()), "DDPMParallelScheduler", "DDIMParallelScheduler"}
 P = TypeVar("P")
 
 
@@ -96,7 +94,8 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
     try:
         verify(path, checkpoint.step_of(path))
     except checkpoint.BadCheckpoint as error:
-        raise Mistakes(f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}") from None
+        line = f"pipeline={pipeline}: {path.name} is not a whole checkpoint: {error}"
+        raise Mistakes(next(lfs_mistakes(f"pipeline={pipeline}", path), line)) from None
     run = path.parent.parent
     description = _description(pipeline, run)
     with _loading(pipeline):
@@ -153,15 +152,16 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
         held = {"ema": "the average (weights=ema)", "unet": "the raw weights (weights=unet)"}
         what = held.get(known.get("weights", ""), "one set of weights, without saying which (weights=auto)")
         raise Mistakes(f"weights={weights}: {pipeline} holds {what}; use that, or give a run that has both")
-    check_weights(f"pipeline={pipeline}", part)
+    variant = check_weights(f"pipeline={pipeline}", part)
     _check_layout(pipeline, part / UNET_CONFIG)
     with _loading(pipeline), _quiet_diffusers():
-        unet, info = UNet2DModel.from_pretrained(part, output_loading_info=True)
-        scheduler, assumed = _stored_scheduler(pipeline, folder, unet)
+        unet, info = UNet2DModel.from_pretrained(part, variant=variant, output_loading_info=True)
+        scheduler, assumed = stored_scheduler(pipeline, folder, unet)
     # What an index promises and no shard holds is left without a value.
     if absent := {*info["missing_keys"], *(name for name, weight in unet.named_parameters() if weight.is_meta)}:
         raise Mistakes(f"pipeline={pipeline}: its weights lack {len(absent)} tensors, {sorted(absent)[0]} first")
-    return _model(pipeline, unet.float(), scheduler, known, assumed)
+    notes = (f"{variant} weights" if variant else "", assumed)
+    return _model(pipeline, unet.float(), scheduler, known, ", ".join(filter(None, notes)))
 
 
 @contextmanager
@@ -207,39 +207,18 @@ def _refuse_other_models(pipeline: str, folder: Path, part: Path) -> None:
 def _check_layout(pipeline: str, path: Path) -> None:
     """Have the network that a config describes tried, so that diffusers builds no other."""
     values = read(f"pipeline={pipeline}", path, UNET)
-    if reason := config_refusal(values):
+    with _quiet_diffusers():
+        reason = config_refusal(values)
+    if reason:
         raise Mistakes(printable(f"pipeline={pipeline}: no network of the layout in {path} works: {reason}"))
 
 
-def _stored_scheduler(pipeline: str, folder: Path, unet: UNet2DModel) -> tuple[DDPMScheduler, str]:
-    """The noise schedule beside a UNet, and what had to be assumed about it."""
-    places = (folder / "scheduler", folder, folder.parent / "scheduler")
-    path = next((place / SCHEDULER for place in places if (place / SCHEDULER).exists()), None)
-    if path is None:
-        steps = unet.config.num_train_timesteps or 1000
-        return DDPMScheduler(num_train_timesteps=steps), "no scheduler beside it: DDPM's linear schedule assumed"
-    config = read(f"pipeline={pipeline}", path, SCHEDULE)
-    name = config.get("_class_name", "DDPMScheduler")
-    if name not in _SCHEDULES:
-        raise Mistakes(
-            f"pipeline={pipeline}: its scheduler is a {name}, which has no noise schedule like DDPM's; "
-            "use diffusers' own pipeline for it"
-        )
-    if config.pop("predict_epsilon", True) is False:  # until diffusers 0.3 this said what the model predicts
-        config.setdefault("prediction_type", "sample")
-    scheduler = DDPMScheduler.from_config(config)
-    if len(scheduler.betas) != scheduler.config.num_train_timesteps:
-        given = f"{len(scheduler.betas)} trained_betas for num_train_timesteps={scheduler.config.num_train_timesteps}"
-        raise Mistakes(f"pipeline={pipeline}: its scheduler has {given}")
-    return scheduler, ""
-
-
 def _model(
-    pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, known: Mapping[str, Any], assumed: str = ""
+    pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, known: Mapping[str, Any], notes: str = ""
 ) -> Model:
     """A model of which `step` and `weights` are known, or nothing."""
     which = f"step {known['step']:,}, {'EMA' if known['weights'] == 'ema' else 'raw'} weights" if known else ""
-    label = ", ".join(filter(None, (pipeline, which, assumed)))
+    label = ", ".join(filter(None, (pipeline, which, notes)))
     _refuse_non_finite(pipeline, unet)
     digest = _digest(unet, noise_scheduler)
     unet.eval().requires_grad_(False)

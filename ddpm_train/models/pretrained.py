@@ -12,7 +12,7 @@ from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.hub.access import ASKING_SECONDS, find_commit, limit_waiting
 from ddpm_train.hub.preflight import parse_uri
 from ddpm_train.models.source import path_mistakes
-from ddpm_train.models.stored import UNET, Kind, read
+from ddpm_train.models.stored import UNET, Kind, check_weights, read
 from ddpm_train.runs.folder import CONFIG, PIPELINE, read_config
 from ddpm_train.runs.identity import in_columns
 from ddpm_train.system.files import expanded
@@ -112,19 +112,21 @@ def _layout(source: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
             f"model.pretrained={source}: its time_embedding_type=fourier takes the logarithm of the timestep, and the "
             "first timestep is 0; give another model"
         )
+    if expanded(source).is_dir():
+        check_weights(f"model.pretrained={source}", path.parent)
     layout = {key: config[key] for key in defaults if key in config and key not in _FREE}
     return {**layout, "channels": config.get("in_channels", 3)}
 
 
 def _find_config(source: str) -> Path:
+    if lines := list(path_mistakes(source, "model.pretrained")):
+        raise Mistakes(*lines)
     folder = expanded(source)
     if folder.is_dir():
         found = [folder / place for place in _PLACES if (folder / place).is_file()]
         if not found:
             raise Mistakes(f"model.pretrained={source}: no UNet in it (looked for {', '.join(_PLACES)})")
         return found[0]
-    if lines := list(path_mistakes(source, "model.pretrained")):
-        raise Mistakes(*lines)
     limit_waiting(ASKING_SECONDS)
     _, problem = find_commit("model", source, None, key="model.pretrained", revision_key="model.pretrained")
     for place in _PLACES[:2]:

@@ -2,6 +2,7 @@
 here. Imports no torch.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -16,9 +17,10 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.model import Model, Width
 from ddpm_train.config.noise import NoiseScheduler
 from ddpm_train.config.parts import Positive
+from ddpm_train.system.files import lfs_mistakes
 
-INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-_WEIGHTS = "diffusion_pytorch_model*"
+SCHEDULER = "scheduler_config.json"
+_WEIGHTS = "diffusion_pytorch_model"
 _WEIGHT_KINDS = ("F16", "BF16", "F32", "F64")
 _LARGEST_NUMBER, _LONGEST = 10**6, 10_000
 
@@ -101,9 +103,13 @@ def read(place: str, path: Path, shape: Any) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}  # as in JSON
 
 
-def check_weights(place: str, part: Path) -> None:
-    """Raises `Mistakes` where diffusers would read weights that are no files of this folder, or no numbers."""
-    files = sorted(part.glob(_WEIGHTS))
+def check_weights(place: str, part: Path) -> str | None:
+    """The variant of the weights in a folder, such as "fp16", if there are no plain ones.
+
+    Raises:
+        Mistakes: there are none, or diffusers would read such as are no files of this folder, or no numbers.
+    """
+    files = sorted(part.glob(f"{_WEIGHTS}*"))
     for path in files:
         if not path.is_file():  # to open a pipe would wait for its other end
             raise Mistakes(printable(f"{place}: {path} is no regular file"))
@@ -112,9 +118,28 @@ def check_weights(place: str, part: Path) -> None:
             if Path(name).name != name or not (part / name).is_file():
                 raise Mistakes(printable(f"{place}: {path} names {name}, which is no file beside it"))
             files.append(part / name)
-    for path in dict.fromkeys(files):
-        if path.suffix == ".safetensors":
-            _check_kinds(place, path)
+    variant = _variant(place, part)
+    in_safetensors = [path for path in dict.fromkeys(files) if path.suffix == ".safetensors"]
+    for path in in_safetensors or files:
+        if lines := list(lfs_mistakes(place, path)):
+            raise Mistakes(*lines)
+    for path in in_safetensors:
+        _check_kinds(place, path)
+    return variant
+
+
+def _variant(place: str, part: Path) -> str | None:
+    """What stands between the name and the ending of all weights: `diffusion_pytorch_model.fp16.safetensors`."""
+    names = [path.name for path in part.glob(f"{_WEIGHTS}*") if path.suffix in (".safetensors", ".bin", ".json")]
+    middles = {re.sub(r"\.(safetensors|bin)(\.index)?|-\d+-of-\d+", "", name.removeprefix(_WEIGHTS)) for name in names}
+    variants = sorted({middle.removesuffix(".json").removeprefix(".") for middle in middles})
+    if not variants:
+        raise Mistakes(f"{place}: no weights in {part}; it must hold {_WEIGHTS}.safetensors")
+    if "" not in variants and len(variants) > 1:
+        raise Mistakes(
+            f"{place}: several kinds of weights ({', '.join(variants)}), and no {_WEIGHTS}.safetensors; name one so"
+        )
+    return None if "" in variants else variants[0]
 
 
 def _check_kinds(place: str, path: Path) -> None:
