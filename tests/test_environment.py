@@ -13,6 +13,8 @@ from helpers.cli import ROOT, Cli
 
 from ddpm_train.runs import environment, folder
 
+RUN_AGAIN = "default_repeated"
+
 
 def recorded(run: Path) -> list[dict[str, Any]]:
     environments: list[dict[str, Any]] = json.loads((run / folder.ENVIRONMENT).read_text())
@@ -127,6 +129,44 @@ def test_the_printed_command_repeats_the_run(cli: Cli, trained: Path) -> None:
         assert (cli.output("default_repeated") / name).read_bytes() == (cli.output() / name).read_bytes()
 
 
+def test_commands_repeat_a_run_that_was_made_longer(cli: Cli) -> None:
+    """Before its end, and after it; and the jump of its learning rate is told before it happens."""
+    saves = ("evaluation=none", "tracker=none", "checkpoint.every_steps=4")
+    cli.train(*saves, "train.max_steps=6")
+    shutil.rmtree(cli.output() / "checkpoints/step_00000006")
+    said = cli.train(*saves, "train.max_steps=8")
+    rates = [record["lr"] for record in cli.metrics()]
+    assert f"warning: the learning rate jumps from {rates[3]:.2e} to {rates[4]:.2e} after step 4; begin a run" in said
+    assert f"longer     the same command with train.max_steps=16; the learning rate jumps from {rates[7]:.2e}" in said
+    cli.train(*saves, "train.max_steps=10", "optimizer.lr=2e-3", "allow_change=[optimizer.lr]")
+    out, warnings = reproduce(cli, "outputs/default")
+    commands = [shlex.split(line) for line in out.splitlines()]
+    assert "warning: the config changed on the way: give these 3 commands one after the other" in warnings
+    for command in commands:
+        assert command[0] == "ddpm-train"
+        cli.python("-m", "ddpm_train.cli.train", *command[1:])
+    kept = ("step", "lr", "loss", "grad_norm")
+    then, again = ([[record[key] for key in kept] for record in cli.metrics(name)] for name in ("default", RUN_AGAIN))
+    assert len(then) == 10 and then == again
+    name = "checkpoints/step_00000010/unet.safetensors"
+    assert (cli.output(RUN_AGAIN) / name).read_bytes() == (cli.output() / name).read_bytes()
+
+
+def test_it_says_what_no_command_repeats(cli: Cli, trained: Path) -> None:
+    shutil.copytree(trained, cli.output())
+    state = cli.output() / "checkpoints/step_00000006/state.json"
+    change = {"step": 3, "key": "loss.name", "from": "min_snr", "to": "mse"}
+    state.write_text(json.dumps({**json.loads(state.read_text()), "changes": [change]}))
+    out, warnings = reproduce(cli, "outputs/default")
+    assert len(out.splitlines()) == 1
+    at_the_end = "no command repeats that: the one here has what it was at the end"
+    assert f"warning: loss.name: changed from min_snr to mse at step 3; {at_the_end}" in warnings
+    shutil.rmtree(cli.output() / "checkpoints")
+    _, warnings = reproduce(cli, "outputs/default")
+    unknown = "no checkpoint; changes of the config on the way are not known"
+    assert f"warning: outputs/default/checkpoints: {unknown}" in warnings
+
+
 def test_it_warns_of_what_is_not_as_it_was(cli: Cli, trained: Path) -> None:
     shutil.copytree(trained, cli.output())
     (then,) = recorded(cli.output())
@@ -139,8 +179,11 @@ def test_it_warns_of_what_is_not_as_it_was(cli: Cli, trained: Path) -> None:
     state.write_text(json.dumps({**json.loads(state.read_text()), "changes": [change]}))
     out, warnings = reproduce(cli, "outputs/default")
     assert out.startswith("accelerate launch --cpu --num_processes 2 -m ddpm_train.cli.train --config-path outputs/")
+    before, after = (shlex.split(line)[-4:] for line in out.splitlines())
+    assert before == ["optimizer.lr=0.1", "train.max_steps=3", "train.epochs=null", "lr_scheduler.total_steps=6"]
+    assert after[-1] == "allow_change=[optimizer.lr]"
     expected = [
-        "optimizer.lr: changed from 0.1 to 0.01 at step 3; the command has what it was at the end",
+        "the config changed on the way: give these 2 commands one after the other",
         "step 3: from here on another num_processes; a repeat rounds otherwise",
         "commit: the code then had changes that no commit holds",
         f"torch: 1.0 then, {environment.versions()['torch']} now; pip install torch==1.0",

@@ -9,7 +9,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ddpm_train.config.optimizers import LR_SCHEDULERS, SGD, Adam, Constant, WarmupEMA
+from ddpm_train.config.optimizers import LR_SCHEDULERS, SGD, WSD, Adam, Constant, Cosine, Linear, WarmupEMA
 from ddpm_train.training.state import update_ema
 
 
@@ -30,6 +30,27 @@ def test_learning_rate_follows_diffusers(name: str) -> None:
 def test_warm_up_rises_from_the_first_update() -> None:
     config = Constant("constant", warmup_steps=4)
     assert [config.at(step, 1.0, 100) for step in range(6)] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+
+
+def test_wsd_stays_and_then_falls_to_0() -> None:
+    """As 1 - sqrt over its last steps; a longer one has the same rates up to where it branches."""
+    wsd = WSD(name="wsd", warmup_steps=10, cooldown_fraction=0.25)
+    rates = [wsd.at(step, 2.0, 110) for step in range(111)]
+    assert wsd.branches_at(110) == 85 and rates[10:86] == [2.0] * 76 and rates[110] == 0
+    assert rates[86:] == pytest.approx([2 * (1 - math.sqrt((step - 85) / 25)) for step in range(86, 111)])
+    assert rates[:86] == [wsd.at(step, 2.0, 500) for step in range(86)]
+    assert [wsd.at(step, 1.0, 4) for step in range(3)] == [1 / 11, 2 / 11, 3 / 11] and wsd.branches_at(4) == 10
+
+
+def test_a_horizon_of_its_own() -> None:
+    """With the same horizon, runs of other lengths have the same rates; a run may not outlast it."""
+    for kind in (Linear("linear", 5, total_steps=90), Cosine("cosine", 5, total_steps=90), WSD("wsd", 5, 90)):
+        assert [kind.at(step, 1.0, 30) for step in range(90)] == [kind.at(step, 1.0, 90) for step in range(90)]
+        assert not list(kind.length_mistakes(90))
+        assert list(kind.length_mistakes(91)) == [
+            "lr_scheduler.total_steps=90: the learning rate would be 0 from there on, and the run has 91 steps; use at "
+            "least 91, or null"
+        ]
 
 
 def test_ema_is_diffusers() -> None:

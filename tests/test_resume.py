@@ -175,6 +175,25 @@ def test_finished_extended_elsewhere(cli: Cli) -> None:
     assert "finished at step 9" in cli.train(*longer, "name=taken", f"resume={elsewhere}/step_00000006")
 
 
+def test_a_longer_run_branches_before_its_rate_decays(cli: Cli) -> None:
+    """As a finished run advises: the end is that of a run which was as long from the start."""
+    wsd = ("lr_scheduler=wsd", "evaluation=none", "tracker=none", "checkpoint.keep_last=1")
+    said = cli.train(*wsd, "train.max_steps=5")
+    (advice,) = (line.partition("command with ")[2] for line in said.splitlines() if "longer     " in line)
+    where = "resume=outputs/default/checkpoints/step_00000004"
+    assert advice == f"name=default_longer {where} train.max_steps=10"
+    said = cli.train(*wsd, *advice.split())
+    assert "resumes at step 4" in said and "jumps" not in said
+    cli.train(*wsd, "train.max_steps=10", "name=undisturbed")
+    same_checkpoint(cli.output("default_longer"), cli.output("undisturbed"), 10)
+    rates = [record["lr"] for record in cli.metrics("default_longer")]
+    assert rates == [record["lr"] for record in cli.metrics("undisturbed")][-len(rates) :]
+    # In its own place it would go on from the end of the decay.
+    said = cli.train(*wsd, "train.max_steps=10")
+    jumps = f"warning: the learning rate jumps from {1e-3:.2e} to {1e-3:.2e} after step 5"
+    assert f"after step 5; the same command with name=default_longer {where} goes on without that" in said, jumps
+
+
 def test_nothing_usable_is_an_error(cli: Cli) -> None:
     cli.train("evaluation=none")
     state = cli.output() / "checkpoints/step_00000006/state.json"

@@ -1,4 +1,4 @@
-"""`ddpm-reproduce`: prints the command that repeats a run, and warns of what is not today as it was then.
+"""`ddpm-reproduce`: prints the commands that repeat a run, and warns of what is not today as it was then.
 
 Whoever uses it runs what it prints, and the run may be somebody else's: a remedy is made of what can be nothing else.
 """
@@ -7,21 +7,24 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ddpm_train._version import __version__
 from ddpm_train.cli.app import printing, tell
 from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.overrides import as_overrides
+from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.text import shown
 from ddpm_train.runs import checkpoint, environment
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, read_config
-from ddpm_train.runs.state import read_state
+from ddpm_train.runs.length import LENGTH
 from ddpm_train.system.output import forgiving
 
 
@@ -45,25 +48,45 @@ class _Then:
     deterministic: bool = False
 
 
+@dataclass(frozen=True)
+class _Change:
+    step: int
+    key: str
+    was: Annotated[Any, Field(alias="from")]
+    to: Any
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the newest checkpoint says of the run's config, see `ResumedState`."""
+
+    changes: list[_Change]
+    max_steps: int | None = None
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="ddpm-reproduce", description="Prints the command that repeats a run.")
+    parser = argparse.ArgumentParser(prog="ddpm-reproduce", description="Prints the commands that repeat a run.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, such as outputs/default")
     run = parser.parse_args().run
     sys.stderr = forgiving(sys.stderr)
     try:
         config, environments, then = _recorded(run)
-        repeat = command(run, config, then)
+        stretches, lines = _stretches(run, config)
+        repeat = [command(run, config, then, changed) for changed in stretches]
     except Mistakes as mistakes:
         tell(mistakes, everyone=True)
-    for line in [*_history(run, environments), *_differences(then)]:
+    for line in [*lines, *_history(environments), *_differences(then)]:
         print(f"warning: {shown(line)}", file=sys.stderr)
     with printing():
-        print(repeat)
+        print("\n".join(repeat))
 
 
-def command(run: Path, config: dict[str, Any], then: _Then) -> str:
+def command(run: Path, config: dict[str, Any], then: _Then, changed: Mapping[str, Any]) -> str:
     """Repeats the run beside itself: its config, as many processes, and what `auto` had chosen.
+
+    Args:
+        changed: the keys that are not as the config has them.
 
     Raises:
         Mistakes: the record says what no run of this program would.
@@ -75,13 +98,16 @@ def command(run: Path, config: dict[str, Any], then: _Then) -> str:
     name = f"{config['name']}_repeated"
     settled = {"micro_batch_size": then.micro_batch_size, **then.compute}
     chosen = {f"train.{key}": value for key, value in settled.items()}
-    changed = {"name": name, "output_dir": str(Path(config["output_dir"]).parent / name), **chosen}
-    for key, value in changed.items():
+    output_dir = str(Path(config["output_dir"]).parent / name)
+    # From its beginning, and not into the repository of the run itself.
+    apart = {"resume": "auto"} | ({"hub.push": False} if (config.get("hub") or {}).get("push") else {})
+    overrides = {"name": name, "output_dir": output_dir, **apart, **chosen, **changed}
+    for key, value in overrides.items():
         # It would stand in the command, and there be resolved, or be another line.
         if "${" in str(value) or not (str(value).isprintable() and re.fullmatch(r"[\w.]+", key)):
             raise Mistakes(f"{run}: {key}={value}: no run of this program has that; do not trust its files")
     saved = ["--config-path", str(run), "--config-name", "config"]
-    return shlex.join([*launcher, *saved, *as_overrides(changed)])
+    return shlex.join([*launcher, *saved, *as_overrides(overrides)])
 
 
 def _recorded(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], _Then]:
@@ -105,19 +131,56 @@ def _recorded(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], _Then]:
         raise Mistakes(str(error)) from None
 
 
-def _history(run: Path, environments: list[dict[str, Any]]) -> Iterator[str]:
-    """Why one command alone may not make the same weights again."""
+def _stretches(run: Path, config: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The keys, besides the run's config, of the commands that repeat it: one to each change of the config on the way,
+    and one from there to the end. And what to say of them.
+    """
     checkpoints = checkpoint.published(run / CHECKPOINTS)
     try:
-        changes = read_state(checkpoints[-1]).changes if checkpoints else []
-    except checkpoint.BadCheckpoint as error:
-        changes = []
-        yield f"{checkpoints[-1].name}: {error}; changes of the config on the way are not known"
-    for change in changes:
-        yield (
-            f"{change['key']}: changed from {as_written(change['from'])} to {as_written(change['to'])} at step "
-            f"{change['step']}; the command has what it was at the end"
-        )
+        state = read_json(checkpoints[-1] / checkpoint.STATE, _State) if checkpoints else None
+    except (BadFile, OSError) as error:
+        return [{}], [f"{error}; changes of the config on the way are not known"]
+    if state is None:
+        return [{}], [f"{run / CHECKPOINTS}: no checkpoint; changes of the config on the way are not known"]
+    if not state.changes:
+        return [{}], []
+    stretches = _until_changes(state, dict(dotted_values(config)))
+    if stretches is None:
+        return [{}], [
+            f"{change.key}: changed from {as_written(change.was)} to {as_written(change.to)} at step "
+            f"{change.step}; no command repeats that: the one here has what it was at the end"
+            for change in state.changes
+        ]
+    return stretches, [f"the config changed on the way: give these {len(stretches)} commands one after the other"]
+
+
+def _until_changes(state: _State, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The keys of each command; None: a key cannot be changed back, or a command not end where it must.
+
+    Args:
+        values: the run's config at its end, by dotted key.
+    """
+    steps = sorted({change.step for change in state.changes if change.step})
+    length, before, stretches = state.max_steps or values["train.max_steps"], dict[str, Any](), [dict[str, Any]()]
+    for step in reversed(steps):
+        changes = [change for change in state.changes if change.step == step]
+        if any(change.key not in values or change.key.endswith(".name") for change in changes):
+            return None  # a choice brings keys of its own, and others stand for what is no key
+        accepted = [change.key for change in changes if change.key not in LENGTH]
+        stretches[0] |= {"allow_change": accepted} if accepted else {}
+        before |= {change.key: change.was for change in changes}
+        length = before.pop("train.max_steps", length)
+        stretch = {**before, "train.max_steps": step, "train.epochs": None}
+        if "lr_scheduler.total_steps" in values:
+            stretch["lr_scheduler.total_steps"] = before.get("lr_scheduler.total_steps") or length
+        elif step != length and values["lr_scheduler.name"] != "constant":
+            return None
+        stretches.insert(0, stretch)
+    return stretches
+
+
+def _history(environments: list[dict[str, Any]]) -> Iterator[str]:
+    """Why the commands may not make the same weights again to the bit."""
     for before, after in pairwise(environments):
         changed = [key for key in after if key not in ("from_step", "command") and before.get(key) != after[key]]
         if changed:

@@ -21,6 +21,8 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
         given = f"train.max_steps={as_written(train.max_steps)} train.epochs={as_written(train.epochs)}"
         remedy = "give one of them" if train.epochs is None else "set the other to null"
         yield f"{given}: exactly one decides the length; {remedy}"
+    elif train.max_steps is not None:
+        yield from config.lr_scheduler.length_mistakes(train.max_steps)
     if isinstance(train.micro_batch_size, int) and train.batch_size % train.micro_batch_size:
         yield (
             f"train.batch_size={train.batch_size}: not divisible by "

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
-from ddpm_train.config.parts import NonNegative, Real, Section
+from ddpm_train.config.parts import NonNegative, Positive, Real, Section
 from ddpm_train.config.registry import Group
 
 if TYPE_CHECKING:
@@ -105,6 +105,14 @@ class LRScheduler(Section):
         progress = min(1.0, max(0, step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
         return lr * warmup * self.decay(progress)
 
+    def length_mistakes(self, max_steps: int) -> Iterator[str]:
+        """A line if a run of this length would outlast the schedule."""
+        yield from ()
+
+    def branches_at(self, max_steps: int) -> int | None:
+        """The step up to which a longer run has had the same rates, which is kept to go on from; None: no such step."""
+        return None
+
 
 @LR_SCHEDULERS.choice
 @dataclass(frozen=True)
@@ -115,9 +123,26 @@ class Constant(LRScheduler):
         return 1.0
 
 
+@dataclass(frozen=True)
+class Decaying(LRScheduler):
+    """To 0 at `total_steps`, a horizon that need not be the run's own length."""
+
+    total_steps: Positive | None = None  # None: the run's length; so is it in older configs, which do not have it
+
+    def at(self, step: int, lr: float, max_steps: int) -> float:
+        return super().at(step, lr, self.total_steps or max_steps)
+
+    def length_mistakes(self, max_steps: int) -> Iterator[str]:
+        if self.total_steps is not None and self.total_steps < max_steps:
+            yield (
+                f"lr_scheduler.total_steps={self.total_steps}: the learning rate would be 0 from there on, and the run "
+                f"has {max_steps} steps; use at least {max_steps}, or null"
+            )
+
+
 @LR_SCHEDULERS.choice
 @dataclass(frozen=True)
-class Linear(LRScheduler):
+class Linear(Decaying):
     """To 0 along a line."""
 
     name: Literal["linear"]
@@ -128,13 +153,35 @@ class Linear(LRScheduler):
 
 @LR_SCHEDULERS.choice
 @dataclass(frozen=True)
-class Cosine(LRScheduler):
+class Cosine(Decaying):
     """To 0 along half a cosine (Loshchilov & Hutter 2017, eq. 5)."""
 
     name: Literal["cosine"]
 
     def decay(self, progress: float) -> float:
         return (1.0 + math.cos(math.pi * progress)) / 2
+
+
+@LR_SCHEDULERS.choice
+@dataclass(frozen=True)
+class WSD(Decaying):
+    """Warm-up, stable, decay: constant, and over the last steps to 0 as 1 - sqrt (Hägele et al. 2024).
+
+    A run that is to be longer goes on from the step where the decay began, as if it had been longer from the start.
+
+    Attributes:
+        cooldown_fraction: how many of the steps after the warm-up are the last ones.
+    """
+
+    name: Literal["wsd"]
+    cooldown_fraction: Annotated[Real, Gt(0), Le(1)] = 0.2
+
+    def decay(self, progress: float) -> float:
+        return 1.0 - math.sqrt(max(0.0, 1.0 - (1.0 - progress) / self.cooldown_fraction))
+
+    def branches_at(self, max_steps: int) -> int:
+        steps = (self.total_steps or max_steps) - self.warmup_steps
+        return self.warmup_steps + math.floor((1.0 - self.cooldown_fraction) * max(0, steps))
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,16 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm_train.report.evidence import Evidence
 from ddpm_train.runs.folder import PIPELINE
 
 
-def resume(evidence: Evidence, max_steps: int | None = None) -> str:
+def resume(evidence: Evidence, overrides: Sequence[str] = ()) -> str:
     """Continue a run with its own config, from the folder where it was started."""
-    longer = [f"train.max_steps={max_steps}"] if max_steps else []
-    return shlex.join(["ddpm-train", "--config-path", str(evidence.path), "--config-name", "config", *longer])
+    return shlex.join(["ddpm-train", "--config-path", str(evidence.path), "--config-name", "config", *overrides])
 
 
 def sample(evidence: Evidence, sampler: str | None = None, steps: int | None = None, of: Path | None = None) -> str:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddpm_train.config.metrics import metric_label, names_of_features_alone
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.report import commands
 from ddpm_train.report.evidence import Evidence, Score, Series
 from ddpm_train.report.formatting import count, digits, duration, measured, number
 from ddpm_train.runs.checkpoint import step_name
 from ddpm_train.runs.folder import BEST, CHECKPOINTS
+from ddpm_train.runs.length import longer
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01
@@ -179,7 +181,7 @@ def _training_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
             commands.resume(evidence),
         )
     elif found.kind == "falling":
-        yield "Train it longer, for instance twice as long:", commands.resume(evidence, 2 * step)
+        yield from _longer(evidence, step)
     text = ""
     if found.kind == "level" and small_learning_rate(evidence):
         text = (
@@ -200,6 +202,15 @@ def _training_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
         )
     if text:
         yield text, ""
+
+
+def _longer(evidence: Evidence, step: int) -> Iterator[tuple[str, str]]:
+    try:
+        overrides, jumps = longer(evidence.path, evidence.config, step)
+    except Mistakes:  # its config is another program's, or damaged
+        return
+    text = "Train it longer, for instance twice as long"
+    yield f"{text} ({jumps}):" if jumps else f"{text}:", commands.resume(evidence, overrides)
 
 
 def _best_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:

@@ -246,16 +246,19 @@ class Retention:
         keep_last: so many of the newest; None: all.
         keep_every_steps: besides, those whose step is a multiple of this.
         best: besides, the one it chooses of the steps that there are.
+        branch: besides, this step, from which a longer run can go on; None: there is none.
     """
 
     keep_last: int | None
     keep_every_steps: int | None
     best: Callable[[list[int]], int | None] = lambda steps: None
+    branch: int | None = None
 
     def to_prune(self, steps: list[int]) -> list[int]:
         """Which of the published `steps` (oldest first) go."""
-        old, best, every = steps[: -self.keep_last] if self.keep_last else [], self.best(steps), self.keep_every_steps
-        return [step for step in old if step != best and not (every and step % every == 0)]
+        old, every = steps[: -self.keep_last] if self.keep_last else [], self.keep_every_steps
+        kept = (self.best(steps), self.branch)
+        return [step for step in old if step not in kept and not (every and step % every == 0)]
 
 
 def prune(directory: Path, retention: Retention) -> None:

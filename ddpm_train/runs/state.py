@@ -20,7 +20,9 @@ class ResumedState:
         grad_scaler: the state of the fp16 gradient scaler; empty if there is none.
         optimizer: what the optimizer keeps besides tensors, by name. Older checkpoints do not say.
         identity: what makes the run the run it is, by dotted key, see `identity.py`.
-        changes: the accepted changes of the config, each as {"step", "key", "from", "to"}, the oldest first.
+        changes: those of the config that change what the run computes, its length among them, each as {"step", "key",
+            "from", "to"}, the oldest first.
+        max_steps: the length of the run, also where epochs give it. Older checkpoints do not say.
         environments: what has computed the run, see `environment.py`. Older checkpoints do not say.
     """
 
@@ -34,6 +36,7 @@ class ResumedState:
     optimizer: dict[str, bool | int | float | str | None] = field(default_factory=dict)
     identity: dict[str, Any]
     changes: list[dict[str, Any]]
+    max_steps: int | None = None
     environments: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:

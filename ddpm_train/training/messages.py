@@ -10,6 +10,7 @@ from ddpm_train.config.train import Config
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
 from ddpm_train.runs.folder import BEST, CHECKPOINTS, PIPELINE, REPORT, SAMPLES, TENSORBOARD
+from ddpm_train.runs.length import longer
 from ddpm_train.system.compute import device_name, out_of_memory
 from ddpm_train.system.console import counted
 from ddpm_train.system.exit_codes import MISTAKE, CannotGoOn
@@ -68,9 +69,10 @@ def say_what_next(run: Run, seconds: float, failed_evaluations: dict[int, str]) 
     output, step = run.output_dir, run.state.step
     pictures = output / SAMPLES / f"{checkpoint.step_name(step)}.png"
     report, tensorboard, pipeline = output / REPORT, output / TENSORBOARD, output / PIPELINE
-    why, longer = "", f"train.max_steps={2 * run.max_steps}"
+    overrides, jumps = longer(output, run.values, run.max_steps)
+    why, how = "", f"{' '.join(overrides)}{jumps and f'; {jumps}'}"
     if step < run.max_steps:
-        why, longer = f", early: {_patience(run.selection)}", f"train.patience={2 * (run.selection.patience or 1)}"
+        why, how = f", early: {_patience(run.selection)}", f"train.patience={2 * (run.selection.patience or 1)}"
     run.console.say(f"done: step {step:,} after {seconds:.0f} s{why}")
     run.console.table(
         {
@@ -80,7 +82,7 @@ def say_what_next(run: Run, seconds: float, failed_evaluations: dict[int, str]) 
             **_best(run),
             "pipeline": f'{pipeline}   DDPMPipeline.from_pretrained("{pipeline}")',
             **({"curves": shlex.join(["tensorboard", "--logdir", str(tensorboard)])} if tensorboard.exists() else {}),
-            "longer": f"the same command with {longer}",
+            "longer": f"the same command with {how}",
         }
     )
 

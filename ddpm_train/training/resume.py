@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.optimizers import Decaying
 from ddpm_train.runs import checkpoint, environment
 from ddpm_train.runs.folder import CONFIG, ENVIRONMENT, RESULT, config_yaml
 from ddpm_train.runs.identity import accept
+from ddpm_train.runs.length import LENGTH, Rates, branch, branching, jump, rates_of
 from ddpm_train.runs.state import ResumedState
 from ddpm_train.system.compute import device_name
 from ddpm_train.system.exit_codes import CannotGoOn
@@ -33,15 +35,39 @@ def restore(run: Run, start: Start) -> list[str]:
     there, now, step = start.state.identity, run.identity, start.state.step
     where = f"{start.path} (step {step:,})"
     harmless, accepted = accept(there, now, allowed=run.config.allow_change, where=where)
-    recorded = [{"step": step, "key": key, "from": there.get(key), "to": now.get(key)} for key in accepted]
-    run.changes = [*start.state.changes, *recorded]
+    run.changes = [*start.state.changes, *_recorded(run, start.state, accepted)]
     run.environments = start.state.environments
     run.state.step = step
     _load(run, start.path, start.state, afresh="optimizer.name" in accepted)
     scaler = run.accelerator.scaler
     if scaler is not None and start.state.grad_scaler:
         scaler.load_state_dict(start.state.grad_scaler)
+    if (line := _jump(run, start.path, start.state)) is not None:
+        run.console.warn(f"warning: {line}")
     return harmless + [f"{key}: {there.get(key)} -> {now.get(key)} (accepted, recorded)" for key in accepted]
+
+
+def _recorded(run: Run, stored: ResumedState, accepted: Sequence[str]) -> list[dict[str, Any]]:
+    """The changes of the config since a checkpoint that change what the run computes, as `ResumedState` has them."""
+    length = stored.max_steps or stored.identity.get("train.max_steps") or run.max_steps
+    there, now = {**stored.identity, "train.max_steps": length}, {**run.identity, "train.max_steps": run.max_steps}
+    keys = [key for key in LENGTH if there.get(key) != now.get(key)]
+    return [{"step": stored.step, "key": key, "from": there.get(key), "to": now.get(key)} for key in [*keys, *accepted]]
+
+
+def _jump(run: Run, path: Path, stored: ResumedState) -> str | None:
+    """What happens to the learning rate, where it does not go on as it would have, and how to avoid that."""
+    before, now = rates_of(stored.identity), Rates(run.config.optimizer, run.config.lr_scheduler)
+    if before is None or run.is_finished_at(stored.step):
+        return None
+    length = stored.max_steps or run.max_steps
+    line = jump(stored.step, (before, length), (now, run.max_steps))
+    if line is None or not isinstance(before.lr_scheduler, Decaying):
+        return line
+    if (kept := branch(path.parent, before.lr_scheduler, length)) is not None:
+        return f"{line}; the same command with {' '.join(branching(run.values, kept))} goes on without that"
+    remedy = "begin a run that may become longer with lr_scheduler=wsd, or with a lr_scheduler.total_steps"
+    return f"{line}; {remedy}, and it goes on without that"
 
 
 def _load(run: Run, path: Path, stored: ResumedState, *, afresh: bool) -> None:

@@ -73,6 +73,11 @@ class Run:
     def is_finished(self) -> bool:
         return self.is_finished_at(self.state.step)
 
+    @property
+    def branch_step(self) -> int | None:
+        """The step whose checkpoint is kept to make the run longer from, if its learning rate decays after one."""
+        return self.config.lr_scheduler.branches_at(self.max_steps) or None
+
     def is_finished_at(self, step: int) -> bool:
         """Whether the run is at its end when it stands at `step`, by its length or by its patience."""
         return step >= self.max_steps or self.selection.out_of_patience
@@ -114,6 +119,7 @@ class Run:
             grad_scaler=scaler.state_dict() if scaler is not None else {},
             identity=self.identity,
             changes=self.changes,
+            max_steps=self.max_steps,
             environments=self.environments,
         )
 
@@ -139,6 +145,8 @@ def build_run(
     if config.model.pretrained is not None and resumed is None:
         on_main(lambda: _take_weights(unet, config, console))
     max_steps = config.train.max_steps or _steps_of_epochs(config.train, len(data.train))
+    if lines := list(config.lr_scheduler.length_mistakes(max_steps)):
+        raise Mistakes(*lines)
     on_device = fits(data.train, device) if config.dataset.device_cache == "auto" else config.dataset.device_cache
     batches = _batches(config, data)
     trial = Trial(config, unet, unet, objective, device, also=batches.drawn(resident=on_device))

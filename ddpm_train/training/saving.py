@@ -158,7 +158,7 @@ class Saving:
         config = run.config.checkpoint
         mirror = run_mirror(run.config) if run.accelerator.is_main_process else None
         best = run.selection.best if config.keep_best else lambda steps: None
-        retention = checkpoint.Retention(config.keep_last, config.keep_every_steps, best)
+        retention = checkpoint.Retention(config.keep_last, config.keep_every_steps, best, run.branch_step)
         self._mirror = MirrorThread(mirror, retention, run.console.warn, lock.check) if mirror else None
         self.push = open_push(run, lock)
         told = (self._copy, self._push, run.console.warn, lock.check)
@@ -175,10 +175,11 @@ class Saving:
 
     @property
     def is_due(self) -> bool:
-        """Whether the step says so: a multiple of `every_steps`, or the best one so far."""
+        """Whether the step says so: a multiple of `every_steps`, the best one so far, or the one to branch at."""
         run, config = self._run, self._run.config.checkpoint
         every = bool(config.every_steps and run.state.step % config.every_steps == 0)
-        return every or (config.keep_best and run.selection.best() == run.state.step)
+        best = config.keep_best and run.selection.best() == run.state.step
+        return every or best or run.state.step == run.branch_step
 
     def save(self) -> None:
         """Start the checkpoint of this step, unless there is one; raises as `Saver.save` does."""

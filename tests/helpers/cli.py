@@ -25,6 +25,7 @@ TINY = (
     "model.up_block_types=[AttnUpBlock2D,UpBlock2D]",
     "model.norm_num_groups=4",
     "model.attention_head_dim=8",
+    "lr_scheduler=cosine",  # which keeps no checkpoint of its own
     "lr_scheduler.warmup_steps=0",
     "optimizer.lr=1e-3",
     "train.batch_size=16",
