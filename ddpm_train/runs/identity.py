@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.mistakes import Mistakes, one_of
 from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.text import printable
 
@@ -27,6 +27,12 @@ MAY_CHANGE = (
         "sampler",
         "tracker",
     ),
+)
+# By these the network has other tensors: no checkpoint of the one can be loaded into the other.
+_LAYOUT = (
+    *("model.time_embedding_type", "model.time_embedding_dim", "model.down_block_types", "model.mid_block_type"),
+    *("model.up_block_types", "model.block_out_channels", "model.layers_per_block", "model.downsample_type"),
+    *("model.upsample_type", "model.resnet_time_scale_shift", "model.add_attention", "dataset.channels"),
 )
 # Where the run lies and how it was asked to start say nothing about it.
 _UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
@@ -66,6 +72,8 @@ def accept(
         title = f"this config would make another run than the one in {where}:"
         change = f"'allow_change=[{','.join(refused)}]'"
         remedy = f"give it another name=…, or accept the change, which the run then records, with {change}"
+        if other := [key for key in refused if _covers(_LAYOUT, key)]:
+            remedy = f"give it another name=…: with another {one_of(other)} its checkpoints do not fit the network"
         raise Mistakes("\n".join([title, *in_columns(("key", "there", "now"), *rows), f"  {remedy}"]))
     # A key that is not there was left out when the checkpoint was shared, or is newer than it.
     known = [key for key in harmless if key in there and key not in _UNMENTIONED]
