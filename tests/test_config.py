@@ -12,9 +12,10 @@ from helpers.cli import ROOT, Cli
 from hydra import compose, initialize_config_dir, version
 from packaging.version import Version
 
-from ddpm_train.cli.sweeps.jobs import chosen, folder_name
+from ddpm_train.cli.sweeps.jobs import chosen
 from ddpm_train.config.grammar import parse
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.naming import folder_name
 from ddpm_train.config.overrides import as_overrides, discrete
 from ddpm_train.config.program import compose_configs
 from ddpm_train.config.samplers import SAMPLERS

@@ -138,7 +138,10 @@ def test_every_sampler_by_name(cli: Cli, trained: Path) -> None:
     names = [name for name in SAMPLERS if SAMPLERS[name].package is None]
     sweep = ("--multirun", f"sampler={','.join(names)}", "num_images=2", "num_inference_steps=50")
     cli.sample(*sweep, f"pipeline={trained}", "mixed_precision=no")
-    made = {name: pixels(cli.folder / f"samples/{name}_50_seed_0", 2) for name in names}
+    folders = {name: [] if name == "dpm_solver" else [f"sampler={name}"] for name in names}
+    fixed = ("num_inference_steps=50", "mixed_precision=no")
+    of_the_run = cli.folder / f"samples/{trained.name}/step_00000006"
+    made = {name: pixels(of_the_run / ",".join([*folder, *fixed]), 2) for name, folder in folders.items()}
     different = {images.tobytes() for images in made.values()}
     assert len(different) == len(names)
     arguments = ("sampler.eta=0.5", "sampler.timestep_spacing=trailing")
@@ -180,23 +183,43 @@ def test_output_of_another_making_is_refused(cli: Cli, trained: Path) -> None:
     command = (f"pipeline={trained}", *FAST, "output=out", "num_images=2")
     cli.sample(*command)
     before = {path: path.read_bytes() for path in (cli.folder / "out").rglob("*.png")}
+    older = trained / "checkpoints/step_00000003"
     others = {
-        "seed=3": "(seed 0, not 3)",
-        "sampler=ddim": "(sampler dpm_solver, not ddim)",
-        "sampler.solver_order=1": "(sampler dpm_solver, not dpm_solver solver_order=1)",
-        "resolution=16": "(resolution [8, 8], not [16, 16])",
-        f"pipeline={trained}/checkpoints/step_00000003": "(model ",
-        "mixed_precision=bf16": "(precision fp32, not bf16)",
+        "seed=3": "(seed=0, not 3)",
+        "sampler=ddim": "(sampler=dpm_solver, not ddim)",
+        "sampler.solver_order=1": "(sampler=dpm_solver, not dpm_solver solver_order=1)",
+        "resolution=16": "(resolution=[8,8], not [16,16])",
+        f"pipeline={older}": f"(made by {trained}, step 6, EMA weights, not {older}, step 3, EMA weights)",
+        "mixed_precision=bf16": "(precision=fp32, not bf16)",
     }
     for override, told in others.items():
         said = cli.sample(*command, override, expect=2)
         assert said.startswith("error: output=out: holds images of another kind ") and told in said
-        assert said.endswith("; give another output\n") and said.count("\n") == 1
+        assert said.endswith("; give another output, or remove that folder\n") and said.count("\n") == 1
     assert before == {path: path.read_bytes() for path in (cli.folder / "out").rglob("*.png")}
     (cli.folder / "mine").mkdir()
     (cli.folder / "mine/notes.txt").write_text("mine")
     said = cli.sample(f"pipeline={trained}", "output=mine", expect=2)
     assert said == "error: output=mine: holds files that are not ddpm-sample's; give another output\n"
+
+
+def test_each_kind_of_images_has_a_folder_of_its_own(cli: Cli, trained: Path) -> None:
+    """By the run, the step, and what is not as it is by default; the same command goes on in it."""
+    shutil.copytree(trained, cli.output("cats"))
+    few = ("num_images=2", "num_inference_steps=2,3", "--multirun")
+    of_cats, older = "pipeline=outputs/cats", "outputs/cats/checkpoints/step_00000003"
+    cli.sample(*few, f"{of_cats},{older}", "trajectory=true,false")
+    cli.sample(*few, f"{of_cats}/pipeline", "sampler=ddim", "sampler.eta=0,0.5")
+    said = cli.sample(*few, f"{of_cats},{older}", "num_images=3")
+    assert said.count("found      2 of 3 images") == 4
+    samples, steps = cli.folder / "samples/cats", [f"num_inference_steps={count}" for count in (2, 3)]
+    ddim = {f"sampler=ddim,sampler.eta={eta},{count}" for eta in ("0", "0.5") for count in steps}
+    both = {*steps, *(f"trajectory,{count}" for count in steps)}
+    made = {path.name: {each.name for each in path.iterdir()} for path in samples.iterdir()}
+    assert made == {"step_00000006": both | ddim, "step_00000003": both}
+    # By default it lies beside the others, and what is of another name says nothing of them.
+    said = cli.sample(of_cats, "num_images=1", "num_inference_steps=25")
+    assert "  output     samples/cats/step_00000006\n" in said and (samples / "step_00000006/grid.png").exists()
 
 
 @pytest.mark.slow
@@ -283,7 +306,7 @@ def test_beginning_with_a_picture(cli: Cli, trained: Path, garments: list[Image.
             "mask       layer.png shows one colour: what is opaque in it is painted anew, as white would be\n" in said
         )
     other = cli.sample(*command, "inpaint=coat.png", "num_inference_steps=10", "output=filled", expect=2)
-    assert other.startswith("error: output=filled: holds images of another kind (inpaint ")
+    assert other.startswith("error: output=filled: holds images of another kind (with another mask, or none); ")
 
 
 def test_a_batch_that_does_not_fit_is_halved(cli: Cli, trained: Path) -> None:

@@ -23,7 +23,8 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from ddpm_train.cli.sweeps.devices import shares
-from ddpm_train.cli.sweeps.jobs import MAX_LENGTH, chosen, folder_name
+from ddpm_train.cli.sweeps.jobs import chosen
+from ddpm_train.config.naming import MAX_LENGTH, folder_name
 
 # What a job's config may be that the command line of TINY leaves open.
 EXPERIMENTS = {

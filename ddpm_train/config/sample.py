@@ -53,7 +53,7 @@ class SampleConfig(Section):
     sampler: SamplerChoice
     num_inference_steps: Positive
     resolution: Resolution | None  # None: what the model was made for
-    output: FilePath
+    output: FilePath | None  # None: by what is sampled, see `default_folder`
     format: Literal["png", "npz", "parquet"]
     mixed_precision: Literal["auto", "no", "bf16"]
     compile: bool

@@ -21,11 +21,23 @@ from PIL import Image
 from pydantic import Field
 
 from ddpm_train.config.foreign import BadFile, read_json
-from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.runs.folder import SAMPLING
-from ddpm_train.system.files import replace_file, write_atomic
+from ddpm_train.config.idle import own_values
+from ddpm_train.config.mistakes import Mistakes, as_written
+from ddpm_train.config.naming import folder_name
+from ddpm_train.config.sample import SampleConfig
+from ddpm_train.runs.checkpoint import step_name
+from ddpm_train.runs.folder import SAMPLING, run_of
+from ddpm_train.system.files import expanded, replace_file, write_atomic
 
 _ROW_GROUP = 1000
+# Of the record: what is not compared, but told in the place of the model's hash; and the hashes of pictures.
+_MADE_BY = "made by"
+_PICTURES = {"from_image": "picture", "inpaint": "mask"}
+# Keys of `ddpm-sample` by which a folder is not named: they change none of its images, or which mode it is.
+_UNNAMED = (
+    *("pipeline", "output", "num_images", "batch_size", "format", "compile", "extensions", "animation"),
+    *("trajectory", "trajectory_every_steps", "interpolate", "interpolate_frames", "compare"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,29 @@ class _Record:
     """What of the record is more than compared."""
 
     precision: Annotated[str, Field(pattern="^(fp32|bf16)( [+] [a-z_ -]+)*$")] = "fp32"  # older ones do not say
+
+
+def default_folder(config: SampleConfig, step: int | None) -> Path:
+    """samples/RUN/step_NNNNNNNN[/MODE,KEY=VALUE,…]: what is sampled, and what is not as it is by default.
+
+    Args:
+        step: of the model; None: not known.
+    """
+    folder = expanded(config.pipeline)
+    name = (run_of(config.pipeline) or folder).absolute().name if folder.exists() else config.pipeline
+    parts = [name] if step is None else [name, step_name(step)]
+    changed = [] if config.visualization is None else [config.visualization]
+    changed += [folder_name(changes)] if (changes := _changes(config)) else []
+    return Path("samples", *parts, *([",".join(changed)] if changed else []))
+
+
+def _changes(config: SampleConfig) -> dict[str, str]:
+    """The keys that change the images and are not as they are by default, as one writes them."""
+    own, sampler = own_values("sample"), config.sampler
+    of_sampler = {"sampler": sampler.name} if sampler.name != own["sampler"]["name"] else {}
+    of_sampler |= {f"sampler.{name}": as_written(argument) for name, argument in sampler.arguments.items()}
+    others = [key for key in own if key not in ("sampler", *_UNNAMED)]
+    return of_sampler | {key: as_written(value) for key in others if (value := getattr(config, key)) != own[key]}
 
 
 class ImageFolder:
@@ -54,24 +89,30 @@ class ImageFolder:
             raise Mistakes(f"output={self.path}: {error}; give another output") from None
         except FileNotFoundError:
             pass
-        if self.path.is_dir() and any(self.path.iterdir()):
+        # Beside images their trajectory, and what else is made of the same model, may lie in folders of their own.
+        if self.path.is_dir() and not all((path / SAMPLING).is_file() for path in self.path.iterdir()):
             raise Mistakes(f"output={self.path}: holds files that are not ddpm-sample's; give another output")
         return {}
 
-    def claim(self, identity: Mapping[str, Any]) -> None:
+    def claim(self, identity: Mapping[str, Any], made_by: str) -> None:
         """Make the folder one of this identity.
+
+        Args:
+            made_by: which model it is, for people.
 
         Raises:
             Mistakes: it holds images of another model, seed, sampler, …
         """
         if there := self.recorded():
-            changed = [key for key in dict.fromkeys([*there, *identity]) if there.get(key) != identity.get(key)]
+            keys = dict.fromkeys([*there, *identity])
+            changed = [key for key in keys if key != _MADE_BY and there.get(key) != identity.get(key)]
             if changed:
-                shown = "; ".join(f"{key} {there.get(key)}, not {identity.get(key)}" for key in changed)
-                raise Mistakes(f"output={self.path}: holds images of another kind ({shown}); give another output")
+                shown = "; ".join(_difference(key, there, {**identity, _MADE_BY: made_by}) for key in changed)
+                remedy = "give another output, or remove that folder"
+                raise Mistakes(f"output={self.path}: holds images of another kind ({shown}); {remedy}")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path / SAMPLING, json.dumps(identity, indent=1).encode())
+            write_atomic(self.path / SAMPLING, json.dumps({**identity, _MADE_BY: made_by}, indent=1).encode())
 
     def missing(self, num_images: int) -> list[int]:
         """Which of the first images are not here; one that does not decode (a full disk, a lost machine) is not."""
@@ -140,6 +181,20 @@ class ImageFolder:
 def to_picture(pixels: np.ndarray) -> Image.Image:
     """uint8 [H, W, C], C 1, 3 or 4 -> L, RGB or RGBA."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _difference(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What is not the same; of hashes what they are of."""
+    if key == "model":
+        models = there.get(_MADE_BY), here[_MADE_BY]
+        return (
+            "made by other weights of that name"
+            if models[0] in (None, models[1])
+            else "made by {}, not {}".format(*models)
+        )
+    if key in _PICTURES:
+        return f"with another {_PICTURES[key]}, or none"
+    return f"{key}={as_written(there.get(key))}, not {as_written(here.get(key))}"
 
 
 def _name(index: int) -> str:

@@ -14,7 +14,7 @@ from ddpm_train.system.launch import launch_mistakes
 
 def preflight(config: SampleConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
-    yield from output_mistakes("output", config.output)
+    yield from output_mistakes("output", config.output or "samples")
     yield from launch_mistakes()
     yield from making_mistakes(config)
     yield from loading_mistakes(config)

@@ -17,7 +17,7 @@ from ddpm_train.models.load import Model, load_model
 from ddpm_train.sampling import pictures, visualizations
 from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_engine
 from ddpm_train.sampling.loop import Observer
-from ddpm_train.sampling.output import ImageFolder
+from ddpm_train.sampling.output import ImageFolder, default_folder
 from ddpm_train.sampling.recipe import Recipe, build_recipe
 from ddpm_train.system.compute import Compute, device_name, keep_memory
 from ddpm_train.system.console import Console
@@ -40,7 +40,7 @@ def sample_images(config: SampleConfig) -> None:
             lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights), fetches=True
         )
         recipe = build_recipe(config, model)
-        folder = ImageFolder(Path(config.output))
+        folder = ImageFolder(Path(config.output) if config.output else default_folder(config, model.step))
         compute = on_main(lambda: _claim(config, model, recipe, folder, state.device))
         engine = open_engine(model, state.device, replace(compute, compile=config.compile))
         sampling = _Sampling(engine, recipe, config, folder, state, Console(state.is_main_process))
@@ -63,7 +63,7 @@ def _claim(config: SampleConfig, model: Model, recipe: Recipe, folder: ImageFold
     identity = {"what": what, "model": model.digest, **recipe.identity(), "precision": str(compute)}
     if what == "compare":  # which has samplers and steps of its own
         identity = {key: value for key, value in identity.items() if key not in ("sampler", "num_inference_steps")}
-    folder.claim(identity)
+    folder.claim(identity, model.label)
     return compute
 
 
@@ -90,7 +90,7 @@ class _Sampling:
         if recipe.inpainting is not None and recipe.inpainting.of_opacity:
             rows["mask"] = f"{config.inpaint} shows one colour: what is opaque in it is painted anew, as white would be"
         rows["compute"] = f"{self.engine.compute} on {device_name(state.device)}{processes}"
-        self.console.table(rows | {"output": config.output})
+        self.console.table(rows | {"output": str(self.folder.path)})
 
     def make_images(self) -> None:
         """This process's share of the missing images; then, on the main process, what is made of all of them."""

@@ -1,9 +1,7 @@
 """The jobs of a sweep: what each one is, how its folder is called, and what became of it, in its folder."""
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,10 +15,6 @@ from ddpm_train.runs.identity import accept, identity
 from ddpm_train.system.files import write_atomic
 
 Status = Literal["waiting", "running", "finished", "diverged", "failed", "stopped", "pruned"]
-
-# Within the 128 characters of trackers' names and the 255 bytes of a file's, with room for the sweep's own name.
-MAX_LENGTH = 100
-_WHOLE_NUMBERS = re.compile(r"\[\d+(,\d+)*\]")
 
 
 @dataclass(frozen=True)
@@ -117,22 +111,3 @@ def chosen(overrides: Sequence[str], varied: Sequence[str]) -> dict[str, str]:
     """The values of the varied keys among a job's overrides, as one writes them."""
     values = {override.key_or_group: as_written(override.value()) for override in map(parse, overrides)}
     return {key: values[key] for key in varied if key in values}
-
-
-def folder_name(choices: Mapping[str, str]) -> str:
-    """`KEY=VALUE,KEY=VALUE` of letters, digits and `. _ = , + -`; other choices have another name.
-
-    Where that takes other characters out of a value, or the end off a long name, a hash of the whole stands instead.
-    """
-    name = ",".join(f"{_plain(key)}={_plain(value)}" for key, value in choices.items())
-    return name if len(name) <= MAX_LENGTH else f"{name[: MAX_LENGTH - 9]}-{_hash(repr(dict(choices)), 8)}"
-
-
-def _plain(text: str) -> str:
-    plain = re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII).strip("-")
-    # A list of sizes, [8,16], is readable and unmistakable as 8-16.
-    return plain if plain == text or _WHOLE_NUMBERS.fullmatch(text) else f"{plain}-{_hash(text, 6)}".lstrip("-")
-
-
-def _hash(text: str, length: int) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:length]

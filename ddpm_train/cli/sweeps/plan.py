@@ -11,13 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_train.cli.flags import Arguments
 from ddpm_train.cli.sweeps import launchers
-from ddpm_train.cli.sweeps.jobs import Job, chosen, conflicts, folder_name
+from ddpm_train.cli.sweeps.jobs import Job, chosen, conflicts
 from ddpm_train.cli.sweeps.mistakes import launcher_mistakes, plugin_mistakes, sweeper_mistakes, variation_mistakes
 from ddpm_train.cli.sweeps.sweep import Sweep
 from ddpm_train.config.compose import NOT_COMPOSED, blame, compose_job, hydra_compose, open_configs
 from ddpm_train.config.elsewhere import unresolved_mistakes
 from ddpm_train.config.grammar import parse
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.naming import folder_name
 from ddpm_train.config.objective import criterion
 from ddpm_train.config.overrides import discrete, is_hydra, read_overrides, swept_text_mistakes
 from ddpm_train.config.program import check_jobs, try_out
