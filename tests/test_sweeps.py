@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -24,7 +25,9 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 
 from ddpm_train.cli.sweeps.devices import shares
 from ddpm_train.cli.sweeps.jobs import chosen
+from ddpm_train.cli.sweeps.summary import summarize
 from ddpm_train.config.naming import MAX_LENGTH, folder_name
+from ddpm_train.config.objective import Criterion
 
 # What a job's config may be that the command line of TINY leaves open.
 EXPERIMENTS = {
@@ -90,7 +93,33 @@ def test_a_failed_or_diverged_job_does_not_end_the_sweep(swept: tuple[Cli, str])
     # Mirrors and trackers know a run by its name alone.
     assert yaml.safe_load((good / "config.yaml").read_text())["name"] == "trial,experiment=good"
     assert "error: resume=mine: not a whole checkpoint" in said
+    assert (
+        "started   1/3  experiment=" in said and "3/3  experiment=" in said and re.search(r"; about \d.* left\n", said)
+    )
     assert "done: step 3" in (good / "job.log").read_text()
+
+
+def test_runs_of_another_length_are_not_compared(swept: tuple[Cli, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """They stand below the others, and are marked; and the table is as wide as the terminal, at most."""
+    sweep = swept[0].folder / "sweeps/trial"
+    good, longer = (sweep / f"experiment={name}" for name in ("good", "longer"))
+    shutil.copytree(good, longer)
+    (longer / "config.yaml").write_text((good / "config.yaml").read_text().replace("max_steps: 3", "max_steps: 9"))
+    (longer / "job.json").write_text((good / "job.json").read_text().replace("good", "longer"))
+    (longer / "result.json").write_text(json.dumps(result(good) | {"value": 0.001}))
+    for width in (60, 80):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COLUMNS", str(width))
+            summarize(sweep, [good], Criterion("held_out_loss", lower_is_better=True))
+        said = capsys.readouterr().out
+        header, *lines = said.splitlines()[:5]
+        assert all(len(line) <= width for line in [header, *lines]), said
+        assert lines[0].split()[2] == "3" and lines[3].split()[:3] == ["0.001", "3", "9"]
+        assert "  the last 1 run: of another length than those of this command, and not compared with them\n" in said
+    assert header.split() == ["held_out_loss", "best_step", "steps", "status", "seconds", "experiment"]
+    names = list(table(sweep))
+    assert names[0] == "experiment=good" and names[-1] == "experiment=longer"
+    assert table(sweep)["experiment=longer"]["steps"] == "9"
 
 
 def test_a_sweep_is_drawn(swept: tuple[Cli, str]) -> None:
@@ -135,8 +164,9 @@ def test_a_job_that_is_under_way_elsewhere_is_left_alone(cli: Cli) -> None:
     job = cli.folder / "sweeps/default/seed=1"
     job.mkdir(parents=True)
     with FileLock(job / ".lock"):  # as a run holds it that a killed sweep has left behind
-        said = cli.train("--multirun", "seed=choice(1)", expect=75)
-    assert "running   seed=1: in another process already" in said and "the same command continues" in said
+        for sweep in ("seed=choice(1)", "seed=1"):  # with one choice it is a sweep, too
+            said = cli.python("-m", "ddpm_train.cli.train", "--multirun", sweep, expect=75)
+            assert "running   seed=1: in another process already" in said and "the same command continues" in said
     assert not (job / "job.log").exists()
 
 

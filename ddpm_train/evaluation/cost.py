@@ -5,6 +5,8 @@ from typing import Any
 
 from PIL import Image
 
+from ddpm_train.system.columns import columns
+
 WITHIN = 0.05
 
 
@@ -55,13 +57,12 @@ class Cost:
     def table(self) -> list[str]:
         """Lines for a person."""
         fewest = self.fewest_within()
-        lines = [f"  {'sampler':<22}{'steps':>6}{'s/image':>10}  {self.metric}"]
+        rows = [["", "sampler", "steps", "s/image", self.metric, "interval"]]
         for row in self.rows:
-            interval = f"  {row.interval[0]:.4g} … {row.interval[1]:.4g}" if row.interval else ""
-            mark = f"   <- fewest steps within {WITHIN:.0%} of the most" if row == fewest else ""
-            shown = f"{row.seconds_per_image:>10.4f}  {row.value:.4g}{interval}{mark}"
-            lines.append(f"  {row.sampler:<22}{row.num_inference_steps:>6}{shown}")
-        return lines
+            interval = f"{row.interval[0]:.4g} … {row.interval[1]:.4g}" if row.interval else ""
+            numbers = (str(row.num_inference_steps), f"{row.seconds_per_image:.4f}", f"{row.value:.4g}")
+            rows.append(["*" if row == fewest else "", row.sampler, *numbers, interval])
+        return [*columns(rows), f"  * the fewest steps within {WITHIN:.0%} of the score of the most"]
 
     def picture(self) -> Image.Image:
         """The score over seconds for an image, a line for each sampler, steps beside the points."""

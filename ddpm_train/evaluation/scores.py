@@ -9,6 +9,7 @@ from typing import Any
 from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.runs.folder import SCORES
+from ddpm_train.system.columns import columns
 from ddpm_train.system.files import write_atomic
 
 CONFIDENCE = 0.95
@@ -92,14 +93,12 @@ class Score:
 
 
 def lines(scores: Sequence[Score]) -> list[str]:
-    """A table for a person."""
-    width = max(len(score.name) for score in scores)
-    table = [f"  {'':<{width}} {'value':>10}  {CONFIDENCE:.0%} interval"]
+    """A table for a person, and the warnings below it."""
+    rows = [["score", "value", f"{CONFIDENCE:.0%} interval"]]
     for score in scores:
-        interval = f"  {score.interval[0]:.4g} … {score.interval[1]:.4g}" if score.interval else ""
-        table.append(f"  {score.name:<{width}} {score.value:>10.4g}{interval}")
-        table += [f"  {'':<{width}} {'':>10}  {score.warning}"] if score.warning else []
-    return table
+        interval = f"{score.interval[0]:.4g} … {score.interval[1]:.4g}" if score.interval else ""
+        rows.append([score.name, f"{score.value:.4g}", interval])
+    return [*columns(rows), *(f"  {score.name}: {score.warning}" for score in scores if score.warning)]
 
 
 @dataclass(frozen=True)

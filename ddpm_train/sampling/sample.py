@@ -19,6 +19,7 @@ from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_
 from ddpm_train.sampling.loop import Observer
 from ddpm_train.sampling.output import ImageFolder, default_folder
 from ddpm_train.sampling.recipe import Recipe, build_recipe
+from ddpm_train.system.columns import columns
 from ddpm_train.system.compute import Compute, device_name, keep_memory
 from ddpm_train.system.console import Console
 from ddpm_train.system.files import write_atomic
@@ -184,10 +185,11 @@ class _Sampling:
         ]
         table = {"images": config.num_images, "distance_to": reference, "results": rows}
         write_atomic(output / "compare.json", json.dumps(table, indent=1).encode())
-        say(f"  {'sampler':<22}{'steps':>6}{'calls':>7}{'seconds':>9}{'distance':>12}")
-        for row in rows:
-            distance = "stochastic" if row["distance"] is None else f"{row['distance']:.2f}"
-            calls, seconds = row["model_calls"], row["seconds"]
-            say(f"  {row['sampler']:<22}{row['steps']:>6}{calls:>7}{seconds:>9.2f}{distance:>12}")
+        shown = [["sampler", "steps", "calls", "seconds", "distance"]]
+        for result in results:
+            distance = "stochastic" if result.distance is None else f"{result.distance:.2f}"
+            numbers = str(result.num_inference_steps), str(result.model_calls), f"{result.seconds:.2f}"
+            shown.append([result.sampler, *numbers, distance])
+        say(*columns(shown))
         say(f"  distance: root mean square difference to {reference}, in levels of 0 to 255; same noise")
         self.console.table({"picture": str(output / "compare.png"), "table": str(output / "compare.json")})

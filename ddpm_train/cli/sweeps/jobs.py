@@ -55,12 +55,18 @@ class Record:
 
 @dataclass(frozen=True)
 class Row:
-    """A job among those it is compared with; `objective` is NaN if it has none to compare."""
+    """A job among those it is compared with.
+
+    Attributes:
+        objective: NaN if it has none to compare.
+        length: of its run, as its config has it: steps, or epochs; empty if nobody can say any more.
+    """
 
     folder: Path
     record: Record
     objective: float
     best_step: int | None
+    length: str
 
 
 def varied_keys(rows: Sequence[Row]) -> list[str]:
@@ -94,6 +100,16 @@ def conflicts(job: Job) -> Sequence[str]:
     except Mistakes as mistakes:
         return mistakes.lines
     return ()
+
+
+def length_of(folder: Path) -> str:
+    """The length of the run in a folder; empty if its config is not there, or damaged."""
+    try:
+        train = (_saved_config(folder) or {}).get("train") or {}
+    except BadFile:
+        return ""
+    steps, epochs = (train.get(key) for key in ("max_steps", "epochs"))
+    return str(steps) if steps else f"{epochs} epochs" if epochs else ""
 
 
 def _saved_config(folder: Path) -> dict[str, Any] | None:

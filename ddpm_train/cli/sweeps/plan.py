@@ -103,6 +103,7 @@ class _Layout:
     Attributes:
         own: the overrides that are the jobs', and not for Hydra.
         swept: those of them that vary.
+        naming: those that name the jobs' folders: what varies; or, for a single job, all that is given.
         names_apart: whether they name the jobs by themselves.
     """
 
@@ -113,6 +114,9 @@ class _Layout:
         self.settings = settings
         self.own = [override for override in [*overrides, *further] if not is_hydra(override)]
         self.swept = [override for override in self.own if override.is_sweep_override()]
+        named = any(override.key_or_group == "output_dir" for override in self.own)
+        single = [] if settings.optimised or named else [own for own in self.own if own.key_or_group not in _NAMES]
+        self.naming = self.swept or single
         self.names_apart = any(
             override.key_or_group in _NAMES and (override.is_sweep_override() or "${" in str(override.input_line))
             for override in self.own
@@ -131,7 +135,7 @@ class _Layout:
 
     def job(self, texts: Sequence[str], number: int = 0) -> Job:
         """The job of these overrides."""
-        choices = chosen(texts, [override.key_or_group for override in self.swept])
+        choices = chosen(texts, [override.key_or_group for override in self.naming])
         named = list(texts) if self.names_apart or not choices else self._named(texts, choices)
         numbered = [f"hydra.job.num={number}"] if any("${hydra:job.num" in text for text in texts) else []
         return Job(choices, (*named, *numbered))
@@ -180,7 +184,7 @@ def _plan(arguments: Arguments, layout: _Layout, lines: list[str]) -> Sweep:
     if lines:
         raise Mistakes(*lines)
     try_out(PROGRAM, ((config, values) for config, values in checked if config is not None))
-    folder = Path(settings.folder) if layout.swept and not layout.names_apart else jobs[0].folder.parent
+    folder = Path(settings.folder) if layout.naming and not layout.names_apart else jobs[0].folder.parent
     return Sweep(tuple(arguments.flags(PROGRAM.config_name)), folder, tuple(jobs), compared_by)
 
 
@@ -198,4 +202,6 @@ def _search(planned: Sweep, layout: _Layout, launcher: launchers.Launcher, confi
     assert planned.criterion is not None, "the plan sees to it"
     space = {override.get_key_element(): distribution(override) for override in layout.swept}
     options = {key: value for key, value in layout.settings.sweeper.items() if key != "params"}
-    return Search(planned.folder, space, planned.criterion, draw, launcher, **options).run()
+    search = Search(planned.folder, space, planned.criterion, draw, launcher, **options)
+    planned.progress.expect(search.num_remaining)
+    return search.run()

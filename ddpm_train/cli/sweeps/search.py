@@ -86,6 +86,11 @@ class Search:
             else:  # killed while it was drawn
                 self._study.tell(trial.number, state=TrialState.FAIL)
 
+    @property
+    def num_remaining(self) -> int:
+        """How many trials are to be run, at most: two that choose alike are one run."""
+        return max(0, self.num_trials - len(self._study.get_trials(deepcopy=False))) + len(self._interrupted)
+
     def run(self) -> list[Path]:
         """Run the trials that remain, as many at a time as the launcher has places; returns all jobs' folders."""
         with ThreadPoolExecutor(self.launcher.places) as threads:

@@ -2,8 +2,9 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +18,35 @@ from ddpm_train.config.objective import Criterion
 from ddpm_train.report.formatting import duration
 from ddpm_train.runs.lock import is_held
 from ddpm_train.system import exit_codes
+
+
+@dataclass
+class _Progress:
+    """How far a sweep is. Of a job that is started elsewhere nothing is known.
+
+    Attributes:
+        total: how many jobs run in all.
+        began: when, by the monotonic clock.
+    """
+
+    total: int = 0
+    began: float = 0.0
+    started: list[Path] = field(default_factory=list)
+    ended: list[Path] = field(default_factory=list)
+
+    def expect(self, total: int) -> None:
+        self.total, self.began = total, time.monotonic()
+
+    def number(self, folder: Path) -> str:
+        """`2/4  `, which is left out where nobody counts."""
+        return f"{self.started.index(folder) + 1}/{self.total}  " if self.total else ""
+
+    def left(self) -> str:
+        """How long the others will take, if they take as long as those that have ended."""
+        remaining = self.total - len(self.ended)
+        if remaining <= 0:
+            return ""
+        return f"; about {duration((time.monotonic() - self.began) / len(self.ended) * remaining)} left"
 
 
 @dataclass(frozen=True)
@@ -34,12 +64,14 @@ class Sweep:
     folder: Path
     jobs: tuple[Job, ...]
     criterion: Criterion | None
+    progress: _Progress = field(default_factory=_Progress)
 
     def __call__(self, composed: DictConfig) -> None:
         """Run the job that Hydra has composed, with all GPUs there are, for launchers whose jobs are functions.
 
         Whoever wants to be told before the job is killed, such as submitit to requeue it, is told once it has saved.
         """
+        self.progress.total = 0  # in a process of its own nobody counts
         overrides = list(HydraConfig.get().overrides.task)
         gpus = visible_gpus()
         launch = accelerate_launch(len(gpus)) if len(gpus) > 1 else []
@@ -58,11 +90,15 @@ class Sweep:
             return
         command = [sys.executable, *launch, "-m", "ddpm_train.cli.train", *self.flags, *overrides]
         gpus = environment.get("CUDA_VISIBLE_DEVICES")
-        print(f"started   {folder.name}{f' (GPU {gpus})' if gpus else ''}", flush=True)
+        self.progress.started.append(folder)
+        number = self.progress.number(folder)
+        print(f"started   {number}{folder.name}{f' (GPU {gpus})' if gpus else ''}", flush=True)
         record = JOBS.run(folder, command, environment)
         value = objective_of(folder)
-        number = f" {self.criterion.name} {value:.4g}" if self.criterion and not math.isnan(value) else ""
-        print(f"{record.status:<9} {folder.name}:{number} after {duration(record.seconds)}", flush=True)
+        self.progress.ended.append(folder)
+        result = f" {self.criterion.name} {value:.4g}" if self.criterion and not math.isnan(value) else ""
+        told = f"{folder.name}:{result} after {duration(record.seconds)}{self.progress.left()}"
+        print(f"{record.status:<9} {number}{told}", flush=True)
         if record.status in ("failed", "diverged"):
             print(f"          {complaint(folder / LOG)}", flush=True)
 
@@ -80,6 +116,7 @@ class Sweep:
                 remaining.append(job)
                 replace(before, status="waiting").write(job.folder)
         if remaining:
+            self.progress.expect(len(remaining))
             launch(remaining)
         return [job.folder for job in self.jobs]
 
