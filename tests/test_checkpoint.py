@@ -189,10 +189,11 @@ def test_state_json_keeps_its_keys_and_their_order(tmp_path: Path) -> None:
         "optimizer": {"0.step": 7},
         "identity": {"seed": 0, "dataset content": "abc"},
         "changes": [{"step": 3, "key": "optimizer.lr", "from": 0.1, "to": 0.01}],
+        "max_steps": 9,
         "environments": [{"from_step": 0, "device": "cpu, 2 threads"}],
     }
     path = save(tmp_path, 7, state(7), values)
     assert json.dumps(read_state(path).to_json(), indent=1) == (path / "state.json").read_text()
-    newer: dict[str, Any] = {"optimizer": {}, "environments": []}
+    newer: dict[str, Any] = {"optimizer": {}, "max_steps": None, "environments": []}
     older = {key: value for key, value in values.items() if key not in newer}
     assert read_state(save(tmp_path / "older", 7, state(7), older)).to_json() == {**values, **newer}
