@@ -19,12 +19,18 @@ import ddpm_train
 
 OLD = TESTS / "data/run_before_rooms"
 START, END = OLD / "checkpoints/step_00000003", OLD / "step_6"
-# The command that trained it.
+# The command that trained it, with the learning rate schedule that was the default then.
 COMMAND = (
     *("name=old", "dataset.resolution=8", "dataset.channels=1", "model.block_out_channels=[4,8]"),
     *("model.layers_per_block=1", "model.down_block_types=[DownBlock2D,AttnDownBlock2D]"),
     *("model.up_block_types=[AttnUpBlock2D,UpBlock2D]", "model.norm_num_groups=4", "model.attention_head_dim=8"),
-    *("lr_scheduler.warmup_steps=0", "optimizer.lr=1e-3", "train.batch_size=16", "train.mixed_precision=no"),
+    *(
+        "lr_scheduler=cosine",
+        "lr_scheduler.warmup_steps=0",
+        "optimizer.lr=1e-3",
+        "train.batch_size=16",
+        "train.mixed_precision=no",
+    ),
     *("train.channels_last=false", "train.attention=fused", "train.compile=false", "train.max_steps=6"),
     *("train.log_every_steps=2", "evaluation.num_images=4", "evaluation.num_inference_steps=2"),
     *("checkpoint.every_steps=3", "loss=min_snr", "tracker=none"),
