@@ -1,14 +1,24 @@
 # `make demo` trains the default run; `make test` checks everything; `make test-fast`, for the moment between two edits,
 # runs what takes two minutes: the tests that start no program, and one small run; `make fuzz` runs the fuzzers at large
-# size. Each makes .venv if it is missing.
+# size. Each makes .venv if it is missing, by uv where that is installed (`make UV= demo`: by pip); the demo installs only what training needs.
 PYTHON ?= python3
 BIN := .venv/bin
 # One more than the cores that the tests are made for: some of them wait.
 WORKERS ?= 3
 
+UV := $(shell command -v uv 2>/dev/null)
+ifdef UV
+VENV := $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python
+else
+VENV := $(PYTHON) -m venv .venv
+# Quiet twice: without warnings. Modules are compiled when they are first imported: most never are.
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile
+endif
+
 .PHONY: demo test test-fast fuzz lint clean
 
-demo: .venv/installed
+demo: .venv/trains
 	$(BIN)/ddpm-train
 
 test: lint
@@ -25,10 +35,17 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+.venv/trains: pyproject.toml
+	@echo "installing into .venv (minutes; torch is large) …"
+	test -x $(BIN)/python || $(VENV)
+	$(INSTALL) --editable .
 	touch $@
+
+.venv/installed: pyproject.toml
+	@echo "installing into .venv (minutes; torch is large) …"
+	test -x $(BIN)/python || $(VENV)
+	$(INSTALL) --editable ".[dev]"
+	touch .venv/trains $@
 
 clean:
 	rm -rf .venv outputs

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch._dynamo.utils import counters
 
 from ddpm_train.config.program import compose_configs
 from ddpm_train.config.train import Train
-from ddpm_train.system.compute import Compute, Stopwatch, choose_for_training, out_of_memory
+from ddpm_train.system import compute as system_compute
+from ddpm_train.system.compute import PLAIN, Compute, Stopwatch, choose, choose_for_training, out_of_memory
 from ddpm_train.training.messages import evaluation_memory_remedy
 from ddpm_train.training.preflight import PROGRAM
 from ddpm_train.training.state import BatchPlan
@@ -77,10 +79,28 @@ def test_what_is_faster_by_its_margin_is_chosen() -> None:
     assert chosen(times, compile=True) == ("fp32 + math attention + compiled", [])
 
 
+@pytest.mark.parametrize(
+    ("stretch", "begins"), [(stretch, begins) for stretch in range(1, 9) for begins in range(2 * stretch)]
+)
+def test_a_neighbour_does_not_change_the_choice(stretch: int, begins: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that is three times as slow for so many steps, and then not for as many."""
+    seconds, runs = 0.0, begins
+
+    def step(compute: Compute) -> None:
+        nonlocal seconds, runs
+        seconds += (0.035 if compute.mixed_precision == "bf16" else 0.05) * (3 if runs // stretch % 2 else 1)
+        runs += 1
+
+    monkeypatch.setattr(system_compute, "time", SimpleNamespace(perf_counter=lambda: seconds))
+    chosen = choose(PLAIN, {"mixed_precision": ["bf16"]}, Stopwatch(step, CPU, {}))
+    assert chosen.mixed_precision == "bf16" and seconds < 5
+
+
 @pytest.mark.slow
 def test_auto_measures_once_says_so_and_is_kept(cli: Cli) -> None:
     said = cli.train(*AUTO, "name=first", "tracker=none", "checkpoint.every_steps=3")
     (measured,) = (line for line in said.splitlines() if line.startswith("  measured   "))
+    assert "measuring how this machine trains fastest (at most 20 s) …\n" in said
     assert "fp32 " in measured and " ms for 16 images forward and backward" in measured
     state = json.loads((cli.output("first") / "checkpoints/step_00000006/state.json").read_text())
     (compute,) = (line for line in said.splitlines() if line.startswith("  compute    "))

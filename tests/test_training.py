@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -31,7 +32,8 @@ def test_says_what_will_run_and_what_is_next(one: tuple[Cli, str]) -> None:
     assert "fashion_tiny: 2,000 images 8x8x1, 500 held out" in said
     assert "16 = 16 x 1 process x 1 accumulated" in said
     assert "fp32 on cpu" in said and "outputs/default (new run)" in said
-    assert "step 6/6  loss" in said and "\r" not in said
+    assert re.search(r"^\d\d:\d\d:\d\d  step 2/6  ETA \d:\d\d  ", said, re.MULTILINE)
+    assert re.search(r"^\d\d:\d\d:\d\d  step 6/6  loss ", said, re.MULTILINE) and "\r" not in said
     assert f"outputs/default/{GRID}" in said and 'DDPMPipeline.from_pretrained("outputs/default/pipeline")' in said
     again = cli.train("evaluation.every_steps=3", "checkpoint.every_steps=3")
     assert again == "default: finished at step 6; nothing to do (outputs/default)\n"
@@ -239,8 +241,10 @@ def test_options_train(cli: Cli, overrides: tuple[str, ...]) -> None:
 def test_a_terminal_gets_one_live_bar(cli: Cli) -> None:
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, "evaluation=none"]
-    process = subprocess.Popen(command, cwd=cli.folder, env=cli.environment, stderr=terminal, stdout=subprocess.PIPE)
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "evaluation=none", "train.log_every_steps=6"]
+    # Each step is drawn, and the OpenMP library shows what it has read when torch was imported.
+    shows = {**cli.environment, "TQDM_MININTERVAL": "0", "OMP_DISPLAY_ENV": "true"}
+    process = subprocess.Popen(command, cwd=cli.folder, env=shows, stderr=terminal, stdout=subprocess.PIPE)
     os.close(terminal)
     shown = b""
     try:
@@ -250,4 +254,6 @@ def test_a_terminal_gets_one_live_bar(cli: Cli) -> None:
         pass
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and b"step 6/6" not in out
+    assert out.startswith(b"loading torch and diffusers") and b"OMP_WAIT_POLICY = 'PASSIVE'" in shown
+    assert all(b"%d/6" % step in shown for step in range(7)) and b"ETA 0:0" in shown
     assert b"100%" in shown and b"loss 0." in shown and b"lr " in shown and b"img/s" in shown

@@ -14,6 +14,7 @@ from ddpm_train.system import exit_codes, launch
 from ddpm_train.system.failures import is_refused_by_disk, one_line
 from ddpm_train.system.output import forgiving
 from ddpm_train.system.signals import Stopped, StopRequest, handle_signals
+from ddpm_train.system.threads import wait_asleep
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -34,6 +35,7 @@ def main(
         alone: the program has but one process, wherever it is started.
     """
     sys.stderr = forgiving(sys.stderr)
+    wait_asleep()
     # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
     handle_signals(lambda *_: exit_codes.leave(exit_codes.REQUEUE))
 
@@ -71,6 +73,7 @@ def _work(
             path=arguments.config_path,
             config_dir=arguments.config_dir,
             multirun=arguments.multirun,
+            before_trial=lambda: None if alone else _say_what_loads(),
         )
         launch.follow_launchers()
         return configs
@@ -83,6 +86,12 @@ def _work(
     together = launch.is_one_of_several() and not alone
     for config, values in _everywhere(compose) if together else compose():
         job(config, values)
+
+
+def _say_what_loads() -> None:
+    """The first words, before seconds without any."""
+    if exit_codes.is_first_process() and not launch.hands_over() and "torch" not in sys.modules:
+        print("loading torch and diffusers …", flush=True)
 
 
 def _end_if_disk_is_full(error: Exception) -> None:

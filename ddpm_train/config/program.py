@@ -61,6 +61,7 @@ def compose_configs(
     path: Path = CONF,
     config_dir: Path | None = None,
     multirun: bool = False,
+    before_trial: Callable[[], None] = lambda: None,
 ) -> list[tuple[C, dict[str, Any]]]:
     """The config that the overrides describe, typed and checked, and the same as plain values.
 
@@ -68,6 +69,7 @@ def compose_configs(
         name: of the config in `path`; None: the program's.
         config_dir: a folder with further choices.
         multirun: whether overrides may have several values; then there is a config for each combination.
+        before_trial: called before the program's trial, which may import torch for seconds.
 
     Raises:
         Mistakes: a line for each.
@@ -81,6 +83,7 @@ def compose_configs(
     lines += swept_text_mistakes(parsed, further)
     if lines or further or len(configs) < len(jobs):
         raise Mistakes(*dict.fromkeys(lines + further))
+    before_trial()
     try_out(program, configs)
     return configs
 

@@ -26,6 +26,10 @@ from ddpm_train.system.console import counted
 MARGINS = {"mixed_precision": 0.1, "channels_last": 0.05, "attention": 0.05, "compile": 0.05}
 # Compiling takes about a minute on a GPU, where it saves a third, and minutes on a CPU, where it saves a tenth at best.
 COMPILE_FROM_SECONDS = {"cuda": 300.0, "cpu": 3600.0}
+# A comparison takes so many rounds at least, and then as many as it needs to trust its times, for so long.
+_LEAST_ROUNDS, _COMPARE_SECONDS = 3, 4.0
+# A best time is trusted when two others come as near to it as this share.
+_TRUSTED_WITHIN = 0.03
 # How libraries say that memory has run out, besides those that Accelerate knows; in lower case.
 _OUT_OF_MEMORY = (
     "out of memory",  # the drivers and allocators of CUDA, ROCm, XPU and MPS
@@ -118,18 +122,37 @@ class Stopwatch:
         return self.seconds[str(compute)]
 
     def compare(self, one: Compute, other: Compute) -> float:
-        """The other's time as a share of the one's. They take turns: a machine is not equally busy all the time."""
+        """The other's best time as a share of the one's."""
         if not {str(one), str(other)} <= self.seconds.keys() and math.isfinite(self(one) + self(other)):
-            for _ in range(2):
-                for compute in (one, other):
-                    self.seconds[str(compute)] = min(self.seconds[str(compute)], self._once(compute))
+            self._take_turns(one, other)
         return self(other) / self(one)
+
+    def _take_turns(self, *computes: Compute) -> None:
+        """Time them in rounds: a machine that others use, too, is not equally busy all the time.
+
+        It goes on until each has come three times to its best time, which no neighbour has then spoiled.
+        """
+        times = {str(compute): [self(compute)] for compute in computes}
+        started, rounds = time.perf_counter(), 0
+        while (rounds < _LEAST_ROUNDS or not all(map(_best_is_trusted, times.values()))) and (
+            time.perf_counter() - started < _COMPARE_SECONDS
+        ):
+            # Who begins follows Thue and Morse, a sequence without a period: a neighbour may have one.
+            for compute in computes[:: 1 if rounds.bit_count() % 2 else -1]:
+                times[str(compute)].append(self._once(compute))
+            rounds += 1
+        self.seconds |= {name: min(seconds) for name, seconds in times.items()}
 
     def _once(self, compute: Compute) -> float:
         started = time.perf_counter()
         self._step(compute)
         torch.get_device_module(self._device).synchronize()
         return time.perf_counter() - started
+
+
+def _best_is_trusted(seconds: list[float]) -> bool:
+    best, _, third = sorted(seconds)[:3]
+    return third <= (1 + _TRUSTED_WITHIN) * best
 
 
 def choose(start: Compute, options: Mapping[str, Sequence[Any]], stopwatch: Stopwatch) -> Compute:
@@ -148,10 +171,18 @@ def choose(start: Compute, options: Mapping[str, Sequence[Any]], stopwatch: Stop
     return chosen
 
 
-def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch, *, steps_left: float) -> Compute:
+def choose_for_training(
+    train: Train,
+    device: torch.device,
+    stopwatch: Stopwatch,
+    *,
+    steps_left: float,
+    say: Callable[[str], None] = lambda line: None,
+) -> Compute:
     """Settle what the config leaves to `auto`.
 
     Args:
+        say: shows a line to a person, before what takes long.
         steps_left: how many trial steps the run takes; a short one does not repay compiling.
     """
     others: dict[str, list[Any]] = {
@@ -168,6 +199,9 @@ def choose_for_training(train: Train, device: torch.device, stopwatch: Stopwatch
     repaid_after = COMPILE_FROM_SECONDS.get(device.type)
     if repaid_after is None or steps_left * stopwatch(chosen) <= repaid_after:
         return chosen
+    compiled = replace(chosen, compile=True)
+    if str(compiled) not in stopwatch.seconds:
+        say("compiling the training step, to measure that, too (a minute or more) …")
     torch.compiler.reset()  # what an earlier run of this process compiled may have other kernels in it
     return choose(chosen, {"compile": [True]}, stopwatch)
 

@@ -2,11 +2,13 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
 
 from ddpm_train.config.text import shown
+from ddpm_train.system.pace import Pace, duration
 
 # Without a terminal: a line about this often, and always the last.
 _LINE_EVERY_SECONDS = 10.0
@@ -18,14 +20,22 @@ def counted(number: int, noun: str, plural: str = "s") -> str:
 
 
 class Console:
-    """Speaks on the main process only; the other processes' consoles are silent."""
+    """Speaks on the main process only; the other processes' consoles are silent.
+
+    Attributes:
+        pace: of the steps that are shown.
+    """
 
     def __init__(self, enabled: bool) -> None:
+        self.pace = Pace()
         self._enabled = enabled
         self._bar: tqdm[Any] | None = None
         self._last_line = float("-inf")
         self._total = 0
         self._unit = "step"
+        self._batch_size: int | None = None
+        self._seconds_besides: Callable[[], float] = lambda: 0.0
+        self._text = ""
 
     @property
     def live(self) -> bool:
@@ -45,28 +55,69 @@ class Console:
     def table(self, rows: dict[str, str]) -> None:
         self.say(*(f"  {name:<10} {value}" for name, value in rows.items()))
 
-    def start(self, done: int, total: int, unit: str = "step") -> None:
-        self._total = total
-        self._unit = unit
+    def start(
+        self,
+        done: int,
+        total: int,
+        unit: str = "step",
+        *,
+        batch_size: int | None = None,
+        seconds_besides: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """Begin to show how far something is.
+
+        Args:
+            batch_size: images of a step, where they are to be counted, too.
+            seconds_besides: what is still to come between the steps and after them, as far as that is known.
+        """
+        self.pace.begin()
+        self._total, self._unit, self._text = total, unit, ""
+        self._batch_size, self._seconds_besides = batch_size, seconds_besides
+        self._last_line = float("-inf")
         if self.live:
-            self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True)
+            shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+            self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, bar_format=shape)
+
+    def step(self, done: int) -> None:
+        """Show that so many training steps are done; what they came to follows with their records."""
+        self.pace.note(done)
+        if self._bar is not None or done < self._total:  # without a terminal the last line waits for its record
+            self._show(done)
 
     def progress(self, record: dict[str, Any]) -> None:
         """Show a training step's record."""
         if "loss" in record:
-            text = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.0f} img/s"
-            self.update(record["step"], text)
+            self._text = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}"
+            self._show(record["step"])
 
-    def update(self, done: int, text: str = "") -> None:
+    def update(self, done: int) -> None:
+        """So much is done."""
+        self.pace.note(done)
+        self._show(done)
+
+    def _show(self, done: int) -> None:
         """Move the bar, or print a line now and then."""
         if not self._enabled:
             return
+        words = self._words(done)
         if self._bar is not None:
-            self._bar.set_postfix_str(shown(text), refresh=False)
+            self._bar.set_postfix_str("  ".join(words), refresh=False)
             self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS or done == self._total:
+        elif (words and time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS) or done == self._total:
             self._last_line = time.monotonic()
-            print(f"{self._unit} {done}/{self._total}  {shown(text)}".rstrip(), flush=True)
+            where = f"{time.strftime('%H:%M:%S')}  {self._unit} {done}/{self._total}"
+            print("  ".join([where, *words]), flush=True)
+
+    def _words(self, done: int) -> list[str]:
+        """When it will be at its end, the newest record, and how fast it goes."""
+        seconds = self.pace.seconds_per_step
+        words = [self._text] if self._text else []
+        if seconds is None:
+            return words
+        if done < self._total:
+            words.insert(0, f"ETA {duration(seconds * (self._total - done) + self._seconds_besides())}")
+        words.append(f"{seconds:.2f} s/{self._unit}" if seconds >= 1 else f"{1000 * seconds:.0f} ms/{self._unit}")
+        return words + ([f"{self._batch_size / seconds:.0f} img/s"] if self._batch_size else [])
 
     def finish(self) -> None:
         if self._bar is not None:

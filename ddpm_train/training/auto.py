@@ -44,7 +44,9 @@ from ddpm_train.system.ranks import gather, on_main
 from ddpm_train.training.state import BatchPlan
 
 # On a CPU a trial step takes no longer than this, for as many images as that allows; a GPU needs a real batch.
-_CPU_TRIAL_SECONDS, _TRIAL_IMAGES = 1.0, 64
+_CPU_TRIAL_SECONDS, _TRIAL_IMAGES = 0.5, 64
+# So `auto` takes no longer than this there: two steps each of four kinds, and three comparisons.
+_CPU_AT_MOST = " (at most 20 s)"
 # What is left free of a GPU's memory, for what comes and goes: evaluation, the exchange of gradients.
 _SPARE_SHARE = 0.05
 # Optimizer state and average, which do not exist yet: so many times the weights.
@@ -107,8 +109,10 @@ class Choice:
     seconds: dict[str, float]
 
 
-def choose_compute(config: Config, trial: Trial, *, max_steps: int, resumed: ResumedState | None) -> Choice:
-    """How this run computes its steps; the same on all processes.
+def choose_compute(
+    config: Config, trial: Trial, *, max_steps: int, resumed: ResumedState | None, say: Callable[[str], None]
+) -> Choice:
+    """How this run computes its steps; the same on all processes. `say` shows a line to a person.
 
     What the launcher has decided, or the run itself before the checkpoint that it goes on from, is not `auto` any more.
     """
@@ -122,10 +126,10 @@ def choose_compute(config: Config, trial: Trial, *, max_steps: int, resumed: Res
         recorded.setdefault("mixed_precision", launch.precision())
     known = {key: value for key, value in recorded.items() if getattr(config.train, key, None) == "auto"}
     settled = replace(config, train=replace(config.train, **known))
-    return on_main(lambda: _choose(settled, trial, max_steps))
+    return on_main(lambda: _choose(settled, trial, max_steps, say))
 
 
-def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
+def _choose(config: Config, trial: Trial, max_steps: int, say: Callable[[str], None]) -> Choice:
     train, device = config.train, trial.device
     if "auto" not in (train.mixed_precision, train.channels_last, train.attention, train.compile):
         unused = Stopwatch(lambda compute: None, device, {})
@@ -138,11 +142,13 @@ def _choose(config: Config, trial: Trial, max_steps: int) -> Choice:
     key = json.dumps([circumstances, network, at_most])
     path = cache_folder(dataset.cache_dir) / "compute" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     known = _read_measured(path, at_most)
+    if known is None:
+        say(f"measuring how this machine trains fastest{_CPU_AT_MOST if device.type == 'cpu' else ''} …")
     num_images = known.num_images if known else _trial_images(trial, at_most)
     seconds = dict(known.seconds) if known else {}
     stopwatch = Stopwatch(lambda compute: trial(compute, num_images), device, seconds)
     images_left = max_steps * train.batch_size / PartialState().num_processes
-    compute = choose_for_training(train, device, stopwatch, steps_left=images_left / num_images)
+    compute = choose_for_training(train, device, stopwatch, steps_left=images_left / num_images, say=say)
     if (measured := _Measured(num_images, seconds)) != known:
         _keep_measured(path, measured)
     return Choice(compute, num_images, seconds)

@@ -1,6 +1,7 @@
 """What a run measures on its way: samples, the held-out loss, scores. Nothing of it touches the training."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ class Evaluation:
         self._floor: Floor | None = None  # the same for every step
         self.failed: dict[int, str] = {}
         self._done = run.state.step if "evaluation_seconds" in records.last else None
+        self._seconds = records.last.get("evaluation_seconds", 0.0)  # of the last one
 
     @property
     def is_due(self) -> bool:
@@ -70,6 +72,12 @@ class Evaluation:
         if config.name == "none" or step in (0, self._done):
             return False
         return step == run.max_steps or bool(config.every_steps and step % config.every_steps == 0)
+
+    def seconds_left(self) -> float:
+        """What the evaluations that are still to come will take, if each takes as long as the last; 0 before one."""
+        step, last = self._run.state.step, self._run.max_steps
+        every = self._run.config.evaluation.every_steps or last
+        return self._seconds * (math.ceil(last / every) - step // every)
 
     def run(self) -> bool:
         """Measure, show, store and judge. False if a request to stop ended it.
@@ -95,10 +103,10 @@ class Evaluation:
                 raise
             self._fail(step, error)
             return True
-        values = {**found.numbers, "evaluation_seconds": round(time.monotonic() - started, 3)}
+        self._seconds = time.monotonic() - started
+        values = {**found.numbers, "evaluation_seconds": round(self._seconds, 3)}
         self._records.annotate(step, values)
         self._run.selection.note(step, values)
-        self._records.rest_clock()
         self._done = step
         return True
 
@@ -107,7 +115,6 @@ class Evaluation:
         text = one_line(error) if speaks_for_itself else f"{type(error).__name__}: {one_line(error)}"
         self.failed[step] = reason = printable(text)
         self._run.console.warn(f"ERROR: the evaluation of step {step:,} failed: {reason}. The run goes on without it.")
-        self._records.rest_clock()
 
     def _results(self, unet: UNet2DModel) -> Iterator[Result]:
         run, data, config = self._run, self._run.data, self._run.config

@@ -61,12 +61,14 @@ class Trainer:
                 if save:
                     # What is saved has been found finite, and its records are on the disk before it is.
                     self.write_records()
-                    self.saving.save()
-                if evaluate:  # after the save: whatever happens in here, no step is lost
-                    stopping = not self.evaluation.run()  # ended by a request to stop: a resumed run repeats it
-                    self.records.write()
-                    if stopping or self.saving.is_due or self.run.is_finished:
+                    with self.run.console.pace.resting():
                         self.saving.save()
+                if evaluate:  # after the save: whatever happens in here, no step is lost
+                    with self.run.console.pace.resting():
+                        stopping = not self.evaluation.run()  # ended by a request to stop: a resumed run repeats it
+                        self.records.write()
+                        if stopping or self.saving.is_due or self.run.is_finished:
+                            self.saving.save()
                 self.saving.settle()
                 if stopping or self.run.is_finished:
                     break
@@ -75,6 +77,7 @@ class Trainer:
                 except (LoadingFailed, StoppedWaiting):  # nothing of this step has happened
                     self.save_alone()
                     raise
+                self.run.console.step(self.state.step)
                 self.run.stop.defer()
                 if self.state.step == started_at + 1:
                     self.state.tensors()  # an optimizer whose state cannot be saved is told of now

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from ddpm_train.runs.folder import cut_records
 from ddpm_train.runs.lock import TakenOver
 from ddpm_train.system.exit_codes import NON_FINITE, CannotGoOn
+from ddpm_train.system.pace import Pace
 from ddpm_train.system.ranks import on_main
 
 Log = Callable[[list[dict[str, Any]]], None]
@@ -33,6 +33,7 @@ class Records:
         log: called on the main process with the records that have been written.
         warn: shows a line to a person.
         check: called before anything is written; raises `TakenOver` if that must not be.
+        pace: its clock stands still while the run does not train.
 
     Attributes:
         last: the newest record that was read back (of the step started from, after a restart).
@@ -47,6 +48,7 @@ class Records:
         log: Log,
         warn: Callable[[str], None],
         check: Callable[[], None] = lambda: None,
+        pace: Pace | None = None,
     ) -> None:
         self._path = path
         self._accelerator = accelerator
@@ -57,7 +59,8 @@ class Records:
         self._on_device: list[tuple[dict[str, Any], Tensor]] = []
         self._carried: dict[str, float] = {}
         self._late: dict[str, Any] = {}  # what an evaluation adds to the record of its "step", the last on the disk
-        self._clock = time.monotonic()
+        self._pace = pace or Pace()
+        self._read_back_at = self._pace.seconds()
         self.unwritten: OSError | None = None
         self._written = start_step
         # The run is about to repeat what comes after `start_step`.
@@ -82,8 +85,9 @@ class Records:
         self._on_device.clear()
         fetched = self._accelerator.reduce(torch.stack(values), "mean").tolist()
         images = records[-1]["images_seen"] - self.last.get("images_seen", 0)
-        rate = round(images / (time.monotonic() - self._clock), 1)
-        self._clock = time.monotonic()
+        now = self._pace.seconds()
+        rate = round(images / (now - self._read_back_at), 1)
+        self._read_back_at = now
         # In fp16 the gradient scaler skips updates whose gradient overflows; that is how it finds its scale.
         scaled = self._accelerator.mixed_precision == "fp16"
         bad = []
@@ -137,10 +141,6 @@ class Records:
             self._written = self.last["step"]
             self._records.clear()
         self._log(written)
-
-    def rest_clock(self) -> None:
-        """Leave the time since the last `read_back` (an evaluation, a save) out of images_per_second."""
-        self._clock = time.monotonic()
 
 
 def _append(path: Path, text: str) -> None:

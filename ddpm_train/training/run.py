@@ -150,7 +150,7 @@ def build_run(
     on_device = fits(data.train, device) if config.dataset.device_cache == "auto" else config.dataset.device_cache
     batches = _batches(config, data)
     trial = Trial(config, unet, unet, objective, device, also=batches.drawn(resident=on_device))
-    choice = choose_compute(config, trial, max_steps=max_steps, resumed=resumed)
+    choice = choose_compute(config, trial, max_steps=max_steps, resumed=resumed, say=console.say)
     resident_bytes = data.train.prepared.pixels().nbytes if on_device else 0
     plan = everywhere(lambda: plan_batch(config, trial, choice.compute, resident_bytes=resident_bytes, resumed=resumed))
     replace(choice.compute, compile=False).apply(unet)  # the buckets for the exchange are laid out like the weights

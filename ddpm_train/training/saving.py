@@ -193,7 +193,6 @@ class Saving:
         refused = self._records.unwritten
         stall = on_main(lambda: self._saver.save(run.state.step, run.state.tensors(), state, refused))
         self._records.carry({"checkpoint_stall_seconds": round(stall, 4)})
-        self._records.rest_clock()
 
     def settle(self) -> None:
         """This step has been evaluated, if it is to be."""

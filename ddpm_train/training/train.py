@@ -102,13 +102,15 @@ def _train_and_finish(run: Run, lock: RunLock, extractor: "Extractor | None", on
             on_record(record)
 
     path, warn = run.output_dir / RECORDS, console.warn
-    records = Records(path, run.accelerator, run.state.step, log=log, warn=warn, check=lock.check)
+    records = Records(path, run.accelerator, run.state.step, log=log, warn=warn, check=lock.check, pace=console.pace)
     saving = Saving(run, records, lock)
     run.stop.connect(open_channel())
     evaluation = Evaluation(run, extractor, records, trackers)
     trainer = Trainer(run, records, evaluation, saving)
     started = time.monotonic()
-    console.start(run.state.step, run.max_steps)
+    console.start(
+        run.state.step, run.max_steps, batch_size=run.plan.batch_size, seconds_besides=evaluation.seconds_left
+    )
     finished = False
     try:
         trainer.train()
