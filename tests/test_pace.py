@@ -78,11 +78,11 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "1000"}])
-def test_threads_sleep_unless_told_otherwise(chosen: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_spin_briefly_unless_told_otherwise(chosen: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"HOME": "/", **chosen}
     monkeypatch.setattr(threads, "os", SimpleNamespace(environ=environment))
-    threads.wait_asleep()
-    assert environment == {"HOME": "/", **(chosen or {"OMP_WAIT_POLICY": "passive"})}
+    threads.wait_briefly()
+    assert environment == {"HOME": "/", **(chosen or {"GOMP_SPINCOUNT": "10000"})}
 
 
 @pytest.mark.parametrize("uv", [False, True])

@@ -14,7 +14,7 @@ from ddpm_train.system import exit_codes, launch
 from ddpm_train.system.failures import is_refused_by_disk, one_line
 from ddpm_train.system.output import forgiving
 from ddpm_train.system.signals import Stopped, StopRequest, handle_signals
-from ddpm_train.system.threads import wait_asleep
+from ddpm_train.system.threads import wait_briefly
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -35,7 +35,7 @@ def main(
         alone: the program has but one process, wherever it is started.
     """
     sys.stderr = forgiving(sys.stderr)
-    wait_asleep()
+    wait_briefly()
     # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
     handle_signals(lambda *_: exit_codes.leave(exit_codes.REQUEUE))
 
