@@ -3,6 +3,7 @@
 import json
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ddpm_train.config.program import compose_configs
 from ddpm_train.config.train import Train
 from ddpm_train.system import compute as system_compute
 from ddpm_train.system.compute import PLAIN, Compute, Stopwatch, choose, choose_for_training, out_of_memory
+from ddpm_train.training import auto
 from ddpm_train.training.messages import evaluation_memory_remedy
 from ddpm_train.training.preflight import PROGRAM
 from ddpm_train.training.state import BatchPlan
@@ -94,6 +96,21 @@ def test_a_neighbour_does_not_change_the_choice(stretch: int, begins: int, monke
     monkeypatch.setattr(system_compute, "time", SimpleNamespace(perf_counter=lambda: seconds))
     chosen = choose(PLAIN, {"mixed_precision": ["bf16"]}, Stopwatch(step, CPU, {}))
     assert chosen.mixed_precision == "bf16" and seconds < 5
+
+
+@pytest.mark.parametrize("begins", range(6))
+def test_a_neighbour_does_not_change_how_many_images_are_measured(begins: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that is three times as slow for three steps of six."""
+    seconds, runs = 0.0, begins
+
+    def step(compute: Compute, num_images: int) -> None:
+        nonlocal seconds, runs
+        seconds += (0.01 + 0.002 * num_images) * (3 if runs // 3 % 2 else 1)
+        runs += 1
+
+    trial = Mock(device=CPU, side_effect=step)
+    monkeypatch.setattr(auto, "time", SimpleNamespace(perf_counter=lambda: seconds))
+    assert auto._trial_images(trial, at_most=64) == 64 and seconds < 2
 
 
 @pytest.mark.slow

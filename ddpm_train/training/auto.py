@@ -182,9 +182,17 @@ def _trial_images(trial: Trial, at_most: int) -> int:
         sizes = [at_most // 2**halvings for halvings in range(at_most.bit_length())]
         return largest_fitting(sizes, partial(trial.twice, PLAIN))
     trial(PLAIN, 1)
+    num_images = 1
+    # One image says little of many, and one run of them little of a machine that others use, too.
+    while num_images < at_most and 2 * min(_seconds(trial, num_images) for _ in range(2)) <= _CPU_TRIAL_SECONDS:
+        num_images = min(2 * num_images, at_most)
+    return num_images
+
+
+def _seconds(trial: Trial, num_images: int) -> float:
     started = time.perf_counter()
-    trial(PLAIN, 1)
-    return max(1, min(at_most, int(_CPU_TRIAL_SECONDS / (time.perf_counter() - started))))
+    trial(PLAIN, num_images)
+    return time.perf_counter() - started
 
 
 def _micro_batch_size(config: Config) -> int:
