@@ -13,8 +13,10 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ddpm_train.data.colors import blank_alpha, has_other_colors, in_srgb, transparent_grey, white_is_zero
 from ddpm_train.data.formats import formats_of, what_it_is
 
+_WHITE_IS_ZERO = "white is zero"  # among what an image says of itself
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Pillow's plugins answer damaged files with any of these.
 DAMAGE = (
@@ -101,6 +103,8 @@ class Decoder:
         image = upright(image)
         if is_deep(image):
             image = self._to_eight_bits(image)
+        if has_other_colors(image) and not image.has_transparency_data:
+            image = in_srgb(self._resize(image))  # sooner: 12 megapixels take longer to convert than to decode
         image = self._resize(to_mode(image, self.channels, self.background))
         array = np.asarray(image)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
@@ -148,7 +152,13 @@ class Decoder:
                 )
         # Exact for 8 and 16 bits.
         scaled = (values.astype(np.float32).clip(low, high) - low) * np.float32(255 / (high - low))
-        return Image.fromarray(np.rint(scaled).astype(np.uint8))
+        greys = np.rint(scaled).astype(np.uint8)
+        if self.value_range is None and image.info.get(_WHITE_IS_ZERO):
+            greys = 255 - greys
+        picture = Image.fromarray(greys)
+        if (transparent := image.info.get("transparency")) is not None:
+            picture.putalpha(Image.fromarray(values != transparent).convert("L"))
+        return picture
 
     def _resize(self, image: Image.Image) -> Image.Image:
         """Antialiased resize until `resolution` is covered, then the centre crop.
@@ -183,18 +193,24 @@ def white_for(most: float) -> int:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says it was meant."""
+    grey = transparent_grey(image)
     image.load()  # damage to the pixels shows here
     try:
-        return ImageOps.exif_transpose(image)
+        picture = ImageOps.exif_transpose(image)
     except DAMAGE:
-        return image  # damaged EXIF says nothing about the pixels
+        picture = image.copy()  # damaged EXIF says nothing about the pixels
+    if grey is not None:
+        picture.info["transparency"] = grey
+    picture.info[_WHITE_IS_ZERO] = white_is_zero(image)
+    return picture.convert("RGB") if blank_alpha(image) else picture
 
 
 def to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
-    """Convert any mode to L, RGB or RGBA without losing what the mode meant.
+    """Convert any mode to L, RGB or RGBA, in sRGB, without losing what the mode meant.
 
     Transparency is kept for 4 channels and otherwise composed over `background`.
     """
+    image = in_srgb(image)
     if image.has_transparency_data and channels < 4:
         image = image.convert("RGBA")
         backdrop = Image.new("RGBA", image.size, (*background, 255))

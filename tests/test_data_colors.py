@@ -1,0 +1,127 @@
+"""What a file says of its numbers besides its mode: profiles, polarity, which grey is transparent, blank alpha."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.images import encoded
+from PIL import Image, ImageCms
+
+from ddpm_train.data.decode import Decoder
+
+# Columns of the D50-adapted matrices from linear RGB to XYZ (Lindbloom; CSS Color 4), as ICC profiles hold them.
+DISPLAY_P3 = {
+    b"rXYZ": (0.51512, 0.24120, -0.00105),
+    b"gXYZ": (0.29198, 0.69225, 0.04189),
+    b"bXYZ": (0.15710, 0.06657, 0.78407),
+}
+
+
+def decoder(channels: int = 3) -> Decoder:
+    return Decoder((8, 8), channels, (255, 255, 255), "center", 89_478_485)
+
+
+def profile(**primaries: tuple[float, float, float]) -> bytes:
+    """sRGB's profile with other primaries."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for entry in range(struct.unpack_from(">I", data, 128)[0]):
+        signature, offset, _ = struct.unpack_from(">4sII", data, 132 + 12 * entry)
+        if signature in DISPLAY_P3 and primaries:
+            values = primaries[signature.decode()]
+            struct.pack_into(">3i", data, offset + 8, *(round(value * 65536) for value in values))
+    return bytes(data)
+
+
+P3 = profile(**{name.decode(): values for name, values in DISPLAY_P3.items()})
+# Display P3 (200, 50, 50) in sRGB: linearise, multiply by P3's matrix and by the inverse of sRGB's, encode.
+P3_RED, SRGB_RED = (200, 50, 50), (218, 24, 40)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_colours_are_those_of_the_profile(format: str) -> None:
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(format, {})
+    for size in ((8, 8), (100, 40)):
+        data = encoded(Image.new("RGB", size, P3_RED), format, icc_profile=P3, **options)
+        assert np.abs(decoder()(data)[:, 0, 0] - np.array(SRGB_RED)).max() <= 2
+        grey = np.rint(np.array(SRGB_RED) @ (0.299, 0.587, 0.114))
+        assert np.abs(decoder(1)(data)[0, 0, 0] - grey) <= 2
+
+
+def test_a_profile_leaves_transparency_alone() -> None:
+    half = encoded(Image.new("RGBA", (8, 8), (*P3_RED, 128)), icc_profile=P3)
+    assert np.abs(decoder(4)(half)[:, 0, 0] - np.array((*SRGB_RED, 128))).max() <= 2
+    clear = encoded(Image.new("RGB", (8, 8), P3_RED), icc_profile=P3, transparency=P3_RED)
+    assert decoder(4)(clear)[3].max() == 0 and decoder()(clear).min() == 255
+
+
+def test_srgb_profiles_and_useless_ones_change_nothing() -> None:
+    ramp = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    plain = decoder()(encoded(Image.fromarray(ramp)))
+    for useless in (profile(), b"no profile", P3[:200]):
+        assert np.array_equal(decoder()(encoded(Image.fromarray(ramp), icc_profile=useless)), plain)
+    grey = Image.fromarray(ramp[..., 0])
+    assert np.array_equal(decoder()(encoded(grey, icc_profile=P3)), decoder()(encoded(grey)))  # of colours, on a grey
+
+
+def grey_tiff(values: np.ndarray, photometric: int) -> bytes:
+    """An uncompressed grey TIFF file; photometric interpretation 0: white is 0."""
+    height, width = values.shape
+    bits, tags = 8 * values.itemsize, 9
+    offset = 8 + 2 + 12 * tags + 4
+    entries = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric)]
+    entries += [(273, offset), (277, 1), (278, height), (279, values.nbytes)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, tags) + directory + bytes(4) + values.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_may_be_zero(dtype: type) -> None:
+    scale = np.iinfo(dtype).max // 255
+    values = (np.arange(64).reshape(8, 8) * 4 * scale).astype(dtype)
+    for photometric, expected in ((1, values // scale), (0, 255 - values // scale)):
+        assert np.array_equal(decoder(1)(grey_tiff(values, photometric))[0], expected)
+
+
+def png(depth: int, row: bytes, transparent: int) -> bytes:
+    """An 8 x 8 grey PNG file of equal rows, one grey of which is transparent."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 8, 8, depth, 0, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(8 * (b"\0" + row))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", struct.pack(">H", transparent)) + pixels
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "transparent", "greys"),
+    [
+        (1, b"\x0f", 1, (0, 255)),
+        (2, b"\x00\x55", 1, (0, 85)),
+        (4, b"\x22\x22\x55\x55", 5, (34, 85)),
+        (8, b"\x22" * 4 + b"\x55" * 4, 0x55, (34, 85)),
+        (16, b"\x22\x22" * 4 + b"\x55\x55" * 4, 0x5555, (34, 85)),
+        (16, b"\x22\x22" * 4 + b"\x55\x54" * 4, 0x5554, (34, 85)),
+    ],
+)
+def test_the_grey_that_is_transparent(depth: int, row: bytes, transparent: int, greys: tuple[int, int]) -> None:
+    data = png(depth, row, transparent)
+    expected = np.repeat([[greys[0]] * 3 + [255], [greys[1]] * 3 + [0]], 4, axis=0).T[:, None]
+    assert np.array_equal(decoder(4)(data), np.repeat(expected, 8, axis=1))
+    assert decoder()(data)[0, 0].tolist() == [greys[0]] * 4 + [255] * 4
+
+
+@pytest.mark.parametrize("alpha", [0, 128, 255])
+@pytest.mark.parametrize("ending", ["bmp", "tga"])
+def test_a_fourth_channel_that_is_blank_is_none(ending: str, alpha: int, tmp_path: Path) -> None:
+    """Many programs write nothing there; what is not blank all over is alpha."""
+    file = tmp_path / f"image.{ending}"
+    Image.new("RGBA", (8, 8), (200, 100, 50, alpha)).save(file)
+    if ending == "bmp":  # which Pillow writes with the header that knows no alpha
+        header = struct.pack("<IiiHHIIiiII", 108, 8, 8, 1, 32, 3, 256, 0, 0, 0, 0)
+        masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+        pixels = bytes((50, 100, 200, alpha)) * 64
+        file.write_bytes(b"BM" + struct.pack("<IHHI", 378, 0, 0, 122) + header + masks + pixels)
+    assert decoder(4)(file)[:, 0, 0].tolist() == [200, 100, 50, alpha or 255]
