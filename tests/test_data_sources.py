@@ -271,7 +271,8 @@ def test_a_card_names_only_files_of_its_folder(files: str, tmp_path: Path, rows:
     card = "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"
     (folder / "README.md").write_text(card.format(files.format(private=private)))
     line = mistake("hub", folder)
-    assert line.startswith(f"dataset.path={folder}: ") and ("none of its own" in line or "Unable to find" in line)
+    reason = "link.parquet is a link to" if files == "link.parquet" else "none of its own files"
+    assert line.startswith(f"dataset.path={folder}: ") and reason in line
     (folder / "README.md").write_text(card.format("rows.*"))
     assert len(open_source(dataset_config("hub", folder), "train")) == 24
 
@@ -325,6 +326,36 @@ def test_a_saved_dataset_trains(cli: Cli, rows: datasets.Dataset, tmp_path: Path
     said = cli.train("dataset=hub", f"dataset.path={tmp_path / 'parts'}", "dataset.channels=1", *ONE_STEP)
     assert "24 images 8x8x1" in said
     assert "Traceback" not in said and "Generating" not in said
+
+
+@pytest.mark.parametrize("name", ["[cats]", "a*b", "q?"])
+def test_names_that_the_library_takes_for_a_pattern(name: str, tmp_path: Path, rows: datasets.Dataset) -> None:
+    """Of [cats] it finds nothing, and of a*b also what lies in axb."""
+    for file in (tmp_path / name / "train.parquet", tmp_path / f"clone/{name}.parquet", tmp_path / "axb/train.parquet"):
+        file.parent.mkdir(exist_ok=True)
+        rows.to_parquet(str(file))
+    for path in (tmp_path / name, tmp_path / f"clone/{name}.parquet"):
+        (line,) = path_mistakes(dataset_config("hub", path))
+        sign = next(sign for sign in name if sign in "*?[")
+        assert line == (
+            f"dataset.path={path}: the `datasets` library takes the {sign} in it for a pattern of names; give it "
+            "another name"
+        )
+    rows.save_to_disk(str(tmp_path / name / "saved"))
+    assert path_mistakes(dataset_config("hub", tmp_path / name / "saved")) == []
+    assert len(open_source(dataset_config("hub", tmp_path / name / "saved"), "train")) == 24
+
+
+def test_a_folder_of_links(tmp_path: Path, write_images: Callable[[Path, int], Path]) -> None:
+    """The library would follow them to any file of this machine; a folder of images is the user's own."""
+    real, links = write_images(tmp_path / "real", 4), tmp_path / "links"
+    links.mkdir()
+    for number, file in enumerate(sorted(real.rglob("*.png"))):
+        (links / f"{number}.png").symlink_to(file)
+    line = mistake("hub", links)
+    assert line.startswith(f"dataset.path={links}: {links}/") and " is a link to " in line
+    assert line.endswith("dataset=imagefolder, which follows links")
+    assert len(FolderSource(links)) == 4
 
 
 def test_a_clone_with_a_script(tmp_path: Path) -> None:

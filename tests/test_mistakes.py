@@ -85,6 +85,12 @@ TABLE = {
     "dataset=imagefolder dataset.path=~nosuch/x": ["dataset.path=~nosuch/x: no such folder"],
     "train.batch_size=${xyz}": ["train.batch_size=${xyz}: Interpolation key 'xyz' not found"],
     "hydra.xyz=3": ["hydra.xyz=3: Could not override 'hydra.xyz'."],
+    "hydra.run.dir=mine hydra.output_subdir=.hydra hydra.job.chdir=true": [
+        "hydra.run.dir=mine: does nothing here; another key says where files are written (see --help)",
+        "hydra.output_subdir=.hydra: does nothing here; the config stands beside what was made; leave it out",
+        "hydra.job.chdir=true: does nothing here; paths count from the folder in which the command is given; write "
+        "absolute ones",
+    ],
     "--xyz --multirunn": [
         "--xyz: no such flag; see --help",
         "--multirunn: no such flag; did you mean '--multirun'?",
@@ -340,6 +346,10 @@ TABLE = {
     "--multirun optimizer.lr=interval(1,2)": [
         "optimizer.lr=interval(1,2): only an optimiser can choose from an interval; add hydra/sweeper=optuna, "
         "or write optimizer.lr=A,B or range(A,B)"
+    ],
+    "--multirun seed=1,2 hydra.sweep.subdir=job": [
+        "hydra.sweep.subdir=job: does nothing here; the jobs' folders are called by what varies; name='…${seed}' calls "
+        "them otherwise"
     ],
     "--multirun seed=1,2 --cfg job": ["--cfg: not of a whole sweep; leave out --multirun"],
     "--multirun seed=1,2 name=a_${train.batch_size}": [

@@ -21,6 +21,12 @@ from ddpm_train.config.text import holds_secret, printable
 _ASKING = ("token", "api_key", "access_key", "secret", "password")
 
 _MOST_RUNS = 10_000
+_IDLE = {
+    "hydra.run.dir": "another key says where files are written (see --help)",
+    "hydra.sweep.subdir": "the jobs' folders are called by what varies; name='…${seed}' calls them otherwise",
+    "hydra.output_subdir": "the config stands beside what was made; leave it out",
+    "hydra.job.chdir": "paths count from the folder in which the command is given; write absolute ones",
+}
 
 
 def read_overrides(
@@ -52,6 +58,7 @@ def read_overrides(
             lines.append(f"{printable(text, 60)}: a number of too many digits, or lists too deep in each other")
     if too_many := list(_sweep_mistakes(parsed)):
         raise Mistakes(*too_many)
+    lines += _idle_mistakes(parsed)
     for override in parsed:
         if override.key_or_group == extensions.KEY and isinstance(names := override.value(), list):
             extensions.import_modules(names, config_dir)
@@ -102,6 +109,13 @@ def secret_mistakes(texts: Iterable[str]) -> Iterator[str]:
                 f"{shown}: a token does not belong in a command or a config, which are saved and pushed; "
                 "log in with `hf auth login`, or set HF_TOKEN"
             )
+
+
+def _idle_mistakes(overrides: Iterable[Override]) -> Iterator[str]:
+    """A line for each key of Hydra that does in other programs what nothing does here."""
+    for override in overrides:
+        if (instead := _IDLE.get(str(override.key_or_group))) is not None:
+            yield f"{override.input_line}: does nothing here; {instead}"
 
 
 def is_hydra(override: Override) -> bool:

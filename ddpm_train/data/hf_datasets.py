@@ -100,10 +100,15 @@ def _own_builder(config: "Dataset", path: str, revision: str | None) -> Any:
     builder = datasets.load_dataset_builder(path, config.config_name, revision=revision)
     own = [f"hf://datasets/{path}@", *(f"{folder}{os.sep}" for folder in own_folders(config))]
     for file in (file for files in (builder.config.data_files or {}).values() for file in files):
-        if not file.startswith("hf://"):
-            file = str(Path(file).resolve())
-        if not file.startswith(tuple(own)):
-            raise Mistakes(f"dataset.path={config.path}: its card names {file}, which is none of its own files")
+        target = file if file.startswith("hf://") else str(Path(file).resolve())
+        if target.startswith(tuple(own)):
+            continue
+        if os.path.normpath(file).startswith(f"{Path(path).resolve()}{os.sep}"):
+            raise Mistakes(
+                f"dataset.path={config.path}: {file} is a link to {target}, outside the dataset, which is not read; "
+                "copy the files, or give a folder of images with dataset=imagefolder, which follows links"
+            )
+        raise Mistakes(f"dataset.path={config.path}: its card names {target}, which is none of its own files")
     return builder
 
 

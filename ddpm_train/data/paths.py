@@ -54,6 +54,13 @@ def _file_use(path: Path) -> str:
     return _USES.get(ending, "a file of no kind that is read; give a folder, or a parquet file with dataset=hub")
 
 
+def _pattern(path: Path) -> str | None:
+    """The first sign of a pattern in the path of files that the `datasets` library looks for by a pattern."""
+    if not path.exists() or any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return None
+    return next((sign for sign in str(path.resolve()) if sign in "*?["), None)
+
+
 def path_mistakes(config: "Dataset") -> list[str]:
     """Mistakes in `dataset.path` that the disk shows, without loading anything."""
     path = expanded(config.path)
@@ -70,6 +77,11 @@ def path_mistakes(config: "Dataset") -> list[str]:
         return [f"dataset.path={config.path}: {irregular} is not a regular file; remove it"]
     if config.source == "hub" and path.is_file() and not is_parquet(path):
         return [f"dataset.path={config.path}: {_file_use(path)}"]
+    if config.source == "hub" and (pattern := _pattern(path)) is not None:
+        return [
+            f"dataset.path={config.path}: the `datasets` library takes the {pattern} in it for a pattern of names; "
+            "give it another name"
+        ]
     looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") > 1
     if config.source == "hub" and looks_local and not path.exists():
         return [f"dataset.path={config.path}: no such file or folder"]
