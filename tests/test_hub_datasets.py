@@ -84,6 +84,8 @@ def test_private_repositories_and_revisions(cli: Cli, hub: LoopbackHub) -> None:
         (("dataset.path=owner/absent",), "dataset.path=owner/absent: no such dataset on the Hub without a token; "
          "if it is private, set HF_TOKEN"),
         (("dataset.revision=nope",), f"dataset.revision=nope: not in {FLOWERS}; give a branch, tag or commit of it"),
+        (("dataset.revision=''",), f"dataset.revision=: empty; give a branch, tag or commit of {FLOWERS}, "
+         "or leave it out"),
         (("dataset.split=test",), "dataset.split=test: Unknown split \"test\". Should be one of ['train']."),
         (("dataset.validation_split=val",), "dataset.validation_split=val: Unknown split \"val\". "
          "Should be one of ['train']."),

@@ -248,7 +248,7 @@ def test_all_mistakes_at_once_and_before_anything_else(hub_cli: HubCli) -> None:
         f"hub.push=true: the Hub refuses this token; {login}",
     ]
     assert told("hub.repo_id=a b/c", HF_TOKEN="") == [
-        "hub.repo_id=a b/c: cannot be a repository; give owner/name, of letters, digits and - _ .",
+        "hub.repo_id=a b/c: cannot be a repository; give owner/name, of letters, digits and single - _ .",
         f"hub.push=true: no token; {login}",
     ]
     assert told(f"hub.repo_id=tester/{'x' * 97}") == [
@@ -294,7 +294,7 @@ def test_offline_is_told_in_one_line_and_pushed_later(hub_cli: HubCli) -> None:
     assert hub_cli.push("run=outputs/nowhere", "repo_id=x", "strategy=everything", expect=2).splitlines() == [
         "error: strategy=everything: not one of end, every_save, checkpoint, all_checkpoints",
         "error: run=outputs/nowhere: no such folder; give the folder of a run, such as outputs/default",
-        "error: repo_id=x: cannot be a repository; give owner/name, of letters, digits and - _ .",
+        "error: repo_id=x: cannot be a repository; give owner/name, of letters, digits and single - _ .",
     ]
 
 

@@ -382,6 +382,13 @@ def test_a_hub_repository(cli: Cli, hub: Callable[[], LoopbackHub], foreign: Pat
         assert not any("stable" in request.path and "safetensors" in request.path for request in server.requests)
         said = cli.sample(*command, "pipeline=someone/absent", expect=2)
         assert said.startswith("error: pipeline=someone/absent: no such model on the Hub without a token")
+        unwritable = {"expect": 2, "HF_HOME": "/proc/nowhere"}
+        said = cli.python("-m", "ddpm_train.cli.sample", *command, "pipeline=someone/cats", "output=no", **unwritable)
+        said += cli.train("model.pretrained=someone/cats", **unwritable)
+        told = [line for line in said.splitlines() if line.startswith("error: ")]  # beside what the client says
+        for key, line in zip(("pipeline", "model.pretrained"), told, strict=True):
+            assert line.startswith(f"error: {key}=someone/cats: /proc/nowhere")
+            assert line.endswith(": No such file or directory; set HF_HOME to a folder that can be written")
     # No network: what is in the cache serves, what is not is one line.
     assert "found      3 of 3" in cli.sample(*command, "pipeline=someone/cats", "output=cats")
     said = cli.sample(*command, "pipeline=someone/dogs", expect=2)

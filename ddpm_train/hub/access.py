@@ -1,5 +1,6 @@
 """Asking the Hugging Face Hub; what can go wrong there, in one line each; how long to wait for it."""
 
+import errno
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from ddpm_train.system.failures import one_line, retry
 ASKING_SECONDS = 15.0
 # What another try cannot change. Everything else may be the network, or a server that is restarted.
 _FINAL = (401, 402, 403, 404)
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 T = TypeVar("T")
 
@@ -74,6 +76,25 @@ def _retry_after(error: Exception) -> float:
     return float(asked) if asked.isdigit() else 0.0
 
 
+def into_cache(place: str, download: Callable[[], T]) -> T:
+    """What a download returns.
+
+    Args:
+        place: how the user wrote what is downloaded, for the message.
+
+    Raises:
+        Mistakes: the client's cache cannot be written.
+        Exception: the client's other errors.
+    """
+    try:
+        return download()
+    except OSError as error:
+        if error.filename is None or error.errno not in _UNWRITABLE:
+            raise
+        line = f"{place}: {error.filename}: {error.strerror}; set HF_HOME to a folder that can be written"
+        raise Mistakes(line) from None
+
+
 def find_commit(
     kind: str, repository: str, revision: str | None, *, key: str, revision_key: str
 ) -> tuple[str | None, str | None]:
@@ -90,6 +111,8 @@ def find_commit(
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     place = f"{key}={repository}"
+    if revision == "":
+        raise Mistakes(f"{revision_key}=: empty; give a branch, tag or commit of {repository}, or leave it out")
     ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
     try:
         return ask(repository, revision=revision, timeout=ASKING_SECONDS).sha, None

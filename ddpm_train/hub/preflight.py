@@ -34,7 +34,7 @@ def name_mistakes(key: str, repo_id: str | None) -> Iterator[str]:
         return
     parts = repo_id.split("/")
     if len(parts) != 2 or not all(map(_NAME.fullmatch, parts)) or re.search(r"--|\.\.|\.git$|[.-]$", repo_id):
-        yield f"{key}={repo_id}: cannot be a repository; give owner/name, of letters, digits and - _ ."
+        yield f"{key}={repo_id}: cannot be a repository; give owner/name, of letters, digits and single - _ ."
     elif len(parts[1]) > 96:
         yield f"{key}={repo_id}: {len(parts[1])} characters; the Hub takes names of at most 96"
 

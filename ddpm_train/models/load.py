@@ -17,7 +17,7 @@ from diffusers.utils import logging
 from ddpm_train.config.foreign import BadFile, printable
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Judging
-from ddpm_train.hub.access import find_commit
+from ddpm_train.hub.access import find_commit, into_cache
 from ddpm_train.models.schedule import stored_scheduler
 from ddpm_train.models.source import CONFIG as UNET_CONFIG
 from ddpm_train.models.source import INDEX, path_mistakes
@@ -68,7 +68,7 @@ def load_model(pipeline: str, *, revision: str | None = None, weights: str = "au
     if is_best(pipeline):
         folder = _best(pipeline, folder.parent)
     elif not folder.is_dir():
-        folder = _download(pipeline, revision)
+        folder = into_cache(f"pipeline={pipeline}", lambda: _download(pipeline, revision))
     if re.match(r"step_\d+", folder.name) or (folder / checkpoint.MANIFEST).exists():
         return _from_checkpoint(pipeline, folder, weights)
     if (folder / INDEX).exists() or (folder / UNET_CONFIG).exists():

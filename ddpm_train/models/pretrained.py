@@ -4,12 +4,13 @@ Its config replaces the chosen layout. Keys of the network in the command must a
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ddpm_train.config.foreign import BadFile, printable
 from ddpm_train.config.mistakes import Mistakes, as_written
-from ddpm_train.hub.access import ASKING_SECONDS, find_commit, limit_waiting
+from ddpm_train.hub.access import ASKING_SECONDS, find_commit, into_cache, limit_waiting
 from ddpm_train.hub.preflight import parse_uri
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.models.stored import UNET, Kind, check_weights, read
@@ -131,7 +132,9 @@ def _find_config(source: str) -> Path:
     _, problem = find_commit("model", source, None, key="model.pretrained", revision_key="model.pretrained")
     for place in _PLACES[:2]:
         try:
-            return _download(source, place, None)
+            return into_cache(f"model.pretrained={source}", partial(_download, source, place, None))
+        except Mistakes:
+            raise
         except Exception as error:
             problem = problem or f"no UNet in it ({type(error).__name__})"
     raise Mistakes(f"model.pretrained={source}: {problem}; check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
