@@ -9,7 +9,7 @@ import pytest
 from helpers.images import encoded
 from PIL import Image, ImageCms
 
-from ddpm_train.data.decode import Decoder
+from ddpm_train.data.decode import BrokenImage, Decoder
 
 # Columns of the D50-adapted matrices from linear RGB to XYZ (Lindbloom; CSS Color 4), as ICC profiles hold them.
 DISPLAY_P3 = {
@@ -63,6 +63,34 @@ def test_srgb_profiles_and_useless_ones_change_nothing() -> None:
         assert np.array_equal(decoder()(encoded(Image.fromarray(ramp), icc_profile=useless)), plain)
     grey = Image.fromarray(ramp[..., 0])
     assert np.array_equal(decoder()(encoded(grey, icc_profile=P3)), decoder()(encoded(grey)))  # of colours, on a grey
+
+
+def press() -> bytes:
+    """A CMYK profile whose inks, all grey, take a quarter of the lightness each, and black all of it."""
+    inks = [(a + b + c, k) for a in (0, 1) for b in (0, 1) for c in (0, 1) for k in (0, 1)]
+    lab = b"".join(bytes((round(255 * (1 - k) * (1 - 0.25 * colours)), 128, 128)) for colours, k in inks)
+    matrix = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    straight, white = bytes(range(256)), struct.pack(">3i", 63190, 65536, 54061)
+    table = b"mft1" + bytes((0, 0, 0, 0, 4, 3, 2, 0)) + matrix + 4 * straight + lab + 3 * straight
+    parts = {b"A2B0": table, b"desc": b"desc" + bytes(4) + struct.pack(">I", 1) + bytes(79)}
+    parts |= {b"wtpt": b"XYZ " + bytes(4) + white, b"cprt": b"text" + bytes(8)}
+    directory, body = struct.pack(">I", len(parts)), b""
+    for name, part in parts.items():
+        directory += name + struct.pack(">II", 132 + 12 * len(parts) + len(body), len(part))
+        body += part + bytes(-len(part) % 4)
+    header = b"lcms\2\x10\0\0prtrCMYKLab " + bytes(12) + b"acsp" + bytes(28) + white
+    data = header.ljust(124, b"\0") + directory + body
+    return struct.pack(">I", 4 + len(data)) + data
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_inks_are_those_of_the_profile(format: str) -> None:
+    """L* 75, 50 and 25 are 185, 119 and 59 in sRGB; without a profile cyan is (0, 255, 255)."""
+    for inks, grey in {(0, 0, 0, 0): 255, (255, 0, 0, 0): 185, (255, 255, 0, 0): 119, (255, 255, 255, 0): 59}.items():
+        data = encoded(Image.new("CMYK", (8, 8), inks), format, icc_profile=press())
+        assert np.abs(decoder()(data).astype(int) - grey).max() <= 2
+    plain = encoded(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), format)
+    assert np.abs(decoder()(plain)[:, 0, 0].astype(int) - (0, 255, 255)).max() <= 2
 
 
 def grey_tiff(values: np.ndarray, photometric: int) -> bytes:
@@ -125,3 +153,11 @@ def test_a_fourth_channel_that_is_blank_is_none(ending: str, alpha: int, tmp_pat
         pixels = bytes((50, 100, 200, alpha)) * 64
         file.write_bytes(b"BM" + struct.pack("<IHHI", 378, 0, 0, 122) + header + masks + pixels)
     assert decoder(4)(file)[:, 0, 0].tolist() == [200, 100, 50, alpha or 255]
+
+
+def test_what_begins_like_an_image_is_not_told_to_be_none() -> None:
+    """Of what it does not know, Pillow says no more than that."""
+    whole = encoded(Image.new("L", (64, 64)), "TIFF", compression="tiff_lzw")
+    for data in (grey_tiff(np.ones((8, 8), np.uint64), 1), whole[:30]):
+        with pytest.raises(BrokenImage, match=r"^damaged, or a kind of TIFF that Pillow does not read$"):
+            decoder()(data)

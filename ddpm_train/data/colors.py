@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 262, 0
 # Their fourth channel is often nothing; what is blank all over is shown without it by Windows, Photoshop and browsers.
 _WITHOUT_ALPHA = ("BMP", "DIB", "TGA")
-_PROFILED = ("L", "RGB", "RGBA")
+_PROFILED = ("L", "RGB", "RGBA", "CMYK")
 # A profile that moves no colour by more levels is sRGB under one of its many names.
 _SAME_LEVELS = 3
 

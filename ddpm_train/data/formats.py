@@ -79,8 +79,16 @@ def what_it_is(encoded: bytes | Path) -> str:
     if ending := _modern_ending(start):
         name = ending[1:].upper()
         return f"a damaged {name} image" if ending in decodable() else f"{name} ({REMEDIES[ending]})"
+    if kind := _format_of(start):
+        return f"damaged, or a kind of {kind} that Pillow does not read"
     text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     return next((what for beginning, what in _BEGINNINGS.items() if text.startswith(beginning)), "not an image")
+
+
+def _format_of(start: bytes) -> str | None:
+    """The format whose files begin so, whether Pillow can read this one or not."""
+    accepts = {name: Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN}
+    return next((name for name, accept in accepts.items() if accept is not None and accept(start) is True), None)
 
 
 def _modern_ending(start: bytes) -> str | None:
