@@ -58,6 +58,8 @@ class Dataset(Section):
     max_pixels: Positive  # a larger image is not decoded (decompression bombs)
     value_range: tuple[Real, Real] | None = None  # None: as the data has it; configs from before have no such key
     frames: Literal["first", "all"] = "first"  # of files with several frames or pages; likewise
+    # The keys that the images have decided; auto: all that the command of a new run leaves open.
+    chosen: Literal["auto"] | tuple[str, ...] = ()
 
     def mistakes(self) -> Iterator[str]:
         if self.value_range is not None and self.value_range[0] >= self.value_range[1]:

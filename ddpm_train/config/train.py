@@ -77,6 +77,7 @@ class Evaluation(Section):
     metrics: tuple[FeatureMetricName, ...]
     extractor: Extractor
     num_samples: ImageCount  # for the metrics
+    first_step: Positive | None = None  # one more, early; older configs do not have it
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,13 @@ class Config(Section):
     sampler: SamplerChoice
     tracker: Trackers
     extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own; see docs/extending.md
+
+
+# The shortest run whose pictures are known to show something is the default one: 1,400 steps at 16 pixels. And the
+# smallest batch of a published recipe is 16 images: of fewer, more steps are needed.
+FEWEST_STEPS, FEWEST_IMAGES_SEEN = 1_000, 16_000
+
+
+def too_short(steps: int, batch_size: int) -> bool:
+    """Whether a model that was trained for so many steps makes noise, whatever the dataset and the network."""
+    return steps < FEWEST_STEPS or steps * batch_size < FEWEST_IMAGES_SEEN

@@ -44,23 +44,24 @@ def weights(rng: np.random.Generator, count: int) -> Tensor:
 
 def around(value: float, resampled: np.ndarray) -> tuple[float, float]:
     """The interval of a score, from resamples whose own mean may be biased."""
-    return ends(value + resampled - resampled.mean())
+    return ends(value, value + resampled - resampled.mean())
 
 
-def ends(drawn: np.ndarray) -> tuple[float, float]:
+def ends(value: float, drawn: np.ndarray) -> tuple[float, float]:
+    """The quantiles of what was drawn, and never less than the value itself: Jeffreys' leave out a share of 0 or 1."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn, (tail, 1 - tail))
-    return float(low), float(high)
+    return min(float(low), value), max(float(high), value)
 
 
-def share(hits: int | np.ndarray, count: int, rng: np.random.Generator) -> tuple[float, float]:
+def share(value: float, hits: int | np.ndarray, count: int, rng: np.random.Generator) -> tuple[float, float]:
     """The interval of a share of images; `hits` may differ between resamples, int64 [RESAMPLES]."""
-    return ends(rng.beta(hits + 0.5, count - hits + 0.5, size=RESAMPLES))
+    return ends(value, rng.beta(hits + 0.5, count - hits + 0.5, size=RESAMPLES))
 
 
 def mean(values: Tensor, rng: np.random.Generator) -> tuple[float, float]:
     """The interval of a mean over images, from float64 [N]."""
-    return ends((weights(rng, len(values)).T @ values / len(values)).numpy())
+    return ends(float(values.mean()), (weights(rng, len(values)).T @ values / len(values)).numpy())
 
 
 def kid(generated: Tensor, real: Tensor, rng: np.random.Generator) -> np.ndarray:

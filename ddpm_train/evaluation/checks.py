@@ -1,6 +1,7 @@
 """Whether a model or a folder of images, a dataset and what is to be measured go together."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EvaluateConfig
@@ -12,6 +13,21 @@ from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data
 from ddpm_train.models.load import Model
 from ddpm_train.sampling.recipe import compared, resolution_mistakes, sampler_mistakes
+
+
+def measurable(config: EvaluateConfig, data: Data) -> tuple[EvaluateConfig, list[str]]:
+    """The config without the metrics that need more held-out images than there are, and a line on what is left out.
+
+    Where nothing else is to be measured it stays as it is, which is a mistake.
+    """
+    held_out = 0 if data.validation is None else len(data.validation)
+    left_out = names_needing("held_out_images", config.metrics) if held_out < FEWEST_IMAGES else ()
+    kept = tuple(name for name in config.metrics if name not in left_out)
+    if not left_out or not (kept or config.measures_cost):
+        return config, []
+    needs = "needs" if len(left_out) == 1 else "need"
+    reason = f"{', '.join(left_out)} {needs} at least {FEWEST_IMAGES} held-out images, and there are {held_out}"
+    return replace(config, metrics=kept), [f"left out: {reason}"]
 
 
 def image_mistakes(config: EvaluateConfig, dataset: Dataset, data: Data, folder: Images | None) -> Iterator[str]:
@@ -30,7 +46,11 @@ def image_mistakes(config: EvaluateConfig, dataset: Dataset, data: Data, folder:
         given = f"dataset.validation_fraction={dataset.validation_fraction}"
         if dataset.validation_split is not None:
             given = f"dataset.validation_split={dataset.validation_split}"
-        yield f"{given}: {held_out} held-out images for {', '.join(wanted)}; hold out at least {FEWEST_IMAGES}"
+        if config.dataset is None:  # the run's own, which this program has no key for
+            remedy = f"leave that out, or train a run that holds out at least {FEWEST_IMAGES}"
+            yield f"pipeline={config.pipeline}: {held_out} held-out images for {', '.join(wanted)}; {remedy}"
+        else:
+            yield f"{given}: {held_out} held-out images for {', '.join(wanted)}; hold out at least {FEWEST_IMAGES}"
     if len(data.train) < FEWEST_IMAGES and names_needing("features", config.all_metrics):
         yield (
             f"dataset.path={dataset.path}: {len(data.train)} images, too few to compare with; "

@@ -82,9 +82,10 @@ def measure_copying(generated: Tensor, training: Tensor, held_out: Tensor) -> Co
     resampled = np.quantile(rng.choice(usual, (bootstrap.RESAMPLES, len(usual))), QUANTILE, axis=1)
     hits = np.array([(of_samples <= each).sum() for each in resampled])
     closest = torch.from_numpy(np.argsort(of_samples, kind="stable")[:_NUM_SHOWN].copy())
+    rate = float((of_samples <= threshold).mean())
     return Copying(
-        copy_rate=float((of_samples <= threshold).mean()),
-        interval=bootstrap.share(hits, len(of_samples), rng),
+        copy_rate=rate,
+        interval=bootstrap.share(rate, hits, len(of_samples), rng),
         held_out_rate=float((usual <= threshold).mean()),
         warning="; ".join(_warnings(len(held_out), len(unseen))) or None,
         closest=closest,

@@ -8,6 +8,7 @@ hold half of the smaller set.
 from collections.abc import Iterator
 
 import numpy as np
+from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
@@ -36,14 +37,18 @@ def fid(inputs: ImageInputs) -> Iterator[Result]:
 
 
 def kid(inputs: ImageInputs) -> Iterator[Result]:
-    generated, real = inputs.generated, inputs.reference
+    yield "kid", kid_between(inputs.generated, inputs.reference)
+
+
+def kid_between(generated: Tensor, real: Tensor) -> Measured:
+    """Of two sets of features, float32 [N, D] and [M, D] on the CPU."""
     fewer = min(len(generated), len(real))
     size = _KID_SUBSET_SIZE if fewer >= _KID_SUBSET_SIZE else fewer // 2
     settings = {"kid_subsets": _KID_SUBSETS, "kid_subset_size": size, "rng_seed": bootstrap.SEED}
     found = kid_features_to_metric(generated, real, **settings, verbose=False)
     value = found[KEY_METRIC_KID_MEAN]
     interval = bootstrap.around(value, bootstrap.kid(generated, real, bootstrap.new_rng()))
-    yield "kid", Measured(value, found[KEY_METRIC_KID_STD], interval)
+    return Measured(value, found[KEY_METRIC_KID_STD], interval)
 
 
 def precision(inputs: ImageInputs) -> Iterator[Result]:
@@ -72,4 +77,4 @@ def _precision_and_recall(inputs: ImageInputs) -> dict[str, float]:
 
 
 def _share(value: float, count: int) -> Measured:
-    return Measured(value, interval=bootstrap.share(round(value * count), count, bootstrap.new_rng()))
+    return Measured(value, interval=bootstrap.share(value, round(value * count), count, bootstrap.new_rng()))

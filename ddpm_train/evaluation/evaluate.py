@@ -14,13 +14,13 @@ from torch import nn
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EvaluateConfig
 from ddpm_train.config.losses import LOSSES, MSE, Loss
-from ddpm_train.config.metrics import names_needing
+from ddpm_train.config.metrics import FEWEST_IMAGES, names_needing
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.parts import Sampler
 from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.diffusion.objective import Objective
-from ddpm_train.evaluation.checks import image_mistakes, model_mistakes
+from ddpm_train.evaluation.checks import image_mistakes, measurable, model_mistakes
 from ddpm_train.evaluation.cost import Cost, CostRow
 from ddpm_train.evaluation.features import Extractor, open_extractor
 from ddpm_train.evaluation.image_folder import image_folder, open_images
@@ -80,9 +80,10 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
         if mistakes := list(model_mistakes(config, dataset, model)):
             raise Mistakes(*mistakes)
     data = everywhere(lambda: open_data(dataset, progress=workers.console.live))
+    config, left_out = measurable(config, data)
     if mistakes := list(image_mistakes(config, dataset, data, images)):
         raise Mistakes(*mistakes)
-    for line in [*(scored.warnings() if scored else ()), *data.warnings()]:
+    for line in [*(scored.warnings() if scored else ()), *data.warnings(), *left_out]:
         workers.console.warn(line)
     for opened in (scored, data):
         if opened is not None and opened.frames_text:
@@ -150,6 +151,8 @@ class _Evaluation:
             self._announce()
             if chosen := names_needing("features", config.metrics):
                 yield from self._compare(chosen, self.images, extractor)
+                if "kid" in chosen:
+                    yield from self._yardstick(extractor)
             if config.measures_cost:
                 yield from self._cost(extractor)
         if chosen := names_needing("model", config.metrics):
@@ -160,6 +163,20 @@ class _Evaluation:
         return measure_images(
             metrics, images, extractor, reference=self.reference, training=self.training, held_out=self.held_out
         )
+
+    def _yardstick(self, extractor: Extractor) -> Iterator[Result]:
+        """The KID of real images that training never saw, as far as there are enough: no model needs a lower one."""
+        held_out, config = self.held_out, self.config
+        if held_out is None or len(held_out.images) < FEWEST_IMAGES or config.reference == "held_out":
+            return
+        from ddpm_train.evaluation.distribution import kid_between  # an extra
+
+        seen, unseen = self.reference.features(extractor), held_out.features(extractor)
+        found = on_main(lambda: kid_between(unseen, seen))
+        count = f"{len(held_out.images):,}"
+        self.workers.console.say(f"  for comparison: the KID of the {count} real held-out images is {found.value:.4g}")
+        known = {"metric": "kid", "extractor": extractor.name, "num_images": len(held_out.images)}
+        yield "yardstick", known | {"value": found.value, "interval": list(found.interval or ())}
 
     def _cost(self, extractor: Extractor) -> Iterator[Result]:
         """The cost metric for each sampler and number of steps."""

@@ -66,13 +66,20 @@ def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str,
 
 def _recorded(values: Mapping[str, Any], source: str) -> dict[str, Any] | None:
     """The network in the record of a run that began with `source`; None if there is none to go on from."""
-    try:
-        recorded = read_config(_record(values))["model"]
-        began = recorded.get("pretrained")
-    except (OSError, BadFile, KeyError, AttributeError):
+    recorded = (recorded_config(values) or {}).get("model")
+    if not isinstance(recorded, dict):
         return None
+    began = recorded.get("pretrained")
     # A run that was shared does not say which folder it began with.
     return {key: value for key, value in recorded.items() if key not in _FREE} if began in (source, "???") else None
+
+
+def recorded_config(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The config that the run began with which this one goes on with; None if there is none, or it is damaged."""
+    try:
+        return read_config(_record(values))
+    except (OSError, BadFile, KeyError):
+        return None
 
 
 def _record(values: Mapping[str, Any]) -> Path:

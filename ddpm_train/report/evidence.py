@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from ddpm_train.config.foreign import BadFile, read_json
+from ddpm_train.config.train import too_short
 from ddpm_train.runs import folder
 from ddpm_train.runs.checkpoint import STATE, by_step, published
 
@@ -76,6 +77,8 @@ class Evaluation:
     """What was measured at a step during training (`evaluation/step_NNNNNNNN.json`)."""
 
     step: int
+    held_out_images: int | None = None  # those of older runs do not say how many there were
+    training_images: int | None = None
     loss_by_timestep: dict[str, Any] | None = None
     scores: list[Score] = field(default_factory=list)
 
@@ -88,6 +91,7 @@ class Results:
     bound: dict[str, Any] | None = None
     copying: dict[str, Any] | None = None
     cost: dict[str, Any] | None = None
+    yardstick: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,10 @@ class Evidence:
     grids: list[tuple[int, Path]]  # the sample grids by step
     evaluations: list[Evaluation]  # by step
     scores: list[Score]  # what was measured afterwards, and what only the last evaluation during training has
-    bound: dict[str, Any]  # this and the next two are parts of `scores.json`
+    bound: dict[str, Any]  # this and the next three are parts of `scores.json`
     copying: dict[str, Any]
     cost: dict[str, Any]
+    yardstick: dict[str, Any]  # what real held-out images score
     changes: list[dict[str, Any]]  # of its config, with their steps, as the newest checkpoint has them
     environments: list[dict[str, Any]]  # what computed it, each from a step on (`environment.json`)
     result: dict[str, Any]  # `result.json`
@@ -132,6 +137,27 @@ class Evidence:
     @property
     def held_out_loss(self) -> Series:
         return self.series("held_out_loss")
+
+    @property
+    def held_out_images(self) -> int | None:
+        """How many images were held out, as the last evaluation says; None: it does not."""
+        return self.evaluations[-1].held_out_images if self.evaluations else None
+
+    @property
+    def training_images(self) -> int | None:
+        return self.evaluations[-1].training_images if self.evaluations else None
+
+    @property
+    def images_seen(self) -> int | None:
+        """How many images, with repetitions, the run was trained on up to its last step."""
+        seen = self.series("images_seen")
+        return int(seen.last) if len(seen) else None
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the run is too short for anything else."""
+        step, seen = self.step, self.images_seen
+        return bool(self.is_run and step and seen) and too_short(step or 0, (seen or 0) // (step or 1))
 
     @property
     def step(self) -> int | None:
@@ -182,6 +208,7 @@ def read_folder(path: Path) -> Evidence:
         bound=stored.bound or {},
         copying=stored.copying or {},
         cost=stored.cost or {},
+        yardstick=stored.yardstick or {},
         changes=read(checkpoints[-1] / STATE, _State, _State()).changes if checkpoints else [],
         environments=read(path / folder.ENVIRONMENT, list[dict[str, Any]], []),
         result=read(path / folder.RESULT, dict[str, Any], {}),

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddpm_train.config.metrics import metric_label, names_of_features_alone
+from ddpm_train.config.metrics import FEWEST_IMAGES, metric_label, names_of_features_alone
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.train import FEWEST_IMAGES_SEEN, FEWEST_STEPS
 from ddpm_train.report import commands
 from ddpm_train.report.evidence import Evidence, Score, Series
-from ddpm_train.report.formatting import count, digits, duration, measured, number
+from ddpm_train.report.formatting import count, digits, duration, extractor_name, measured, number
 from ddpm_train.runs.checkpoint import step_name
 from ddpm_train.runs.folder import BEST, CHECKPOINTS
 from ddpm_train.runs.length import longer
@@ -30,6 +31,9 @@ RULES = (
     f"{100 * (1 - LAST_SHARE):.0f} % of the steps.",
     "“Levelled off”: neither. With a single evaluation the answer is not known.",
     "The score at the top is the KID, or else the FID, of the newest step over the most images.",
+    f"“Noise”: fewer than {FEWEST_STEPS:,} steps, or fewer than {FEWEST_IMAGES_SEEN:,} images seen.",
+    f"“Too few to tell”: fewer than {FEWEST_IMAGES} held-out images for the loss, a caution on the copy rate, or an "
+    "interval of the score that is wider than the score.",
     "“Copies some”: the whole interval of the samples' rate lies above the rate of unseen real images.",
 )
 
@@ -81,11 +85,15 @@ def how_good(evidence: Evidence) -> Finding:
     details = []
     if score is not None:
         value, ends = digits(score.value, score.interval)
-        answer = f"{metric_label(score.metric)} {value}{_after(score.step)}"
+        unsure = score.interval and score.interval[1] - score.interval[0] > abs(score.value)
+        answer = f"{metric_label(score.metric)} {value}{_after(score.step)}{', too few images to tell' * bool(unsure)}"
         better = "Lower is better, 0 is perfect" if score.lower_is_better else "Higher is better"
         interval = f"; {100 * score.confidence:.0f} % interval {ends}" if ends else ""
         over = f", over {count(score.num_images)} samples" if score.num_images else ""
-        details.append(f"{better}{interval}{over}.")
+        extractor = str(score.depends_on.get("extractor") or "")
+        features = f", in features of {extractor_name(extractor)}" if extractor else ""
+        details.append(f"{better}{interval}{over}{features}.")
+        details += _yardstick(evidence, score)
         details += _caution(score)
     elif len(loss):
         answer = f"Held-out loss {number(loss.last)}{_after(loss.steps[-1])}"
@@ -93,9 +101,13 @@ def how_good(evidence: Evidence) -> Finding:
     else:
         answer = "Not measured"
         details.append("Neither the held-out loss nor a score of the images is known.")
+    if evidence.is_noise:
+        answer = f"Noise: {count(evidence.step or 0)} steps are too few for anything else"
+    details += _amount(evidence)
     if len(loss):
         first = f"; at step {count(loss.steps[0])} it was {number(loss.values[0])}" if len(loss) > 1 else ""
-        last = f"At step {count(loss.steps[-1])} the loss on images that training never sees is {number(loss.last)}"
+        held_out = f"{count(evidence.held_out_images)} images" if evidence.held_out_images else "images"
+        last = f"At step {count(loss.steps[-1])} the loss on {held_out} that training never sees is {number(loss.last)}"
         details.append(f"{last}{first}.")
     details += [
         f"An unseen image takes at most {measured(bits.value, bits.interval)} bits per dimension."
@@ -103,6 +115,23 @@ def how_good(evidence: Evidence) -> Finding:
         if bits.metric == "bits_per_dim"
     ]
     return Finding("How good is it?", answer, details)
+
+
+def _yardstick(evidence: Evidence, score: Score) -> list[str]:
+    """What to compare the score with: the same of real images."""
+    real = evidence.yardstick
+    if not real or (real["metric"], real["extractor"]) != (score.metric, score.depends_on.get("extractor")):
+        return []
+    shown = measured(real["value"], real["interval"])
+    return [f"The {count(real['num_images'])} real images that training never sees score {shown}."]
+
+
+def _amount(evidence: Evidence) -> list[str]:
+    """How much it was trained."""
+    seen, images = evidence.images_seen, evidence.training_images
+    if seen is None or not images:
+        return []
+    return [f"It has seen {count(seen)} images: each of the {count(images)} about {number(seen / images, 2)} times."]
 
 
 def _after(step: float) -> str:
@@ -129,6 +158,11 @@ def did_it_stop(evidence: Evidence) -> Finding:
     }
     answer, movement = answers[found.kind]
     details = [f"The held-out loss {movement}"]
+    if evidence.is_noise and found.kind != "unknown":
+        answer = "Too few steps to tell"
+    elif len(loss) and (held_out := evidence.held_out_images) and held_out < FEWEST_IMAGES:
+        answer = "Too few images to tell"
+        details.append(f"It is measured on {held_out} images only; dataset.validation_fraction holds out more.")
     if found.kind == "level" and small_learning_rate(evidence):
         details.append("Towards the end the learning rate had nearly run out, which levels any loss.")
     if evidence.finished and evidence.result.get("stopped_early"):
@@ -152,10 +186,11 @@ def does_it_copy(evidence: Evidence) -> Finding:
         f"{value} of {count(copying['num_images'])} samples (interval {ends}) are nearer to a training image than all "
         f"but {number(100 * usual, 2)} % of unseen real images are."
     ]
-    for score in evidence.scores:
-        if score.metric == "copy_rate":
-            details += _caution(score)
-    answer = "Yes, some of them: see the pairs below" if interval[0] > usual else "No sign of it"
+    cautions = [line for score in evidence.scores if score.metric == "copy_rate" for line in _caution(score)]
+    details += cautions
+    answer = "Too few images to tell" if cautions else "No sign of it"
+    if interval[0] > usual:
+        answer = "Yes, some of them: see the pairs below"
     return Finding(question, answer, details)
 
 
@@ -164,7 +199,9 @@ def advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if evidence.is_run:
         yield from _training_advice(evidence)
         yield from _best_advice(evidence)
-    if evidence.is_run and (main_score(evidence) is None or not evidence.copying):
+    held_out = evidence.held_out_images
+    can_show_copies = held_out is None or held_out >= FEWEST_IMAGES
+    if evidence.is_run and (main_score(evidence) is None or (can_show_copies and not evidence.copying)):
         yield "Score its images, and see whether it copies:", commands.evaluate(evidence)
     yield from _sampling_advice(evidence)
 

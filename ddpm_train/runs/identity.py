@@ -14,7 +14,7 @@ MAY_CHANGE = (
     *("name", "output_dir", "resume", "allow_change", "objective", "extensions"),
     *("train.max_steps", "train.epochs", "train.patience", "train.micro_batch_size", "train.gradient_checkpointing"),
     *("train.log_every_steps", "train.mixed_precision", "train.channels_last", "train.attention", "train.compile"),
-    *("train.deterministic", "lr_scheduler.total_steps"),
+    *("train.deterministic", "lr_scheduler.total_steps", "dataset.chosen"),
     *("dataset.source", "dataset.path", "dataset.config_name", "dataset.revision", "dataset.image_column"),
     *("dataset.cache", "dataset.device_cache", "dataset.cache_dir", "dataset.num_workers", "dataset.max_pixels"),
     *(

@@ -67,11 +67,11 @@ class Evaluation:
 
     @property
     def is_due(self) -> bool:
-        """Every `evaluation.every_steps` and at the end, but not untrained."""
+        """At `evaluation.first_step`, every `evaluation.every_steps` and at the end, but not untrained."""
         run, config, step = self._run, self._run.config.evaluation, self._run.state.step
         if config.name == "none" or step in (0, self._done):
             return False
-        return step == run.max_steps or bool(config.every_steps and step % config.every_steps == 0)
+        return step in (config.first_step, run.max_steps) or bool(config.every_steps and step % config.every_steps == 0)
 
     def seconds_left(self) -> float:
         """What the evaluations that are still to come will take, if each takes as long as the last; 0 before one."""
@@ -167,6 +167,8 @@ class Evaluation:
         stored = {
             "step": step,
             "held_out_loss": found.numbers.get("held_out_loss"),
+            "held_out_images": len(self._run.data.validation or ()),
+            "training_images": len(self._run.data.train),
             "loss_by_timestep": None,
             **found.details,
             "scores": [asdict(score) for score in found.scores],

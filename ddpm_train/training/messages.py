@@ -15,12 +15,16 @@ from ddpm_train.system.compute import device_name, out_of_memory
 from ddpm_train.system.console import counted
 from ddpm_train.system.exit_codes import MISTAKE, CannotGoOn
 from ddpm_train.system.failures import first_line
+from ddpm_train.training import forecast
 from ddpm_train.training.auto import Choice
+from ddpm_train.training.choices import described
 from ddpm_train.training.run import Run
 
 
 def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     """What will run, in a few lines."""
+    if not run.accelerator.is_main_process:  # whose console is silent
+        return
     config, plan, data = run.config, run.plan, run.data
     height, width = config.dataset.resolution
     held_out = f", {len(data.validation):,} held out" if data.validation else ""
@@ -39,11 +43,13 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
             "steps": f"{run.max_steps:,} ({epochs:.1f} epochs)",
             "compute": f"{run.choice.compute} on {device_name(run.accelerator.device)}",
             **_measured(run.choice),
+            **({"takes": cost} if (cost := forecast.cost(run)) else {}),
             "output": f"{run.output_dir} ({where})",
         }
     )
+    run.console.say(*(f"  chosen     {described(key, run.values)}" for key in config.dataset.chosen))
     run.console.say(*(f"  changed    {line}" for line in changes))
-    for line in data.warnings():
+    for line in (*data.warnings(), *forecast.warnings(run)):
         run.console.warn(line)
 
 

@@ -13,7 +13,6 @@ from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.config.train import Config, Evaluation
 from ddpm_train.data.paths import path_mistakes, unused_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
-from ddpm_train.models.pretrained import resolve
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import CHECKPOINTS
 from ddpm_train.runs.identity import accept, identity
@@ -22,6 +21,7 @@ from ddpm_train.sampling.preflight import precision_mistakes
 from ddpm_train.system import exit_codes, launch
 from ddpm_train.system.failures import one_line
 from ddpm_train.system.files import expanded, output_mistakes
+from ddpm_train.training.choices import resolve
 
 
 def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]:

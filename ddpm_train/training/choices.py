@@ -1,0 +1,197 @@
+"""What the images decide of a run where its command leaves it open: `dataset.chosen=auto`. Imports no torch.
+
+All of it follows from the command and the images alone, so that it is the same on any machine. A run that was begun has
+its choices in its record, and keeps them when images are added.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.parts import CONF
+from ddpm_train.data.sizes import Size, image_sizes, num_enlarged
+from ddpm_train.data.sources import FolderSource
+from ddpm_train.models import pretrained
+from ddpm_train.system.files import expanded
+
+# What the images may decide, as the program's configs have it. What is otherwise was asked for.
+OPEN: dict[str, Any] = {
+    "dataset.resolution": 64,
+    "dataset.validation_fraction": 0.02,
+    "train.batch_size": 64,
+    "train.max_steps": 1400,
+    "evaluation.every_steps": None,
+    "evaluation.first_step": None,
+}
+# Follow the layout of the network, as `model=unet_64` in a command would have them.
+_OF_A_LAYOUT = ("model", "optimizer.lr", "lr_scheduler.warmup_steps")
+
+# Larger than 64 shows more and takes four times as long, which only a person can weigh.
+_RESOLUTIONS, _MOST_ENLARGED = (64, 32, 16), 0.1
+# The loss of fewer than ten images says little; and most images are there to be learned.
+_FEWEST_HELD_OUT, _MOST_HELD_OUT = 10, 0.1
+# Fewer images than this a large network learns by heart.
+_FEW_IMAGES = 5_000
+# The passes are those of diffusers' recipe for 8,189 flowers. Few images need as many steps as that all the same.
+_PASSES, _FEWEST_STEPS, _MOST_STEPS = 100, 10_000, 100_000
+# Pictures on the way, the first within minutes also on a CPU. A shorter run has them at its end.
+_NUM_EVALUATIONS, _FIRST_EVALUATION, _EVALUATED_FROM = 8, 100, 1_000
+
+_WHY = {
+    "dataset.resolution": f"at most {_MOST_ENLARGED:.0%} of the images are smaller, and 64 is the most",
+    "dataset.validation_fraction": f"held out: 2 %, at least {_FEWEST_HELD_OUT} images, at most {_MOST_HELD_OUT:.0%}",
+    "train.batch_size": "no more than there are images",
+    "model": "by the resolution and the number of images",
+    "train.max_steps": f"{_PASSES} passes over the images, within {_FEWEST_STEPS:,} and {_MOST_STEPS:,} steps",
+    "evaluation.every_steps": f"pictures and held-out loss {_NUM_EVALUATIONS} times",
+    "evaluation.first_step": "and once soon",
+}
+
+
+def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """A composed config with all choices made: those of the images, then the network of `model.pretrained`."""
+    dataset = values.get("dataset")
+    if isinstance(dataset, dict) and dataset.get("chosen") == "auto":
+        if dataset.get("source") != "folder":
+            return values, ["dataset.chosen=auto: only a folder of images decides on a run; leave it out"]
+        values = _with({**values, "dataset": {**dataset, "chosen": []}}, _chosen(values, overrides))
+    return pretrained.resolve(values, overrides)
+
+
+def described(chosen: str, values: Mapping[str, Any]) -> str:
+    """An entry of `dataset.chosen` for a person: the key that changes it, its value, and why."""
+    key, _, name = chosen.partition("=")
+    return f"{key}={name or _value(values, key)}  ({_WHY[key]})"
+
+
+def _chosen(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """New values by key, `dataset.chosen` among them; none where the checks that follow have something to say."""
+    left_open = _left_open(values, overrides)
+    recorded = pretrained.recorded_config(values) or {}
+    if isinstance(began := recorded.get("dataset"), dict) and began.get("source") == "folder":
+        return _as_recorded(recorded, began.get("chosen"), left_open)
+    try:
+        root = expanded(values["dataset"]["path"])
+        source = FolderSource(root, max_broken_fraction=1.0)
+        return _decided(values, left_open, len(source), image_sizes(source, values["dataset"]["max_pixels"]))
+    except (Mistakes, OSError, TypeError, ValueError):
+        return {}
+
+
+def _left_open(values: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """The keys on which neither the command nor a config of the user's says anything. An experiment says all."""
+    given = {text.partition("=")[0].lstrip("+") for text in overrides}
+    if "experiment" in given:
+        return []
+    keys = [key for key, default in OPEN.items() if key not in given and _value(values, key) == default]
+    if not any(key.partition(".")[0] == "model" for key in given):
+        keys += [key for key in _OF_A_LAYOUT if key not in given]
+    return keys
+
+
+def _as_recorded(recorded: Mapping[str, Any], chosen: Sequence[str] | None, left_open: Sequence[str]) -> dict[str, Any]:
+    """What was chosen when the run began. A run from before there were choices (None) keeps all that is open."""
+    names = [name for name in chosen or () if name.partition("=")[0] in left_open]
+    kept = {name.partition("=")[0] for name in names} if chosen is not None else {*left_open}
+    kept |= {*_OF_A_LAYOUT} if "model" in kept else set()
+    return {key: _value(recorded, key) for key in left_open if key in kept} | {"dataset.chosen": names}
+
+
+def _decided(
+    values: Mapping[str, Any], left_open: Sequence[str], num_images: int, sizes: Sequence[Size]
+) -> dict[str, Any]:
+    """What these images decide.
+
+    Args:
+        sizes: of some of them.
+    """
+    made: dict[str, Any] = {}
+    names: list[str] = []
+
+    def decide(key: str, value: Any) -> Any:
+        """The value of the key from here on."""
+        if key not in left_open:
+            return _value(values, key)
+        made[key] = value
+        names.append(key)
+        return value
+
+    resolution = decide("dataset.resolution", _resolution(sizes))
+    fraction = _value(values, "dataset.validation_fraction")
+    if _value(values, "dataset.validation_split") is None:
+        fraction = decide("dataset.validation_fraction", _validation_fraction(num_images))
+    num_training = num_images - round(fraction * num_images)
+    batch_size = _value(values, "train.batch_size")
+    if num_training < batch_size:
+        batch_size = decide("train.batch_size", 2 ** (max(num_training, 1).bit_length() - 1))
+    if "model" in left_open:
+        layout = _layout(resolution, num_images)
+        made |= {key: value for key, value in _of_layout(layout, values).items() if key in left_open}
+        names.append(f"model={layout}")
+    passes, epochs = num_training / batch_size, _value(values, "train.epochs")
+    max_steps = epochs and int(epochs * passes)
+    if epochs is None:
+        max_steps = decide("train.max_steps", _max_steps(passes))
+    if max_steps and max_steps >= _EVALUATED_FROM and _value(values, "evaluation.name") == "grid":
+        decide("evaluation.every_steps", max_steps // _NUM_EVALUATIONS)
+        decide("evaluation.first_step", _FIRST_EVALUATION)
+    return {**made, "dataset.chosen": names}
+
+
+def _resolution(sizes: Sequence[Size]) -> int:
+    few = (side for side in _RESOLUTIONS if num_enlarged(sizes, (side, side)) <= _MOST_ENLARGED * len(sizes))
+    return next(few, _RESOLUTIONS[-1])
+
+
+def _validation_fraction(num_images: int) -> float:
+    held_out = min(max(OPEN["dataset.validation_fraction"] * num_images, _FEWEST_HELD_OUT), _MOST_HELD_OUT * num_images)
+    return round(int(held_out) / num_images, 4)
+
+
+def _layout(resolution: int | Sequence[int], num_images: int) -> str:
+    """The name of a model that can be cut as often as these sides."""
+    sides = [resolution] if isinstance(resolution, int) else [*resolution]
+    if max(sides) <= 16 or any(side % 8 for side in sides):
+        return "unet_tiny"
+    if num_images < _FEW_IMAGES:
+        return "unet_small"
+    return "unet_128" if max(sides) > 64 and not any(side % 32 for side in sides) else "unet_64"
+
+
+def _of_layout(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `_OF_A_LAYOUT`; none for the network that the config has already."""
+    if name == "unet_tiny":
+        return {}
+    optimizer, lr_scheduler = (_read(group, values[group]["name"]) for group in ("optimizer", "lr_scheduler"))
+    model = {**values["model"], **_read("model", name)}
+    return dict(zip(_OF_A_LAYOUT, (model, optimizer["lr"], lr_scheduler["warmup_steps"]), strict=True))
+
+
+def _read(group: str, name: str) -> dict[str, Any]:
+    """A choice of the program's own configs with what it builds on."""
+    own: dict[str, Any] = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    below = [base for base in own.pop("defaults", ()) if base != "_self_"]
+    return {key: value for base in below for key, value in _read(group, base).items()} | own
+
+
+def _max_steps(passes: float) -> int:
+    """Of so many steps a pass, in thousands."""
+    return min(max(1_000 * round(_PASSES * passes / 1_000), _FEWEST_STEPS), _MOST_STEPS)
+
+
+def _value(values: Mapping[str, Any], key: str) -> Any:
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _with(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with some keys changed."""
+    changed = dict(values)
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        changed[section] = {**changed[section], name: value} if name else {**changed[section], **value}
+    return changed

@@ -1,0 +1,104 @@
+"""What a run will take of time and memory, and what its settings will not bring, told before it starts."""
+
+from collections.abc import Iterator
+
+import psutil
+import torch
+from torch import Tensor
+
+from ddpm_train.config.train import Config, too_short
+from ddpm_train.data.sizes import image_sizes, num_enlarged
+from ddpm_train.models.trial import memory_bytes
+from ddpm_train.models.unet import unet_of
+from ddpm_train.report.formatting import duration
+from ddpm_train.system.compute import Compute, memory
+from ddpm_train.training.run import Run
+
+# A backward pass takes twice its forward pass, which alone makes samples.
+_PASSES = 3
+_GB = 1e9
+
+
+def cost(run: Run) -> str | None:
+    """Time and memory of the rest of the run in a line; None: nothing was measured or can be counted."""
+    seconds, needed = _seconds(run), _memory(run)
+    parts = [f"about {duration(seconds)} on this machine"] if seconds is not None else []
+    if needed is not None:
+        device = run.accelerator.device
+        total = memory_bytes() if device.type == "cpu" else memory(device)[1]
+        remedy = "; train.micro_batch_size=auto takes the largest that fits" if needed > total else ""
+        parts.append(f"about {needed / _GB:.1f} of {total / _GB:.0f} GB{remedy}")
+    return ", ".join(parts) or None
+
+
+def _seconds(run: Run) -> float | None:
+    """From the time of a trial step of this kind: what is left of the training, and the pictures on the way."""
+    measured, choice, evaluation = run.choice.seconds.get(str(run.choice.compute)), run.choice, run.config.evaluation
+    if measured is None:
+        return None
+    left, every = run.max_steps - run.state.step, evaluation.every_steps
+    images = left * run.plan.batch_size
+    if evaluation.name != "none":
+        grids = 1 + (left // every if every else 0)
+        images += grids * evaluation.num_images * evaluation.num_inference_steps // _PASSES
+    return measured / choice.num_images * images / run.plan.num_processes
+
+
+def _memory(run: Run) -> int | None:
+    """Bytes that the process takes of a device: weights, gradients, average, optimizer state, activations, images."""
+    if run.config.train.gradient_checkpointing:
+        return None  # which activations are kept is not torch's own account
+    weights = sum(parameter.nbytes for parameter in run.state.unet.parameters())
+    state = {"sgd": 1 if getattr(run.config.optimizer, "momentum", 0) else 0, "adamw_8bit": 0.5}
+    is_there, to_come = 1 + (run.state.ema_unet is not None), 1 + state.get(run.config.optimizer.name, 2)
+    resident = run.data.train.prepared.pixels().nbytes if run.on_device else 0
+    activations = activation_bytes(run.config, run.choice.compute) * run.plan.micro_batch_size
+    counted = int(weights * to_come) + resident + activations
+    if run.accelerator.device.type == "cpu":
+        return counted + psutil.Process().memory_info().rss
+    counted += weights * is_there
+    if run.accelerator.device.type == "cuda":  # what the trial steps took besides: kernels' workspace, fragments
+        counted = max(counted, torch.cuda.max_memory_reserved(run.accelerator.device))
+    return counted
+
+
+def activation_bytes(config: Config, compute: Compute) -> int:
+    """What the forward pass of one image keeps for the backward pass, counted without memory."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.device("meta"):
+        unet = unet_of(config.model, config.dataset, config.noise_scheduler.num_train_timesteps)
+        x_t = torch.empty(1, config.dataset.channels, *config.dataset.resolution)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            unet(x_t, torch.zeros(1, dtype=torch.long))
+    own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+    total = sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own)
+    return total if compute.mixed_precision == "no" else total // 2
+
+
+def warnings(run: Run) -> Iterator[str]:
+    """A line for each reason why the pictures will disappoint."""
+    config, dataset = run.config, run.config.dataset
+    warmup, lr = config.lr_scheduler.warmup_steps, config.optimizer.lr
+    if warmup >= run.max_steps:
+        last = config.lr_scheduler.at(run.max_steps - 1, lr, run.max_steps)
+        yield (
+            f"warning: lr_scheduler.warmup_steps={warmup} is not shorter than the run of {run.max_steps:,} steps: the "
+            f"learning rate ends at {last:.2g} and never reaches {lr:.2g}"
+        )
+    sizes = image_sizes(run.data.train.source, dataset.max_pixels)
+    if enlarged := num_enlarged(sizes, dataset.resolution):
+        height, width = dataset.resolution
+        yield (
+            f"warning: {enlarged:,} of the {len(sizes):,} images that were looked at are smaller than {height}x{width} "
+            "and are scaled up, which blurs them; dataset.resolution=… takes a smaller size"
+        )
+    if too_short(run.max_steps, run.plan.batch_size):
+        yield (
+            f"warning: {run.max_steps:,} steps of {run.plan.batch_size} images are too few to show more than noise; "
+            "train.max_steps=… takes more"
+        )
