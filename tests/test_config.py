@@ -32,7 +32,15 @@ NEEDS = {
     "dataset=imagefolder": ["dataset.path=images"],
     "dataset=hub": ["dataset.path=owner/name"],
 }
-RESOLUTIONS = {"unet_tiny": 16, "unet_32": 32, "unet_64": 64, "unet_128": 128, "unet_256": 256, "unet2d": 64}
+RESOLUTIONS = {
+    "unet_tiny": 16,
+    "unet_32": 32,
+    "unet_small": 64,
+    "unet_64": 64,
+    "unet_128": 128,
+    "unet_256": 256,
+    "unet2d": 64,
+}
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF.glob("*/*.yaml"))
@@ -116,7 +124,14 @@ def test_the_files_hold_exactly_diffusers_arguments() -> None:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("unet_32", 35.75), ("unet_64", 52.76), ("unet_128", 113.67), ("unet_256", 113.67), ("unet_tiny", None)],
+    [
+        ("unet_32", 35.75),
+        ("unet_small", 13.21),
+        ("unet_64", 52.76),
+        ("unet_128", 113.67),
+        ("unet_256", 113.67),
+        ("unet_tiny", None),
+    ],
 )
 def test_parameter_counts(name: str, millions: float | None) -> None:
     config = composed(f"model={name}", f"dataset.resolution={RESOLUTIONS[name]}", "dataset.channels=3")

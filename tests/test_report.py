@@ -30,6 +30,7 @@ from ddpm_train.report.findings import trend
 from ddpm_train.report.formatting import count, digits, duration, measured, number, tick
 from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, new_axes
 
+NOISE = "How good is it? Noise: it was trained too briefly. "
 HOSTILE = '<script>alert(1)</script> & "quoted" \'ü→'
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 # What may load something, and from where.
@@ -149,7 +150,9 @@ def test_a_run_leaves_a_report_that_says_how_it_went(told: tuple[Cli, str]) -> N
     path = cli.output() / "report.html"
     assert "report     outputs/default/report.html" in said
     page, records = Page(path), cli.metrics()
-    assert "How good is it? KID " in page.text and " after 8 steps" in page.text
+    assert f"{NOISE}KID " in page.text and " after 8 steps" in page.text
+    assert "It has seen 128 images: each of the 45 about 2.8 times." in page.text
+    assert "the loss on 15 images that training never sees" in page.text and "EfficientNet-Lite0 features" in page.text
     assert "Does it copy its training images? Not measured" in page.text
     assert "ddpm-evaluate pipeline=outputs/default" in page.text
     assert (
@@ -170,7 +173,7 @@ def test_without_scores_the_loss_comes_first(run: Path) -> None:
     shutil.rmtree(run / "evaluation")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     page = Page(write_report(run))
-    assert f"How good is it? Held-out loss {number(records[-1]['held_out_loss'])} after 8 steps" in page.text
+    assert f"{NOISE}Held-out loss {number(records[-1]['held_out_loss'])} after 8 steps" in page.text
     assert "how the images look has not been scored" in page.text
 
 
@@ -352,7 +355,11 @@ def test_what_an_evaluation_found_stands_on_the_page(scored: tuple[Path, str]) -
             assert digits(score["value"], score["interval"])[0] in page.text
     kid = next(score for score in found["scores"] if score["depends_on"]["sampler"]["name"] == "dpm_solver")
     value, ends = digits(kid["value"], kid["interval"])
-    assert f"How good is it? KID {value} after 8 steps Lower is better, 0 is perfect; 95 % interval {ends}" in page.text
+    assert f"{NOISE}KID {value} after 8 steps Lower is better, 0 is perfect; 95 % interval {ends}" in page.text
+    yardstick = found["yardstick"]
+    real = measured(yardstick["value"], yardstick["interval"])
+    assert f"The {yardstick['num_images']} real images that training never sees score {real}." in page.text
+    assert f"the KID of the {yardstick['num_images']} real held-out images is" in said
     (bits,) = (score for score in found["scores"] if score["metric"] == "bits_per_dim")
     assert f"at most {measured(bits['value'], bits['interval'])} bits per dimension" in page.text
     assert "Caution: " in page.text
@@ -366,11 +373,18 @@ def test_what_an_evaluation_found_stands_on_the_page(scored: tuple[Path, str]) -
 
 
 @pytest.mark.parametrize(
-    ("interval", "answer"), [([0.001, 0.03], "No sign of it 0.4 % of 20"), ([0.04, 0.06], "Yes, some of them")]
+    ("interval", "caution", "answer"),
+    [
+        ([0.001, 0.03], None, "No sign of it 0.4 % of 20"),
+        ([0.001, 0.03], "15 held-out images do not show", "Too few images to tell 0.4 % of 20"),
+        ([0.04, 0.06], "15 held-out images do not show", "Yes, some of them"),
+    ],
 )
-def test_copies_are_told(evaluated: Path, interval: list[float], answer: str) -> None:
+def test_copies_are_told(evaluated: Path, interval: list[float], caution: str | None, answer: str) -> None:
     path = evaluated / "evaluation/scores.json"
     stored = json.loads(path.read_text())
+    for score in stored["scores"]:
+        score["warning"] = caution
     stored["copying"] |= {"copy_rate": 0.004, "interval": interval, "held_out_rate": 0.01}
     path.write_text(json.dumps(stored))
     assert f"Does it copy its training images? {answer}" in Page(write_report(evaluated)).text

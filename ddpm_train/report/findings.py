@@ -102,7 +102,7 @@ def how_good(evidence: Evidence) -> Finding:
         answer = "Not measured"
         details.append("Neither the held-out loss nor a score of the images is known.")
     if evidence.is_noise:
-        answer = f"Noise: {count(evidence.step or 0)} steps are too few for anything else"
+        answer = f"Noise: it was trained too briefly. {answer}"
     details += _amount(evidence)
     if len(loss):
         first = f"; at step {count(loss.steps[0])} it was {number(loss.values[0])}" if len(loss) > 1 else ""
@@ -158,9 +158,7 @@ def did_it_stop(evidence: Evidence) -> Finding:
     }
     answer, movement = answers[found.kind]
     details = [f"The held-out loss {movement}"]
-    if evidence.is_noise and found.kind != "unknown":
-        answer = "Too few steps to tell"
-    elif len(loss) and (held_out := evidence.held_out_images) and held_out < FEWEST_IMAGES:
+    if len(loss) and (held_out := evidence.held_out_images) and held_out < FEWEST_IMAGES:
         answer = "Too few images to tell"
         details.append(f"It is measured on {held_out} images only; dataset.validation_fraction holds out more.")
     if found.kind == "level" and small_learning_rate(evidence):

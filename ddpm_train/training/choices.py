@@ -11,8 +11,6 @@ import yaml
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.parts import CONF
-from ddpm_train.data.sizes import Size, image_sizes, num_enlarged
-from ddpm_train.data.sources import FolderSource
 from ddpm_train.models import pretrained
 from ddpm_train.system.files import expanded
 
@@ -72,6 +70,9 @@ def _chosen(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
     recorded = pretrained.recorded_config(values) or {}
     if isinstance(began := recorded.get("dataset"), dict) and began.get("source") == "folder":
         return _as_recorded(recorded, began.get("chosen"), left_open)
+    from ddpm_train.data.sizes import image_sizes  # numpy takes its time to import, and only folders need it
+    from ddpm_train.data.sources import FolderSource
+
     try:
         root = expanded(values["dataset"]["path"])
         source = FolderSource(root, max_broken_fraction=1.0)
@@ -100,12 +101,12 @@ def _as_recorded(recorded: Mapping[str, Any], chosen: Sequence[str] | None, left
 
 
 def _decided(
-    values: Mapping[str, Any], left_open: Sequence[str], num_images: int, sizes: Sequence[Size]
+    values: Mapping[str, Any], left_open: Sequence[str], num_images: int, sizes: Sequence[tuple[int, int]]
 ) -> dict[str, Any]:
     """What these images decide.
 
     Args:
-        sizes: of some of them.
+        sizes: (height, width) of some of them.
     """
     made: dict[str, Any] = {}
     names: list[str] = []
@@ -140,9 +141,9 @@ def _decided(
     return {**made, "dataset.chosen": names}
 
 
-def _resolution(sizes: Sequence[Size]) -> int:
-    few = (side for side in _RESOLUTIONS if num_enlarged(sizes, (side, side)) <= _MOST_ENLARGED * len(sizes))
-    return next(few, _RESOLUTIONS[-1])
+def _resolution(sizes: Sequence[tuple[int, int]]) -> int:
+    smaller = {side: sum(min(size) < side for size in sizes) for side in _RESOLUTIONS}
+    return next((side for side in _RESOLUTIONS if smaller[side] <= _MOST_ENLARGED * len(sizes)), _RESOLUTIONS[-1])
 
 
 def _validation_fraction(num_images: int) -> float:

@@ -1,0 +1,171 @@
+"""A folder of images alone: what it decides of a run, what the run says before it starts, and that it stays so."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers.cli import Cli
+from PIL import Image
+
+from ddpm_train.config.optimizers import Cosine
+from ddpm_train.config.program import compose_configs
+from ddpm_train.config.train import Config, too_short
+from ddpm_train.evaluation import bootstrap
+from ddpm_train.models.unet import build_unet
+from ddpm_train.system.compute import PLAIN
+from ddpm_train.training import choices
+from ddpm_train.training.forecast import activation_bytes
+from ddpm_train.training.preflight import PROGRAM
+
+UNCHECKED = replace(PROGRAM, preflight=lambda config: iter(()), trial=lambda config: iter(()))
+WriteImages = Callable[[Path, int], Path]
+
+
+def composed(*overrides: str) -> tuple[Config, dict[str, Any]]:
+    ((config, values),) = compose_configs(UNCHECKED, overrides)
+    return config, values
+
+
+@pytest.fixture(scope="module")
+def photographs(write_images: WriteImages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty garments of 80 x 100 pixels, and two of 28 x 28."""
+    folder = write_images(tmp_path_factory.mktemp("photographs") / "all", 42)
+    for path in sorted(folder.rglob("*.png"))[2:]:
+        with Image.open(path) as image:
+            image.resize((80, 100)).save(path)
+    return folder
+
+
+def of(folder: Path, *overrides: str) -> tuple[Config, dict[str, Any]]:
+    return composed("dataset=imagefolder", f"dataset.path={folder}", f"output_dir={folder.parent}/none", *overrides)
+
+
+def test_photographs_decide_what_the_command_leaves_open(photographs: Path) -> None:
+    config, values = of(photographs)
+    assert config.dataset.resolution == (64, 64) and config.dataset.validation_fraction == round(4 / 42, 4)
+    assert config.model.block_out_channels == (64, 128, 128, 192) and config.model.layers_per_block == 2
+    assert (config.optimizer.lr, config.lr_scheduler.warmup_steps) == (1e-4, 500)
+    assert (config.train.batch_size, config.train.max_steps) == (32, 10_000)  # of 38 images that are left
+    assert (config.evaluation.every_steps, config.evaluation.first_step) == (1_250, 100)
+    told = [choices.described(chosen, values) for chosen in config.dataset.chosen]
+    keys = ["dataset.resolution=64", "dataset.validation_fraction=0.0952", "train.batch_size=32", "model=unet_small"]
+    keys += ["train.max_steps=10000", "evaluation.every_steps=1250", "evaluation.first_step=100"]
+    assert [line.split("  (")[0] for line in told] == keys and all(line.endswith(")") for line in told)
+
+
+def test_small_images_take_the_small_network(write_images: WriteImages, tmp_path: Path) -> None:
+    config, _ = of(write_images(tmp_path / "garments", 30))
+    demo, _ = composed()
+    assert config.dataset.resolution == (16, 16) and config.model == demo.model and config.optimizer == demo.optimizer
+    assert config.dataset.validation_fraction == 0.1 and config.train.batch_size == 16
+
+
+@pytest.mark.parametrize(
+    ("num_images", "held_out", "layout", "max_steps"),
+    [(9, 0, "unet_small", 10_000), (100, 10, "unet_small", 10_000), (1_000, 20, "unet_small", 10_000)]
+    + [(8_189, 163, "unet_64", 13_000), (60_000, 1_200, "unet_64", 92_000), (10**6, 20_000, "unet_64", 100_000)],
+)
+def test_the_number_of_images_decides(num_images: int, held_out: int, layout: str, max_steps: int) -> None:
+    _, values = composed()
+    left_open = [*choices.OPEN, "model"]
+    made = choices._decided(values, left_open, num_images, [(480, 640)] * 10)
+    assert round(made["dataset.validation_fraction"] * num_images) == held_out
+    assert f"model={layout}" in made["dataset.chosen"] and made["train.max_steps"] == max_steps
+    assert made["evaluation.every_steps"] * 8 == max_steps
+    assert ("train.batch_size" in made) == (num_images < 65)
+
+
+def test_what_was_asked_for_stays(photographs: Path) -> None:
+    config, _ = of(photographs, "dataset.resolution=[32,48]", "model=unet_64", "train.max_steps=500", "optimizer.lr=1")
+    assert config.dataset.resolution == (32, 48) and config.model.block_out_channels == (128, 256, 256, 384)
+    assert (config.train.max_steps, config.optimizer.lr, config.evaluation.every_steps) == (500, 1.0, None)
+    assert config.dataset.chosen == ("dataset.validation_fraction", "train.batch_size")
+    demo, _ = composed()
+    config, _ = of(photographs, "model.dropout=0.5", "train.epochs=1e4", "train.max_steps=null", "evaluation=full")
+    assert config.model == replace(demo.model, dropout=0.5) and config.optimizer == demo.optimizer
+    assert config.train.max_steps is None and config.evaluation.every_steps == 1_000
+
+
+def test_other_datasets_and_experiments_are_as_they_were(photographs: Path) -> None:
+    for overrides in ((), ("dataset=hub", "dataset.path=owner/name")):
+        config, values = composed(*overrides)
+        assert {key: choices._value(values, key) for key in choices.OPEN} == choices.OPEN | {
+            "dataset.resolution": config.dataset.resolution[0]
+        }
+        assert config.dataset.chosen == () and config.model.block_out_channels == (32, 64, 64)
+    whole, _ = composed("experiment=flowers102_64")
+    config, _ = of(photographs, "experiment=flowers102_64")
+    assert config.dataset.chosen == () and config.dataset.validation_fraction == whole.dataset.validation_fraction
+    assert (config.model, config.train, config.evaluation) == (whole.model, whole.train, whole.evaluation)
+
+
+def test_a_run_keeps_its_choices_and_tells_what_it_takes(cli: Cli, write_images: WriteImages, tmp_path: Path) -> None:
+    """Also when images were added, which is told as before; and its few held-out images are no reason to fail."""
+    folder = write_images(cli.folder / "photos", 40)
+    command = ("dataset=imagefolder", "dataset.path=photos", "dataset.channels=1", "name=photos", "tracker=none")
+    said = cli.train(
+        *(*command, "dataset.resolution=32", "lr_scheduler.warmup_steps=500", "train.channels_last=auto"),
+        "checkpoint.every_steps=3",
+    )
+    assert "  chosen     dataset.validation_fraction=0.1  (held out: 2 %, at least 10 images, at most 10%)" in said
+    assert "  takes      about " in said and " on this machine, about " in said and " GB" in said
+    lines = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert lines == [
+        "warning: lr_scheduler.warmup_steps=500 is not shorter than the run of 6 steps: the learning rate ends at "
+        "1.2e-05 and never reaches 0.001",
+        "warning: 36 of the 36 images that were looked at are smaller than 32x32 and are scaled up, which blurs them; "
+        "dataset.resolution=… takes a smaller size",
+        "warning: 6 steps of 16 images are too few to show more than noise; train.max_steps=… takes more",
+    ] or lines[1].startswith("warning: 40 of the 40 ")
+    kept = yaml.safe_load((cli.output("photos") / "config.yaml").read_text())
+    assert kept["dataset"]["validation_fraction"] == 0.1 and kept["dataset"]["chosen"] == [
+        "dataset.validation_fraction"
+    ]
+
+    said = cli.evaluate("pipeline=outputs/photos", "num_images=10", "num_inference_steps=2", "metrics=[kid,copy_rate]")
+    assert "left out: copy_rate needs at least 10 held-out images, and there are 4" in said
+    assert "kid_efficientnet_lite0_n10" in said
+    said = cli.evaluate("pipeline=outputs/photos", "num_images=10", "metrics=[copy_rate]", expect=2)
+    assert said == (
+        "error: pipeline=outputs/photos: 4 held-out images for copy_rate; leave that out, or train a run that holds "
+        "out at least 10\n"
+    )
+
+    write_images(tmp_path / "more", 200).rename(folder / "more")
+    again = (*command, "dataset.resolution=32", "lr_scheduler.warmup_steps=500", "train.max_steps=7")
+    said = cli.train(*again, expect=2)
+    assert "dataset content" in said and "validation_fraction" not in said
+    cli.train(*again, "allow_change=[dataset content]")
+    kept = yaml.safe_load((cli.output("photos") / "config.yaml").read_text())
+    assert kept["dataset"]["validation_fraction"] == 0.1  # of 240 images it would be another
+
+
+def test_activations_are_those_that_a_step_keeps() -> None:
+    config, _ = composed()
+    unet, kept = build_unet(config.model, config.dataset, config.noise_scheduler), {}
+    own = {parameter.data_ptr() for parameter in unet.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        unet(torch.zeros(1, 1, 16, 16), torch.zeros(1, dtype=torch.long))
+    real = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+    assert activation_bytes(config, PLAIN) == pytest.approx(real, rel=0.1)
+    assert activation_bytes(config, replace(PLAIN, mixed_precision="bf16")) == activation_bytes(config, PLAIN) // 2
+
+
+def test_too_short_is_told_by_steps_and_by_images() -> None:
+    assert too_short(999, 64) and too_short(1_400, 4) and not too_short(1_400, 64)
+    assert Cosine("cosine", 500).at(59, 1e-4, 60) == pytest.approx(60 / 501 * 1e-4)
+
+
+def test_an_interval_holds_its_value() -> None:
+    for hits, value in ((0, 0.0), (20, 1.0)):
+        low, high = bootstrap.share(value, hits, 20, bootstrap.new_rng())
+        assert low <= value <= high and high - low > 0.05
