@@ -76,7 +76,9 @@ def test_what_an_evaluation_leaves(full: tuple[Cli, str]) -> None:
     for step in (3, 6):
         stored = json.loads((folder / f"step_{step:08}.json").read_text())
         record = cli.metrics("full")[step - 1]
-        assert list(stored) == ["step", "held_out_loss", "loss_by_timestep", "floor", "scores"]
+        counts = ["held_out_images", "training_images"]
+        assert list(stored) == ["step", "held_out_loss", *counts, "loss_by_timestep", "floor", "scores"]
+        assert [stored[key] for key in counts] == [19, 29]
         assert stored["step"] == step and stored["held_out_loss"] == record["held_out_loss"]
         bins = stored["loss_by_timestep"]
         assert bins["edges"] == list(range(0, 1001, 100)) and sum(bins["count"]) == 19  # 40 % of 48
@@ -283,11 +285,12 @@ def test_the_objective_is_what_programs_that_compare_runs_read(cli: Cli) -> None
 
 
 def test_no_held_out_images_after_all(cli: Cli, write_images: Callable[[Path, int], Path]) -> None:
-    """2 % of 20 images are none: only who relies on them is told."""
+    """1 % of 20 images are none: only who relies on them is told."""
     images = write_images(cli.folder / "images", 20)
     dataset = ("dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1", "train.max_steps=1")
+    dataset = (*dataset, "dataset.validation_fraction=0.01")
     line = (
-        "error: dataset.validation_fraction=0.02: of 20 images that holds none out, and the run is to be judged by "
+        "error: dataset.validation_fraction=0.01: of 20 images that holds none out, and the run is to be judged by "
         "the held-out loss; raise it\n"
     )
     assert cli.train(*dataset, "objective=held_out_loss", expect=2) == line

@@ -376,7 +376,7 @@ def test_what_an_evaluation_found_stands_on_the_page(scored: tuple[Path, str]) -
     ("interval", "caution", "answer"),
     [
         ([0.001, 0.03], None, "No sign of it 0.4 % of 20"),
-        ([0.001, 0.03], "15 held-out images do not show", "Too few images to tell 0.4 % of 20"),
+        ([0.001, 0.03], "15 held-out images do not show", "Too uncertain to tell 0.4 % of 20"),
         ([0.04, 0.06], "15 held-out images do not show", "Yes, some of them"),
     ],
 )

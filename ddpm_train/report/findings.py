@@ -32,8 +32,9 @@ RULES = (
     "“Levelled off”: neither. With a single evaluation the answer is not known.",
     "The score at the top is the KID, or else the FID, of the newest step over the most images.",
     f"“Noise”: fewer than {FEWEST_STEPS:,} steps, or fewer than {FEWEST_IMAGES_SEEN:,} images seen.",
-    f"“Too few to tell”: fewer than {FEWEST_IMAGES} held-out images for the loss, a caution on the copy rate, or an "
-    "interval of the score that is wider than the score.",
+    f"“Too few images to tell”: fewer than {FEWEST_IMAGES} held-out images for the loss, or an interval of the score that "
+    "is wider than the score.",
+    "“Too uncertain to tell”: the copy rate has a caution, and its interval is not above that of unseen real images.",
     "“Copies some”: the whole interval of the samples' rate lies above the rate of unseen real images.",
 )
 
@@ -186,7 +187,7 @@ def does_it_copy(evidence: Evidence) -> Finding:
     ]
     cautions = [line for score in evidence.scores if score.metric == "copy_rate" for line in _caution(score)]
     details += cautions
-    answer = "Too few images to tell" if cautions else "No sign of it"
+    answer = "Too uncertain to tell" if cautions else "No sign of it"
     if interval[0] > usual:
         answer = "Yes, some of them: see the pairs below"
     return Finding(question, answer, details)

@@ -64,6 +64,13 @@ def described(chosen: str, values: Mapping[str, Any]) -> str:
     return f"{key}={name or _value(values, key)}  ({_WHY[key]})"
 
 
+def is_chosen(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether the images decided on this key, or on which keys they do."""
+    names = {name.partition("=")[0] for name in values["dataset"]["chosen"]}
+    of_layout = key in _OF_A_LAYOUT or key.startswith("model.")
+    return key in names or key == "dataset.chosen" or (of_layout and "model" in names)
+
+
 def _chosen(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """New values by key, `dataset.chosen` among them; none where the checks that follow have something to say."""
     left_open = _left_open(values, overrides)

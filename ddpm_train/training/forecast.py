@@ -12,6 +12,7 @@ from ddpm_train.models.trial import memory_bytes
 from ddpm_train.models.unet import unet_of
 from ddpm_train.report.formatting import duration
 from ddpm_train.system.compute import Compute, memory
+from ddpm_train.system.console import counted
 from ddpm_train.training.run import Run
 
 # A backward pass takes twice its forward pass, which alone makes samples.
@@ -53,13 +54,13 @@ def _memory(run: Run) -> int | None:
     is_there, to_come = 1 + (run.state.ema_unet is not None), 1 + state.get(run.config.optimizer.name, 2)
     resident = run.data.train.prepared.pixels().nbytes if run.on_device else 0
     activations = activation_bytes(run.config, run.choice.compute) * run.plan.micro_batch_size
-    counted = int(weights * to_come) + resident + activations
+    needed = int(weights * to_come) + resident + activations
     if run.accelerator.device.type == "cpu":
-        return counted + psutil.Process().memory_info().rss
-    counted += weights * is_there
+        return needed + psutil.Process().memory_info().rss
+    needed += weights * is_there
     if run.accelerator.device.type == "cuda":  # what the trial steps took besides: kernels' workspace, fragments
-        counted = max(counted, torch.cuda.max_memory_reserved(run.accelerator.device))
-    return counted
+        needed = max(needed, torch.cuda.max_memory_reserved(run.accelerator.device))
+    return needed
 
 
 def activation_bytes(config: Config, compute: Compute) -> int:
@@ -87,8 +88,8 @@ def warnings(run: Run) -> Iterator[str]:
     if warmup >= run.max_steps:
         last = config.lr_scheduler.at(run.max_steps - 1, lr, run.max_steps)
         yield (
-            f"warning: lr_scheduler.warmup_steps={warmup} is not shorter than the run of {run.max_steps:,} steps: the "
-            f"learning rate ends at {last:.2g} and never reaches {lr:.2g}"
+            f"warning: lr_scheduler.warmup_steps={warmup} is not shorter than the run of "
+            f"{counted(run.max_steps, 'step')}: the learning rate ends at {last:.2g} and never reaches {lr:.2g}"
         )
     sizes = image_sizes(run.data.train.source, dataset.max_pixels)
     if enlarged := num_enlarged(sizes, dataset.resolution):
@@ -98,7 +99,5 @@ def warnings(run: Run) -> Iterator[str]:
             "and are scaled up, which blurs them; dataset.resolution=… takes a smaller size"
         )
     if too_short(run.max_steps, run.plan.batch_size):
-        yield (
-            f"warning: {run.max_steps:,} steps of {run.plan.batch_size} images are too few to show more than noise; "
-            "train.max_steps=… takes more"
-        )
+        amount = f"{counted(run.max_steps, 'step')} of {counted(run.plan.batch_size, 'image')}"
+        yield f"warning: {amount} will show nothing but noise; train.max_steps=… takes more"

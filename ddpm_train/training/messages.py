@@ -49,7 +49,7 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     )
     run.console.say(*(f"  chosen     {described(key, run.values)}" for key in config.dataset.chosen))
     run.console.say(*(f"  changed    {line}" for line in changes))
-    for line in (*data.warnings(), *forecast.warnings(run)):
+    for line in (*data.warnings(), *(() if resumed else forecast.warnings(run))):
         run.console.warn(line)
 
 

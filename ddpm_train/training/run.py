@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
+from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config, Train
 from ddpm_train.data.images import fits
 from ddpm_train.data.loader import Batches, Data, DataIdentity, MicroBatch, micro_batches, num_workers, open_data
@@ -29,6 +30,7 @@ from ddpm_train.system.console import Console
 from ddpm_train.system.ranks import everywhere, join, on_main, require_same
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training.auto import Choice, Trial, choose_compute, compile_chosen, plan_batch
+from ddpm_train.training.choices import is_chosen
 from ddpm_train.training.state import BatchPlan, TrainState
 
 
@@ -196,6 +198,8 @@ def _open_same_data(config: Config, values: dict[str, Any], console: Console) ->
     """The same dataset on all processes, and the config, typed and as plain values, with the dataset's commit."""
     data = everywhere(lambda: _open_data(config, console))
     require_same(f"dataset.path={config.dataset.path}", data.identity(), _other_images)
+    chosen = {key: value for key, value in dotted_values(values) if is_chosen(key, values)}
+    require_same("dataset.chosen", chosen, lambda *_: "copy config.yaml of the run's folder to every machine")
     if data.commit is not None:
         # What was asked for, a branch or nothing, may mean other images tomorrow.
         config = replace(config, dataset=replace(config.dataset, revision=data.commit))

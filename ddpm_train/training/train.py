@@ -21,6 +21,7 @@ from ddpm_train.system.files import replace_folder, write_atomic
 from ddpm_train.system.ranks import join, on_main, open_channel, require_same
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training import messages
+from ddpm_train.training.choices import is_chosen
 from ddpm_train.training.evaluation import Evaluation, check_sampler, open_extractor
 from ddpm_train.training.loop import Trainer
 from ddpm_train.training.push import finish_push, push_finished
@@ -133,7 +134,10 @@ def _train_and_finish(run: Run, lock: RunLock, extractor: "Extractor | None", on
 
 
 def _shared_keys(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in dotted_values(values) if key not in _OF_A_MACHINE}
+    """What every process must have been told. On what follows from the images `build_run` sees to it, which looks at
+    these first."""
+    shared = ((key, value) for key, value in dotted_values(values) if key not in _OF_A_MACHINE)
+    return {key: value for key, value in shared if not is_chosen(key, values)}
 
 
 def _other_config(here: dict[str, Any], there: dict[str, Any]) -> str:
