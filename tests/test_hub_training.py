@@ -92,9 +92,10 @@ def test_what_a_reader_finds(hub_cli: HubCli, write_images: Callable[[Path, int]
     }
     for path in folder.rglob("*"):
         if path.is_file():
-            found = [
-                word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)".encode(), path.read_bytes())
-            ]
+            # Random weights hold any two or three letters somewhere, such as a short host name.
+            telling = [word for word in words if len(word) > 3 or path.suffix != ".safetensors"]
+            content = path.read_bytes()
+            found = [word for word in telling if re.search(rf"(?<!\w){re.escape(word)}(?!\w)".encode(), content)]
             assert not found, (path.name, found)
     # Of each step a record; the grid; the weights of the average.
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()] == [1, 2, 3, 4, 5, 6]
