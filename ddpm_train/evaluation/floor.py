@@ -65,7 +65,8 @@ class Floor:
         within_reach = self.naive - self.least
         weights = bootstrap.weights(bootstrap.new_rng(), len(gained)).T
         resampled = (weights @ gained) / (weights @ within_reach)
-        return float(gained.sum() / within_reach.sum()), bootstrap.ends(resampled.numpy())
+        share = float(gained.sum() / within_reach.sum())
+        return share, bootstrap.ends(share, resampled.numpy())
 
     def results(self, losses: Tensor, num_train_timesteps: int) -> Iterator[Result]:
         """What a run records of a model with these losses of all held-out images, [N]."""

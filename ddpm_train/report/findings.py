@@ -32,8 +32,8 @@ RULES = (
     "“Levelled off”: neither. With a single evaluation the answer is not known.",
     "The score at the top is the KID, or else the FID, of the newest step over the most images.",
     f"“Noise”: fewer than {FEWEST_STEPS:,} steps, or fewer than {FEWEST_IMAGES_SEEN:,} images seen.",
-    f"“Too few images to tell”: fewer than {FEWEST_IMAGES} held-out images for the loss, or an interval of the score that "
-    "is wider than the score.",
+    f"“Too few images to tell”: fewer than {FEWEST_IMAGES} held-out images for the loss, or a score whose interval "
+    "is wider than itself.",
     "“Too uncertain to tell”: the copy rate has a caution, and its interval is not above that of unseen real images.",
     "“Copies some”: the whole interval of the samples' rate lies above the rate of unseen real images.",
 )
