@@ -21,7 +21,7 @@ from ddpm_train.training import choices
 from ddpm_train.training.forecast import activation_bytes
 from ddpm_train.training.preflight import PROGRAM
 
-UNCHECKED = replace(PROGRAM, preflight=lambda config: iter(()), trial=lambda config: iter(()))
+UNCHECKED = replace(PROGRAM, preflight=lambda config: iter(()), trial=lambda config, values: iter(()))
 WriteImages = Callable[[Path, int], Path]
 
 
