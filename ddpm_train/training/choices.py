@@ -75,17 +75,21 @@ def _chosen(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
     """New values by key, `dataset.chosen` among them; none where the checks that follow have something to say."""
     left_open = _left_open(values, overrides)
     recorded = pretrained.recorded_config(values) or {}
+    kept: dict[str, Any] = {}
     if isinstance(began := recorded.get("dataset"), dict) and began.get("source") == "folder":
-        return _as_recorded(recorded, began.get("chosen"), left_open)
+        kept = _as_recorded(recorded, began.get("chosen"), left_open)
+        left_open = [key for key in left_open if key not in kept]  # what a command before this one gave
+        values = _with(dict(values), kept)
     from ddpm_train.data.sizes import image_sizes  # numpy takes its time to import, and only folders need it
     from ddpm_train.data.sources import FolderSource
 
     try:
         root = expanded(values["dataset"]["path"])
         source = FolderSource(root, max_broken_fraction=1.0)
-        return _decided(values, left_open, len(source), image_sizes(source, values["dataset"]["max_pixels"]))
+        made = _decided(values, left_open, len(source), image_sizes(source, values["dataset"]["max_pixels"]))
     except (Mistakes, OSError, TypeError, ValueError):
-        return {}
+        return kept
+    return {**kept, **made, "dataset.chosen": [*kept.get("dataset.chosen", ()), *made["dataset.chosen"]]}
 
 
 def _left_open(values: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
