@@ -26,7 +26,7 @@ from ddpm_train import report
 from ddpm_train.report import commands, write_report
 from ddpm_train.report.charts import loss_by_timestep, over_steps, shorten
 from ddpm_train.report.evidence import Series, read_folder
-from ddpm_train.report.findings import trend
+from ddpm_train.report.findings import share_at_twice_the_steps, trend
 from ddpm_train.report.formatting import count, digits, duration, measured, number, tick
 from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, new_axes
 
@@ -442,6 +442,28 @@ def test_how_the_end_of_a_run_is_judged(values: list[float], kind: str, since: i
     steps = np.arange(100.0, 100 * len(values) + 1, 100)
     found = trend(Series(steps, np.array(values)))
     assert (found.kind, found.since) == (kind, since)
+
+
+def test_what_is_learned_is_told_against_what_no_model_could(run: Path) -> None:
+    floor = json.loads((run / "evaluation/step_00000008.json").read_text())["floor"]
+    page = Page(run / "report.html")
+    assert f"How much has it learned? At least {100 * floor['learned']:.0f} % of what can be" in page.text
+    for name in ("loss", "least", "naive", "copier"):
+        assert number(floor[name]) in page.text
+    drawing = charts(run / "report.html")["What is left, by timestep"]
+    for label in ("this model", "no model is below", "a copier of the training images"):
+        assert f">{label}<" in drawing
+    gaps = np.array(floor["by_timestep"]["loss"], float) - np.array(floor["by_timestep"]["least"], float)
+    assert f"Most may be left to learn for t from {100 * np.nanargmax(gaps):.0f} to " in drawing
+
+
+def test_what_more_steps_would_add() -> None:
+    steps = np.array([50.0, 100.0, 200.0, 400.0])
+    found = share_at_twice_the_steps(Series(steps, 1 - 3 / np.sqrt(steps)))
+    assert found == pytest.approx(1 - 3 / np.sqrt(800))
+    assert share_at_twice_the_steps(Series(steps, np.array([0.1, 0.2, 0.5, 0.4]))) is None  # nothing was gained
+    assert share_at_twice_the_steps(Series(steps[[0, 3]], np.array([0.1, 0.4]))) is None  # since long ago
+    assert share_at_twice_the_steps(Series(steps[:1], np.array([0.1]))) is None
 
 
 def test_a_long_series_is_short_on_the_page_and_no_spike_is_lost() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ddpm_train.config.metrics import metric_label
-from ddpm_train.report.evidence import Evidence, Floats, Score, Series
+from ddpm_train.report.evidence import Evidence, Floats, Floor, Score, Series
 from ddpm_train.report.formatting import count, duration, measured, number, tick
 from ddpm_train.report.plots import COLOURS, CURVES, Chart, mark_points, new_axes, styled
 
@@ -97,6 +97,26 @@ def loss_by_timestep(curves: dict[str, dict[str, Any]]) -> Chart:
         f"{number(losses[-1][hardest])}."
     )
     return Chart("Held-out loss by timestep", description, axes)
+
+
+def learned_by_timestep(floor: Floor) -> Chart:
+    """The held-out loss in each part of the schedule, above what no model's is below, and beside the copier's."""
+    parts = {name: np.array(values, dtype=float) for name, values in floor.by_timestep.items()}
+    edges, loss, least, copier = parts["edges"], parts["loss"], parts["least"], parts["copier"]
+    top = 2 * float(np.nanmax(loss))
+    # What is left goes to 0 where there is little noise; the copier's loss grows beyond all bounds there.
+    axes = new_axes("timestep t (noise grows)", "held-out loss", log_y=True)
+    curves = {"this model": loss, "no model is below": least, "a copier of the training images": copier}
+    for place, (name, values) in enumerate(curves.items()):
+        axes.stairs(values.clip(top / 1e4, top), edges, baseline=None, color=CURVES[place], linewidth=1.5, label=name)
+    axes.set_xlim(edges[0], edges[-1])
+    widest = int(np.nanargmax(loss - least))
+    description = (
+        f"Most may be left to learn for t from {count(edges[widest])} to {count(edges[widest + 1])}: "
+        f"{number(float((loss - least)[widest]))}. Where the copier is above the model, knowing the training images by "
+        "heart is worse than what it has learned."
+    )
+    return Chart("What is left, by timestep", description, axes)
 
 
 def scores_over_steps(evidence: Evidence) -> Iterator[Chart]:

@@ -73,6 +73,20 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """What of the held-out loss no model could remove, see `evaluation/floor.py`."""
+
+    loss: float
+    least: float
+    copier: float
+    naive: float
+    learned: float
+    interval: list[float]
+    num_images: int
+    by_timestep: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What was measured at a step during training (`evaluation/step_NNNNNNNN.json`)."""
 
@@ -80,6 +94,7 @@ class Evaluation:
     held_out_images: int | None = None  # those of older runs do not say how many there were
     training_images: int | None = None
     loss_by_timestep: dict[str, Any] | None = None
+    floor: Floor | None = None
     scores: list[Score] = field(default_factory=list)
 
 
@@ -146,6 +161,11 @@ class Evidence:
     @property
     def training_images(self) -> int | None:
         return self.evaluations[-1].training_images if self.evaluations else None
+
+    @property
+    def floor(self) -> Floor | None:
+        """The bound of the held-out loss, and what lies above it, at the last evaluation."""
+        return self.evaluations[-1].floor if self.evaluations else None
 
     @property
     def images_seen(self) -> int | None:

@@ -1,22 +1,16 @@
-"""The answers at the top of the report, derived from the numbers by `RULES`, and what to do next.
+"""The answers at the top of the report, derived from the numbers by `RULES`.
 
 What was not measured is said to be not measured; nothing is guessed.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ddpm_train.config.metrics import FEWEST_IMAGES, metric_label, names_of_features_alone
-from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import FEWEST_IMAGES_SEEN, FEWEST_STEPS
-from ddpm_train.report import commands
-from ddpm_train.report.evidence import Evidence, Score, Series
-from ddpm_train.report.formatting import count, digits, duration, extractor_name, measured, number
-from ddpm_train.runs.checkpoint import step_name
-from ddpm_train.runs.folder import BEST, CHECKPOINTS
-from ddpm_train.runs.length import longer
+from ddpm_train.report.evidence import Evidence, Floor, Score, Series
+from ddpm_train.report.formatting import count, digits, extractor_name, measured, number
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01
@@ -35,6 +29,9 @@ RULES = (
     f"“Too few images to tell”: fewer than {FEWEST_IMAGES} held-out images for the loss, or a score whose interval "
     "is wider than itself.",
     "“Too uncertain to tell”: the copy rate has a caution, and its interval is not above that of unseen real images.",
+    "“At least … % learned”: how far the held-out loss has come from that of a model that knows only the mean and the "
+    "spread of the images towards a bound that no model's expected loss is below: the loss that the best possible "
+    "denoiser of the training images has on these themselves (Karras et al. 2022, appendix B).",
     "“Copies some”: the whole interval of the samples' rate lies above the rate of unseen real images.",
 )
 
@@ -59,7 +56,8 @@ class Trend:
 
 def findings(evidence: Evidence) -> list[Finding]:
     of_training = [did_it_stop(evidence)] if evidence.is_run else []
-    return [how_good(evidence), *of_training, does_it_copy(evidence)]
+    of_learning = [how_much_is_learned(evidence.floor, evidence.series("learned"))] if evidence.floor else []
+    return [how_good(evidence), *of_learning, *of_training, does_it_copy(evidence)]
 
 
 def trend(series: Series) -> Trend:
@@ -170,6 +168,42 @@ def did_it_stop(evidence: Evidence) -> Finding:
     return Finding("Did it stop getting better?", answer, details)
 
 
+def how_much_is_learned(floor: Floor, learned: Series) -> Finding:
+    """Args:
+    floor: of the last evaluation.
+    learned: the share after each evaluation.
+    """
+    share, ends = digits(floor.learned, floor.interval, percent=True)
+    loss, least, naive, copier = map(number, (floor.loss, floor.least, floor.naive, floor.copier))
+    details = [
+        f"The held-out loss is {loss}. No model can have less than {least}: so much is left even to one that knows "
+        f"{count(floor.num_images)} training images by heart and sees these. One that knows only their mean and "
+        f"their spread has {naive}. So at least {share} of what lies between is learned (interval {ends}).",
+        f"Learning them by heart is not the way: on the held-out images such a copier would have {copier}.",
+    ]
+    if (then := share_at_twice_the_steps(learned)) is not None:
+        gain = 100 * (then - learned.last)
+        details.append(f"At this pace, {count(learned.steps[-1])} more steps add about {number(gain, 2)} %.")
+    return Finding("How much has it learned?", f"At least {100 * floor.learned:.0f} % of what can be", details)
+
+
+def share_at_twice_the_steps(learned: Series) -> float | None:
+    """Where the share would be if what is left falls as a power of the number of steps, as in the run's second half.
+
+    Such laws hold for losses above what nobody can remove (Henighan et al. 2020, arXiv 2010.14701, for images, too).
+    None if there was no evaluation near the half of the steps, or nothing has been gained since.
+    """
+    if len(learned) < 2:
+        return None
+    last = learned.steps[-1]
+    half = int(np.argmin(np.abs(learned.steps - last / 2)))
+    left, before = 1 - learned.last, 1 - float(learned.values[half])
+    if not (last / 4 <= learned.steps[half] <= 3 * last / 4 and 0 < left < before):
+        return None
+    power = np.log(before / left) / np.log(last / learned.steps[half])
+    return float(1 - left / 2.0**power)
+
+
 def small_learning_rate(evidence: Evidence) -> bool:
     rate = evidence.series("lr")
     return bool(len(rate)) and rate.last < SMALL_LR * float(rate.values.max())
@@ -191,80 +225,3 @@ def does_it_copy(evidence: Evidence) -> Finding:
     if interval[0] > usual:
         answer = "Yes, some of them: see the pairs below"
     return Finding(question, answer, details)
-
-
-def advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """What to do and why, and the command if it is one, else ""; the most useful first."""
-    if evidence.is_run:
-        yield from _training_advice(evidence)
-        yield from _best_advice(evidence)
-    held_out = evidence.held_out_images
-    can_show_copies = held_out is None or held_out >= FEWEST_IMAGES
-    if evidence.is_run and (main_score(evidence) is None or (can_show_copies and not evidence.copying)):
-        yield "Score its images, and see whether it copies:", commands.evaluate(evidence)
-    yield from _sampling_advice(evidence)
-
-
-def _training_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    step, found = evidence.step, trend(evidence.held_out_loss)
-    if step is None:
-        return
-    if not evidence.finished:
-        max_steps = evidence.value("train", "max_steps")
-        end = f" of {count(max_steps)}" if max_steps else ""
-        yield (
-            f"It stands at step {count(step)}{end}. The same command goes on, as does this:",
-            commands.resume(evidence),
-        )
-    elif found.kind == "falling":
-        yield from _longer(evidence, step)
-    text = ""
-    if found.kind == "level" and small_learning_rate(evidence):
-        text = (
-            "A new run with more steps, and so a longer learning rate schedule, or with a larger model may do better; "
-            "a few more steps of this one will not."
-        )
-    elif found.kind == "level":
-        text = "More steps will bring little at these settings; a larger model or more images may do better."
-    elif found.kind == "rose":
-        text = (
-            "It has begun to learn its training images by heart. More images, dataset.random_flip=true (where a "
-            "mirrored image is a plausible one), model.dropout=0.1 or fewer steps may do better."
-        )
-    elif found.kind == "unknown" and evidence.value("evaluation", "name") != "none":
-        text = (
-            f"Next time measure along the way, with evaluation.every_steps={max(1, step // 10)}: "
-            "only so one sees when a run stops getting better."
-        )
-    if text:
-        yield text, ""
-
-
-def _longer(evidence: Evidence, step: int) -> Iterator[tuple[str, str]]:
-    try:
-        overrides, jumps = longer(evidence.path, evidence.config, step)
-    except Mistakes:  # its config is another program's, or damaged
-        return
-    text = "Train it longer, for instance twice as long"
-    yield f"{text} ({jumps}):" if jumps else f"{text}:", commands.resume(evidence, overrides)
-
-
-def _best_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Where another step than the last was the best, and is kept."""
-    best, checkpoints = evidence.result.get("best_step"), evidence.path / CHECKPOINTS
-    if evidence.finished and best not in (None, evidence.step) and (checkpoints / step_name(best)).is_dir():
-        label = metric_label(evidence.result["objective"])
-        text = f"{label} was best at step {count(best)}, whose checkpoint is kept:"
-        yield text, commands.sample(evidence, of=checkpoints / BEST)
-
-
-def _sampling_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    best = evidence.cost.get("fewest_within_5_percent")
-    for row in evidence.cost.get("rows", []):
-        sampler, steps, seconds = row["sampler"], row["num_inference_steps"], row["seconds_per_image"]
-        if best and (sampler, steps) == (best["sampler"], best["num_inference_steps"]):
-            text = (
-                f"Sample in {count(steps)} steps of {sampler}, at {duration(seconds)} an image: no fewer come "
-                "within 5 % of the score of the most steps."
-            )
-            yield text, commands.sample(evidence, sampler, steps) if evidence.is_run else ""

@@ -16,8 +16,9 @@ from ddpm_train.config.metrics import metric_label
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.text import without_secrets
 from ddpm_train.report import charts, commands, formatting
+from ddpm_train.report.advice import advice
 from ddpm_train.report.evidence import Evidence
-from ddpm_train.report.findings import RULES, advice, findings
+from ddpm_train.report.findings import RULES, findings
 from ddpm_train.report.formatting import count, duration, number, weights_name
 from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, styled
 
@@ -115,7 +116,10 @@ def _charts(evidence: Evidence) -> dict[str, list[Chart]]:
     }
     sections: dict[str, list[Chart | None]] = {
         "loss": [charts.loss(evidence), charts.held_out_loss(evidence)],
-        "timesteps": [charts.loss_by_timestep(by_timestep) if by_timestep else None],
+        "timesteps": [
+            charts.learned_by_timestep(evidence.floor) if evidence.floor else None,
+            charts.loss_by_timestep(by_timestep) if by_timestep else None,
+        ],
         "scores": [*charts.scores_over_steps(evidence)],
         "bound": [charts.bound_by_timestep(evidence)],
         "cost": [charts.quality_against_cost(evidence.cost) if len(evidence.cost.get("rows", [])) > 1 else None],
