@@ -140,7 +140,7 @@ def test_slurm_requeues_after_its_warning_and_the_run_goes_on(cli: Cli) -> None:
     ],
 )
 def test_slurm_knows_what_an_exit_code_means(cli: Cli, code: int | str, restarts: int, requeued: int) -> None:
-    """Those of the README; one bad process is enough."""
+    """Those of docs/resuming.md; one bad process is enough."""
     ends = f"exit {code}" if isinstance(code, int) else f"kill {code} $$"
     slurm = Slurm(cli, f'#!/bin/sh\nif [ "$RANK" = 1 ]; then {ends}; fi\n', "--ntasks-per-node=2")
     job = slurm.start(restarts=restarts)
@@ -290,8 +290,8 @@ def test_the_image_gets_all_that_the_package_needs(tmp_path: Path) -> None:
     assert "ddpm_train/data/fashion_tiny/LICENSE" in listed
 
 
-def test_the_readme_names_every_file() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_names_every_file() -> None:
+    page = (ROOT / "docs/launching.md").read_text()
     for path in LAUNCH.rglob("*"):
         if path.is_file() and path.suffix != ".dockerignore":
-            assert str(path.relative_to(ROOT)) in readme, path
+            assert str(path.relative_to(ROOT)) in page, path

@@ -75,20 +75,18 @@ def test_tensorboard_shows_the_same_numbers(one: tuple[Cli, str]) -> None:
 
 @pytest.mark.slow
 def test_plain_diffusers_loads_the_pipeline_and_repeats_the_grid(cli: Cli) -> None:
-    """The README's lines, in a process that never imports this project."""
+    """The lines of docs/models-and-configs.md, in a process that never imports this project."""
     cli.train("name=average")
     cli.train("name=raw", "ema=none", "train.mixed_precision=bf16", "model.dropout=0.1")
-    program = """
-import sys, numpy, torch
-from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
-for name in ("average", "raw"):
-    pipeline = DDPMPipeline.from_pretrained(f"outputs/{name}/pipeline")
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    generators = [torch.Generator().manual_seed(2654435761 * 0 + i) for i in range(4)]
-    images = pipeline(batch_size=4, generator=generators, num_inference_steps=2).images
-    numpy.save(f"{name}.npy", numpy.stack([numpy.asarray(image) for image in images]))
-assert "ddpm_train" not in sys.modules
-"""
+    lines = (ROOT / "docs/models-and-configs.md").read_text().split("```python\n")[1].split("```")[0]
+    for long, short in (("range(64)", "range(4)"), ("batch_size=64", "batch_size=4"), ("steps=25", "steps=2")):
+        assert long in lines
+        lines = lines.replace(long, short)
+    program = "import sys, numpy\n"
+    for name in ("average", "raw"):
+        program += lines.replace("outputs/default", f"outputs/{name}")
+        program += f"numpy.save('{name}.npy', numpy.stack([numpy.asarray(image) for image in images]))\n"
+    program += "assert 'ddpm_train' not in sys.modules"
     cli.run([sys.executable, "-c", program], PYTHONPATH="")
     for name in ("average", "raw"):
         images = np.load(cli.folder / f"{name}.npy")

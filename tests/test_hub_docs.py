@@ -1,4 +1,4 @@
-"""README's "Share it", command by command, against the test hub."""
+"""docs/hub.md, command by command, against the test hub."""
 
 import re
 import shlex
@@ -10,14 +10,14 @@ import pytest
 from helpers.cli import ROOT, TINY
 from helpers.hub.client import TOKEN, HubCli
 
-SECTION = (ROOT / "README.md").read_text().split("\n## Share it\n")[1].split("\n## ")[0]
-COMMANDS = [line.split("#")[0].strip() for line in SECTION.split("```bash\n")[1].split("```")[0].splitlines()]
+PAGE = (ROOT / "docs/hub.md").read_text()
+COMMANDS = [line.split("#")[0].strip() for line in PAGE.split("```bash\n")[1].split("```")[0].splitlines()]
 # Fewer steps of a smaller model.
 SMALL = {"train.max_steps=2800": "train.max_steps=8", "train.max_steps=4200": "train.max_steps=10"}
 
 
 @pytest.mark.slow
-def test_share_it(hub_cli: HubCli) -> None:
+def test_the_page_is_followed(hub_cli: HubCli) -> None:
     hub = hub_cli.hub
     hub.user = "owner"
     del hub_cli.environment["HF_TOKEN"]
@@ -46,6 +46,6 @@ def test_share_it(hub_cli: HubCli) -> None:
     assert "hf_" not in login + "".join(said)
 
 
-@pytest.mark.parametrize("key", sorted(set(re.findall(r"`(hub\.\w+)`", SECTION))))
+@pytest.mark.parametrize("key", sorted(set(re.findall(r"`(hub\.\w+)`", PAGE))))
 def test_its_keys_exist(key: str) -> None:
     assert re.search(rf"^  {key.removeprefix('hub.')}:", (ROOT / "conf/config.yaml").read_text(), re.MULTILINE)
