@@ -351,7 +351,7 @@ TABLE = {
         "hydra.sweep.subdir=job: does nothing here; the jobs' folders are called by what varies; name='…${seed}' calls "
         "them otherwise"
     ],
-    "--multirun seed=1,2 --cfg job": ["--cfg: not of a whole sweep; leave out --multirun"],
+    "--multirun seed=1,2 --cfg job": ["--cfg: shows the config of one run, not of a sweep; leave out --multirun"],
     "--multirun seed=1,2 name=a_${train.batch_size}": [
         "output_dir=outputs/a_64: the same for 2 runs of the sweep; name them apart, such as name='run_${seed}'"
     ],

@@ -18,7 +18,7 @@ def job(config: EvaluateConfig, values: dict[str, Any]) -> None:
     from ddpm_train.evaluation.evaluate import evaluate
     from ddpm_train.system.shutdown import ends_by_exit_code
 
-    with ends_by_exit_code(again="the same command begins anew; the features of real images are kept") as stop:
+    with ends_by_exit_code(again="the same command starts again; the features of real images are kept") as stop:
         evaluate(config, stop)
 
 

@@ -87,7 +87,7 @@ def _flag_mistakes(arguments: Arguments, unknown: Sequence[str], sweeps_itself: 
             yield f"{flag}: no such flag;{did_you_mean(flag.split('=')[0], _KNOWN) or ' see --help'}"
     yield from _place_mistakes(arguments)
     if arguments.multirun and arguments.cfg:
-        yield "--cfg: not of a whole sweep; leave out --multirun"
+        yield "--cfg: shows the config of one run, not of a sweep; leave out --multirun"
     countable = not any(launch.variable_mistakes())  # which are told by themselves
     if arguments.multirun and countable and (count := launch.num_processes()) > 1:
         remedy = f" with hydra/launcher=accelerate hydra.launcher.num_processes={count}" if sweeps_itself else ""
