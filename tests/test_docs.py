@@ -3,6 +3,7 @@
 Commands of docs/extending.md are run in `test_extending.py`, those of docs/hub.md in `test_hub_docs.py`.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -308,3 +309,36 @@ def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == ddpm_train.__version__
     assert f"## {ddpm_train.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def figures(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["figures"]
+    return result
+
+
+def test_the_tables_of_networks_hold_what_was_counted() -> None:
+    """Parameters, memory and operations; and hours at the rate that was measured in training."""
+    counted, measured = figures("models"), figures("throughput")
+    ours = measured["ours"]["images_per_second"]
+    rate = sum(ours) / len(ours) * measured["limits"]["flops_per_image"]
+    readme, page = (path.read_text() for path in (ROOT / "README.md", ROOT / "docs/performance.md"))
+    for name, network in counted.items():
+        model, side, _ = name.split()
+        batch, flops = network["batch_size"], network["flops_of_1000_steps"]
+        sizes = {precision: f"{network[f'bytes_{precision}'] / 1e9:.1f} GB" for precision in ("float32", "bf16")}
+        work = f"{flops / 1e15:.{1 if flops > 1e15 else 2}f} PFLOP"
+        assert f"| `{model}`, {side} px | {batch} | {sizes['float32']} | {sizes['bf16']} | {work} |" in page
+        if f"| `{model}` | {side} px |" not in readme:
+            continue
+        (row,) = re.findall(rf"\| `{model}` \| {side} px \|(.*)\|\n", readme)
+        parameters, memory, time = (cell.strip() for cell in row.split("|"))
+        assert parameters in (f"{network['parameters'] / 1e6:.{digits}f}M" for digits in (1, 2))
+        assert memory == f"{sizes['bf16']} ({batch})"
+        assert time.endswith("measured") or time == f"{flops / rate / 3600:.{0 if flops / rate > 36000 else 1}f} h"
+
+
+def test_what_was_counted_is_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from models import count  # type: ignore[import-not-found]
+
+    assert count("unet_tiny", 16, 1, 64) == figures("models")["unet_tiny 16 px"]
