@@ -17,6 +17,7 @@ from work import build_model
 # The network, the side of its images in pixels, their channels, the batch.
 MODELS = (
     ("unet_tiny", 16, 1, 64),
+    ("unet_small", 64, 3, 64),
     ("unet_32", 32, 3, 64),
     ("unet_64", 64, 3, 64),
     ("unet_128", 64, 3, 16),
