@@ -215,7 +215,11 @@ def check(line: str, place: Path) -> None:
     program, *arguments = words
     if arguments not in (["--help"], ["--version"]):
         CHECKS[program](*arguments)
-    if program == "ddpm-train" and any(text.startswith(("dataset=", "model=")) for text in arguments):
+    if (
+        program == "ddpm-train"
+        and "--multirun" not in arguments
+        and any(text.startswith(("dataset=", "model=")) for text in arguments)
+    ):
         assert any(text.startswith("name=") for text in arguments), "would meet the demo's run, `default`"
 
 
