@@ -7,11 +7,13 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -179,8 +181,8 @@ def files_exist(*texts: str) -> None:
 def reproduced(run: str) -> None:
     from ddpm_train.cli import reproduce
 
-    config, _, then = reproduce._recorded(Path(run))
-    assert reproduce.command(Path(run), config, then)
+    with patch.object(sys, "argv", ["ddpm-reproduce", run]), patch.object(sys, "stderr", sys.stderr):
+        reproduce.main()
 
 
 def known(expected: Sequence[str], *texts: str) -> None:
