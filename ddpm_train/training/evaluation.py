@@ -104,6 +104,12 @@ class Evaluation:
             self._fail(step, error)
             return True
         self._seconds = time.monotonic() - started
+        if (share := found.numbers.get("learned")) is not None:
+            loss, least = (found.numbers[name] for name in ("held_out_loss", "held_out_loss_floor"))
+            self._run.console.say(
+                f"step {step:,}: held-out loss {loss:.4g}, of which no model could remove {least:.4g}; "
+                f"at least {100 * share:.0f} % of what can be learned is learned"
+            )
         values = {**found.numbers, "evaluation_seconds": round(self._seconds, 3)}
         self._records.annotate(step, values)
         self._run.selection.note(step, values)
