@@ -19,7 +19,7 @@ KEYS = dict(
         "block_out_channels": [8, 16], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
         "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "norm_num_groups": 4, "attention_head_dim": 8,
     },
-    lr_scheduler={"warmup_steps": 0},
+    lr_scheduler={"name": "cosine", "warmup_steps": 0},
     optimizer={"name": "adamw", "lr": 1e-3},
     evaluation={"num_images": 4, "num_inference_steps": 2},
 )

@@ -61,7 +61,7 @@ IN_BACKGROUND = "import os\nif os.fork():\n    os._exit(0)\n"
 @pytest.mark.slow
 def test_a_signal_while_auto_is_measured_is_answered_in_seconds(cli: Cli) -> None:
     process = cli.fork("-c", TELLS + MAIN + "main()", *TINY, *SLOW)
-    assert process.stdout.readline() == "backward\n"
+    assert process.stdout.readline().startswith("measuring ") and process.stdout.readline() == "backward\n"
     cpu_times = psutil.Process(process.pid).cpu_times
     begun = cpu_times().user
     wait_for(lambda: cpu_times().user > begun + 0.5, process)  # that call is under way
