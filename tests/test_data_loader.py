@@ -212,7 +212,7 @@ def test_sigterm_to_the_whole_group_while_workers_load(cli: Cli, wide: Path) -> 
     # A process group, as a terminal or a scheduler gives it.
     process = cli.start_training(*dataset, "train.max_steps=100000", "tracker=none", session=True)
     for line in process.stdout:
-        if line.startswith("step "):
+        if "  step " in line:
             break
     os.killpg(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=30)  # until the last worker has gone
