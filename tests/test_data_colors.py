@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.images import encoded
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from ddpm_train.data.decode import BrokenImage, Decoder
 
@@ -112,12 +112,12 @@ def test_white_may_be_zero(dtype: type) -> None:
         assert np.array_equal(decoder(1)(grey_tiff(values, photometric))[0], expected)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png(depth: int, row: bytes, transparent: int) -> bytes:
     """An 8 x 8 grey PNG file of equal rows, one grey of which is transparent."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", 8, 8, depth, 0, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(8 * (b"\0" + row))) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", struct.pack(">H", transparent)) + pixels
@@ -161,3 +161,86 @@ def test_what_begins_like_an_image_is_not_told_to_be_none() -> None:
     for data in (grey_tiff(np.ones((8, 8), np.uint64), 1), whole[:30]):
         with pytest.raises(BrokenImage, match=r"^damaged, or a kind of TIFF that Pillow does not read$"):
             decoder()(data)
+
+
+def tiff(tags: dict[int, tuple[int, ...]], pixels: bytes) -> bytes:
+    """An uncompressed TIFF file of 8 x 8 pixels."""
+    every = {256: (8,), 257: (8,), 259: (1,), 277: (1,), 278: (8,), 279: (len(pixels),), 273: (0,), **tags}
+    start = 8 + 2 + 12 * len(every) + 4
+    every[273] = (start + sum(4 * len(values) for values in every.values() if len(values) > 1),)
+    entries, beyond = b"", b""
+    for tag, values in sorted(every.items()):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        entries += struct.pack("<HHI", tag, 4, len(values))
+        entries += packed if len(values) == 1 else struct.pack("<I", start + len(beyond))
+        beyond += packed if len(values) > 1 else b""
+    return b"II*\0" + struct.pack("<IH", 8, len(every)) + entries + bytes(4) + beyond + pixels
+
+
+def test_a_fourth_sample_that_nobody_calls_alpha() -> None:
+    """TIFF: tag 338 says what it is; 2 is alpha."""
+    blank, rgb = {258: (8, 8, 8, 8), 262: (2,), 277: (4,)}, (200, 50, 50)
+    pixels = bytes((*rgb, 0)) * 64
+    assert decoder(4)(tiff(blank, pixels))[:, 0, 0].tolist() == [*rgb, 255]
+    assert decoder(4)(tiff({**blank, 338: (2,)}, pixels))[3].max() == 0
+
+
+@pytest.mark.parametrize("scale", [1, 257])
+def test_palettes_of_16_bits(scale: int) -> None:
+    """Some writers put their 8-bit entries there as they are."""
+    palette = tuple(scale * value for channel in (200, 50, 25) for value in (channel, *range(255)))
+    data = tiff({258: (8,), 262: (3,), 320: palette}, bytes(64))
+    assert decoder()(data)[:, 0, 0].tolist() == [200, 50, 25]
+
+
+def test_greys_of_12_bits_reach_white_at_4095() -> None:
+    data = tiff({258: (12,), 262: (1,)}, b"\x64\x0f\xff" * 32)  # 0x640, 0xfff
+    assert decoder(1)(data)[0, 0, :2].tolist() == [round(0x640 / 0xFFF * 255), 255]
+
+
+def test_modes_that_pillow_converts_to_one_other_only() -> None:
+    """CIELab and grey with premultiplied alpha, as grey and in colours."""
+    lab = encoded(Image.new("RGB", (8, 8), (200, 50, 50)).convert("LAB"), "TIFF")
+    for channels, expected in {1: (95,), 3: (200, 50, 50), 4: (200, 50, 50, 255)}.items():
+        assert np.abs(decoder(channels)(lab)[:, 0, 0].astype(int) - expected).max() <= 2
+    premultiplied = tiff({258: (8, 8), 262: (1,), 277: (2,), 338: (1,)}, bytes((50, 128)) * 64)
+    for channels, expected in {1: (177,), 4: (100, 100, 100, 128)}.items():
+        assert np.abs(decoder(channels)(premultiplied)[:, 0, 0].astype(int) - expected).max() <= 2
+
+
+# Half of the light is 188 in sRGB (IEC 61966-2-1).
+@pytest.mark.parametrize(("chunks", "expected"), [({b"gAMA": 100000}, 188), ({b"gAMA": 45455}, 128), ({}, 128)])
+def test_numbers_of_a_png_file_that_are_light(chunks: dict[bytes, int], expected: int) -> None:
+    for depth, row in ((8, b"\x80" * 8), (16, b"\x80\x80" * 8)):
+        data = png(depth, row, 0)
+        gamma = b"".join(chunk(kind, struct.pack(">I", value)) for kind, value in chunks.items())
+        assert decoder()(data[:33] + gamma + data[33:])[:, 0, 0].tolist() == [expected] * 3
+        assert decoder(4)(data[:33] + chunk(b"sRGB", b"\0") + gamma + data[33:])[:, 0, 0].tolist() == [128] * 3 + [255]
+
+
+def test_gamma_leaves_transparency_alone() -> None:
+    half = encoded(Image.new("RGBA", (8, 8), (128, 0, 255, 100)))
+    data = half[:33] + chunk(b"gAMA", struct.pack(">I", 100000)) + half[33:]
+    assert decoder(4)(data)[:, 0, 0].tolist() == [188, 0, 255, 100]
+    palette = encoded(Image.new("RGB", (8, 8), (128, 0, 255)).quantize())
+    data = palette[:33] + chunk(b"gAMA", struct.pack(">I", 100000)) + palette[33:]
+    assert decoder()(data)[:, 0, 0].tolist() == [188, 0, 255]
+
+
+def test_what_a_gif_file_does_not_paint_is_transparent() -> None:
+    """Its first frame may be smaller than the picture; every viewer shows nothing around it."""
+    whole = encoded(Image.new("P", (8, 8), 1), "GIF")
+    place = whole.index(b"\x2c") + 1
+    small = bytearray(encoded(Image.new("P", (4, 8), 1), "GIF"))
+    small[6:8] = struct.pack("<H", 8)  # the width of the picture
+    start = small.index(b"\x2c") + 1
+    small[start : start + 2] = struct.pack("<H", 4)  # where the frame begins
+    assert whole[place : place + 2] == b"\0\0"
+    assert decoder(4)(bytes(small))[3, 0].tolist() == [0] * 4 + [255] * 4
+    assert decoder()(bytes(small))[0, 0, :4].tolist() == [255] * 4
+
+
+def test_a_png_file_may_hold_long_texts() -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("workflow", "x" * 2_000_000, zip=True)
+    assert decoder()(encoded(Image.new("RGB", (8, 8), (200, 50, 50)), pnginfo=texts))[:, 0, 0].tolist() == [200, 50, 50]

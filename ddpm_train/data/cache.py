@@ -25,7 +25,7 @@ from ddpm_train.data.frames import MOST_FRAMES, frame_name
 from ddpm_train.data.sources import Source
 from ddpm_train.system.files import replace_folder
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,26 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from ddpm_train.data.colors import blank_alpha, has_other_colors, in_srgb, transparent_grey, white_is_zero
+from ddpm_train.data.colors import (
+    blank_alpha,
+    has_other_colors,
+    in_srgb,
+    stated_white,
+    transparent_around,
+    transparent_grey,
+    uncovered,
+    white_is_zero,
+    with_palette_of_8_bits,
+    with_srgb_gamma,
+)
 from ddpm_train.data.formats import formats_of, what_it_is
 
-_WHITE_IS_ZERO = "white is zero"  # among what an image says of itself
+_WHITE_IS_ZERO, _WHITE = "white is zero", "white"  # among what an image says of itself
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# What Pillow converts to one other mode only.
+_SINGLE_WAYS = {"LAB": "RGB", "La": "LA"}
 # Pillow's plugins answer damaged files with any of these.
 DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, AttributeError),
@@ -25,6 +38,8 @@ DAMAGE = (
 )
 # `Decoder.max_pixels` is the limit, compared before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
+# Programs that paint and render write megabytes of settings into a PNG file; those of all its texts bound the memory.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # A random crop keeps what it may choose from, up to this many times the crop's own side.
 MAX_CROP_RANGE = 4
 
@@ -144,7 +159,7 @@ class Decoder:
                 raise BrokenImage("holds values that are not finite")
             low, high = self.value_range
         else:
-            low, high = 0, self.grey_white or white_for(most)
+            low, high = 0, image.info.get(_WHITE) or self.grey_white or white_for(most)
             if image.mode == "F" or least < 0 or most > high:
                 raise BrokenImage(
                     f"grey values from {least:g} to {most:g}, of which nobody knows what is black and white: "
@@ -156,6 +171,8 @@ class Decoder:
         if self.value_range is None and image.info.get(_WHITE_IS_ZERO):
             greys = 255 - greys
         picture = Image.fromarray(greys)
+        if self.value_range is None:
+            picture.info = {key: image.info[key] for key in ("gamma", "srgb") if key in image.info}
         if (transparent := image.info.get("transparency")) is not None:
             picture.putalpha(Image.fromarray(values != transparent).convert("L"))
         return picture
@@ -193,15 +210,16 @@ def white_for(most: float) -> int:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says it was meant."""
-    grey = transparent_grey(image)
+    grey, box = transparent_grey(image), uncovered(image)
     image.load()  # damage to the pixels shows here
+    with_palette_of_8_bits(image)
     try:
-        picture = ImageOps.exif_transpose(image)
+        picture = ImageOps.exif_transpose(image if box is None else transparent_around(image, box))
     except DAMAGE:
         picture = image.copy()  # damaged EXIF says nothing about the pixels
     if grey is not None:
         picture.info["transparency"] = grey
-    picture.info[_WHITE_IS_ZERO] = white_is_zero(image)
+    picture.info |= {_WHITE_IS_ZERO: white_is_zero(image), _WHITE: stated_white(image)}
     return picture.convert("RGB") if blank_alpha(image) else picture
 
 
@@ -210,7 +228,8 @@ def to_mode(image: Image.Image, channels: int, background: tuple[int, int, int])
 
     Transparency is kept for 4 channels and otherwise composed over `background`.
     """
-    image = in_srgb(image)
+    image = image.convert(_SINGLE_WAYS.get(image.mode, image.mode))
+    image = with_srgb_gamma(in_srgb(image))
     if image.has_transparency_data and channels < 4:
         image = image.convert("RGBA")
         backdrop = Image.new("RGBA", image.size, (*background, 255))

@@ -11,6 +11,8 @@ from ddpm_train.system.files import LFS_POINTER
 
 # Each is known by how it begins, whatever its file is called.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+# Of what is only read from files of its ending, these are recognised in others.
+_BY_ENDING = ("PSD", "ICO", "ICNS", "DDS", "SGI", "QOI")
 # What Pillow has an ending for besides, and is no picture of pixels: it hands drawings to helper programs (EPS to
 # Ghostscript), and films and fields of measurements are none. Today's .pcd are point clouds.
 _NO_PICTURES = {"EPS", "WMF", "PDF", "MPEG", "FLI", "BUFR", "GRIB", "HDF5", "PCD"}
@@ -80,14 +82,16 @@ def what_it_is(encoded: bytes | Path) -> str:
         name = ending[1:].upper()
         return f"a damaged {name} image" if ending in decodable() else f"{name} ({REMEDIES[ending]})"
     if kind := _format_of(start):
-        return f"damaged, or a kind of {kind} that Pillow does not read"
+        tried = kind in formats_of(encoded)
+        return f"damaged, or a kind of {kind} that Pillow does not read" if tried else f"{kind} ({_CONVERT})"
     text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     return next((what for beginning, what in _BEGINNINGS.items() if text.startswith(beginning)), "not an image")
 
 
 def _format_of(start: bytes) -> str | None:
     """The format whose files begin so, whether Pillow can read this one or not."""
-    accepts = {name: Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN}
+    decodable()  # makes Pillow know all of them
+    accepts = {name: Image.OPEN[name][1] for name in (*FORMATS, *_BY_ENDING) if name in Image.OPEN}
     return next((name for name, accept in accepts.items() if accept is not None and accept(start) is True), None)
 
 

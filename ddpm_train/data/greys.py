@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from PIL import Image
 
+from ddpm_train.data.colors import stated_white
 from ddpm_train.data.decode import DAMAGE, BrokenImage, Decoder, is_deep, white_for
 from ddpm_train.data.frames import MOST_FRAMES, frame_numbers
 from ddpm_train.data.sources import Source
@@ -52,7 +53,8 @@ class _Probe(Decoder):
 
     def _look(self, image: Image.Image) -> None:
         self.seek(image)
-        values = np.asarray(image) if is_deep(image) and image.mode != "F" else None
+        unsaid = is_deep(image) and image.mode != "F" and stated_white(image) is None
+        values = np.asarray(image) if unsaid else None
         self.found.append(None if values is None else (int(values.min()), int(values.max())))
 
 
