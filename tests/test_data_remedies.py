@@ -1,14 +1,18 @@
 """What is no dataset as it is: each kind is told in a line of its own, with what to do."""
 
+import base64
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.images import dataset_config, encoded
 from PIL import Image
@@ -84,6 +88,73 @@ def test_damaged_data_files(tmp_path: Path) -> None:
         (tmp_path / name / name).write_text("nothing")
         line = mistake("hub", tmp_path / name)
         assert line.startswith("dataset.path=PATH: ") and reason in line
+
+
+def shards(folder: Path, *columns: dict[str, Any], readme: str = "") -> Path:
+    """A folder of parquet files with four images each and further columns."""
+    folder.mkdir()
+    image = {"bytes": encoded(Image.new("L", (8, 8), 77)), "path": None}
+    for number, further in enumerate(columns):
+        table = pa.table({"image": [image] * 4, **{name: [value] * 4 for name, value in further.items()}})
+        pq.write_table(table, folder / f"part-{number}.parquet")
+    if readme:
+        (folder / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{readme}---\n")
+    return folder
+
+
+def test_which_of_many_data_files_is_wrong(tmp_path: Path) -> None:
+    other = shards(tmp_path / "other", {}, {"caption": "a cat"})
+    start = "dataset.path=PATH: the columns of its files differ, or are not those of its README.md: in one there "
+    assert mistake("hub", other) == f"{start}are 1 new columns ({{'caption'}}); give all of them the same columns"
+    damaged = shards(tmp_path / "damaged", {}, {})
+    (damaged / "part-1.parquet").write_bytes(b"PAR1 and nothing else PAR1")
+    assert mistake("hub", damaged).startswith("dataset.path=PATH: part-1.parquet: ")
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ({"train": 99}, "says that train has 99 rows, and not 4"),
+        ({"train": 4, "test": 1}, "names a split test, which its files do not hold"),
+        ({"test": 1}, "names a split test, which its files do not hold"),
+    ],
+)
+def test_a_card_that_counts_other_rows(said: dict[str, int], line: str, tmp_path: Path) -> None:
+    rows = [f"  - name: {name}\n    num_examples: {count}\n    num_bytes: 1\n" for name, count in said.items()]
+    folder = shards(tmp_path / "clone", {}, readme="".join(rows))
+    assert (
+        mistake("hub", folder)
+        == f"dataset.path=PATH: its README.md {line}; complete its files, or correct its README.md"
+    )
+
+
+def test_classes_within_an_archive(tmp_path: Path) -> None:
+    """The `datasets` library takes the folder of the archive for the class of each of its images."""
+    (tmp_path / "clone").mkdir()
+    with zipfile.ZipFile(tmp_path / "clone/images.zip", "w") as archive:
+        for number in range(6):
+            image = Image.new("L", (8, 8), 40 * number)
+            archive.writestr(f"{'cats' if number < 3 else 'dogs'}/{number}.png", encoded(image))
+    data = opened("hub", tmp_path / "clone", validation_fraction=0)
+    assert sorted(data.train.load([number])[0, 0, 0, 0].item() for number in range(6)) == list(range(0, 240, 40))
+
+
+@pytest.mark.parametrize("kind", [pa.binary_view(), pa.string_view(), pa.large_binary(), pa.large_string()])
+def test_columns_as_polars_writes_them(kind: pa.DataType, tmp_path: Path) -> None:
+    image = encoded(Image.new("L", (8, 8), 77))
+    (tmp_path / "a.png").write_bytes(image)
+    cell = image if "binary" in str(kind) else "a.png"
+    pq.write_table(pa.table({"picture": pa.array([cell] * 4, kind)}), tmp_path / "some.parquet")
+    data = opened("hub", tmp_path / "some.parquet", image_column="picture", validation_fraction=0)
+    assert data.train.load([0]).unique().tolist() == [77]
+
+
+def test_pictures_in_base64(tmp_path: Path) -> None:
+    text = base64.b64encode(encoded(Image.effect_noise((64, 64), 99))).decode()
+    for name, cell in {"plain": text, "address": f"data:image/png;base64,{text}"}.items():
+        pq.write_table(pa.table({"picture": [cell] * 4}), tmp_path / f"{name}.parquet")
+        line = mistake("hub", tmp_path / f"{name}.parquet", image_column="picture")
+        assert "base64 text, which is not read; store its bytes instead" in line and len(line) < 300
 
 
 def test_images_of_another_kind_than_their_ending(tmp_path: Path, garments: list[Image.Image]) -> None:

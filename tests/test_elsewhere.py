@@ -93,7 +93,7 @@ def test_what_a_run_writes_is_read_again(default: dict[str, Any], tmp_path: Path
     """With what the command adds, which is the user's own."""
     default = {**default, "output_dir": "runs/${name}-${train.batch_size}"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(default))
-    own = composed("name=${oc.env:NOWHERE,x}", "hydra.job.chdir=false", path=tmp_path)[0]
+    own = composed("name=${oc.env:NOWHERE,x}", "hydra.verbose=false", path=tmp_path)[0]
     assert own.output_dir == "runs/x-64" and own.seed == default["seed"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(default | {"extensions": ["a"], "loss": {"_target_": "x"}}))
     with pytest.raises(Mistakes, match="this config names code"):
@@ -143,3 +143,34 @@ def test_choices_of_ones_own_build_on_others(tmp_path: Path) -> None:
     (tmp_path / "experiment/mine.yaml").write_text(choice + search)
     config, _ = composed("experiment=mine", "hydra/sweeper=basic", config_dir=tmp_path)
     assert config.name == "x-0" and config.optimizer.name == "sgd" and len(config.model.block_out_channels) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            GLOBAL + "train:\n",
+            "train=null: must be a section of keys; leave it out of the file that names it without any",
+        ),
+        ("seed: 1\n", "experiment={seed:1}: would go below that key; begin its file with `# @package _global_`"),
+        (GLOBAL + "train: {batch_size: 016}\n", "FILE, line 2: 016 is 14 in YAML; write 14 if you mean that"),
+        (GLOBAL + "train: {batch_size: 1:04}\n", "FILE, line 2: 1:04 is 64 in YAML; write 64 if you mean that"),
+        (GLOBAL + "dataset: {revision: 0012345}\n", "FILE, line 2: 0012345 is 5349 in YAML; write 5349 if you mean"),
+    ],
+)
+def test_what_a_file_says_and_nobody_meant(text: str, line: str, tmp_path: Path) -> None:
+    file = tmp_path / "experiment/mine.yaml"
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises(Mistakes) as raised:
+        composed("experiment=mine", "train.batch_size=16", "train.max_steps=2", config_dir=tmp_path)
+    (said,) = raised.value.lines
+    assert said.removeprefix("experiment=mine: ").replace(str(file), "FILE").startswith(line)
+
+
+def test_numbers_of_a_file_that_are_meant(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    values = "name: '0123'\nseed: 1_000\noptimizer: {lr: 0.01, eps: 1e-8}\ndataset: {random_flip: yes}\n"
+    (tmp_path / "experiment/mine.yaml").write_text(GLOBAL + values)
+    config, _ = composed("experiment=mine", config_dir=tmp_path)
+    assert (config.name, config.seed, config.optimizer.eps, config.dataset.random_flip) == ("0123", 1000, 1e-8, True)

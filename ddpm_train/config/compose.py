@@ -143,6 +143,8 @@ def _diagnose(name: str, certain: list[str], overrides: Sequence[Override]) -> C
         for override in overrides:
             if override in chosen or override.key_or_group.split(".")[0] in [group.key_or_group for group in wrong]:
                 continue  # which keys there are depends on the choice
+            if _within_no_section(override.key_or_group, defaults):
+                continue  # which is told when the values are checked
             if mistake := _key_mistake(override, defaults, groups):
                 lines.append(mistake)
             else:
@@ -229,6 +231,16 @@ def _choice_mistakes(chosen: Sequence[Override]) -> Iterator[str]:
                 choice = "null" if choice is None else str(choice)
                 if choice not in known:
                     yield no_such_choice(group, choice, known)
+
+
+def _within_no_section(key: str, values: Any) -> bool:
+    """Whether a file holds something else where the section of this key should be."""
+    for name in key.split(".")[:-1]:
+        if name not in values:
+            return False
+        if not isinstance(values := values[name], Mapping):
+            return True
+    return False
 
 
 def _key_mistake(override: Override, values: Mapping[str, Any], groups: Sequence[str]) -> str | None:

@@ -5,6 +5,7 @@ edited, or made by somebody who means harm.
 """
 
 import os
+import re
 import stat
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,8 @@ T = TypeVar("T")
 
 # The largest file that is read this way, the index of a model in many shards, has a few MB.
 _LARGEST_BYTES = 64 << 20
+# What nobody means by a number: YAML 1.1 counts 010 in eights, and 1:20 in sixties.
+_MISREAD = re.compile(r"[-+]?(0[0-7_]*[1-7][0-7_]*|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 
 
 class BadFile(Mistakes, ValueError):
@@ -84,8 +87,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, name: str) -> Any:
     """The value in a text, likewise; `name` is what errors call it."""
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.CSafeLoader)):
-            raise BadFile(printable(f"{name}: holds an alias (*name); write out what it stands for"))
+        for event in yaml.parse(text, yaml.CSafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise BadFile(printable(f"{name}: holds an alias (*name); write out what it stands for"))
+            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _MISREAD.fullmatch(event.value):
+                read_as = yaml.safe_load(event.value)
+                line = event.start_mark.line + 1 if event.start_mark else 0
+                advice = f"write {read_as} if you mean that, a text in quotes, and any other number as it is"
+                raise BadFile(printable(f"{name}, line {line}: {event.value} is {read_as} in YAML; {advice}"))
         return yaml.load(text, yaml.CSafeLoader)
     except BadFile:
         raise

@@ -161,6 +161,12 @@ def _explain(detail: Any, values: Mapping[str, Any], known_keys: list[str]) -> s
     key = ".".join(map(str, _location(detail, values)))
     kind, context = detail["type"], detail.get("ctx", {})
     given = f"{key}={as_written(detail['input'])}"
+    if key == "experiment" and isinstance(detail["input"], Mapping):
+        return (
+            f"{given}: would go below that key; begin its file with `# @package _global_`, and with no byte order mark"
+        )
+    if kind in _NO_SECTION and detail["input"] is None:
+        return f"{given}: must be a section of keys; leave it out of the file that names it without any"
     if kind == "unexpected_keyword_argument":
         return no_such_key(given, key, known_keys)
     if kind == "value_error":
@@ -177,6 +183,7 @@ def _explain(detail: Any, values: Mapping[str, Any], known_keys: list[str]) -> s
     return f"{given}: not one of {', '.join(known)};{did_you_mean(str(word), known)}".rstrip(";")
 
 
+_NO_SECTION = ("dict_type", "dataclass_type", "model_attributes_type")
 # What pydantic's kinds of errors ask for, in words that follow "must be".
 _WANTED = {
     "int_parsing": "a whole number",
@@ -189,9 +196,7 @@ _WANTED = {
     "bool_type": "true or false",
     "string_type": "a text",
     "tuple_type": "a list",
-    "dict_type": "a section of keys",
-    "dataclass_type": "a section of keys",
-    "model_attributes_type": "a section of keys",
+    **dict.fromkeys(_NO_SECTION, "a section of keys"),
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "greater_than": "greater than {gt}",

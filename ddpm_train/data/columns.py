@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
 
 _ONE_EACH = "write a dataset with one image in each row"
-_BYTES_AND_PATHS = ("string", "large_string", "binary", "large_binary")
+_VIEWS = {"string_view": "string", "binary_view": "binary"}  # as polars writes them; what they can be cast to
+_BYTES_AND_PATHS = ("string", "large_string", "binary", "large_binary", *_VIEWS)
 
 
 def image_column(dataset: Any, config: "Dataset", files: Sequence[str]) -> str:
@@ -41,6 +42,23 @@ def image_column(dataset: Any, config: "Dataset", files: Sequence[str]) -> str:
     if not found:
         raise Mistakes(next(_no_images(features, config, files)))
     return found[0]
+
+
+def as_images(dataset: Any, column: str) -> Any:
+    """A `datasets.Dataset` of that column alone, as encoded images.
+
+    Raises:
+        Mistakes: it holds none.
+    """
+    from datasets import Image, Value
+
+    selected, feature = dataset.select_columns([column]), dataset.features[column]
+    try:
+        if (held := getattr(feature, "dtype", "")) in _VIEWS:
+            selected = selected.cast_column(column, Value(_VIEWS[held]))
+        return selected.cast_column(column, Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError):
+        raise Mistakes(f"dataset.image_column={column}: holds no images ({feature}); choose another") from None
 
 
 def _no_images(features: dict[str, Any], config: "Dataset", files: Sequence[str]) -> Iterator[str]:

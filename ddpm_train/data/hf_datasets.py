@@ -4,12 +4,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
-from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.mistakes import Mistakes, one_of
 from ddpm_train.data.formats import REMEDIES, decodable
 from ddpm_train.data.paths import is_parquet
 from ddpm_train.hub.access import find_commit
@@ -98,6 +99,8 @@ def _own_builder(config: "Dataset", path: str, revision: str | None) -> Any:
     import datasets
 
     builder = datasets.load_dataset_builder(path, config.config_name, revision=revision)
+    if hasattr(builder.config, "drop_labels"):
+        builder.config.drop_labels = True  # folders of classes within an archive get labels that the library refuses
     own = [f"hf://datasets/{path}@", *(f"{folder}{os.sep}" for folder in own_folders(config))]
     for file in (file for files in (builder.config.data_files or {}).values() for file in files):
         target = file if file.startswith("hf://") else str(Path(file).resolve())
@@ -206,6 +209,12 @@ def _mistake(config: "Dataset", split: str, error: Exception) -> str:
     if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the other says only that there is one
     first = first_line(error)
+    if isinstance(error, datasets.exceptions.SplitsVerificationError):
+        first = f"{_other_splits(error)}; complete its files, or correct its README.md"
+    elif isinstance(error, datasets.table.CastError):
+        detail = error.details().rstrip(".")
+        first = f"the columns of its files differ, or are not those of its README.md: in one {detail}; "
+        first += "give all of them the same columns"
     # Of no rows, the library saves no file, and cannot load that.
     saved_without_rows = isinstance(error, IndexError) and (expanded(config.path) / "state.json").exists()
     if "corresponds to no data" in first or saved_without_rows:
@@ -216,7 +225,36 @@ def _mistake(config: "Dataset", split: str, error: Exception) -> str:
     if "BuilderConfig" in first or "Config name" in first:
         return f"dataset.config_name={config.config_name or 'null'}: {one_line(error)}"
     place = f"dataset.path={config.path}"
-    return next(lfs_mistakes(place, expanded(config.path)), f"{place}: {first}{_remedy(error)}")
+    path = expanded(config.path)
+    lines = chain(lfs_mistakes(place, path), _damaged_parquet(place, path))
+    return next(lines, f"{place}: {first}{_remedy(error)}")
+
+
+def _other_splits(error: Exception) -> str:
+    """How the splits in a dataset's files differ from those of its card; the library says it in Python objects."""
+    import datasets
+
+    if isinstance(error, datasets.exceptions.NonMatchingSplitsSizesError):
+        counts = re.findall(r"name='(.*?)', num_bytes=\d+, num_examples=(\d+)", str(error))
+        pairs = zip(counts[::2], counts[1::2], strict=True)
+        differ = [f"{name} has {int(said):,} rows, and not {int(there):,}" for (name, said), (_, there) in pairs]
+        return f"its README.md says that {' and that '.join(differ)}"
+    names = one_of(sorted(re.findall(r"'(.*?)'", str(error))))
+    if isinstance(error, datasets.exceptions.ExpectedMoreSplitsError):
+        return f"its README.md names a split {names}, which its files do not hold"
+    return f"its files hold a split {names}, which its README.md does not name"
+
+
+def _damaged_parquet(place: str, folder: Path) -> Iterator[str]:
+    """A line for the first parquet file below a folder that cannot be opened; the library does not say which."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for file in sorted(folder.rglob("*.parquet")):
+        try:
+            pyarrow.parquet.read_metadata(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            yield f"{place}: {file.relative_to(folder)}: {first_line(error)}; get it anew"
 
 
 def _empty(config: "Dataset", split: str) -> str:

@@ -14,7 +14,7 @@ from ddpm_train.config.mistakes import Mistakes, did_you_mean
 from ddpm_train.config.registry import resolve
 from ddpm_train.config.text import printable
 from ddpm_train.data.archives import file_named, member_named, read_member
-from ddpm_train.data.columns import image_column
+from ddpm_train.data.columns import as_images, image_column
 from ddpm_train.data.content import content_hash
 from ddpm_train.data.decode import Broken, BrokenImage, Decoder
 from ddpm_train.data.hf_datasets import load_dataset, own_folders
@@ -25,6 +25,8 @@ from ddpm_train.system.files import cache_folder, expanded
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
 
+# How a text begins that holds a picture instead of naming one: JPEG, PNG, GIF and WebP in base64, or any in an address.
+_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "data:")
 EMBEDDED = {"fashion_tiny": 28}  # name -> side of a tile, in pixels
 
 
@@ -127,19 +129,12 @@ class HubSource:
     """A `datasets.Dataset` with a column of encoded images; decoding stays with us (orientation, broken files)."""
 
     def __init__(self, config: "Dataset", split: str) -> None:
-        from datasets import Image as ImageFeature
-
         dataset, self.commit, self._files, self.left_out = load_dataset(config, split)
         self._folders = own_folders(config)
         self._cache_dir = cache_folder(config.cache_dir)
         self._column = column = image_column(dataset, config, self._files)
         self._version = dataset._fingerprint
-        selected = dataset.select_columns([column])
-        try:
-            self._dataset = selected.cast_column(column, ImageFeature(decode=False))
-        except (TypeError, ValueError, NotImplementedError):
-            feature = dataset.features[column]
-            raise Mistakes(f"dataset.image_column={column}: holds no images ({feature}); choose another") from None
+        self._dataset = as_images(dataset, column)
 
     @property
     def fingerprint(self) -> str:
@@ -170,6 +165,8 @@ class HubSource:
         return decoder(cell["bytes"] if cell["bytes"] is not None else self._named(cell["path"]))
 
     def _named(self, path: str) -> Path | bytes:
+        if path.startswith(_BASE64):
+            raise BrokenImage("base64 text, which is not read; store its bytes instead (base64.b64decode)")
         member = member_named(path)
         file = self._own_file(file_named(path))
         return file if member is None else read_member(file, member)
