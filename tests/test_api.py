@@ -61,10 +61,12 @@ def test_the_lines_of_the_command_line(cli: Cli, trained: Path, monkeypatch: pyt
     """Of what `load` takes, and of what a loaded model is asked for."""
     monkeypatch.chdir(cli.folder)
     (cli.folder / "outputs/cats").mkdir(parents=True)
-    loading = {"weights": "emma", "mixed_precision": "fp8", "compile": "perhaps", "revision": [3]}
+    loading = {"weights": "emma", "mixed_precision": "fp8", "compile": "perhaps"}
     said = cli.sample("pipeline=outputs/cat", *as_overrides(loading), expect=2)
     assert lines_of(ddpm_train.load, "outputs/cat", **loading) == sorted(told(said))
     assert lines_of(ddpm_train.sample, "outputs/cat", 3, **loading) == sorted(told(said))
+    # On the command line this is a text.
+    assert lines_of(ddpm_train.load, "outputs/cat", revision=[3])[-1] == "revision=[3]: must be a text"
     asked: dict[str, Any] = {"seed": 2**32, "num_images": 0, "seeed": 3, "strength": 0.5, "resolution": [8]}
     asked |= {"inpaint": "nowhere.png", "batch_size": "many", "compare": {"samplers": ["ddim"]}}
     asked |= {"sampler": {"name": "ddim", "etaa": 0.5}}

@@ -450,7 +450,9 @@ HOLDER = """
 import json, sys, time, pathlib
 heartbeat = pathlib.Path(sys.argv[1])
 for beat in range(600):
-    heartbeat.write_text(json.dumps({"host": "elsewhere", "pid": 7, "beat": beat}))
+    written = heartbeat.with_name("written")
+    written.write_text(json.dumps({"host": "elsewhere", "pid": 7, "beat": beat}))
+    written.replace(heartbeat)
     time.sleep(0.5)
 """
 

@@ -38,6 +38,7 @@ MEANS = {
     Purpose.HELD_OUT_TIMESTEP: [0x42C51D2B, 0x5FD2BD66, 0x915F3A3D, 0xC2D55FA2, 0x071E2CEA, 0xD046F877],
     Purpose.BOUND_NOISE: [0xB71C96B1, 0xD111156E, 0xABC7E884, 0x14EF8CB9, 0x972607ED, 0x2CABF874],
     Purpose.BOUND_TIMESTEP: [0xB7B12EC9, 0x47F2A4EF, 0x54B8560A, 0x44364C52, 0xD574AC6A, 0x15CE77E0],
+    Purpose.FLOOR_IMAGE: [0x0E3B452F, 0xA2FE6284, 0x91036975, 0x95294614, 0xC295CCDC, 0xA663C035],
 }
 
 
@@ -47,7 +48,7 @@ def test_what_a_seed_means() -> None:
     assert MEANS.keys() == set(Purpose)
     for purpose, numbers in MEANS.items():
         assert bits(SEED, purpose, here, 6)[1].tolist() == numbers
-    counts = dict(zip(MEANS, (6, 1, 1, 2, 5, 6, 3, 4, 6, 1), strict=True))
+    counts = dict(zip(MEANS, (6, 1, 1, 2, 5, 6, 3, 4, 6, 1, 2), strict=True))
     drawn = dict(zip(counts, draw(SEED, here, counts), strict=True))
     for purpose, count in counts.items():
         assert drawn[purpose][1].tolist() == MEANS[purpose][:count]

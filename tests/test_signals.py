@@ -92,7 +92,7 @@ def test_ctrl_c_is_answered_at_once_and_a_second_one_leaves(
         "sample": (f"pipeline={trained}", "output=samples"),
         "evaluate": (f"pipeline={trained}", "metrics=held_out_loss", "output=evaluation"),
     }[program]
-    endless = ENDLESS.format(calls=3 if program == "train" else 1, training=training)
+    endless = ENDLESS.format(calls=5 if program == "train" else 1, training=training)
     process = cli.fork("-c", f"{endless}\nfrom ddpm_train.cli.{program} import main\nmain()", *arguments)
     assert "endless\n" in iter(process.stdout.readline, "")
     cpu_times = psutil.Process(process.pid).cpu_times
