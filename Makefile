@@ -6,14 +6,17 @@ BIN := .venv/bin
 # One more than the cores that the tests are made for: some of them wait.
 WORKERS ?= 3
 
+# The demo imports few modules, and compiles those; the tests start hundreds of programs, which find all compiled.
 UV := $(shell command -v uv 2>/dev/null)
 ifdef UV
 VENV := $(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python
+COMPILED := --compile-bytecode
 else
 VENV := $(PYTHON) -m venv .venv
-# Quiet twice: without warnings. Modules are compiled when they are first imported: most never are.
-INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile
+# Quiet twice: without warnings.
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+UNCOMPILED := --no-compile
 endif
 
 .PHONY: demo test test-fast fuzz lint clean
@@ -38,13 +41,13 @@ lint: .venv/installed
 .venv/trains: pyproject.toml
 	@echo "installing into .venv (minutes; torch is large) …"
 	test -x $(BIN)/python || $(VENV)
-	$(INSTALL) --editable .
+	$(INSTALL) $(UNCOMPILED) --editable .
 	touch $@
 
 .venv/installed: pyproject.toml
 	@echo "installing into .venv (minutes; torch is large) …"
 	test -x $(BIN)/python || $(VENV)
-	$(INSTALL) --editable ".[dev]"
+	$(INSTALL) $(COMPILED) --editable ".[dev]"
 	touch .venv/trains $@
 
 clean:
