@@ -22,7 +22,7 @@ from ddpm_train.config.parts import Hub
 from ddpm_train.config.text import holds_secret
 from ddpm_train.hub.card import model_card
 from ddpm_train.hub.push import LAST, Push
-from ddpm_train.report.evidence import Results, Score
+from ddpm_train.report.stored import Results, Score
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import (
     CHECKPOINTS,

@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ddpm_train.config.metrics import metric_label
-from ddpm_train.report.evidence import Evidence, Floats, Floor, Score, Series
+from ddpm_train.report.evidence import Evidence, Floats, Series
 from ddpm_train.report.formatting import count, duration, measured, number, tick
 from ddpm_train.report.plots import COLOURS, CURVES, Chart, mark_points, new_axes, styled
+from ddpm_train.report.stored import Floor, Score
 
 BUCKETS = 300
 SMOOTHED_SHARE = 0.02  # of the run: the width of the moving mean

@@ -9,8 +9,9 @@ import numpy as np
 
 from ddpm_train.config.metrics import FEWEST_IMAGES, metric_label, names_of_features_alone
 from ddpm_train.config.train import FEWEST_IMAGES_SEEN, FEWEST_STEPS
-from ddpm_train.report.evidence import Evidence, Floor, Score, Series
+from ddpm_train.report.evidence import Evidence, Series
 from ddpm_train.report.formatting import count, digits, extractor_name, measured, number
+from ddpm_train.report.stored import Floor, Score
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01

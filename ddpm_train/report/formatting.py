@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ddpm_train.config.metrics import METRICS
 
 if TYPE_CHECKING:  # a sweep needs `duration` alone
-    from ddpm_train.report.evidence import Score
+    from ddpm_train.report.stored import Score
 
 _EXTRACTORS = {
     "inception": "Inception v3",

@@ -25,15 +25,7 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
         again: what the same command does after a stop.
     """
     diffusers.logging.set_verbosity_error()
-    several, main = launch.is_one_of_several(), exit_codes.is_first_process()
-    said = not main
-
-    def end(line: str, code: int, everywhere: bool) -> NoReturn:
-        if main or not everywhere:
-            print(f"error: {shown(line)}", file=sys.stderr, flush=True)
-        if several and not everywhere:
-            os._exit(code)
-        sys.exit(code)
+    said = not exit_codes.is_first_process()
 
     def say(signal_name: str) -> None:
         nonlocal said
@@ -58,15 +50,26 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
     except Mistakes:
         raise
     except CannotGoOn as error:
-        end(str(error), error.exit_code, error.everywhere)
+        _end(str(error), error.exit_code, error.everywhere)
     except Exception as error:
         if is_refused_by_disk(error):
             line = f"{one_line(error)}. Make room, or choose another folder; {again}"
-            end(line, exit_codes.NOT_SAVED, ranks.is_everywhere(error))
-        if several:  # the others notice at their next exchange; this process would wait for them to end with it
+            _end(line, exit_codes.NOT_SAVED, ranks.is_everywhere(error))
+        if (
+            launch.is_one_of_several()
+        ):  # the others notice at their next exchange; this process would wait for them to end with it
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
         raise
     finally:
         ranks.leave()
+
+
+def _end(line: str, code: int, everywhere: bool) -> NoReturn:
+    """Leave with an error that the others have, too (`everywhere`), or that this process is alone with."""
+    if exit_codes.is_first_process() or not everywhere:
+        print(f"error: {shown(line)}", file=sys.stderr, flush=True)
+    if launch.is_one_of_several() and not everywhere:
+        os._exit(code)
+    sys.exit(code)
