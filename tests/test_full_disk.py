@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from helpers.cli import Cli, ended
+from helpers.runs import steps_written, wait_for
 
 from ddpm_train.runs.folder import read_records
 from ddpm_train.training.records import Records
@@ -58,6 +59,23 @@ def test_a_run(cli: Cli, disk: Path, trained: Path) -> None:
     filler.unlink()
     assert "done: step 6" in cli.train(*where)
     assert (disk / "run/pipeline/model_index.json").exists()
+
+
+def test_a_disk_that_turns_read_only_under_a_run(cli: Cli, disk: Path) -> None:
+    """As a file system does after an error of its device; once it is mended, the same command goes on."""
+    run = disk / "run"
+    long = (f"output_dir={run}", "tracker=none", "evaluation=none", "train.max_steps=100000", "checkpoint.keep_last=1")
+    process = cli.start_training(*long, "checkpoint.every_steps=200")
+    wait_for(lambda: steps_written(run) >= 10, process)
+    subprocess.run(["mount", "--bind", run, run], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", run], check=True)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        subprocess.run(["umount", "-l", run], check=True)
+    assert process.returncode == 4 and "Traceback" not in err, out + err
+    assert err.splitlines()[-1].startswith("error: ") and "Read-only file system" in err
+    cli.train(*long, f"train.max_steps={steps_written(run) + 1}")
 
 
 def test_samples_and_scores(cli: Cli, disk: Path, trained: Path) -> None:
