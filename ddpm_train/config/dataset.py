@@ -1,5 +1,6 @@
 """Where images come from."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -61,9 +62,20 @@ class Dataset(Section):
     # The keys that the images have decided; auto: all that the command of a new run leaves open.
     chosen: Literal["auto"] | tuple[str, ...] = ()
 
+    group_by: str | None = None  # what belongs together, and is held out together; likewise
+    drop_duplicates: bool = False  # of images of the same pixels keep the first; likewise
+
     def mistakes(self) -> Iterator[str]:
         if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
             yield (
                 f"dataset.value_range={as_written(self.value_range)}: holds nothing between black and white; give "
                 "[low,high] with low below high"
             )
+        if self.source == "folder" and self.group_by is not None:
+            try:
+                re.compile(self.group_by)
+            except re.error as error:
+                yield (
+                    f"dataset.group_by={self.group_by}: no regular expression ({error}); give one that finds the group "
+                    "in an image's path, or folder"
+                )

@@ -20,12 +20,13 @@ from tqdm import tqdm
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.decode import Broken, Decoder
 from ddpm_train.data.decode_all import decode_all
+from ddpm_train.data.duplicates import pixel_hash
 from ddpm_train.data.formats import formats_of
 from ddpm_train.data.frames import MOST_FRAMES, frame_name
 from ddpm_train.data.sources import Source
 from ddpm_train.system.files import replace_folder
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,13 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.usable)
 
-    @property
-    def num_frames(self) -> tuple[int, int]:
-        """How many images are frames of files of which several are used, and how many such files there are."""
-        _, counts = np.unique(self.usable, return_counts=True)
-        several = counts[counts > 1]
-        return int(several.sum()), len(several)
-
     def pixels(self) -> np.ndarray:
         """All pixels as one flat, memory-mapped uint8 array; image i is [C, H_i, W_i] after those before it."""
         return np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="r")
+
+    def hashes(self) -> np.ndarray:
+        """A hash of each image's pixels and size, uint64 [N, 2]; read anew, for workers are sent the rest of this."""
+        return _load_array(self.folder / "hashes.npy")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def _build(
     staging: Path, source: Source, decoder: Decoder, keep_pixels: bool, num_workers: int, progress: bool
 ) -> None:
     """Decode everything into an empty folder."""
-    usable, frames, sizes = array("q"), array("i"), array("i")
+    usable, frames, sizes, hashes = array("q"), array("i"), array("i"), array("Q")
     others: dict[int, int] = {}  # of files with several frames
     broken: list[Broken] = []
     digest = hashlib.sha256()
@@ -133,6 +131,7 @@ def _build(
             sizes.extend(pixels.shape[1:])
             if others_of_file:
                 others[index] = others_of_file
+            hashes.frombytes(pixel_hash(pixels))
             digest.update(pixels.data)
             if keep_pixels:
                 file.write(pixels.data)
@@ -140,6 +139,7 @@ def _build(
     np.save(staging / "usable.npy", np.array(usable, dtype=np.int64))
     np.save(staging / "frames.npy", np.array(frames, dtype=np.int32))
     np.save(staging / "sizes.npy", np.array(sizes, dtype=np.int32).reshape(-1, 2))
+    np.save(staging / "hashes.npy", np.array(hashes, dtype=np.uint64).reshape(-1, 2))
     unused = (len(others), sum(others.values())) if decoder.frames == "first" else (0, 0)
     overlong = sum(count >= MOST_FRAMES for count in others.values())
     meta = _Meta(digest.hexdigest(), broken, unused, overlong, num_bytes)
@@ -153,11 +153,12 @@ def _open(folder: Path) -> Prepared | None:
     try:
         meta = read_json(folder / "meta.json", _Meta)
         usable, frames, sizes = (_load_array(folder / f"{name}.npy") for name in ("usable", "frames", "sizes"))
+        hashes = _load_array(folder / "hashes.npy")
         num_bytes = (folder / "pixels.bin").stat().st_size
     except (OSError, ValueError, EOFError):
         return None
     whole = usable.dtype == np.int64 and sizes.dtype == frames.dtype == np.int32
-    whole = whole and frames.shape == usable.shape and sizes.shape == (*usable.shape, 2)
+    whole = whole and frames.shape == usable.shape and sizes.shape == hashes.shape == (*usable.shape, 2)
     if not whole or num_bytes != meta.num_bytes:
         return None
     return Prepared(folder, usable, frames, sizes, meta.content, meta.broken, meta.unused_frames, meta.overlong)

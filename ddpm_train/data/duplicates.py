@@ -1,5 +1,6 @@
 """Images that are equal, and images that look alike. Memory grows with the number of images, not with its square."""
 
+import hashlib
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 
@@ -8,6 +9,13 @@ import numpy as np
 _HASHED_AT_ONCE = 1024  # images
 _PAIRS_AT_ONCE = 2**21
 _MATCHING_BLOCKS = 3  # of the bits of two hashes: a few would be equal by chance, and more take more searches
+
+
+def pixel_hash(pixels: np.ndarray) -> bytes:
+    """16 bytes that only images of the same pixels have in common: uint8, contiguous, of any shape."""
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    digest.update(pixels.data)
+    return digest.digest()
 
 
 def first_equal(hashes: np.ndarray) -> np.ndarray:

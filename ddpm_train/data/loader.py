@@ -19,7 +19,7 @@ from ddpm_train.data.greys import Greys, find_greys
 from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source, reasons
-from ddpm_train.data.split import hold_out
+from ddpm_train.data.split import Selection, group_numbers, select
 from ddpm_train.data.workers import Workers
 from ddpm_train.seeding import Purpose, bits
 from ddpm_train.system.console import counted
@@ -32,10 +32,6 @@ if TYPE_CHECKING:  # workers import this module, and diffusers takes them second
 # By default no process has more workers than this, each of which takes memory and seconds to start. Prepared images
 # are only gathered, which few can do for any GPU; without a cache they are decoded.
 _MOST_WORKERS = {"disk": 8, "none": 32}
-_DIVIDED_FILES = (
-    "dataset.validation_fraction={}: no file has so few frames, so single frames are held out, which may resemble "
-    "those of the same file that are trained on; a larger fraction may hold out whole files"
-)
 DataIdentity: TypeAlias = tuple[tuple[str, int], ...]
 
 
@@ -50,7 +46,7 @@ class Data:
     left_out: list[str]  # what of the dataset is not used, in lines
     commit: str | None  # of the repository that they come from, if it is one on the Hub
     greys: Greys | None  # unless `dataset.value_range` says what is black and white
-    frames: tuple[int, int]  # how many images are frames of files with several, and of how many such files
+    selection: Selection
 
     def warnings(self) -> Iterator[str]:
         """What of the dataset is not used, in lines for a person."""
@@ -62,13 +58,19 @@ class Data:
     @property
     def frames_text(self) -> str | None:
         """Which images are frames, in a line; None: none is."""
-        images, files = self.frames
-        total = len(self.train) + len(self.validation or ())
-        return f"{images:,} of {counted(total, 'image')} are frames of {counted(files, 'file')}" if images else None
+        files = [each.prepared.usable[each.rows] for each in (self.train, self.validation) if each is not None]
+        if self.validation is not None and self.validation.source is not self.train.source:
+            files[1] = -1 - files[1]  # other files
+        _, counts = np.unique(np.concatenate(files), return_counts=True)
+        several, total = counts[counts > 1], counted(int(counts.sum()), "image")
+        return f"{several.sum():,} of {total} are frames of {counted(len(several), 'file')}" if len(several) else None
 
     def identity(self) -> "DataIdentity":
         """What makes these images these: content and number of the training images, and of those held out."""
-        return tuple((each.prepared.content, len(each)) for each in (self.train, self.validation) if each is not None)
+        changed = self.selection.changed or ""
+        return tuple(
+            (each.prepared.content + changed, len(each)) for each in (self.train, self.validation) if each is not None
+        )
 
 
 def open_data(config: Dataset, *, progress: bool) -> Data:
@@ -99,25 +101,25 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
     def images(source: Source, all_of: Prepared, rows: np.ndarray) -> Images:
         return Images(source, decoder, all_of, rows, cached=config.cache == "disk")
 
-    train = prepared(source)
-    broken, left_out, frames = train.broken, _left_out(source, train), train.num_frames
+    groups = group_numbers(source, config)  # before what takes long: it may be mistaken
+    train, held_out, held_out_source = prepared(source), None, source
+    broken, left_out = train.broken, _left_out(source, train)
     if config.validation_split is not None:
         held_out_source = open_source(config, config.validation_split)
         held_out = prepared(held_out_source)
         broken = broken + held_out.broken
         left_out = left_out + _left_out(held_out_source, held_out)
-        frames = frames[0] + held_out.num_frames[0], frames[1] + held_out.num_frames[1]
-        train_images = images(source, train, np.arange(len(train)))
-        validation: Images | None = images(held_out_source, held_out, np.arange(len(held_out)))
-    else:
-        rows = hold_out(train.usable, config.validation_fraction)
-        if not len(rows.train):
-            raise Mistakes(f"dataset.validation_fraction={config.validation_fraction}: leaves no image to train on")
-        train_images = images(source, train, rows.train)
-        validation = images(source, train, rows.held_out) if len(rows.held_out) else None
-        if rows.divides_files:
-            left_out = [*left_out, _DIVIDED_FILES.format(config.validation_fraction)]
-    return Data(train_images, validation, train.content, broken, left_out, source.commit, greys, frames)
+    chosen = select(config, groups, train, held_out)
+    return Data(
+        images(source, train, chosen.train),
+        images(held_out_source, held_out or train, chosen.held_out) if len(chosen.held_out) else None,
+        train.content,
+        broken,
+        left_out + chosen.warnings,
+        source.commit,
+        greys,
+        chosen,
+    )
 
 
 def _left_out(source: Source, prepared: Prepared) -> list[str]:

@@ -89,7 +89,14 @@ def path_mistakes(config: "Dataset") -> list[str]:
 
 
 # As every choice of a dataset has them, where they mean nothing: what is otherwise was asked for.
-_DEFAULTS = {"split": "train", "config_name": None, "revision": None, "image_column": None, "frames": "first"}
+_DEFAULTS = {
+    "split": "train",
+    "config_name": None,
+    "revision": None,
+    "image_column": None,
+    "frames": "first",
+    "group_by": None,
+}
 
 
 def unused_mistakes(config: "Dataset") -> Iterator[str]:
@@ -105,6 +112,13 @@ def unused_mistakes(config: "Dataset") -> Iterator[str]:
             f"dataset.validation_split={config.validation_split} is held out; leave it out, "
             "or add dataset.validation_split=null"
         )
+    if config.group_by is None or "group_by" in unused:
+        return
+    nothing = f"dataset.group_by={config.group_by}: does nothing with dataset.validation"
+    if config.validation_split is not None:
+        yield f"{nothing}_split={config.validation_split}; leave it out, or add dataset.validation_split=null"
+    elif config.validation_fraction == 0:
+        yield f"{nothing}_fraction=0; leave it out, or raise the fraction"
 
 
 def _unused(config: "Dataset") -> tuple[str, tuple[str, ...]]:
@@ -112,7 +126,7 @@ def _unused(config: "Dataset") -> tuple[str, tuple[str, ...]]:
     path = expanded(config.path)
     of_repositories = ("config_name", "revision")
     if config.source == "embedded":
-        return "the images of this package", (*of_repositories, "image_column", "frames")
+        return "the images of this package", (*of_repositories, "image_column", "frames", "group_by")
     if config.source == "folder":
         return "a folder of images", ("split", *of_repositories, "image_column")
     if config.source != "hub":

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -19,6 +20,7 @@ from ddpm_train.data.content import content_hash
 from ddpm_train.data.decode import Broken, BrokenImage, Decoder
 from ddpm_train.data.hf_datasets import load_dataset, own_folders
 from ddpm_train.hub.access import find_licence
+from ddpm_train.system.console import counted
 from ddpm_train.system.failures import first_line
 from ddpm_train.system.files import cache_folder, expanded
 
@@ -31,7 +33,11 @@ EMBEDDED = {"fashion_tiny": 28}  # name -> side of a tile, in pixels
 
 
 class Source(Protocol):
-    """A sequence of images that a worker process can be sent (it pickles small)."""
+    """A sequence of images that a worker process can be sent (it pickles small).
+
+    It may have a method `groups(by) -> Sequence[Hashable]`: for each image what `dataset.group_by` names, where images
+    that belong together have the same.
+    """
 
     @property
     def commit(self) -> str | None:
@@ -121,6 +127,19 @@ class FolderSource:
     def name(self, index: int) -> str:
         return self._paths[index]
 
+    def groups(self, by: str) -> Sequence[Hashable]:
+        """The folder of each image, or what a regular expression finds in its path below the dataset's folder."""
+        if by == "folder":
+            return [os.path.dirname(path) for path in self._paths]
+        found = [re.search(by, path) for path in self._paths]
+        if others := [path for path, match in zip(self._paths, found, strict=True) if match is None]:
+            matched = f"matches {len(found) - len(others):,} of {counted(len(found), 'image')}"
+            raise Mistakes(
+                f"dataset.group_by={by}: {matched}, and not {describe(others, 3)}; give folder, or a regular "
+                "expression that matches the path of every image"
+            )
+        return [match[1] if match.re.groups and match[1] is not None else match[0] for match in found if match]
+
     def load(self, index: int, decoder: Decoder) -> np.ndarray:
         return decoder(self._root / self._paths[index])
 
@@ -135,6 +154,7 @@ class HubSource:
         self._column = column = image_column(dataset, config, self._files)
         self._version = dataset._fingerprint
         self._dataset = as_images(dataset, column)
+        self._all_columns = dataset
 
     @property
     def fingerprint(self) -> str:
@@ -157,6 +177,21 @@ class HubSource:
 
     def name(self, index: int) -> str:
         return f"row {index} of column {self._column}"
+
+    def groups(self, by: str) -> Sequence[Hashable]:
+        """What each row holds in the column of this name."""
+        from datasets import ClassLabel, Value
+
+        columns = self._all_columns.column_names
+        if by not in columns:
+            known = f"{did_you_mean(by, columns)} (one of {', '.join(columns)})"
+            raise Mistakes(f"dataset.group_by={by}: no such column;{known}")
+        if not isinstance(feature := self._all_columns.features[by], ClassLabel | Value):
+            raise Mistakes(f"dataset.group_by={by}: holds {feature}; choose a column of texts or numbers")
+        values: list[Hashable] = self._all_columns.select_columns([by]).with_format("arrow")[:][by].to_pylist()
+        if missing := sum(value is None for value in values):
+            raise Mistakes(f"dataset.group_by={by}: empty in {missing:,} of {counted(len(values), 'row')}; fill them")
+        return values
 
     def load(self, index: int, decoder: Decoder) -> np.ndarray:
         cell = self._dataset[index][self._column]

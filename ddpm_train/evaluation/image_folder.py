@@ -47,6 +47,7 @@ def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Data":
     if lines := list(_mistakes(folder, find_images(folder), dataset)):
         raise Mistakes(*lines)
     all_of_it: dict[str, Any] = {"validation_split": None, "validation_fraction": 0.0, "max_broken_fraction": 1.0}
+    all_of_it |= {"group_by": None, "drop_duplicates": False}
     as_dataset = replace(dataset, source="folder", path=str(folder), crop="center", cache="disk", **all_of_it)
     data = open_data(as_dataset, progress=progress)
     if data.broken:

@@ -21,6 +21,8 @@ MAY_CHANGE = (
         "dataset.max_broken_fraction",
         "dataset.value_range",
         "dataset.frames",
+        "dataset.group_by",
+        "dataset.drop_duplicates",
         "checkpoint",
         "hub",
         "evaluation",
@@ -38,14 +40,21 @@ _LAYOUT = (
 _UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
 
 
-def identity(values: Mapping[str, Any], *, dataset_content: str, mixed_precision: str) -> dict[str, Any]:
-    """The config as flat keys, with what the machine decided: the dataset's content and the precision."""
+def identity(
+    values: Mapping[str, Any], *, dataset_content: str, mixed_precision: str, dataset_split: str | None = None
+) -> dict[str, Any]:
+    """The config as flat keys, with what the machine decided: the dataset's content and the precision.
+
+    Args:
+        dataset_split: a hash of which images are used where keys have changed that; see `data.split.Selection`.
+    """
     flat = {key: list(value) if isinstance(value, tuple) else value for key, value in dotted_values(values)}
     pretrained = str(flat.get("model.pretrained") or "")  # a folder's name may be a number
     if pretrained and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", pretrained):
         # Only the name of a folder: it may lie elsewhere now.
         flat["model.pretrained"] = Path(pretrained).name
-    return {**flat, "dataset content": dataset_content, "precision": mixed_precision}
+    of_images = {"dataset content": dataset_content, **({"dataset split": dataset_split} if dataset_split else {})}
+    return {**flat, **of_images, "precision": mixed_precision}
 
 
 def accept(

@@ -35,6 +35,7 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     run.console.table(
         {
             "dataset": f"{config.dataset.path}: {len(data.train):,} images {shape}{held_out}",
+            **data.selection.notes,
             **({"frames": data.frames_text} if data.frames_text else {}),
             **({"values": str(data.greys)} if data.greys else {}),
             "model": f"UNet2DModel, {run.state.unet.num_parameters() / 1e6:.2f}M parameters",

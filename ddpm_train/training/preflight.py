@@ -165,8 +165,8 @@ def _accept_run(config: Config, values: Mapping[str, Any]) -> None:
     except checkpoint.BadCheckpoint:
         return
     there = state.identity
-    content, precision = str(there.get("dataset content")), str(there.get("precision"))
-    now = identity(values, dataset_content=content, mixed_precision=precision)
+    content, precision, split = (there.get(key) for key in ("dataset content", "precision", "dataset split"))
+    now = identity(values, dataset_content=str(content), dataset_split=split, mixed_precision=str(precision))
     accept(there, now, allowed=config.allow_change, where=f"{published[-1]} (step {state.step:,})")
 
 
