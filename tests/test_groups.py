@@ -273,7 +273,7 @@ def test_a_run_tells_its_groups_and_keeps_to_them(cli: Cli, slices: Path) -> Non
     said = cli.train(*mine, *keys)
     assert "90 images 8x8x3, 10 held out\n" in said
     assert f"  groups     2 of 20 held out ({keys[0]})\n" in said
-    assert "  duplicates 1 image left out, with the same pixels as another\n" in said and "warning" not in said
+    assert "  duplicates 1 image left out, with the same pixels as another\n" in said and "held-out image" not in said
     # The same groups by other words are the same run; others are another one.
     assert "finished at step 2" in cli.train(*mine, r"dataset.group_by=p\d+", keys[1])
     said = cli.train(*mine, keys[0], expect=2)
