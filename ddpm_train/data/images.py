@@ -78,12 +78,22 @@ class Images:
             height, width = self.prepared.sizes[row]
             flat = self._pixels[self.offsets[row] : self.offsets[row + 1]]
             return flat.reshape(self.decoder.channels, height, width)
-        index, frame = int(self.prepared.usable[row]), int(self.prepared.frames[row])
+        return self.decode(row, self.decoder)
+
+    def name(self, row: int) -> str:
+        """How a person finds again what is at this place in `prepared`."""
+        return frame_name(self.source.name(int(self.prepared.usable[row])), int(self.prepared.frames[row]))
+
+    def decode(self, row: int, decoder: Decoder) -> np.ndarray:
+        """What a decoder makes of what is at this place in `prepared`, anew from its source.
+
+        Raises:
+            Mistakes: it can no longer be decoded.
+        """
         try:
-            return self.source.load(index, self.decoder.at(frame))
+            return self.source.load(int(self.prepared.usable[row]), decoder.at(int(self.prepared.frames[row])))
         except BrokenImage as error:
-            name = frame_name(self.source.name(index), frame)
-            raise Mistakes(f"{name}: could be read at the start, but not now: {error}") from None
+            raise Mistakes(f"{self.name(row)}: could be read at the start, but not now: {error}") from None
 
 
 def fits(images: Images, device: torch.device) -> bool:

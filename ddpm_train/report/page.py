@@ -29,8 +29,36 @@ _PICTURE_SIDE = 1200  # the last grid, the nearest neighbours
 
 def render(evidence: Evidence) -> str:
     """The page as HTML. Everything that comes from the folder is escaped."""
+    unreadable = list(evidence.unreadable)
+    frames = list(_frames(evidence, unreadable))
+    nearest = evidence.evaluation / evidence.copying.get("picture", "nearest.png")
+    return (
+        templates()
+        .get_template("page.html.jinja")
+        .render(
+            evidence=evidence,
+            subtitle=" · ".join(_subtitle(evidence)),
+            findings=findings(evidence),
+            rules=RULES,
+            advice=list(advice(evidence)),
+            frames=frames,
+            nearest=_inline(nearest, _PICTURE_SIDE, unreadable),
+            charts=_charts(evidence),
+            view_box=f"0 0 {WIDTH} {HEIGHT}",
+            evaluations=list(zip(evidence.held_out_loss.steps, evidence.held_out_loss.values, strict=True)),
+            speed=list(_speed(evidence)),
+            config=yaml.safe_dump(evidence.config, sort_keys=False, allow_unicode=True) if evidence.config else "",
+            commands=commands,
+            about=list(_about(evidence)),
+            unreadable=unreadable,
+        )
+    )
+
+
+def templates() -> Environment:
+    """The templates of this folder. Whatever is put into one is escaped, and loses its secrets."""
     loader = FileSystemLoader(Path(__file__).parent)
-    templates = Environment(
+    environment = Environment(
         loader=loader,
         autoescape=True,
         finalize=_without_secrets,
@@ -39,27 +67,8 @@ def render(evidence: Evidence) -> str:
         lstrip_blocks=True,
     )
     functions = {name: function for name, function in vars(formatting).items() if callable(function)}
-    templates.filters.update(functions, metric_label=metric_label)
-    unreadable = list(evidence.unreadable)
-    frames = list(_frames(evidence, unreadable))
-    nearest = evidence.evaluation / evidence.copying.get("picture", "nearest.png")
-    return templates.get_template("page.html.jinja").render(
-        evidence=evidence,
-        subtitle=" · ".join(_subtitle(evidence)),
-        findings=findings(evidence),
-        rules=RULES,
-        advice=list(advice(evidence)),
-        frames=frames,
-        nearest=_inline(nearest, _PICTURE_SIDE, unreadable),
-        charts=_charts(evidence),
-        view_box=f"0 0 {WIDTH} {HEIGHT}",
-        evaluations=list(zip(evidence.held_out_loss.steps, evidence.held_out_loss.values, strict=True)),
-        speed=list(_speed(evidence)),
-        config=yaml.safe_dump(evidence.config, sort_keys=False, allow_unicode=True) if evidence.config else "",
-        commands=commands,
-        about=list(_about(evidence)),
-        unreadable=unreadable,
-    )
+    environment.filters.update(functions, metric_label=metric_label)
+    return environment
 
 
 def _without_secrets(value: object) -> object:
@@ -101,6 +110,12 @@ def _inline(path: Path, max_side: int, unreadable: list[str]) -> Markup | None:
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for torn files
         unreadable.append(f"{path.name}: {error}")
         return None
+    return inline_picture(shown, max_side)
+
+
+def inline_picture(picture: Image.Image, max_side: int) -> Markup:
+    """An <img>'s `src` (WebP, at most `max_side` large), `width` and `height`."""
+    shown = picture.copy()
     shown.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     shown.save(encoded, "WEBP", quality=82, method=4)

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from helpers.cli import TINY, Cli
 
-from ddpm_train.cli import evaluate, push, reproduce, sample, train
+from ddpm_train.cli import data, evaluate, push, reproduce, sample, train
 from ddpm_train.cli.sweeps.sweep import Sweep
 from ddpm_train.config.compose import compose_job, open_configs, options
 from ddpm_train.config.schema import dotted_values
 
-PROGRAMS = {"config": train, "sample": sample, "evaluate": evaluate, "push": push, "reproduce": reproduce}
-WEIGHTS = (10, 4, 4, 1, 1)  # how often each is drawn
+PROGRAMS = {"config": train, "sample": sample, "evaluate": evaluate, "data": data, "push": push, "reproduce": reproduce}
+WEIGHTS = (10, 4, 4, 1, 1, 1)  # how often each is drawn
 NUMBERS = (
     *("0", "1", "-1", "3", "7", "64", "1.5", "-0.0", "1e-3", "1e3", "1e400", "-1e400", "1e-400", "nan", "inf", "-inf"),
     *("0x10", "1_000", "100000000001", "9223372036854775807", "9223372036854775808", "9" * 40, "9" * 5000),
@@ -127,7 +127,7 @@ def a_command_line(random: Random, config: str) -> tuple[list[str], bool]:
         texts += [f"{random.choice(list(keys(config)))}={random.choice(SWEEPS)}" for _ in range(random.randint(0, 2))]
     elif random.random() < 0.2:
         texts, nonsense = texts + flags(random), False  # who asks for help is helped
-    given = {"sample": "pipeline=run", "evaluate": "pipeline=run", "push": "run=run"}
+    given = {"sample": "pipeline=run", "evaluate": "pipeline=run", "data": "dataset=fashion_tiny", "push": "run=run"}
     return ([given[config]] if config in given and random.random() < 0.9 else []) + texts, nonsense
 
 

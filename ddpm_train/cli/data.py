@@ -1,0 +1,64 @@
+"""`ddpm-data`: what a dataset holds, told before anything is trained on it."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ddpm_train.cli import app
+from ddpm_train.config.data import DATA, DataConfig
+from ddpm_train.config.dataset import Dataset
+from ddpm_train.config.program import Program
+from ddpm_train.data.paths import path_mistakes, unused_mistakes
+from ddpm_train.runs.folder import REPORT
+from ddpm_train.system import exit_codes
+from ddpm_train.system.console import Console
+from ddpm_train.system.files import expanded, output_mistakes, write_atomic
+from ddpm_train.system.signals import handle_signals
+
+FACTS = "data.json"
+
+
+def main() -> None:
+    app.main(Program("ddpm-data", "data", "output", "output='data/{}'", DATA, preflight), job, alone=True)
+
+
+def preflight(config: DataConfig) -> Iterator[str]:
+    """What is wrong with this config on this machine, a line each. Imports no torch."""
+    if config.dataset is None:
+        return
+    yield from path_mistakes(config.dataset)
+    yield from unused_mistakes(config.dataset)
+    output, path = _output(config.output, config.dataset), expanded(config.dataset.path)
+    if config.dataset.source != "embedded" and path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+        yield (
+            f"output={output}: lies in dataset.path={config.dataset.path}, where nothing is written; "
+            "choose an output elsewhere"
+        )
+    yield from output_mistakes("output", str(output))
+
+
+def job(config: DataConfig, values: dict[str, Any]) -> None:
+    # torch and matplotlib take seconds to import; a typo must not wait for them.
+    from ddpm_train.data.overview import look_at
+    from ddpm_train.report.dataset import render, rows
+
+    assert config.dataset is not None  # `cross_field_mistakes`
+    handle_signals(lambda *_: sys.exit(exit_codes.REQUEUE))  # which ends the workers that prepare images, too
+    console = Console(enabled=True)
+    overview = look_at(config.dataset, progress=console.live)
+    folder = _output(config.output, config.dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / FACTS, (json.dumps(asdict(overview.facts), indent=2) + "\n").encode())
+    write_atomic(folder / REPORT, render(overview).encode())
+    console.table({**dict(rows(overview.facts)), "page": str(folder / REPORT)})
+
+
+def _output(given: str | None, dataset: Dataset) -> Path:
+    return Path(given) if given is not None else Path("data", dataset.path.strip("/").replace("/", "_"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What a dataset holds, gathered for `ddpm-data`: of its files, of its pixels, and a few images to look at.
+
+Of each image some bytes are kept, whatever its size.
+"""
+
+from array import array
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ddpm_train.config.dataset import Dataset
+from ddpm_train.config.mistakes import resolution_text
+from ddpm_train.config.text import printable
+from ddpm_train.data.decode import BrokenImage, Decoder
+from ddpm_train.data.duplicates import duplicates, near_duplicates
+from ddpm_train.data.images import Images
+from ddpm_train.data.loader import Data, open_data
+from ddpm_train.data.pixels import Pixels, read_pixels, robust_scores
+from ddpm_train.report.dataset import FAR, Distribution, Duplicates, Facts, Outlier, Overview, Shown
+
+_SHOWN = 12  # images, of each kind
+_LISTED_GROUPS = 100
+_BINS = 20
+_THUMBNAIL_SIDE = 224  # pixels
+_SWAPPED = (5, 6, 7, 8)  # the EXIF orientations that lie on their side
+_ORIENTATION = 0x0112
+
+
+def look_at(config: Dataset, *, progress: bool) -> Overview:
+    """Look at every image of the configured dataset.
+
+    Raises:
+        Mistakes: as `open_data`, but for broken images.
+    """
+    data = open_data(replace(config, max_broken_fraction=1.0), progress=progress)
+    sets = [images for images in (data.train, data.validation) if images is not None]
+    headers = _read_headers(sets, progress)
+    return _Gathered(
+        config, data, sets, headers, [read_pixels(images, progress=progress) for images in sets]
+    ).overview()
+
+
+@dataclass(frozen=True)
+class _Header(Decoder):
+    """Notes what a file says of its image before its pixels."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    sides: array = field(default_factory=lambda: array("i"))  # height, width, height, …
+
+    def from_image(self, image: Image.Image) -> np.ndarray:
+        self.seek(image)
+        self.kinds[f"{image.format or 'embedded'} {image.mode}"] += 1
+        height, width = image.height, image.width
+        # To ask some formats for EXIF that they do not have would decode the image.
+        exif = image.getexif() if "exif" in image.info or image.format == "TIFF" else {}
+        self.sides.extend((width, height) if exif.get(_ORIENTATION) in _SWAPPED else (height, width))
+        return np.zeros((self.channels, *self.resolution), dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class _Thumbnail(Decoder):
+    """The whole image, scaled down."""
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        scale = min(1, _THUMBNAIL_SIDE / max(image.size))
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _read_headers(sets: list[Images], progress: bool) -> _Header:
+    """Of each file that holds images, its first."""
+    header = _Header(**vars(sets[0].decoder))
+    for images in sets:
+        files = np.unique(images.prepared.usable[images.rows])
+        for index in tqdm(files, desc="reading headers", unit="img", disable=not progress, leave=False):
+            with suppress(BrokenImage):
+                images.source.load(int(index), header)
+    return header
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """All images have one number: the training images come first, then the held-out ones."""
+
+    config: Dataset
+    data: Data
+    sets: list[Images]
+    headers: _Header
+    pixels: list[Pixels]  # of each of `sets`
+
+    def overview(self) -> Overview:
+        brightness, chroma = self._joined("brightness"), self._joined("chroma")
+        alike = near_duplicates(self._joined("look"))
+        facts = self._facts(brightness, chroma, alike)
+        outliers = []
+        for what, values in (("brightness", brightness), ("chroma", chroma)):
+            for number in _most_extreme(values):
+                caption = f"{self._name(number)}: {what} {values[number]:.3f}"
+                outliers.append(Shown(caption, [self._seen(number)]))
+        pairs = [
+            Shown(f"{self._name(group[0])} and {self._name(group[1])}", [self._seen(number) for number in group[:2]])
+            for group in alike[:_SHOWN]
+        ]
+        return Overview(facts, [self._before_and_after(row) for row in self._spread()], pairs, outliers)
+
+    def _facts(self, brightness: np.ndarray, chroma: np.ndarray, alike: list[np.ndarray]) -> Facts:
+        hashes, sides = self._joined("hashes"), np.array(self.headers.sides, dtype=np.int32).reshape(-1, 2)
+        sizes, how_often = np.unique(sides, axis=0, return_counts=True)
+        most_often = np.argsort(-how_often, kind="stable")[:_SHOWN]
+        num_held_out = len(self.data.validation or ())
+        broken = [(printable(name), printable(reason)) for name, reason in self.data.broken]
+        total = len(hashes) + len(broken)
+        not_equal = [group for group in alike if len(np.unique(hashes[group])) > 1]
+        notes = [self.data.frames_text, str(self.data.greys) if self.data.greys else None]
+        height, width = self.config.resolution
+        return Facts(
+            dataset=printable(self.config.path),
+            resolution=self.config.resolution,
+            channels=self.config.channels,
+            num_images=len(hashes),
+            num_train=len(hashes) - num_held_out,
+            num_held_out=num_held_out,
+            kinds=dict(self.headers.kinds.most_common()),
+            sizes={resolution_text(tuple(sizes[place].tolist())): int(how_often[place]) for place in most_often},
+            num_sizes=len(sizes),
+            num_files=len(sides),
+            num_upscaled=int(((sides[:, 0] < height) | (sides[:, 1] < width)).sum()),
+            shorter_side=self._distribution(sides.min(axis=1), named=False) if len(sides) else None,
+            broken=broken,
+            too_many_broken=len(broken) > self.config.max_broken_fraction * total,
+            left_out=[printable(line) for line in self.data.left_out],
+            notes=[note for note in notes if note],
+            equal=self._duplicates(duplicates(hashes)),
+            alike=self._duplicates(not_equal),
+            brightness=self._distribution(brightness),
+            chroma=self._distribution(chroma),
+            mean=self.pixels[0].mean,
+            std=self.pixels[0].std,
+        )
+
+    def _joined(self, what: str) -> np.ndarray:
+        return np.concatenate([getattr(pixels, what) for pixels in self.pixels])
+
+    def _place(self, number: int) -> tuple[Images, int]:
+        """The set that an image belongs to, and its number there."""
+        in_train = len(self.sets[0])
+        return (self.sets[0], number) if number < in_train else (self.sets[1], number - in_train)
+
+    def _name(self, number: int) -> str:
+        images, place = self._place(number)
+        return printable(images.name(int(images.rows[place])))
+
+    def _seen(self, number: int) -> Image.Image:
+        """The image as the model sees it."""
+        images, place = self._place(number)
+        return _picture(images.load([place])[0].numpy())
+
+    def _spread(self) -> list[int]:
+        return np.unique(np.linspace(0, len(self.sets[0]) - 1, _SHOWN).astype(int)).tolist()
+
+    def _before_and_after(self, number: int) -> Shown:
+        images, place = self._place(number)
+        original = _Thumbnail(**{**vars(images.decoder), "channels": max(3, images.decoder.channels)})
+        before = images.decode(int(images.rows[place]), original)
+        return Shown(self._name(number), [_picture(before), self._seen(number)])
+
+    def _distribution(self, values: np.ndarray, *, named: bool = True) -> Distribution:
+        counts, edges = np.histogram(values, _BINS)
+        scores = robust_scores(values)
+        far = _most_extreme(values) if named else []
+        outliers = [Outlier(self._name(number), float(values[number]), float(scores[number])) for number in far]
+        num_outliers = int((np.abs(scores) >= FAR).sum())
+        least, median, most = (float(found(values)) for found in (np.min, np.median, np.max))
+        return Distribution(least, median, most, counts.tolist(), edges.tolist(), num_outliers, outliers)
+
+    def _duplicates(self, groups: list[np.ndarray]) -> Duplicates:
+        in_train = len(self.sets[0])
+        across = [int((group >= in_train).sum()) for group in groups if group[0] < in_train]
+        listed = [[self._name(number) for number in group[:_SHOWN]] for group in groups[:_LISTED_GROUPS]]
+        return Duplicates(sum(map(len, groups)), len(groups), sum(across), listed)
+
+
+def _most_extreme(values: np.ndarray) -> list[int]:
+    """The outliers among these values, the farthest first."""
+    scores = np.abs(robust_scores(values))
+    order = np.argsort(-scores, kind="stable")[:_SHOWN]
+    return order[scores[order] >= FAR].tolist()
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """uint8 [C, H, W] as a picture."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2))

@@ -1,0 +1,78 @@
+"""One pass over the pixels of a set of images, in pieces: some bytes are kept of each image, and sums over all."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_train.data.duplicates import difference_hashes
+from ddpm_train.data.images import Images
+
+_CHUNK_BYTES = 2**24
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What is known of N images as the model sees them, cropped at the centre and not flipped."""
+
+    hashes: np.ndarray  # uint64 [N]: equal where all pixels are
+    look: np.ndarray  # uint64 [N]: see `difference_hashes`
+    brightness: np.ndarray  # float32 [N]: mean luma, in [0, 1]
+    chroma: np.ndarray  # float32 [N]: mean of the largest minus the smallest of R, G and B, in [0, 1]; 0 where grey
+    mean: list[float]  # of each channel, in [-1, 1]
+    std: list[float]
+
+
+def read_pixels(images: Images, *, progress: bool) -> Pixels:
+    """Read every image once.
+
+    Raises:
+        Mistakes: one can no longer be read (without a cache).
+    """
+    channels, (height, width) = images.decoder.channels, images.resolution
+    size = max(1, _CHUNK_BYTES // (channels * height * width))
+    hashes, look = (np.empty(len(images), dtype=np.uint64) for _ in range(2))
+    brightness, chroma = (np.empty(len(images), dtype=np.float32) for _ in range(2))
+    sums, squares = (np.zeros(channels, dtype=np.int64) for _ in range(2))  # 2**47 pixels fit
+    for start in tqdm(range(0, len(images), size), desc="reading pixels", disable=not progress, leave=False):
+        # A new object maps the cache anew, so that pages that were read do not add up.
+        batch = replace(images).load(np.arange(start, min(start + size, len(images)))).numpy()
+        chunk = slice(start, start + len(batch))
+        hashes[chunk] = [int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest()) for image in batch]
+        look[chunk] = difference_hashes(batch)
+        colours = batch[:, :3]
+        means = colours.mean(axis=(2, 3)) / 255
+        brightness[chunk] = means @ _LUMA if channels > 1 else means[:, 0]
+        chroma[chunk] = (colours.max(axis=1) - colours.min(axis=1)).mean(axis=(1, 2)) / 255
+        sums += batch.sum(axis=(0, 2, 3), dtype=np.int64)
+        squares += np.square(batch, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
+    mean, std = _moments(sums.tolist(), squares.tolist(), len(images) * height * width)
+    return Pixels(hashes, look, brightness, chroma, mean, std)
+
+
+def _moments(sums: Sequence[int], squares: Sequence[int], count: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel after x / 127.5 - 1, of exact sums over bytes."""
+    variances = [(count * square - total**2) / count**2 for total, square in zip(sums, squares, strict=True)]
+    return [total / count / 127.5 - 1 for total in sums], [variance**0.5 / 127.5 for variance in variances]
+
+
+def robust_scores(values: np.ndarray) -> np.ndarray:
+    """How many standard deviations each value lies from the median, by a spread that outliers do not move.
+
+    The modified z-score of Iglewicz and Hoaglin (1993): the median absolute deviation takes the place of the standard
+    deviation, or the mean one where more than half of the values are equal. 0 everywhere if all are.
+
+    Args:
+        values: [N].
+
+    Returns:
+        float64 [N].
+    """
+    distances = values.astype(np.float64) - np.median(values)
+    if spread := 1.4826 * np.median(np.abs(distances)):
+        return distances / spread
+    mean = 1.2533 * np.abs(distances).mean()
+    return distances / mean if mean else distances
