@@ -10,6 +10,7 @@ from random import Random
 from types import FrameType
 
 import pytest
+from diffusers import UNet2DModel  # noqa: F401 (programs import it when they need it, which may take longer than a draw)
 
 _LONGEST_SECONDS = 10
 
