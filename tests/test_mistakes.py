@@ -156,6 +156,11 @@ TABLE = {
         "model.block_out_channels=[]: must be a list of at least 1",
         "optimizer.betas=[0.9,0.9,0.9]: must be a list of at most 2",
     ],
+    "seed.a=1 ~resume.b noise_scheduler.beta_schedule.c=linear": [
+        "seed.a=1: no such key; seed is no section of keys",
+        "~resume.b: no such key; resume is no section of keys",
+        "noise_scheduler.beta_schedule.c=linear: no such key; noise_scheduler.beta_schedule is no section of keys",
+    ],
     "optimizer.betas=[0.9]": ["optimizer.betas.1: missing; give it a value"],
     "++optimizer={name:sgdd}": ["optimizer.name=sgdd: not one of adamw, adam, adamw_8bit, sgd; did you mean 'sgd'?"],
     "model.down_block_types=[DownBlock2D,XYZ,AttnDownBlock2D] noise_scheduler.prediction_type=v_predictoin": [

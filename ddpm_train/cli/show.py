@@ -59,7 +59,7 @@ def _table(meanings: Mapping[str, str]) -> str:
 def _config(arguments: Arguments, overrides: Sequence[Override], lines: list[str]) -> str:
     single = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     composition = compose_job(arguments.config_name, single)
-    lines += composition.mistakes
+    lines += [*composition.mistakes, *composition.homeless_mistakes()]
     lines += secret_mistakes(f"{key}={value}" for key, value in dotted_values(composition.values))
     if lines or composition.composed is None:
         raise Mistakes(*dict.fromkeys(lines))

@@ -48,6 +48,13 @@ class Composition:
     composed: DictConfig | None = None  # with Hydra's own section; None: nothing could be composed
     values: dict[str, Any] = field(default_factory=dict)  # the same, plain, without that section
     defaults: Callable[[], dict[str, Any]] = dict  # the values with no more than the group choices
+    homeless: Mapping[str, str] = field(default_factory=dict)  # of an override that is left out, the value it is below
+
+    def homeless_mistakes(self, told: Sequence[str] = ()) -> Iterator[str]:
+        """A line for each override below a value, unless that value itself is told to be a mistake."""
+        for text, key in self.homeless.items():
+            if not any(line.startswith(f"{key}=") for line in told):
+                yield f"{text}: no such key; {key} is no section of keys"
 
 
 @contextmanager
@@ -130,6 +137,7 @@ def compose_job(name: str, overrides: Sequence[str], number: int = 0) -> Composi
 def _diagnose(name: str, certain: list[str], overrides: Sequence[Override]) -> Composition:
     """Find out which of the overrides are wrong, and compose the others."""
     lines: list[str] = []
+    homeless: dict[str, str] = {}
     try:
         composed, defaults = _compose_or_blame(name, certain, [])
         groups = _groups(composed)
@@ -143,9 +151,9 @@ def _diagnose(name: str, certain: list[str], overrides: Sequence[Override]) -> C
         for override in overrides:
             if override in chosen or override.key_or_group.split(".")[0] in [group.key_or_group for group in wrong]:
                 continue  # which keys there are depends on the choice
-            if _within_no_section(override.key_or_group, defaults):
-                continue  # which is told when the values are checked
-            if mistake := _key_mistake(override, defaults, groups):
+            if value_above := _value_above(override.key_or_group, defaults):
+                homeless[str(override.input_line)] = value_above
+            elif mistake := _key_mistake(override, defaults, groups):
                 lines.append(mistake)
             else:
                 usable.append(str(override.input_line))
@@ -154,7 +162,7 @@ def _diagnose(name: str, certain: list[str], overrides: Sequence[Override]) -> C
             composed, values = _compose_or_blame(name, [*certain, *right], usable)
     except Mistakes as mistakes:
         return Composition([*lines, *mistakes.lines])
-    return Composition(lines, composed, values, lambda: defaults)
+    return Composition(lines, composed, values, lambda: defaults, homeless)
 
 
 def _compose_or_blame(name: str, certain: Sequence[str], suspects: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
@@ -233,14 +241,15 @@ def _choice_mistakes(chosen: Sequence[Override]) -> Iterator[str]:
                     yield no_such_choice(group, choice, known)
 
 
-def _within_no_section(key: str, values: Any) -> bool:
-    """Whether a file holds something else where the section of this key should be."""
-    for name in key.split(".")[:-1]:
+def _value_above(key: str, values: Any) -> str | None:
+    """The key above this one that holds a value, or nothing, where a section should be."""
+    names = key.split(".")
+    for depth, name in enumerate(names[:-1], start=1):
         if name not in values:
-            return False
+            return None
         if not isinstance(values := values[name], Mapping):
-            return True
-    return False
+            return ".".join(names[:depth])
+    return None
 
 
 def _key_mistake(override: Override, values: Mapping[str, Any], groups: Sequence[str]) -> str | None:

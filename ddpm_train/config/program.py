@@ -119,6 +119,7 @@ def check_jobs(
     for number, overrides in enumerate(jobs):
         composition = compose_job(name, overrides, number)
         values, config = composition.values, None
+        further: list[str] = []
         lines += composition.mistakes
         lines += secret_mistakes(f"{key}={value}" for key, value in dotted_values(values))
         lines += unresolved_mistakes(values)
@@ -126,6 +127,7 @@ def check_jobs(
             values, mistakes = program.resolve(values, overrides)
             config, further = program.schema.check(values, composition.defaults, preflight or program.preflight)
             lines += mistakes + further
+        lines += composition.homeless_mistakes(further)
         checked.append((config, {} if composition.mistakes else values))
     lines += _same_folder_mistakes(program, jobs, [values for _, values in checked])
     return checked, lines
