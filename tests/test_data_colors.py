@@ -1,5 +1,6 @@
 """What a file says of its numbers besides its mode: profiles, polarity, which grey is transparent, blank alpha."""
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -56,6 +57,67 @@ def test_a_profile_leaves_transparency_alone() -> None:
     assert decoder(4)(clear)[3].max() == 0 and decoder()(clear).min() == 255
 
 
+def test_profiles_of_palettes_and_of_greys_with_alpha() -> None:
+    for channels, expected in {3: SRGB_RED, 4: (*SRGB_RED, 255)}.items():
+        palette = encoded(Image.new("RGB", (100, 40), P3_RED).quantize(), icc_profile=P3)
+        assert np.abs(decoder(channels)(palette)[:, 0, 0].astype(int) - expected).max() <= 2
+    linear = grey_profile()  # half of the light is 188 in sRGB (IEC 61966-2-1)
+    greys = (Image.new("LA", (8, 8), (128, 100)), Image.fromarray(np.full((8, 8), 128 * 257, np.uint16)))
+    for grey, alpha in zip(greys, (100, 255), strict=True):
+        assert decoder(4)(encoded(grey, icc_profile=linear))[:, 0, 0].tolist() == [188, 188, 188, alpha]
+    clear = encoded(Image.new("L", (8, 8), 128), icc_profile=linear, transparency=128)
+    assert decoder(4)(clear)[:, 0, 0].tolist() == [188, 188, 188, 0]
+
+
+def grey_profile() -> bytes:
+    """Of greys that are amounts of light."""
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    parts = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 1) + bytes(79), b"cprt": b"text" + bytes(8)}
+    parts |= {b"wtpt": b"XYZ " + bytes(4) + white, b"kTRC": b"curv" + bytes(8)}
+    return icc(b"mntrGRAYXYZ ", parts)
+
+
+CODE_POINTS = {
+    (12, 13): SRGB_RED,
+    (9, 1): (248, 0, 41),  # BT.2020 (200, 50, 50), by the same way as P3_RED
+    (1, 13): P3_RED,
+    (2, 2): P3_RED,
+    (1, 16): "high dynamic range, PQ (convert to sRGB)",
+    (9, 18): "high dynamic range, HLG (convert to sRGB)",
+    (10, 8): "colours with the code points 10 and 8 (convert to sRGB)",
+}
+
+
+@pytest.mark.parametrize("format", ["PNG", "palette", "AVIF"])
+@pytest.mark.parametrize(("points", "expected"), CODE_POINTS.items())
+def test_colours_that_a_file_names_by_numbers(
+    format: str, points: tuple[int, int], expected: object, tmp_path: Path
+) -> None:
+    """ITU-T H.273: primaries 12 are Display P3's, 9 BT.2020's; transfer 16 is PQ, 18 HLG. They stand above a gamma."""
+    image = Image.new("RGB", (64, 64), P3_RED)
+    if format == "AVIF":
+        data = encoded(image, "AVIF", quality=100, subsampling="4:4:4")
+        assert data.count(b"colrnclx") == 1
+        place = data.index(b"colrnclx") + 8
+        data = data[:place] + struct.pack(">HH", *points) + data[place + 4 :]
+    else:
+        data = encoded(image if format == "PNG" else image.quantize())
+        light = chunk(b"gAMA", struct.pack(">I", 100000 if points != (2, 2) else 45455))
+        data = data[:33] + light + chunk(b"cICP", bytes((*points, 0, 1))) + data[33:]
+    (file := tmp_path / "image").write_bytes(data)
+    for encoded_image in (data, file):
+        if isinstance(expected, str):
+            with pytest.raises(BrokenImage, match=f"^{re.escape(expected)}$"):
+                decoder()(encoded_image)
+        else:
+            assert np.abs(decoder()(encoded_image)[:, 0, 0].astype(int) - expected).max() <= 2
+
+
+def test_code_points_stand_above_a_profile() -> None:
+    data = encoded(Image.new("RGB", (8, 8), P3_RED), icc_profile=P3)
+    assert decoder()(data[:33] + chunk(b"cICP", bytes((1, 13, 0, 1))) + data[33:])[:, 0, 0].tolist() == [*P3_RED]
+
+
 def test_srgb_profiles_and_useless_ones_change_nothing() -> None:
     ramp = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
     plain = decoder()(encoded(Image.fromarray(ramp)))
@@ -74,11 +136,17 @@ def press() -> bytes:
     table = b"mft1" + bytes((0, 0, 0, 0, 4, 3, 2, 0)) + matrix + 4 * straight + lab + 3 * straight
     parts = {b"A2B0": table, b"desc": b"desc" + bytes(4) + struct.pack(">I", 1) + bytes(79)}
     parts |= {b"wtpt": b"XYZ " + bytes(4) + white, b"cprt": b"text" + bytes(8)}
+    return icc(b"prtrCMYKLab ", parts)
+
+
+def icc(kind: bytes, parts: dict[bytes, bytes]) -> bytes:
+    """A profile of that class, colours and connection space."""
     directory, body = struct.pack(">I", len(parts)), b""
     for name, part in parts.items():
         directory += name + struct.pack(">II", 132 + 12 * len(parts) + len(body), len(part))
         body += part + bytes(-len(part) % 4)
-    header = b"lcms\2\x10\0\0prtrCMYKLab " + bytes(12) + b"acsp" + bytes(28) + white
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    header = b"lcms\2\x10\0\0" + kind + bytes(12) + b"acsp" + bytes(28) + white
     data = header.ljust(124, b"\0") + directory + body
     return struct.pack(">I", 4 + len(data)) + data
 

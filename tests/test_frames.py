@@ -1,6 +1,7 @@
 """`dataset.frames=all`: every frame of an animation and every page of a document is an image of its own."""
 
 import re
+import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data import decode_all
 from ddpm_train.data.decode import Decoder
-from ddpm_train.data.frames import MOST_FRAMES
+from ddpm_train.data.frames import MOST_FRAMES, FrameReader
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.paths import unused_mistakes
@@ -119,6 +120,42 @@ def test_every_frame_is_an_image_as_viewers_show_it(
         "left out: 13 frames of 6 images with several (the first of each is used, of 20 frames in all); "
         "dataset.frames=all uses every frame"
     ]
+
+
+def gif(*frames: tuple[int, int, int]) -> bytes:
+    """Of red columns from one to before another one, each with what becomes of them before the next frame."""
+    data = b"GIF89a" + struct.pack("<HHBBB", SIDE, SIDE, 0xF0, 0, 0) + bytes((9, 9, 9, *RED[:3]))
+    for first, last, disposal in frames:
+        columns = Image.new("P", (last - first, SIDE), 1)
+        columns.putpalette((9, 9, 9, *RED[:3]))
+        alone = encoded(columns, "GIF", optimize=False)
+        data += b"\x21\xf9\4" + bytes((disposal << 2, 0, 0, 0, 0))
+        data += b"\x2c" + struct.pack("<4HB", first, 0, last - first, SIDE, 0) + alone[alone.index(b"\x2c") + 10 : -1]
+    return data + b";"
+
+
+KEPT, CLEARED, UNDONE = 1, 2, 3
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        ([(2, 4, KEPT), (5, 6, KEPT)], ["2 3", "2 3 5"]),
+        ([(2, 4, CLEARED), (5, 6, CLEARED), (6, 7, KEPT)], ["2 3", "5", "6"]),
+        ([(2, 4, UNDONE), (5, 6, UNDONE), (6, 7, KEPT)], ["2 3", "5", "6"]),
+        ([(0, 8, CLEARED), (5, 6, KEPT)], ["0 1 2 3 4 5 6 7", "5"]),
+        ([(0, 8, KEPT), (5, 6, CLEARED), (6, 7, KEPT)], ["0 1 2 3 4 5 6 7", "0 1 2 3 4 5 6 7", "0 1 2 3 4 6 7"]),
+    ],
+)
+def test_what_no_frame_of_a_gif_paints_is_transparent(frames: list[tuple[int, int, int]], expected: list[str]) -> None:
+    """Its palette's first colour, and its background colour, are shown nowhere."""
+    decoder = Decoder((SIDE, SIDE), 3, (255, 255, 255), "center", 10**6, frames="all")
+    reader = FrameReader(**vars(decoder))
+    for number, columns in enumerate(expected):
+        picture = shown(*((int(column), RED) for column in columns.split())).transpose(2, 0, 1)
+        for each in (reader, decoder):  # one after the other, and at once
+            assert np.array_equal(each.at(number)(gif(*frames)), picture)
+    assert len(reader.numbers) == len(frames)
 
 
 def test_each_file_is_opened_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,26 +1,43 @@
-"""What a file means by its numbers where Pillow does not ask: profiles, gamma, palettes, blank alpha, white that is 0.
+"""What a file means by its numbers where Pillow does not ask: profiles, code points, gamma, blank alpha, …
 
 Imports no torch (it runs in workers).
 """
 
 import io
+import struct
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 # Tags of TIFF, and a value.
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _COLOR_MAP, _EXTRA_SAMPLES = 258, 262, 320, 338
 _WHITE_IS_ZERO = 0
 # Their fourth channel is often nothing; what is blank all over is shown without it by Windows, Photoshop and browsers.
 _WITHOUT_ALPHA = ("BMP", "DIB", "TGA", "ICO", "CUR")
-_PROFILED = ("L", "RGB", "RGBA", "CMYK")
+# Modes, and that of the colours in them which a profile is for.
+_PROFILED = {"L": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK"}
 # A profile that moves no colour by more levels is sRGB under one of its many names.
 _SAME_LEVELS = 3
 _SRGB_GAMMA = 0.45455  # what a PNG file says that holds sRGB, or something near it
 _NEAR_SRGB = 0.02
+# ITU-T H.273 numbers colours by their primaries and their transfer function; 2 says nothing.
+_CODE_POINTS, _UNSPECIFIED = "code points", (2, 2)
+_SRGB_PRIMARIES = (1, 2)
+_D65 = (0.3127, 0.3290)  # the white of these
+_PRIMARIES = {
+    5: ((0.640, 0.330), (0.290, 0.600), (0.150, 0.060)),  # BT.601, 625 lines
+    6: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070)),  # BT.601, 525 lines
+    7: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070)),  # SMPTE 240M
+    9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),  # BT.2020
+    12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),  # Display P3
+}
+# What cameras and encoders of films name so is meant for the same screens: BT.709 and its kin, a gamma of 2.2.
+_SRGB_CURVES = (1, 2, 4, 6, 7, 13, 14, 15)
+_HIGH_DYNAMIC_RANGE = {16: "high dynamic range, PQ", 18: "high dynamic range, HLG"}
 
 
 def transparent_grey(image: Image.Image) -> int | None:
@@ -65,26 +82,6 @@ def with_palette_of_8_bits(image: Image.Image) -> None:
         image.putpalette(bytes(entries), "RGB;L")
 
 
-def uncovered(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """Which box of an opened GIF file is all that its first frame paints; None: the whole picture.
-
-    What lies around it is transparent wherever such a file is shown. Pillow fills it with the palette's first colour.
-    """
-    tiles = getattr(image, "tile", None)
-    if image.format != "GIF" or image.tell() or not tiles:
-        return None
-    box: tuple[int, int, int, int] = tiles[0].extents
-    return None if box == (0, 0, *image.size) else box
-
-
-def transparent_around(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """A loaded image with nothing outside the box."""
-    picture = image.convert("RGBA")
-    shown = Image.new("RGBA", image.size)
-    shown.paste(picture.crop(box), box)
-    return shown
-
-
 def with_srgb_gamma(image: Image.Image) -> Image.Image:
     """An image of a PNG file whose numbers have another gamma than sRGB, such as renderers store light in, as sRGB.
 
@@ -104,10 +101,67 @@ def with_srgb_gamma(image: Image.Image) -> Image.Image:
     return image.convert(mode).point(table * (len(mode) - bool(alpha)) + alpha)
 
 
+def note_code_points(image: Image.Image, encoded: bytes | Path) -> None:
+    """Note in an image opened from such a file what an AVIF or HEIF file says of its colours by numbers.
+
+    Of PNG, Pillow hands it over: see below.
+    """
+    if image.format in ("AVIF", "HEIF") and "icc_profile" not in image.info:
+        data = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
+        if (place := data.find(b"colrnclx") + 8) >= 8:
+            image.info[_CODE_POINTS] = struct.unpack_from(">HH", data, place)
+
+
+def _png_code_points(stream: Any, place: int, length: int) -> bytes:
+    data: bytes = stream.fp.read(length)
+    stream.im_info[_CODE_POINTS] = (data[0], data[1])
+    return data
+
+
+# Pillow asks its stream for a method of the name of each chunk, and has none for this one.
+PngImagePlugin.PngStream.chunk_cICP = _png_code_points  # type: ignore[attr-defined]
+
+
+def use_code_points(image: Image.Image) -> str | None:
+    """Give an opened image the profile of the colours that its file names by numbers (ITU-T H.273), if it does.
+
+    They stand above a profile and a gamma (PNG specification, third edition, 4.3).
+
+    Returns:
+        What it holds, if nothing here can show that.
+    """
+    primaries, transfer = image.info.pop(_CODE_POINTS, _UNSPECIFIED)
+    if (primaries, transfer) == _UNSPECIFIED:
+        return None
+    if transfer not in _SRGB_CURVES or primaries not in (*_SRGB_PRIMARIES, *_PRIMARIES):
+        kind = _HIGH_DYNAMIC_RANGE.get(transfer, f"colours with the code points {primaries} and {transfer}")
+        return f"{kind} (convert to sRGB)"
+    image.info["srgb"] = 0
+    image.info.pop("icc_profile", None)
+    if primaries in _PRIMARIES:
+        image.info["icc_profile"] = _profile(primaries)
+    return None
+
+
+@lru_cache
+def _profile(primaries: int) -> bytes:
+    """The ICC profile of sRGB with other primaries."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(data[128:132])
+    places = {name: place for name, place, _ in struct.iter_unpack(">4sII", data[132 : 132 + 12 * count])}
+    to_d50 = np.array(struct.unpack_from(">9i", data, places[b"chad"] + 8)).reshape(3, 3)
+    colours = np.array([(x / y, 1, (1 - x - y) / y) for x, y in _PRIMARIES[primaries]]).T
+    x, y = _D65
+    amounts = np.linalg.solve(colours, (x / y, 1, (1 - x - y) / y))  # of each primary in white
+    for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), (to_d50 @ (colours * amounts)).T, strict=True):
+        struct.pack_into(">3i", data, places[name] + 8, *np.rint(column).astype(int).tolist())
+    return bytes(data)
+
+
 def has_other_colors(image: Image.Image) -> bool:
     """Whether an image of 8 bits has an ICC profile of other colours than those of sRGB."""
-    profile = image.info.get("icc_profile")
-    return bool(profile) and image.mode in _PROFILED and _to_srgb(profile, image.mode) is not None
+    profile, colours = image.info.get("icc_profile"), _PROFILED.get(image.mode)
+    return bool(profile and colours) and _to_srgb(profile, colours) is not None
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
@@ -115,12 +169,15 @@ def in_srgb(image: Image.Image) -> Image.Image:
 
     Telephones store Display P3, some cameras Adobe RGB: taken for sRGB, either looks pale.
     """
-    if not has_other_colors(image):
+    profile, colours = image.info.get("icc_profile"), _PROFILED.get(image.mode)
+    transform = _to_srgb(profile, colours) if profile and colours else None
+    if transform is None:
         return image
-    if image.mode == "RGB" and image.has_transparency_data:
-        image = image.convert("RGBA")  # one of its colours is transparent
-    transform = _to_srgb(image.info["icc_profile"], image.mode)
-    return image if transform is None else transform.apply(image)
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    picture = transform.apply(image.convert(colours))
+    if alpha is not None:
+        picture.putalpha(alpha)
+    return picture
 
 
 @lru_cache(maxsize=16)
@@ -128,9 +185,8 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """None: it is sRGB already, or no profile for such images."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        target = "RGBA" if mode == "RGBA" else "RGB"
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-        transform = ImageCms.ImageCmsTransform(source, srgb, mode, target)
+        transform = ImageCms.ImageCmsTransform(source, srgb, mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):
         return None
     levels = np.linspace(0, 255, 16).round().astype(np.uint8)

@@ -13,14 +13,15 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from ddpm_train.data import gif
 from ddpm_train.data.colors import (
     blank_alpha,
     has_other_colors,
     in_srgb,
+    note_code_points,
     stated_white,
-    transparent_around,
     transparent_grey,
-    uncovered,
+    use_code_points,
     white_is_zero,
     with_palette_of_8_bits,
     with_srgb_gamma,
@@ -110,7 +111,9 @@ class Decoder:
     def open(self, encoded: bytes | Path) -> AbstractContextManager[Image.Image]:
         """Opened for as long as it is decoded."""
         file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-        return Image.open(file, formats=formats_of(encoded))
+        image = Image.open(file, formats=formats_of(encoded))
+        note_code_points(image, encoded)
+        return image
 
     def from_image(self, image: Image.Image) -> np.ndarray:
         """The same for an opened image."""
@@ -118,7 +121,7 @@ class Decoder:
         image = upright(image)
         if is_deep(image):
             image = self._to_eight_bits(image)
-        if has_other_colors(image) and not image.has_transparency_data:
+        if has_other_colors(image) and image.mode != "P" and not image.has_transparency_data:
             image = in_srgb(self._resize(image))  # sooner: 12 megapixels take longer to convert than to decode
         image = self._resize(to_mode(image, self.channels, self.background))
         array = np.asarray(image)
@@ -134,7 +137,7 @@ class Decoder:
             # Frames may be larger than the first, and are composed on the way. Pillow refuses twice as many pixels.
             Image.MAX_IMAGE_PIXELS = self.max_pixels // 2
             try:
-                image.seek(self.frame)
+                gif.seek(image, self.frame) if image.format == "GIF" else image.seek(self.frame)
             except Image.DecompressionBombError:
                 raise LastFrame(f"is larger than dataset.max_pixels={self.max_pixels}") from None
             except DAMAGE as error:
@@ -172,7 +175,7 @@ class Decoder:
             greys = 255 - greys
         picture = Image.fromarray(greys)
         if self.value_range is None:
-            picture.info = {key: image.info[key] for key in ("gamma", "srgb") if key in image.info}
+            picture.info = {key: image.info[key] for key in ("gamma", "srgb", "icc_profile") if key in image.info}
         if (transparent := image.info.get("transparency")) is not None:
             picture.putalpha(Image.fromarray(values != transparent).convert("L"))
         return picture
@@ -209,12 +212,20 @@ def white_for(most: float) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says it was meant."""
-    grey, box = transparent_grey(image), uncovered(image)
+    """The image as its EXIF orientation says it was meant.
+
+    Raises:
+        BrokenImage: its colours are of a kind that cannot be shown.
+    """
+    if unknown := use_code_points(image):
+        raise BrokenImage(unknown)
+    grey = transparent_grey(image)
+    if image.format == "GIF" and not image.tell():
+        gif.load_first(image)
     image.load()  # damage to the pixels shows here
     with_palette_of_8_bits(image)
     try:
-        picture = ImageOps.exif_transpose(image if box is None else transparent_around(image, box))
+        picture = ImageOps.exif_transpose(image)
     except DAMAGE:
         picture = image.copy()  # damaged EXIF says nothing about the pixels
     if grey is not None:
