@@ -125,6 +125,16 @@ def test_robust_scores() -> None:
     assert robust_scores(np.array([3, 3, 3])).tolist() == [0, 0, 0]
 
 
+def test_a_dataset_that_is_the_folder_of_the_pages(
+    tmp_path: Path, garments: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`data` is what many call theirs; nobody has asked for an output there."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    garments[0].save("data/a.png")
+    assert list(preflight(DataConfig(None, dataset_config("folder", "data")))) == []
+
+
 def test_what_is_refused_before_anything_is_read(tmp_path: Path, garments: list[Image.Image]) -> None:
     garments[0].save(tmp_path / "a.png")
     dataset = dataset_config("folder", tmp_path)

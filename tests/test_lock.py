@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -116,3 +117,41 @@ def test_a_beat_that_was_held_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         first.check()
     first.release()
     assert first.is_lost and read_holder(tmp_path) == last
+
+
+# The system answers that the disk has no locks, as NFS does without its daemon: a filter of system calls (seccomp(2)).
+# Who takes the run says so, and holds it until it is killed.
+WITHOUT_LOCKS = """
+import ctypes, errno, platform, signal, struct, sys
+flock = {"x86_64": 73, "aarch64": 32}[platform.machine()]
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, flock), (0x06, 0, 0, 0x00050000 | errno.ENOLCK), (0x06, 0, 0, 0x7FFF0000)]
+steps = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+program = struct.pack("HxxxxxxP", 4, ctypes.addressof(steps))
+prctl = ctypes.CDLL(None).prctl
+assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, program, 0, 0) == 0
+
+from pathlib import Path
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.data.content import content_hash
+from ddpm_train.runs import lock
+lock.BEAT_SECONDS = 0.1
+try:
+    lock.RunLock(Path("run")).acquire()
+except Mistakes as mistakes:
+    sys.exit(str(mistakes))
+print(content_hash(Path("."), ["image"], Path("cache")), flush=True)
+signal.pause()
+"""
+
+
+def test_a_disk_without_locks(cli: Cli) -> None:
+    """The living holder is told from the dead one by its beats, on one host, too."""
+    (cli.folder / "image").write_bytes(b"")
+    first = cli.fork("-c", WITHOUT_LOCKS)
+    assert first.stdout.readline()
+    refused = f"output_dir=run: process {first.pid} on {socket.gethostname()} is training this run; wait for it"
+    assert refused in cli.python("-c", WITHOUT_LOCKS, expect=1)
+    first.kill()
+    second = cli.fork("-c", WITHOUT_LOCKS)
+    assert second.stdout.readline()
+    second.kill()

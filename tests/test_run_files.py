@@ -183,6 +183,11 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
+def test_others_may_read_a_run_as_the_umask_has_it(trained: Path) -> None:
+    expected = (trained / CONFIG).stat().st_mode
+    assert {path.stat().st_mode for path in trained.rglob("*") if path.is_file()} == {expected}
+
+
 def test_a_user_without_a_home(trained: Path, cli: Cli) -> None:
     def as_nobody(module: str, *arguments: str) -> tuple[int | None, str]:
         process = cli.fork("-c", NOBODY, f"ddpm_train.cli.{module}", *arguments)

@@ -10,6 +10,8 @@ from helpers.images import dataset_config
 
 from ddpm_train.cli import flags
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.program import compose_configs
+from ddpm_train.data.loader import open_data
 from ddpm_train.data.paths import path_mistakes
 from ddpm_train.evaluation.image_folder import open_images
 from ddpm_train.system.files import replace_file, write_atomic
@@ -33,6 +35,27 @@ def test_a_pipe_in_what_the_datasets_library_opens(name: str, tmp_path: Path) ->
     asked = tmp_path / Path(name).parts[0]
     line = f"dataset.path={asked}: {path} is not a regular file; remove it"
     assert path_mistakes(dataset_config("hub", asked)) == [line]
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path, write_images: Callable[[Path, int], Path]) -> None:
+    """Linux takes any bytes; archives of other systems hold such names."""
+    folder = write_images(tmp_path / "images", 3)
+    next(folder.iterdir()).rename(folder / os.fsdecode(b"caf\xe9.png"))
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    config = dataset_config("folder", folder, resolution=8, validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
+    for _ in range(2):  # the second time from the cache
+        data = open_data(config, progress=False)
+        assert len(data.train) == 3 and data.broken == [("\\udcff.png", "an empty file")]
+    with pytest.raises(Mistakes, match=r"^dataset.path=caf\\udce9: not UTF-8; rename it, or for a path make a link"):
+        compose_configs(PROGRAM, ["dataset=imagefolder", os.fsdecode(b"dataset.path=caf\xe9")])
+
+
+def test_a_current_folder_that_was_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path / "job")
+    (tmp_path / "job").rmdir()
+    with pytest.raises(Mistakes, match=r"^the current folder has been deleted; change to one that exists \(cd\)$"):
+        compose_configs(PROGRAM, [])
 
 
 def test_a_pipe_as_a_config(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ddpm_train.cli.flags import Arguments
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.program import Program, compose_configs
 from ddpm_train.system import exit_codes, launch
-from ddpm_train.system.failures import is_refused_by_disk, one_line
+from ddpm_train.system.failures import disk_remedy, is_refused_by_disk, one_line
 from ddpm_train.system.output import forgiving
 from ddpm_train.system.signals import Stopped, StopRequest, handle_signals
 from ddpm_train.system.threads import wait_briefly
@@ -96,7 +96,8 @@ def _say_what_loads() -> None:
 
 def _end_if_disk_is_full(error: Exception) -> None:
     if is_refused_by_disk(error):
-        print(f"error: {one_line(error)}. Make room, then give the same command again", file=sys.stderr)
+        remedy = f"{disk_remedy(error)}, then give the same command again"
+        print(f"error: {one_line(error)}. {remedy}", file=sys.stderr)
         sys.exit(exit_codes.NOT_SAVED)
 
 

@@ -31,8 +31,8 @@ def preflight(config: DataConfig) -> Iterator[str]:
         return
     yield from path_mistakes(config.dataset)
     yield from unused_mistakes(config.dataset)
-    output, path = _output(config.output, config.dataset), expanded(config.dataset.path)
-    if config.dataset.source != "embedded" and path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+    output = _output(config.output, config.dataset)
+    if _lies_in(output, config.dataset):
         yield (
             f"output={output}: lies in dataset.path={config.dataset.path}, where nothing is written; "
             "choose an output elsewhere"
@@ -57,7 +57,16 @@ def job(config: DataConfig, values: dict[str, Any]) -> None:
 
 
 def _output(given: str | None, dataset: Dataset) -> Path:
-    return Path(given) if given is not None else Path("data", dataset.path.strip("/").replace("/", "_"))
+    if given is not None:
+        return Path(given)
+    name = dataset.path.strip("/").replace("/", "_")
+    # Many a dataset is itself the folder of that name.
+    return Path(f"about_{name}" if _lies_in(Path("data"), dataset) else f"data/{name}")
+
+
+def _lies_in(folder: Path, dataset: Dataset) -> bool:
+    path = expanded(dataset.path)
+    return dataset.source != "embedded" and path.is_dir() and folder.resolve().is_relative_to(path.resolve())
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def read_overrides(
         Mistakes: a text holds a token, which no message may repeat; an extension cannot be imported; or there are more
             runs in a sweep than anybody could list.
     """
-    if lines := list(secret_mistakes(texts)):
+    if lines := [*secret_mistakes(texts), *_encoding_mistakes(texts)]:
         raise Mistakes(*lines)
 
     def read(text: str) -> Override:
@@ -64,6 +64,13 @@ def read_overrides(
             extensions.import_modules(names, config_dir)
     parsed = [read(str(override.input_line)) for override in parsed]  # of the keys that they have added, too
     return parsed, lines + (list(_ambiguous_mistakes(parsed)) if multirun else [])
+
+
+def _encoding_mistakes(texts: Iterable[str]) -> Iterator[str]:
+    """A line for each text that no config can hold: Python has other bytes than UTF-8 as lone surrogates."""
+    for text in texts:
+        if re.search("[\ud800-\udfff]", text):
+            yield f"{printable(text)}: not UTF-8; rename it, or for a path make a link with another name (ln -s)"
 
 
 def _ambiguous_mistakes(overrides: Iterable[Override]) -> Iterator[str]:

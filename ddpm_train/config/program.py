@@ -1,6 +1,7 @@
 """From what a command or a Python call says to checked configs: composed once, with every mistake in them told."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,10 @@ def compose_configs(
     Raises:
         Mistakes: a line for each.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise Mistakes("the current folder has been deleted; change to one that exists (cd)") from None
     parsed, lines = read_overrides(overrides, config_dir, multirun=multirun)
     lines += choice_mistakes(parsed, multirun=multirun)
     jobs = list(itertools.product(*(texts for override in parsed if (texts := _looked_at(override, multirun)))))

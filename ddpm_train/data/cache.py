@@ -14,17 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from tqdm import tqdm
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.text import printable
 from ddpm_train.data.decode import Broken, Decoder
 from ddpm_train.data.decode_all import decode_all
 from ddpm_train.data.duplicates import pixel_hash
 from ddpm_train.data.formats import formats_of
 from ddpm_train.data.frames import MOST_FRAMES, frame_name
 from ddpm_train.data.sources import Source
-from ddpm_train.system.files import replace_folder
+from ddpm_train.system.files import file_lock, replace_folder
 
 _FORMAT = 6
 
@@ -86,7 +86,7 @@ def prepare(
         return prepared
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache_dir / f"{key}.lock"):
+        with file_lock(cache_dir / f"{key}.lock"):
             # Another process may have finished while this one waited.
             if (prepared := _open(folder)) is None:
                 with replace_folder(folder) as staging:
@@ -124,7 +124,8 @@ def _build(
         for index, frame, pixels, others_of_file in images:
             bar.update(index + 1 - bar.n)
             if isinstance(pixels, str):
-                broken.append((frame_name(source.name(index), frame), pixels))
+                name = printable(frame_name(source.name(index), frame))  # JSON holds no others, and files have any
+                broken.append((name, pixels))
                 continue
             usable.append(index)
             frames.append(frame)
@@ -148,7 +149,9 @@ def _build(
 
 def _open(folder: Path) -> Prepared | None:
     """The cache in a folder; None if there is none, or not all of it (cleaners of temporary files take single ones)."""
-    from ddpm_train.config.foreign import read_json  # not above: workers import this module, and need no pydantic
+    from ddpm_train.config.foreign import (  # not above: workers import this module, and need no pydantic
+        read_json,
+    )
 
     try:
         meta = read_json(folder / "meta.json", _Meta)

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from filelock import FileLock
 from tqdm import tqdm
 
-from ddpm_train.system.files import write_atomic
+from ddpm_train.system.files import file_lock, write_atomic
 
 _READERS = 16  # files read at once: what takes long is to reach them
 _FILES_AT_ONCE = 64  # by one reader, before it says so
@@ -38,7 +37,7 @@ def content_hash(root: Path, names: Sequence[str], cache_dir: Path | None) -> st
     kept = cache_dir / "contents" / state
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{kept}.lock"):  # of all processes of a launch one reads
+        with file_lock(f"{kept}.lock"):  # of all processes of a launch one reads
             if (known := _known(kept)) is not None:
                 return known
             content = _read_all(root, names)

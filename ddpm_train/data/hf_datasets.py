@@ -8,15 +8,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from filelock import FileLock
-
 from ddpm_train.config.mistakes import Mistakes, one_of
 from ddpm_train.data.formats import REMEDIES, decodable
 from ddpm_train.data.paths import is_parquet
 from ddpm_train.hub.access import find_commit
 from ddpm_train.system.console import counted
 from ddpm_train.system.failures import first_line, one_line
-from ddpm_train.system.files import expanded, lfs_mistakes
+from ddpm_train.system.files import expanded, file_lock, lfs_mistakes
 
 if TYPE_CHECKING:
     from ddpm_train.config.dataset import Dataset
@@ -127,7 +125,7 @@ def _built(builder: Any, path: Path, split: str) -> Loaded:
     """
     by_split = _files_by_split(builder)
     files = [file for each in by_split.values() for file in each]
-    with FileLock(f"{builder.cache_dir}.ddpm-train.lock"):
+    with file_lock(f"{builder.cache_dir}.ddpm-train.lock"):
         copy = Path(builder.cache_dir, "dataset_info.json")
         is_old = copy.exists() and any(os.stat(file).st_ctime_ns >= copy.stat().st_mtime_ns for file in files)
         builder.download_and_prepare(download_mode="force_redownload" if is_old else None)

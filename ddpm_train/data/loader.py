@@ -51,7 +51,8 @@ class Data:
     def warnings(self) -> Iterator[str]:
         """What of the dataset is not used, in lines for a person."""
         if self.broken:
-            yield f"warning: {counted(len(self.broken), 'image')} cannot be read and are skipped:"
+            verb = "is" if len(self.broken) == 1 else "are"
+            yield f"warning: {counted(len(self.broken), 'image')} cannot be read and {verb} skipped:"
             yield from (f"  {line}" for line in reasons(self.broken)[:20])
         yield from (f"warning: {line}" for line in self.left_out)
 

@@ -1,5 +1,6 @@
 """One process group trains a run at a time."""
 
+import errno
 import itertools
 import json
 import os
@@ -11,19 +12,21 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 
 from ddpm_train.config.foreign import BadFile, printable, read_json
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.runs.folder import HEARTBEAT, LOCK
 from ddpm_train.system.exit_codes import MISTAKE, CannotGoOn
-from ddpm_train.system.files import replace_file
+from ddpm_train.system.files import file_lock, replace_file
 
 BEAT_SECONDS = 5.0
 # A holder on another host that is silent for three beats is dead. No clocks are compared.
 SILENT_BEATS = 3
 # Of a heartbeat file, whose beats overwrite each other: longer than any.
 _BYTES = 1024
+# File systems without locks: NFS without its daemon, Lustre mounted without -o flock, some of FUSE.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class TakenOver(CannotGoOn):
@@ -58,10 +61,10 @@ class RunLock:
     """Holds a run's folder while it trains.
 
     On one host, and on shared disks with locks, the operating system's file lock decides: it ends with its process,
-    however that ends. Where hosts do not see each other's locks, a heartbeat file tells the living from the dead. One
-    that was only held up (a frozen machine, a disk that hung) finds there that it was taken for dead: who takes a run
-    puts a new file there, and each beat goes into the file of its own holder, so that one that was held up just before
-    it was written cannot hide the successor.
+    however that ends. Where hosts do not see each other's locks, or a disk has none, a heartbeat file tells the living
+    from the dead. One that was only held up (a frozen machine, a disk that hung) finds there that it was taken for
+    dead: who takes a run puts a new file there, and each beat goes into the file of its own holder, so that one that
+    was held up just before it was written cannot hide the successor.
 
     Attributes:
         is_lost: whether it has been found that another process has taken the run over.
@@ -69,7 +72,7 @@ class RunLock:
 
     def __init__(self, output_dir: Path) -> None:
         self._folder = output_dir
-        self._lock = FileLock(output_dir / LOCK)
+        self._lock = file_lock(output_dir / LOCK)
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._me: Holder | None = None  # while the run is held
@@ -85,11 +88,11 @@ class RunLock:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(blocking=False)
+            has_lock = _try(self._lock)
         except Timeout:
             self._refuse(read_holder(self._folder))
         holder = read_holder(self._folder)
-        if holder is not None and holder.held and holder.host != socket.gethostname():
+        if holder is not None and holder.held and not (has_lock and holder.host == socket.gethostname()):
             deadline = time.monotonic() + SILENT_BEATS * BEAT_SECONDS
             while time.monotonic() < deadline:
                 time.sleep(BEAT_SECONDS / 5)
@@ -152,15 +155,33 @@ class RunLock:
         os.fsync(self._beats)
 
 
+def _try(lock: BaseFileLock) -> bool:
+    """Take a lock; False: its disk has none.
+
+    Raises:
+        Timeout: another process holds it.
+        OSError: the disk does not take it.
+    """
+    try:
+        lock.acquire(blocking=False)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
 def is_held(output_dir: Path) -> bool:
     """Whether a process holds a run, as far as this host can see."""
     if not (output_dir / LOCK).exists():
         return False
+    lock = file_lock(output_dir / LOCK)
     try:
-        with FileLock(output_dir / LOCK).acquire(blocking=False):
-            return False
+        _try(lock)
     except Timeout:
         return True
+    lock.release()
+    return False
 
 
 def read_holder(output_dir: Path) -> Holder | None:

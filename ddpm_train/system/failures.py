@@ -8,8 +8,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _LONGEST_PAUSE_SECONDS = 30.0
-# No space, a quota used up, a limit on the size of files, a disk that is read-only.
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# No space, a quota used up, a limit on the size of files.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A disk that is read-only or broken, or a server of files that has lost them.
+_FAILING = (errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def retry(
@@ -45,11 +47,20 @@ def retry(
 
 
 def is_refused_by_disk(error: BaseException) -> bool:
-    """Whether a disk has not taken what was to be written. safetensors gives the number in its text alone."""
+    """Whether a disk has not taken what was to be written, or not given what is on it."""
+    return _number(error) in (*_FULL, *_FAILING)
+
+
+def disk_remedy(error: BaseException) -> str:
+    """What helps against such an error."""
+    return "Make room" if _number(error) in _FULL else "Wait until the disk works again"
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of an error. safetensors gives it in its text alone."""
     number = getattr(error, "errno", None)
-    if number is None and (told := re.search(r"os error (\d+)", str(error))):
-        number = int(told[1])
-    return number in _REFUSALS
+    told = re.search(r"os error (\d+)", str(error)) if number is None else None
+    return int(told[1]) if told else number
 
 
 def one_line(error: Exception) -> str:

@@ -11,8 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddpm_train.config.mistakes import Mistakes
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 # After so long without a change, a file that a process of another host was writing is taken for left behind.
 _ABANDONED_SECONDS = 3600
@@ -54,6 +58,17 @@ def cache_folder(given: str | None) -> Path:
     if cache.startswith("~"):
         raise Mistakes("HOME: not set, and this user has no home folder; set it, or XDG_CACHE_HOME, to a folder")
     return Path(cache) / "ddpm-train"
+
+
+def file_lock(path: Path | str) -> "FileLock":
+    """A lock of the operating system, which ends with its process.
+
+    Where a file system has none, taking it raises an OSError. filelock would put a file there in its stead, which stays
+    when its process is killed, and for which another host would wait for ever.
+    """
+    from filelock import FileLock  # not for those who only write a command wrongly
+
+    return FileLock(path, fallback_to_soft=False)
 
 
 def fsync_path(path: Path) -> None:

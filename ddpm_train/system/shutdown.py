@@ -13,7 +13,7 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.text import shown
 from ddpm_train.system import exit_codes, launch, ranks
 from ddpm_train.system.exit_codes import CannotGoOn
-from ddpm_train.system.failures import is_refused_by_disk, one_line
+from ddpm_train.system.failures import disk_remedy, is_refused_by_disk, one_line
 from ddpm_train.system.signals import Stopped, StopRequest
 
 
@@ -53,7 +53,7 @@ def ends_by_exit_code(*, again: str) -> Iterator[StopRequest]:
         _end(str(error), error.exit_code, error.everywhere)
     except Exception as error:
         if is_refused_by_disk(error):
-            line = f"{one_line(error)}. Make room, or choose another folder; {again}"
+            line = f"{one_line(error)}. {disk_remedy(error)}, or choose another folder; {again}"
             _end(line, exit_codes.NOT_SAVED, ranks.is_everywhere(error))
         if (
             launch.is_one_of_several()

@@ -1,6 +1,7 @@
 """Carries out a run: lock, start, train, evaluate, save, end."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -176,3 +177,5 @@ def _save_pipeline(run: Run) -> None:
         DDPMPipeline(unet=run.state.sampling_unet, scheduler=run.objective.noise_scheduler).save_pretrained(staging)
         origin = {"step": run.state.step, "weights": "unet" if run.state.ema_unet is None else "ema"}
         (staging / ORIGIN).write_text(json.dumps(origin))
+        for file in staging.rglob("*.safetensors"):  # which safetensors lets nobody else read, whatever the umask
+            shutil.copymode(staging / ORIGIN, file)
