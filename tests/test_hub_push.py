@@ -10,6 +10,10 @@ import pytest
 from helpers.hub.client import TOKEN, HubCli, outcome, start_push
 from helpers.hub.http import Kind
 from helpers.hub.server import LoopbackHub
+from huggingface_hub import HfApi, close_session
+
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.hub.access import limit_waiting, reason
 
 # Larger than what the Hub takes as a regular file, and than a part of an upload.
 LARGE_BYTES = 11 * 2**20
@@ -204,3 +208,15 @@ def test_it_ends_with_the_process_that_started_it(folder: Path, tmp_path: Path) 
         process.stdin.close()  # as the system does for one that was killed
         assert process.wait(timeout=10) == 1
         assert [commit.title for commit in hub.head("tester/x").history()] == ["Add files"]
+
+
+def test_settings_that_no_request_can_be_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied from a web page, or as a desktop sets them: told as what they are, not as a Hub that is out of reach."""
+    with pytest.raises(UnicodeEncodeError) as raised:
+        HfApi(endpoint="http://127.0.0.1:9", token="hf_\u2026").whoami()
+    assert reason(raised.value).startswith("the token (HF_TOKEN, or what `hf auth login` has stored) holds characters")
+    for proxy, said in {"socks://127.0.0.1:9": "Unknown scheme", "socks5://127.0.0.1:9": "Using SOCKS proxy"}.items():
+        monkeypatch.setenv("ALL_PROXY", proxy)
+        close_session()  # the next one reads the variables
+        with pytest.raises(Mistakes, match=rf"^ALL_PROXY, HTTPS_PROXY or HTTP_PROXY: {said}.*; give http://HOST:PORT"):
+            limit_waiting(1)

@@ -1,6 +1,7 @@
 """Output that goes nowhere: to a full disk, a pipe that nobody reads, no descriptor at all."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,12 @@ def test_a_reader_that_is_slow_is_not_waited_for_where_the_descriptor_does_not()
         heard.flush()
     assert os.read(read, 7) == b"a line\n"
     os.close(read)
+
+
+def test_a_locale_without_our_characters(cli: Cli) -> None:
+    """A dash of ours must not end a program where the locale is that of a bare container, or of an old cluster."""
+    ascii_alone = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    said = cli.run([sys.executable, "-m", "ddpm_train.cli.train", "--help"], **ascii_alone)
+    assert "dataset.path=\\u2026" in said
+    said = cli.run([sys.executable, "-m", "ddpm_train.cli.sample", "sampler=dpm_solvr"], expect=2, **ascii_alone)
+    assert "did you mean 'dpm_solver'?" in said

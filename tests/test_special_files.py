@@ -42,7 +42,8 @@ def test_names_that_are_not_utf_8(tmp_path: Path, write_images: Callable[[Path, 
     folder = write_images(tmp_path / "images", 3)
     next(folder.iterdir()).rename(folder / os.fsdecode(b"caf\xe9.png"))
     (folder / os.fsdecode(b"\xff.png")).write_bytes(b"")
-    config = dataset_config("folder", folder, resolution=8, validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
+    values = {"resolution": 8, "validation_fraction": 0.0, "max_broken_fraction": 0.5}
+    config = dataset_config("folder", folder, cache_dir=str(tmp_path / "cache"), **values)
     for _ in range(2):  # the second time from the cache
         data = open_data(config, progress=False)
         assert len(data.train) == 3 and data.broken == [("\\udcff.png", "an empty file")]

@@ -12,7 +12,7 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.program import Program, compose_configs
 from ddpm_train.system import exit_codes, launch
 from ddpm_train.system.failures import disk_remedy, is_refused_by_disk, one_line
-from ddpm_train.system.output import forgiving
+from ddpm_train.system.output import forgiving, take_every_character
 from ddpm_train.system.signals import Stopped, StopRequest, handle_signals
 from ddpm_train.system.threads import wait_briefly
 
@@ -34,6 +34,7 @@ def main(
         sweep: does a sweep; None: its jobs run one after the other in this process.
         alone: the program has but one process, wherever it is started.
     """
+    take_every_character()
     sys.stderr = forgiving(sys.stderr)
     wait_briefly()
     # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.

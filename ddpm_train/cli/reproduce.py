@@ -25,7 +25,7 @@ from ddpm_train.config.text import shown
 from ddpm_train.runs import checkpoint, environment
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, read_config
 from ddpm_train.runs.length import LENGTH
-from ddpm_train.system.output import forgiving
+from ddpm_train.system.output import forgiving, take_every_character
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, such as outputs/default")
     run = parser.parse_args().run
+    take_every_character()
     sys.stderr = forgiving(sys.stderr)
     try:
         config, environments, then = _recorded(run)

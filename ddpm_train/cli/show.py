@@ -39,7 +39,7 @@ def show(program: Program[Any], arguments: Arguments) -> None:
 
 
 def _help(name: str) -> str:
-    text = yaml.safe_load((CONF / "hydra/help" / f"{name.replace('-', '_')}.yaml").read_text())["template"]
+    text = yaml.safe_load((CONF / "hydra/help" / f"{name.replace('-', '_')}.yaml").read_text("utf-8"))["template"]
     groups = [group for group in options("", ObjectType.GROUP) if group != "hydra"]
     metrics = {key: f"{metric.meaning} {metric.source}".strip() for key, metric in METRICS.items()}
     return Template(text).substitute(

@@ -13,7 +13,7 @@ from ddpm_train.config.parts import CONF
 @cache
 def own_values(program: str) -> dict[str, Any]:
     """What `conf/PROGRAM.yaml` gives the keys of a program, and what it chooses of each group."""
-    values: dict[str, Any] = yaml.safe_load((CONF / f"{program}.yaml").read_text())
+    values: dict[str, Any] = yaml.safe_load((CONF / f"{program}.yaml").read_text("utf-8"))
     del values["hydra"]
     chosen = (entry for entry in values.pop("defaults") if isinstance(entry, dict))
     return values | {

@@ -109,7 +109,7 @@ def _arguments_in_source(target: str) -> list[list[str]]:
     package, *parts = module.split(".")
     found = importlib.util.find_spec(package)
     assert found is not None and found.origin is not None
-    source = Path(found.origin).parent.joinpath(*parts).with_suffix(".py").read_text()
+    source = Path(found.origin).parent.joinpath(*parts).with_suffix(".py").read_text("utf-8")
     (definition,) = (
         node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == class_name
     )

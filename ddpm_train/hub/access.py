@@ -17,10 +17,18 @@ T = TypeVar("T")
 
 
 def limit_waiting(seconds: float) -> None:
-    """Give up a connection to the Hub on which nothing moves for so long. By itself the client waits for ever."""
+    """Give up a connection to the Hub on which nothing moves for so long. By itself the client waits for ever.
+
+    Raises:
+        Mistakes: a variable names a proxy that the client cannot use.
+    """
     from huggingface_hub import get_session
 
-    get_session().timeout = seconds
+    try:
+        get_session().timeout = seconds
+    except (ValueError, ImportError) as error:
+        remedy = "give http://HOST:PORT, or unset it"
+        raise Mistakes(f"ALL_PROXY, HTTPS_PROXY or HTTP_PROXY: {one_line(error).rstrip('.')}; {remedy}") from None
 
 
 def with_retries(call: Callable[[], T], *, give_up_seconds: float) -> T:
@@ -36,7 +44,7 @@ def _is_final(error: Exception) -> bool:
     """Whether another try cannot help."""
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-    final = FileNotFoundError | ValueError | HFValidationError | OfflineModeIsEnabled | Mistakes
+    final = FileNotFoundError | ValueError | ImportError | HFValidationError | OfflineModeIsEnabled | Mistakes
     return status_of(error := _cause(error)) in _FINAL or isinstance(error, final)
 
 
@@ -50,9 +58,11 @@ def reason(error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
         said = getattr(error, "server_message", None) or str(error)
         return f"the Hub answers {status_of(error) or 'with an error'}: {' '.join(said.split())[:200]}"
+    if isinstance(error, UnicodeEncodeError):  # of the header that it stands in, which is the only text that is sent
+        return "the token (HF_TOKEN, or what `hf auth login` has stored) holds characters that none has"
     if "Timeout" in type(error).__name__:
         return "the Hub is silent"
-    if "Error" in type(error).__name__ and not isinstance(error, OSError | ValueError | RuntimeError):
+    if "Error" in type(error).__name__ and not isinstance(error, OSError | ValueError | RuntimeError | ImportError):
         # The HTTP client's own errors (it was requests, then httpx, and may change again).
         return f"the Hub cannot be reached ({type(error).__name__})"
     return one_line(error)

@@ -70,7 +70,7 @@ class Shared:
         weights = "ema" if (path / "ema.safetensors").exists() else "unet"
         for name, text in self.pipeline_files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, "utf-8")
         _link(path / f"{weights}.safetensors", folder / _WEIGHTS)
         (folder / CONFIG).write_bytes(config_yaml(config))
         if (self.run / RECORDS).exists():
@@ -94,7 +94,7 @@ class Shared:
             has_grid=grid is not None,
             resumable=bool(checkpoints),
         )
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, "utf-8")
         revision, retry_seconds = hub.revision or "main", 60 * hub.retry_minutes
         return Push(str(folder), f"Step {step:,}", repo_id, hub.private, revision, retry_seconds, hub.stall_seconds)
 

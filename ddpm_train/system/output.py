@@ -18,6 +18,13 @@ class _Dropping(io.FileIO):
             return len(data)
 
 
+def take_every_character() -> None:
+    """Let the standard streams write as escapes what their encoding lacks, as that of a plain C locale lacks "…"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def forgiving(stream: TextIO | None) -> TextIO:
     """A stream to the same place, or to nowhere if there is none, that can always be written to.
 

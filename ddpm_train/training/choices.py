@@ -183,7 +183,7 @@ def _of_layout(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(group: str, name: str) -> dict[str, Any]:
     """A choice of the program's own configs with what it builds on."""
-    own: dict[str, Any] = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    own: dict[str, Any] = yaml.safe_load((CONF / group / f"{name}.yaml").read_text("utf-8"))
     below = [base for base in own.pop("defaults", ()) if base != "_self_"]
     return {key: value for base in below for key, value in _read(group, base).items()} | own
 

@@ -145,7 +145,7 @@ class Records:
 
 def _append(path: Path, text: str) -> None:
     """Durably; what a full disk has taken of it counts for nothing, see `Records.write`."""
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

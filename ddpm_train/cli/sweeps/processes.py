@@ -102,7 +102,7 @@ class JobProcesses:
 
 def complaint(log: Path) -> str:
     """Why a job ended, as its log says it in the end, and where that is."""
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text("utf-8", errors="replace").splitlines()
     told = [line for line in lines if line.startswith("error: ")] or lines
     return shown(f"{told[-1]} ({log})")
 
