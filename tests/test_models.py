@@ -184,3 +184,22 @@ def refused(folder: Path) -> str:
     (line,) = mistakes.value.lines
     assert line.isprintable()
     return line
+
+
+def test_the_memory_of_a_control_group(cli: Cli) -> None:
+    """Of a group around that of the process, as a job of Slurm has its limit."""
+    groups = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    kind = "memory" if "memory" in groups else ""
+    around = Path("/sys/fs/cgroup", kind, groups[kind].lstrip("/"), f"ddpm_train_{os.getpid()}")
+    try:
+        (around / "own").mkdir(parents=True)
+        (around / ("memory.limit_in_bytes" if kind else "memory.max")).write_text(str(3 << 30))
+        print_it = "from ddpm_train.models.trial import memory_bytes; print(memory_bytes())"
+        said = cli.python("-c", f"print(0, file=open({str(around / 'own/cgroup.procs')!r}, 'w')); {print_it}")
+    except OSError:
+        pytest.skip("no control groups may be made here")
+    finally:
+        for group in (around / "own", around):
+            if group.exists():
+                group.rmdir()
+    assert said == f"{3 << 30}\n"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -108,7 +109,20 @@ def _faults(unet: UNet2DModel, given: torch.Size, made: torch.Size) -> Iterator[
 
 
 def memory_bytes() -> int:
-    """All memory of this machine, or of the container."""
-    total, limit = psutil.virtual_memory().total, Path("/sys/fs/cgroup/memory.max")
-    allowed = limit.read_text().strip() if limit.exists() else "max"
-    return min(total, int(allowed)) if allowed.isdigit() else total
+    """All memory of this machine, or what this process may have of it: a container, a job of Slurm, a service."""
+    return min([psutil.virtual_memory().total, *_memory_limits()])
+
+
+def _memory_limits() -> Iterator[int]:
+    """Those of the control groups that this process lies in: its own, and each around it (cgroups(7))."""
+    with suppress(OSError):  # a system without them
+        for line in Path("/proc/self/cgroup").read_text("utf-8").splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            root = Path("/sys/fs/cgroup", controllers)
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            for around in (Path(group), *Path(group).parents):
+                file = root / around.relative_to("/") / name
+                if file.exists() and (limit := file.read_text("utf-8").strip()).isdigit():
+                    yield int(limit)
