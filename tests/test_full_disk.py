@@ -1,5 +1,6 @@
 """A disk that is full, for real: a line and the exit code 4, and what was on it stays whole."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from helpers.cli import Cli, ended
 from helpers.runs import steps_written, wait_for
 
 from ddpm_train.runs.folder import read_records
+from ddpm_train.system.failures import disk_remedy, is_refused_by_disk
 from ddpm_train.training.records import Records
 
 
@@ -121,3 +123,10 @@ def test_records(disk: Path) -> None:
     assert records.unwritten is None and len(said) == 1
     assert [record["step"] for record in read_records(disk)] == list(range(1, 231))
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_what_helps() -> None:
+    """Making room does not help against a server of files that has lost them."""
+    for number, remedy in {errno.EDQUOT: "Make room", errno.ESTALE: "Wait until the disk works again"}.items():
+        error = OSError(number, os.strerror(number))
+        assert is_refused_by_disk(error) and disk_remedy(error) == remedy
