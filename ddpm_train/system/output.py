@@ -22,7 +22,8 @@ def take_every_character() -> None:
     """Let the standard streams write as escapes what their encoding lacks, as that of a plain C locale lacks "…"."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # it writes first what is left to be written
+                stream.reconfigure(errors="backslashreplace")
 
 
 def forgiving(stream: TextIO | None) -> TextIO:
