@@ -12,10 +12,13 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from ddpm_train.cli.data import preflight
 from ddpm_train.config.data import DATA, DataConfig
+from ddpm_train.config.grammar import parse
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.loader import open_data
+from ddpm_train.data.overview import look_at
 from ddpm_train.data.pixels import read_pixels, robust_scores
 from ddpm_train.data.split import hold_out
+from ddpm_train.report.dataset import Facts
 
 COUNT, SIDE = 36, 32
 HOSTILE = "<script>\x1b[31m&"
@@ -73,10 +76,10 @@ def test_a_folder_with_a_fault_of_each_kind(cli: Cli, garments: list[Image.Image
     assert name == "z.jpg" and "truncated" in reason and found["too_many_broken"]
     assert found["left_out"] == ["left out: 1 image (1 in .Trash)"]
     shown = names[train[1]].replace("\x1b", "\\x1b")
-    equal, alike = found["equal"], found["alike"]
+    same, alike = found["equal"], found["alike"]
     pairs = [[names[train[0]], names[held_out[0]]], [names[train[2]], names[train[3]]]]
-    assert sorted(map(sorted, equal["groups"])) == sorted(map(sorted, pairs))
-    assert (equal["num_images"], equal["num_groups"], equal["num_held_out"]) == (4, 2, 1)
+    assert sorted(map(sorted, same["groups"])) == sorted(map(sorted, pairs))
+    assert (same["num_images"], same["num_groups"], same["num_held_out"]) == (4, 2, 1)
     assert [set(group) for group in alike["groups"]] == [{shown, names[held_out[1]]}]
     assert (alike["num_images"], alike["num_held_out"]) == (2, 1)
     first = found["brightness"]["outliers"][0]
@@ -86,7 +89,9 @@ def test_a_folder_with_a_fault_of_each_kind(cli: Cli, garments: list[Image.Image
     np.testing.assert_allclose(found["std"], expected.std(axis=(0, 1, 2)), atol=1e-3)
 
     mean = ", ".join(f"{value:.3f}" for value in found["mean"])
+    equal = "4 images have the same pixels as another, 1 of them held out with others trained on. To use one of each, "
     for text in (
+        *(f"{equal}and leave out 2 images: dataset.drop_duplicates=true", "1 held-out image looks like one that is"),
         *("36: 29 to train on, 7 held out", "34 PNG RGB; 2 JPEG RGB", "1 of 36 files (2.8 %) to 32x32", "z.jpg"),
         *("1; more than dataset.max_broken_fraction, so ddpm-train would not begin", mean, "1 image (1 in .Trash)"),
         "4 images in 2 groups; 1 of them held out, with others in the training images",
@@ -113,9 +118,39 @@ def test_numbers_do_not_hang_on_how_many_images_are_read_at_once(
     pixels = images.load(np.arange(7)).numpy() / 255
     for one in read:
         np.testing.assert_allclose(one.brightness, pixels.mean(axis=(1, 2, 3)), rtol=1e-6)
-        assert not one.chroma.any() and len(set(one.hashes)) == 7
+        assert not one.chroma.any()
         assert one.mean == pytest.approx([2 * pixels.mean() - 1]) and one.std == pytest.approx([2 * pixels.std()])
-        assert (one.hashes == read[0].hashes).all() and (one.look == read[0].look).all()
+        assert (one.look == read[0].look).all()
+
+
+def test_what_belongs_together_is_found_and_the_key_divides_it_no_more(
+    tmp_path: Path, garments: list[Image.Image]
+) -> None:
+    """Slices of patients look alike; the advice is a key for their folder or their name, and holds."""
+    for kind, name in (("folder", "{}/{}.png"), ("name", "{}_slice-{}.png"), ("none", "{1}{0}.png")):
+        for patient in range(10):
+            picture = colourful(garments, patient)
+            for number in range(3):
+                path = tmp_path / kind / name.format(f"p{patient}", number)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                ImageEnhance.Brightness(picture).enhance(1 + number / 50).save(path)
+        Image.open(path).save(path.with_suffix(".bmp"))
+
+    def looked_at(kind: str, **keys: object) -> Facts:
+        values = {"resolution": 32, "num_workers": 0, "validation_fraction": 0.2, "cache_dir": str(tmp_path / "cache")}
+        return look_at(dataset_config("folder", tmp_path / kind, **values, **keys), progress=False).facts
+
+    for kind, key in (("folder", "dataset.group_by=folder"), ("name", "'dataset.group_by=.*[_-]'"), ("none", "")):
+        first = looked_at(kind)
+        assert [advice.keys for advice in first.advice] == ["dataset.drop_duplicates=true", key]
+        assert first.equal.num_groups == 1 and first.alike.num_held_out
+    group_by = parse("dataset.group_by=.*[_-]").value()
+    grouped = looked_at("name", group_by=group_by, drop_duplicates=True)
+    assert grouped.notes == {
+        "groups": f"2 of 10 held out (dataset.group_by={group_by})",
+        "duplicates": "1 image left out, with the same pixels as another",
+    }
+    assert grouped.advice == [] and grouped.alike.num_groups == 10 and not grouped.alike.num_held_out
 
 
 def test_robust_scores() -> None:

@@ -313,7 +313,8 @@ def test_files_are_held_out_whole(tmp_path: Path) -> None:
     (folder / "only.gif").write_bytes(animation([flat((level,) * 3) for level in range(20)]))
     data = opened(folder, validation_fraction=0.1)
     assert (len(data.train), len(data.validation or ())) == (18, 2)
-    assert data.left_out[0].startswith("dataset.validation_fraction=0.1: no file has so few frames, so single frames")
+    (line,) = data.selection.warnings
+    assert line.startswith("dataset.validation_fraction=0.1: no file has so few frames, so single frames")
 
 
 def test_pages_of_one_dataset_have_one_range_of_values(tmp_path: Path) -> None:

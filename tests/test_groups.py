@@ -83,7 +83,7 @@ def test_folders_are_groups_and_the_smallest_is_held_out_where_none_fits(slices:
     (slices / "odd/p00_1.png").rename(slices / "even/p00_1.png")
     data = opened(slices, group_by="folder")
     assert {name.split("/")[0] for name in names(data.validation)} == {"odd"} and len(data.train) == 51
-    assert data.left_out == [
+    assert data.selection.warnings == [
         "dataset.validation_fraction=0.1: no group of dataset.group_by=folder has so few images, so the smallest is "
         "held out, 49 of 100 images"
     ]
@@ -222,7 +222,7 @@ def shared(data: Data) -> int:
 def test_of_duplicates_the_first_is_kept(cache: str, doubled: Path) -> None:
     data = opened(doubled, cache=cache)
     count = shared(data)
-    assert count and data.left_out == [
+    assert count and data.selection.warnings == [
         f"{count} of 7 held-out images have the same pixels as one that is trained on, so they say nothing about new "
         "images; dataset.drop_duplicates=true keeps one of each"
     ]
@@ -252,7 +252,7 @@ def test_what_is_held_out_by_name_is_not_trained_on(tmp_path: Path, monkeypatch:
         parts[split] = images.cast_column("image", datasets.Image())
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
     split = {"validation_split": "test", "validation_fraction": 0.02}
-    (line,) = opened(tmp_path / "saved", "hub", **split).left_out
+    (line,) = opened(tmp_path / "saved", "hub", **split).selection.warnings
     assert line.startswith("5 of 11 held-out images have the same pixels as one that is trained on")
     alone = opened(tmp_path / "saved", "hub", drop_duplicates=True, **split)
     assert alone.train.rows.tolist() == [*range(15)] and alone.validation.rows.tolist() == [*range(10)]

@@ -53,7 +53,9 @@ def job(config: DataConfig, values: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / FACTS, (json.dumps(asdict(overview.facts), indent=2) + "\n").encode())
     write_atomic(folder / REPORT, render(overview).encode())
-    console.table({**dict(rows(overview.facts)), "page": str(folder / REPORT)})
+    advice = [("advice", f"{each.text} {each.keys}".rstrip()) for each in overview.facts.advice]
+    for name, value in (*rows(overview.facts), *advice, ("page", str(folder / REPORT))):
+        console.table({name: value})  # of several lines of one name, each
 
 
 def _output(given: str | None, dataset: Dataset) -> Path:

@@ -50,6 +50,10 @@ class Images:
         """(height, width) of what `load` returns."""
         return self.decoder.resolution
 
+    def hashes(self) -> np.ndarray:
+        """uint64 [N, 2]: equal where all pixels of the prepared images are, see `Prepared.hashes`."""
+        return self.prepared.hashes()[self.rows]
+
     def load(self, numbers: Sequence[int] | np.ndarray, crops: np.ndarray | None = None) -> Tensor:
         """Images by number.
 

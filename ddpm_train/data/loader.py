@@ -54,7 +54,13 @@ class Data:
             verb = "is" if len(self.broken) == 1 else "are"
             yield f"warning: {counted(len(self.broken), 'image')} cannot be read and {verb} skipped:"
             yield from (f"  {line}" for line in reasons(self.broken)[:20])
-        yield from (f"warning: {line}" for line in self.left_out)
+        yield from (f"warning: {line}" for line in (*self.left_out, *self.selection.warnings))
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What the config's keys have come to with these images, in lines for a person, by a word for each."""
+        more = {"frames": self.frames_text, "values": str(self.greys) if self.greys else None}
+        return self.selection.notes | {name: text for name, text in more.items() if text}
 
     @property
     def frames_text(self) -> str | None:
@@ -116,7 +122,7 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         images(held_out_source, held_out or train, chosen.held_out) if len(chosen.held_out) else None,
         train.content,
         broken,
-        left_out + chosen.warnings,
+        left_out,
         source.commit,
         greys,
         chosen,

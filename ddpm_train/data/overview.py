@@ -3,8 +3,10 @@
 Of each image some bytes are kept, whatever its size.
 """
 
+import shlex
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -13,14 +15,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from ddpm_train.config.dataset import Dataset
-from ddpm_train.config.mistakes import resolution_text
+from ddpm_train.config.mistakes import Mistakes, resolution_text
 from ddpm_train.config.text import printable
 from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.duplicates import duplicates, near_duplicates
 from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.data.pixels import Pixels, read_pixels, robust_scores
-from ddpm_train.report.dataset import FAR, Distribution, Duplicates, Facts, Outlier, Overview, Shown
+from ddpm_train.data.split import group_numbers
+from ddpm_train.report.dataset import FAR, Advice, Distribution, Duplicates, Facts, Outlier, Overview, Shown
+from ddpm_train.system.console import counted
 
 _SHOWN = 12  # images, of each kind
 _LISTED_GROUPS = 100
@@ -28,6 +32,9 @@ _BINS = 20
 _THUMBNAIL_SIDE = 224  # pixels
 _SWAPPED = (5, 6, 7, 8)  # the EXIF orientations that lie on their side
 _ORIENTATION = 0x0112
+# What may unite images that belong together: their folder, or their name up to its last part ("p03_slice_" of
+# "p03_slice_12.png").
+_GROUPED_BY = ("folder", ".*[_-]")
 
 
 def look_at(config: Dataset, *, progress: bool) -> Overview:
@@ -108,14 +115,15 @@ class _Gathered:
         return Overview(facts, [self._before_and_after(row) for row in self._spread()], pairs, outliers)
 
     def _facts(self, brightness: np.ndarray, chroma: np.ndarray, alike: list[np.ndarray]) -> Facts:
-        hashes, sides = self._joined("hashes"), np.array(self.headers.sides, dtype=np.int32).reshape(-1, 2)
+        hashes = np.concatenate([images.hashes() for images in self.sets])
+        sides = np.array(self.headers.sides, dtype=np.int32).reshape(-1, 2)
         sizes, how_often = np.unique(sides, axis=0, return_counts=True)
         most_often = np.argsort(-how_often, kind="stable")[:_SHOWN]
         num_held_out = len(self.data.validation or ())
         broken = [(printable(name), printable(reason)) for name, reason in self.data.broken]
         total = len(hashes) + len(broken)
-        not_equal = [group for group in alike if len(np.unique(hashes[group])) > 1]
-        notes = [self.data.frames_text, str(self.data.greys) if self.data.greys else None]
+        equal = self._duplicates(duplicates(hashes))
+        not_equal = [group for group in alike if (hashes[group] != hashes[group[0]]).any()]
         height, width = self.config.resolution
         return Facts(
             dataset=printable(self.config.path),
@@ -133,14 +141,50 @@ class _Gathered:
             broken=broken,
             too_many_broken=len(broken) > self.config.max_broken_fraction * total,
             left_out=[printable(line) for line in self.data.left_out],
-            notes=[note for note in notes if note],
-            equal=self._duplicates(duplicates(hashes)),
+            notes={name: printable(note) for name, note in self.data.notes.items()},
+            doubts=[printable(line) for line in self.data.selection.doubts],
+            equal=equal,
             alike=self._duplicates(not_equal),
             brightness=self._distribution(brightness),
             chroma=self._distribution(chroma),
             mean=self.pixels[0].mean,
             std=self.pixels[0].std,
+            advice=[*_on_equal(equal), *self._on_alike(not_equal)],
         )
+
+    def _on_alike(self, groups: list[np.ndarray]) -> Iterator[Advice]:
+        """How to hold out together what looks alike, where that is divided and the source knows groups."""
+        across = [group for group in groups if group[0] < len(self.sets[0]) <= group[-1]]
+        config, source = self.config, self.sets[0].source
+        if not across or config.group_by or config.validation_split or not hasattr(source, "groups"):
+            return
+        number = sum(int((group >= len(self.sets[0])).sum()) for group in across)
+        look = "images look" if number > 1 else "image looks"
+        text = (
+            f"{number:,} held-out {look} like one that is trained on. If these belong together (frames of a film, "
+            "slices of a patient, crops of a photograph), hold them out together"
+        )
+        how = "a column" if config.source == "hub" else "folder, or a regular expression on an image's path"
+        keys = self._group_by(across) if config.source == "folder" else None
+        yield Advice(f"{text}:", keys) if keys else Advice(f"{text}, with dataset.group_by: {how}.", "")
+
+    def _group_by(self, across: list[np.ndarray]) -> str | None:
+        """The key that unites most of these groups, and leaves some that fit into the held-out part."""
+        items = [np.array([self._item(number) for number in group]) for group in across]
+        for by in _GROUPED_BY:
+            config = replace(self.config, group_by=by)
+            with suppress(Mistakes):
+                groups = group_numbers(self.sets[0].source, config)
+                united = sum(len(np.unique(groups[of_group])) == 1 for of_group in items)
+                wanted = round(config.validation_fraction * len(groups))
+                if 2 * united > len(items) and np.unique(groups, return_counts=True)[1].min() <= wanted:
+                    return shlex.quote(f"dataset.group_by={by}")
+        return None
+
+    def _item(self, number: int) -> int:
+        """The place in its source of an image, or of the file that it is a frame of."""
+        images, place = self._place(number)
+        return int(images.prepared.usable[images.rows[place]])
 
     def _joined(self, what: str) -> np.ndarray:
         return np.concatenate([getattr(pixels, what) for pixels in self.pixels])
@@ -182,6 +226,14 @@ class _Gathered:
         across = [int((group >= in_train).sum()) for group in groups if group[0] < in_train]
         listed = [[self._name(number) for number in group[:_SHOWN]] for group in groups[:_LISTED_GROUPS]]
         return Duplicates(sum(map(len, groups)), len(groups), sum(across), listed)
+
+
+def _on_equal(equal: Duplicates) -> Iterator[Advice]:
+    if equal.num_images:
+        across = f", {equal.num_held_out:,} of them held out with others trained on" if equal.num_held_out else ""
+        spare = counted(equal.num_images - equal.num_groups, "image")
+        text = f"{counted(equal.num_images, 'image')} have the same pixels as another{across}. To use one of each, and "
+        yield Advice(f"{text}leave out {spare}:", "dataset.drop_duplicates=true")
 
 
 def _most_extreme(values: np.ndarray) -> list[int]:

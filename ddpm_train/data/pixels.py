@@ -1,6 +1,5 @@
 """One pass over the pixels of a set of images, in pieces: some bytes are kept of each image, and sums over all."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,6 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L
 class Pixels:
     """What is known of N images as the model sees them, cropped at the centre and not flipped."""
 
-    hashes: np.ndarray  # uint64 [N]: equal where all pixels are
     look: np.ndarray  # uint64 [N]: see `difference_hashes`
     brightness: np.ndarray  # float32 [N]: mean luma, in [0, 1]
     chroma: np.ndarray  # float32 [N]: mean of the largest minus the smallest of R, G and B, in [0, 1]; 0 where grey
@@ -34,14 +32,13 @@ def read_pixels(images: Images, *, progress: bool) -> Pixels:
     """
     channels, (height, width) = images.decoder.channels, images.resolution
     size = max(1, _CHUNK_BYTES // (channels * height * width))
-    hashes, look = (np.empty(len(images), dtype=np.uint64) for _ in range(2))
+    look = np.empty(len(images), dtype=np.uint64)
     brightness, chroma = (np.empty(len(images), dtype=np.float32) for _ in range(2))
     sums, squares = (np.zeros(channels, dtype=np.int64) for _ in range(2))  # 2**47 pixels fit
     for start in tqdm(range(0, len(images), size), desc="reading pixels", disable=not progress, leave=False):
         # A new object maps the cache anew, so that pages that were read do not add up.
         batch = replace(images).load(np.arange(start, min(start + size, len(images)))).numpy()
         chunk = slice(start, start + len(batch))
-        hashes[chunk] = [int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest()) for image in batch]
         look[chunk] = difference_hashes(batch)
         colours = batch[:, :3]
         means = colours.mean(axis=(2, 3)) / 255
@@ -50,7 +47,7 @@ def read_pixels(images: Images, *, progress: bool) -> Pixels:
         sums += batch.sum(axis=(0, 2, 3), dtype=np.int64)
         squares += np.square(batch, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.int64)
     mean, std = _moments(sums.tolist(), squares.tolist(), len(images) * height * width)
-    return Pixels(hashes, look, brightness, chroma, mean, std)
+    return Pixels(look, brightness, chroma, mean, std)
 
 
 def _moments(sums: Sequence[int], squares: Sequence[int], count: int) -> tuple[list[float], list[float]]:

@@ -48,14 +48,24 @@ class Selection:
         held_out: int64 [M], ascending: of the same images, or of those of `dataset.validation_split`.
         changed: a hash of the rows where the config's keys have made them others than they are without them.
         notes: what the keys have come to, by a word for each.
-        warnings: what is doubtful about it, in lines for a person.
+        doubts: about which images are held out, in lines for a person.
+        num_equal: how many of them have the same pixels as another.
+        num_shared: how many held-out images have the same pixels as one that is trained on.
     """
 
     train: np.ndarray
     held_out: np.ndarray
     changed: str | None
     notes: dict[str, str]
-    warnings: list[str]
+    doubts: list[str]
+    num_equal: int
+    num_shared: int
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about it, in lines for a person."""
+        shared = _SHARED.format(f"{self.num_shared:,}", counted(len(self.held_out), "held-out image"))
+        return [*self.doubts, shared] if self.num_shared else self.doubts
 
 
 def group_numbers(source: Source, config: Dataset) -> np.ndarray:
@@ -100,12 +110,16 @@ def select(config: Dataset, groups: np.ndarray, train: Prepared, held_out: Prepa
         raise Mistakes(f"dataset.{key}={as_written(getattr(config, key))}: leaves no image to train on")
     plain = _split(replace(config, group_by=None, drop_duplicates=False), np.arange(len(groups)), train, held_out)
     digest = _digest(found)
+    hashes = (train.hashes()[found.train], (held_out or train).hashes()[found.held_out])
+    first = first_equal(np.concatenate(hashes))
     return Selection(
         found.train,
         found.held_out,
-        digest if digest != _digest(plain) else None,
-        _notes(config, groups, found, train, held_out),
-        list(_warnings(config, found, train, held_out or train)),
+        changed=digest if digest != _digest(plain) else None,
+        notes=_notes(config, groups, found, train, held_out),
+        doubts=list(_doubts(config, found)),
+        num_equal=int((np.bincount(first)[first] > 1).sum()),
+        num_shared=int((first[len(found.train) :] < len(found.train)).sum()),
     )
 
 
@@ -165,17 +179,12 @@ def _digest(found: Split) -> str:
     return digest.hexdigest()
 
 
-def _warnings(config: Dataset, found: Split, train: Prepared, held_out: Prepared) -> Iterator[str]:
+def _doubts(config: Dataset, found: Split) -> Iterator[str]:
     fraction, total = config.validation_fraction, len(found.train) + len(found.held_out)
     if found.divides_files:
         yield _DIVIDED_FILES.format(fraction)
     if config.group_by is not None and len(found.held_out) > round(fraction * total):
         yield _LARGE_GROUP.format(fraction, config.group_by, f"{len(found.held_out):,}", counted(total, "image"))
-    if not len(found.held_out):
-        return
-    first = first_equal(np.concatenate([train.hashes()[found.train], held_out.hashes()[found.held_out]]))
-    if shared := int((first[len(found.train) :] < len(found.train)).sum()):
-        yield _SHARED.format(f"{shared:,}", counted(len(found.held_out), "held-out image"))
 
 
 def _notes(

@@ -52,6 +52,12 @@ class Duplicates:
 
 
 @dataclass(frozen=True)
+class Advice:
+    text: str
+    keys: str  # to be added to the command; "" where only a person can choose them
+
+
+@dataclass(frozen=True)
 class Facts:
     """What `data.json` holds."""
 
@@ -70,13 +76,15 @@ class Facts:
     broken: list[tuple[str, str]]  # name and reason
     too_many_broken: bool  # more than dataset.max_broken_fraction: training would not begin
     left_out: list[str]
-    notes: list[str]
+    notes: dict[str, str]  # what the config's keys have come to, by a word for each
+    doubts: list[str]  # about which images are held out
     equal: Duplicates
     alike: Duplicates  # groups in which not all are equal
     brightness: Distribution
     chroma: Distribution
     mean: list[float]  # of each channel of the training images, in [-1, 1]
     std: list[float]
+    advice: list[Advice]
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,8 @@ def rows(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "broken", f"{count(len(facts.broken))}{stops}"
     yield from (("", f"{name}: {reason}") for name, reason in _first(facts.broken))
     yield from (("left out", line.removeprefix("left out: ")) for line in facts.left_out)
-    yield from (("note", line) for line in facts.notes)
+    yield from facts.notes.items()
+    yield from (("held out", line) for line in facts.doubts)
     yield "equal", _duplicates(facts.equal)
     yield "alike", _duplicates(facts.alike)
     yield "brightness", _distribution(facts.brightness)

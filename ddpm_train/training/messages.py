@@ -35,9 +35,7 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     run.console.table(
         {
             "dataset": f"{config.dataset.path}: {len(data.train):,} images {shape}{held_out}",
-            **data.selection.notes,
-            **({"frames": data.frames_text} if data.frames_text else {}),
-            **({"values": str(data.greys)} if data.greys else {}),
+            **data.notes,
             "model": f"UNet2DModel, {run.state.unet.num_parameters() / 1e6:.2f}M parameters",
             "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {counted(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
