@@ -1,5 +1,7 @@
 """A folder of images alone: what it decides of a run, what the run says before it starts, and that it stays so."""
 
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -122,12 +124,13 @@ def test_a_run_keeps_its_choices_and_tells_what_it_takes(cli: Cli, write_images:
     assert "  takes      about " in said and " on this machine, about " in said and " GB" in said
     lines = [line for line in said.splitlines() if line.startswith("warning: ")]
     assert lines == [
-        "warning: lr_scheduler.warmup_steps=500 is not shorter than the run of 6 steps: the learning rate ends at "
-        "1.2e-05 and never reaches 0.001",
         "warning: 40 of the 40 images that were looked at are smaller than 32x32 and are scaled up, which blurs them; "
         "dataset.resolution=… takes a smaller size",
+        "warning: lr_scheduler.warmup_steps=500 is not shorter than the run of 6 steps: the learning rate ends at "
+        "1.2e-05 and never reaches 0.001",
         "warning: 6 steps of 16 images will show nothing but noise; train.max_steps=… takes more",
     ]
+    assert "  equal " not in said and "  look at it ddpm-data dataset=imagefolder dataset.path=photos " in said
     kept = yaml.safe_load((cli.output("photos") / "config.yaml").read_text())["dataset"]
     assert (kept["validation_fraction"], kept["chosen"]) == (0.1, ["dataset.validation_fraction"])
 
@@ -144,7 +147,13 @@ def test_a_run_keeps_its_choices_and_tells_what_it_takes(cli: Cli, write_images:
     again = (*command, "dataset.resolution=32", "lr_scheduler.warmup_steps=500", "train.max_steps=7")
     said = cli.train(*again, expect=2)
     assert "dataset content" in said and "validation_fraction" not in said
-    cli.train(*again, "allow_change=[dataset content]")
+    said = cli.train(*again, "allow_change=[dataset content]")
+    (equal,) = re.findall(r"  equal      (\d+) of these images have the same pixels as another\n", said)
+    (shared,) = re.findall(r"warning: (\d+) of 24 held-out images have the same pixels as one that is trained on", said)
+    (look,) = re.findall(r"  look at it (ddpm-data .*)\n", said)
+    shown = cli.python("-m", "ddpm_train.cli.data", *shlex.split(look)[1:])
+    assert int(equal) >= 80 and f"{equal} images in " in shown and f"; {shared} of them held out" in shown
+    assert "216 to train on, 24 held out" in shown
     kept = yaml.safe_load((cli.output("photos") / "config.yaml").read_text())["dataset"]
     assert kept["validation_fraction"] == 0.1  # of 240 images it would be another
 

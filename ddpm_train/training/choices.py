@@ -176,16 +176,16 @@ def _of_layout(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of `_OF_A_LAYOUT`; none for the network that the config has already."""
     if name == "unet_tiny":
         return {}
-    optimizer, lr_scheduler = (_read(group, values[group]["name"]) for group in ("optimizer", "lr_scheduler"))
-    model = {**values["model"], **_read("model", name)}
+    optimizer, lr_scheduler = (read_choice(group, values[group]["name"]) for group in ("optimizer", "lr_scheduler"))
+    model = {**values["model"], **read_choice("model", name)}
     return dict(zip(_OF_A_LAYOUT, (model, optimizer["lr"], lr_scheduler["warmup_steps"]), strict=True))
 
 
-def _read(group: str, name: str) -> dict[str, Any]:
+def read_choice(group: str, name: str) -> dict[str, Any]:
     """A choice of the program's own configs with what it builds on."""
     own: dict[str, Any] = yaml.safe_load((CONF / group / f"{name}.yaml").read_text("utf-8"))
     below = [base for base in own.pop("defaults", ()) if base != "_self_"]
-    return {key: value for base in below for key, value in _read(group, base).items()} | own
+    return {key: value for base in below for key, value in read_choice(group, base).items()} | own
 
 
 def _max_steps(passes: float) -> int:

@@ -81,22 +81,26 @@ def activation_bytes(config: Config, compute: Compute) -> int:
     return total if compute.mixed_precision == "no" else total // 2
 
 
+def enlarged(run: Run) -> Iterator[str]:
+    """A line if images are smaller than the resolution."""
+    height, width = run.config.dataset.resolution
+    sizes = image_sizes(run.data.train.source, run.config.dataset.max_pixels)
+    if number := num_enlarged(sizes, (height, width)):
+        yield (
+            f"warning: {number:,} of the {len(sizes):,} images that were looked at are smaller than {height}x{width} "
+            "and are scaled up, which blurs them; dataset.resolution=… takes a smaller size"
+        )
+
+
 def warnings(run: Run) -> Iterator[str]:
     """A line for each reason why the pictures will disappoint."""
-    config, dataset = run.config, run.config.dataset
+    config = run.config
     warmup, lr = config.lr_scheduler.warmup_steps, config.optimizer.lr
     if warmup >= run.max_steps:
         last = config.lr_scheduler.at(run.max_steps - 1, lr, run.max_steps)
         yield (
             f"warning: lr_scheduler.warmup_steps={warmup} is not shorter than the run of "
             f"{counted(run.max_steps, 'step')}: the learning rate ends at {last:.2g} and never reaches {lr:.2g}"
-        )
-    sizes = image_sizes(run.data.train.source, dataset.max_pixels)
-    if enlarged := num_enlarged(sizes, dataset.resolution):
-        height, width = dataset.resolution
-        yield (
-            f"warning: {enlarged:,} of the {len(sizes):,} images that were looked at are smaller than {height}x{width} "
-            "and are scaled up, which blurs them; dataset.resolution=… takes a smaller size"
         )
     if too_short(run.max_steps, run.plan.batch_size):
         amount = f"{counted(run.max_steps, 'step')} of {counted(run.plan.batch_size, 'image')}"

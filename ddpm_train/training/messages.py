@@ -1,11 +1,13 @@
 """What a run says at its start and at its end."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ddpm_train._version import __version__
+from ddpm_train.config.overrides import as_overrides
 from ddpm_train.config.train import Config
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import Selection
@@ -17,8 +19,12 @@ from ddpm_train.system.exit_codes import MISTAKE, CannotGoOn
 from ddpm_train.system.failures import first_line
 from ddpm_train.training import forecast
 from ddpm_train.training.auto import Choice
-from ddpm_train.training.choices import described
+from ddpm_train.training.choices import described, read_choice
 from ddpm_train.training.run import Run
+
+# What a dataset of each source is built on, and the keys that `ddpm-data` has no use for.
+_CHOICES = {"embedded": "fashion_tiny", "folder": "imagefolder", "hub": "hub"}
+_NOT_OF_IMAGES = ("chosen", "random_flip", "device_cache", "num_workers")
 
 
 def announce(run: Run, resumed: bool, changes: list[str]) -> None:
@@ -31,11 +37,16 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     shape = f"{height}x{width}x{config.dataset.channels}"
     epochs = run.max_steps * plan.batch_size / len(data.train)
     where = f"resumes at step {run.state.step:,}" if resumed else "new run"
+    doubtful = [*data.warnings(), *(() if resumed else forecast.enlarged(run))]
+    equal = data.selection.num_equal
+    look = _look_at(run.values["dataset"]) if doubtful or equal else None
     run.console.say(f"ddpm-train {__version__}  {config.name}")
     run.console.table(
         {
             "dataset": f"{config.dataset.path}: {len(data.train):,} images {shape}{held_out}",
             **data.notes,
+            **({"equal": f"{equal:,} of these images have the same pixels as another"} if equal else {}),
+            **({"look at it": look} if look else {}),
             "model": f"UNet2DModel, {run.state.unet.num_parameters() / 1e6:.2f}M parameters",
             "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {counted(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
@@ -48,8 +59,21 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
     )
     run.console.say(*(f"  chosen     {described(key, run.values)}" for key in config.dataset.chosen))
     run.console.say(*(f"  changed    {line}" for line in changes))
-    for line in (*data.warnings(), *(() if resumed else forecast.warnings(run))):
+    for line in (*doubtful, *(() if resumed else forecast.warnings(run))):
         run.console.warn(line)
+
+
+def _look_at(dataset: Mapping[str, Any]) -> str | None:
+    """The command that shows these images and what is doubtful about them, if this program has a choice for them."""
+    choice = _CHOICES.get(dataset["source"])
+    if choice is None:
+        return None
+    keys = {
+        f"dataset.{key}": dataset[key]
+        for key, value in read_choice("dataset", choice).items()
+        if key not in _NOT_OF_IMAGES and dataset.get(key, value) != value
+    }
+    return shlex.join(["ddpm-data", *as_overrides({"dataset": choice, **keys})])
 
 
 def _measured(choice: Choice) -> dict[str, str]:
