@@ -65,7 +65,14 @@ def test_scores_say_what_they_depend_on(evaluated: tuple[Cli, str, dict[str, Any
         assert (real["dataset"], real["num_images"], real["resolution"]) == ("garments", 45, [8, 8])
         assert f"  {score['name']}" in said and f"{score['value']:.4g}" in said
     assert found["copying"]["held_out_rate"] <= 0.1
-    assert found["scores"][-1]["warning"] == "15 held-out images do not show how near 1 in 100 comes; hold out more"
+    cautions = [
+        "15 held-out images do not show how near 1 in 100 comes; hold out more",
+        "40 samples do not show a rate of 1 in 100; make more",
+    ]
+    assert found["scores"][-1]["warning"] == "; ".join(cautions) and found["copying"]["cautions"] == cautions
+    rests_on = ("step", "held_out_images", "left_out", "training_images")
+    assert [found["copying"][key] for key in rests_on] == [6, 15, 0, 45]
+    assert found["copying"]["nearest_distance"] > 0 and found["copying"]["threshold"] > 0
     assert found["scores"][-1]["warning"] in said
     report = (cli.folder / "run" / "report.html").read_text()
     assert "kid_efficientnet_lite0_n40" in report and "report     run/report.html" in said

@@ -60,6 +60,7 @@ def test_what_a_reader_finds(hub_cli: HubCli, write_images: Callable[[Path, int]
     folder = hub.head("tester/cats").folder
     card = (folder / "README.md").read_text()
     described = metadata(card)
+    assert "## Does it copy its training images?\n\nThat was not measured.\n" in card
     assert described["library_name"] == "diffusers" and described["pipeline_tag"] == "unconditional-image-generation"
     assert {"ddpm", "unconditional-image-generation"} <= set(described["tags"]) and "datasets" not in described
     held_out = records(hub_cli.output())[-1]["held_out_loss"]
@@ -138,7 +139,12 @@ def test_scores_and_the_dataset_of_the_card(hub_cli: HubCli) -> None:
     kid |= {"interval": [0.0115, 0.0131], "lower_is_better": True, "warning": warning, "depends_on": depends_on}
     old = {**kid, "name": "fid", "metric": "fid", "value": 3.0, "depends_on": {**depends_on, "step": 3}}
     (hub_cli.output() / "evaluation").mkdir(exist_ok=True)
-    (hub_cli.output() / "evaluation/scores.json").write_text(json.dumps({"scores": [kid, old]}))
+    copy_rate = {**kid, "name": "copy_rate_efficientnet_lite0_n2048", "metric": "copy_rate", "value": 0.0049}
+    copying = {"copy_rate": 0.0049, "interval": [0.0023, 0.0089], "held_out_rate": 0.01, "num_images": 2048, "step": 6}
+    copying |= {"extractor": "efficientnet_lite0", "threshold": 8.25, "quantile": 0.01, "nearest_distance": 7.5}
+    copying |= {"held_out_images": 497, "left_out": 3, "training_images": 2000, "cautions": []}
+    scores = {"scores": [kid, copy_rate, old], "copying": copying}
+    (hub_cli.output() / "evaluation/scores.json").write_text(json.dumps(scores))
     hub_cli.push("run=outputs/default", "repo_id=tester/cats")
     card = (hub_cli.hub.head("tester/cats").folder / "README.md").read_text()
     assert (
@@ -147,8 +153,21 @@ def test_scores_and_the_dataset_of_the_card(hub_cli: HubCli) -> None:
         "\\[few\\](http://x) \\| images\\\\n# in all |"
     ) in card
     assert "FID" not in card and "/home/me" not in card and "fashion_tiny, licence MIT" in card
+    for text in (
+        "**No sign of it.** A sample counts as a copy if",
+        "| Copy rate | 0.49 % (0.23 to 0.89) of 2,048 samples |",
+        "| Threshold | a distance of 8.25 to the nearest training image, in EfficientNet-Lite0 features: the nearest ",
+        "| Nearest pair | a sample at a distance of 7.50 from its training image |",
+        "| Rests on | 497 held-out images; 3 more are training images as well and do not count; 2,000 training images ",
+        "| Samples by | dpm_solver, 25 steps |",
+    ):
+        assert text in card, text
+    assert card.count("Copy rate") == 1  # and no row among the scores
     (result,) = metadata(card)["model-index"][0]["results"]  # type: ignore[index]
-    assert result["metrics"] == [{"type": "kid", "value": 0.0123, "name": "kid_efficientnet_lite0_n2048"}]
+    assert result["metrics"] == [
+        {"type": "kid", "value": 0.0123, "name": "kid_efficientnet_lite0_n2048"},
+        {"type": "copy_rate", "value": 0.0049, "name": "copy_rate_efficientnet_lite0_n2048"},
+    ]
 
 
 # Nothing holds a run up -----------------------------------------------------------------------------------------------

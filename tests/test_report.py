@@ -299,7 +299,7 @@ def test_what_an_evaluation_found_stands_on_the_page(scored: tuple[Path, str]) -
     assert f"report     {run.name}/report.html" in said
     page, found = Page(run / "report.html"), json.loads((run / "evaluation/scores.json").read_text())
     for score in found["scores"]:
-        assert score["name"] in page.text
+        assert (score["name"] in page.text) == (score["metric"] != "copy_rate")  # which has a block of its own
         if score["metric"] not in ("kid", "copy_rate"):
             assert digits(score["value"], score["interval"])[0] in page.text
     kid = next(score for score in found["scores"] if score["depends_on"]["sampler"]["name"] == "dpm_solver")
@@ -321,10 +321,14 @@ def test_what_an_evaluation_found_stands_on_the_page(scored: tuple[Path, str]) -
         assert title in page.text
 
 
+LEFT_OUT = "3 of 18 held-out images are training images as well and were left out; the held-out loss still counts them"
+
+
 @pytest.mark.parametrize(
     ("interval", "caution", "answer"),
     [
         ([0.001, 0.03], None, "No sign of it 0.4 % of 20"),
+        ([0.001, 0.03], LEFT_OUT, "No sign of it 0.4 % of 20"),
         ([0.001, 0.03], "15 held-out images do not show", "Too uncertain to tell 0.4 % of 20"),
         ([0.04, 0.06], "15 held-out images do not show", "Yes, some of them"),
     ],
@@ -334,9 +338,28 @@ def test_copies_are_told(evaluated: Path, interval: list[float], caution: str | 
     stored = json.loads(path.read_text())
     for score in stored["scores"]:
         score["warning"] = caution
-    stored["copying"] |= {"copy_rate": 0.004, "interval": interval, "held_out_rate": 0.01}
+        if score["metric"] == "copy_rate":
+            score["value"] = 0.004
+    stored["copying"] |= {"copy_rate": 0.004, "interval": interval, "held_out_rate": 0.01, "left_out": 3}
+    stored["copying"]["cautions"] = [caution] if caution not in (None, LEFT_OUT) else []
     path.write_text(json.dumps(stored))
-    assert f"Does it copy its training images? {answer}" in Page(write_report(evaluated)).text
+    text = Page(write_report(evaluated)).text
+    assert f"Does it copy its training images? {answer}" in text
+    assert (f"Caution: {caution}." in text) == (caution is not None)
+    # One block says it, with what it rests on, and no score beside it.
+    assert text.count("copy_rate_efficientnet") == 0 and "Copy rate 0.4 % (" in text
+    found = stored["copying"]
+    threshold = f"Threshold a distance of {number(found['threshold'])} to the nearest training image, in EfficientNet"
+    assert (
+        threshold in text and f"from its training image Rests on {found['held_out_images']} held-out images; " in text
+    )
+    assert "3 more are training images as well and do not count; 45 training images" in text
+    # Files from before know neither what it rests on nor which of the cautions matter.
+    for key in ("threshold", "cautions"):
+        del found[key]
+    path.write_text(json.dumps(stored))
+    text = Page(write_report(evaluated)).text
+    assert "Threshold" not in text and f"images? {answer if caution != LEFT_OUT else 'Too uncertain'}" in text
 
 
 def test_a_run_that_got_worse_and_ended_early(run: Path) -> None:

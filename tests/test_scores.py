@@ -213,7 +213,10 @@ def test_the_rate_of_copies_is_that_of_the_duplicates(features: dict[str, Tensor
         found = measure_copying(torch.cat((training[:copies], fresh[copies:])), training, held_out)
         assert found.interval[0] < found.copy_rate < found.interval[1] or found.copy_rate == 0
         assert found.held_out_rate <= 2 * QUANTILE + 1 / len(held_out)
-        assert found.warning == f"{len(held_out)} held-out images do not show how near 1 in 100 comes; hold out more"
+        assert found.warning == (
+            f"{len(held_out)} held-out images do not show how near 1 in 100 comes; hold out more; "
+            f"{len(fresh)} samples do not show a rate of 1 in 100; make more"
+        )
         rates.append(found.copy_rate)
     assert rates[0] <= 0.1 and rates[0] + 0.1 < rates[1] < rates[2] and rates[2] >= 24 / len(fresh)
     assert (found.distances[:24] == 0).all()
@@ -230,6 +233,8 @@ def test_duplicates_among_the_held_out_images_hide_no_copier(features: dict[str,
     planted = torch.cat((training[:3] * (1 + 1e-6), held_out))
     found = measure_copying(samples, training, planted)
     assert (found.copy_rate, found.held_out_rate) == (clean.copy_rate, clean.held_out_rate)
+    assert (found.num_left_out, found.num_unseen, found.threshold) == (3, len(held_out), clean.threshold)
+    assert found.cautions == clean.cautions  # those that were left out are none
     assert found.warning is not None and found.warning.startswith(
         f"3 of {len(planted)} held-out images are training images as well and were left out; "
     )

@@ -33,7 +33,9 @@ class Copying:
             `held_out_rate`. Held-out images that are training images as well do not count.
         interval: of the copy rate; covers the choice of samples and of held-out images.
         held_out_rate: the same share of the held-out images themselves.
-        warning: why not to trust it.
+        threshold: the distance from which on a sample does not count.
+        num_unseen, num_left_out: how many held-out images gave it, and how many are training images as well.
+        cautions: why it cannot be trusted.
         closest: the samples that are nearest to a training image, nearest first, int64 [K].
         neighbours: their nearest training images, int64 [K, n].
         distances: from each sample to its nearest training image, float32 [N].
@@ -42,10 +44,22 @@ class Copying:
     copy_rate: float
     interval: tuple[float, float]
     held_out_rate: float
-    warning: str | None
+    threshold: float
+    num_unseen: int
+    num_left_out: int
+    cautions: tuple[str, ...]
     closest: Tensor
     neighbours: Tensor
     distances: Tensor
+
+    @property
+    def warning(self) -> str | None:
+        """What to say beside the rate."""
+        text = (
+            f"{self.num_left_out} of {self.num_left_out + self.num_unseen} held-out images are training images as well "
+            "and were left out; the held-out loss still counts them"
+        )
+        return "; ".join([text, *self.cautions] if self.num_left_out else self.cautions) or None
 
 
 def copy_rate(inputs: ImageInputs) -> Iterator[Result]:
@@ -57,7 +71,17 @@ def copy_rate(inputs: ImageInputs) -> Iterator[Result]:
     yield "copy_rate", Measured(found.copy_rate, interval=found.interval, warning=found.warning)
     rates = {"copy_rate": found.copy_rate, "interval": list(found.interval), "held_out_rate": found.held_out_rate}
     made_of = {"extractor": inputs.extractor.name, "num_images": len(found.distances), "picture": "nearest.png"}
-    yield "copying", rates | made_of
+    rests_on = {
+        "step": inputs.images.depends_on.step,
+        "threshold": found.threshold,
+        "quantile": QUANTILE,
+        "nearest_distance": float(found.distances.min()),
+        "held_out_images": found.num_unseen,
+        "left_out": found.num_left_out,
+        "training_images": len(inputs.training),
+        "cautions": list(found.cautions),
+    }
+    yield "copying", rates | made_of | rests_on
     # A row for each sample: the sample, a gap, its nearest training images from the nearest on.
     gap = torch.full_like(samples[:1], 255)
     rows = [torch.cat((sample[None], gap, own)) for sample, own in zip(samples, neighbours, strict=True)]
@@ -87,21 +111,21 @@ def measure_copying(generated: Tensor, training: Tensor, held_out: Tensor) -> Co
         copy_rate=rate,
         interval=bootstrap.share(rate, hits, len(of_samples), rng),
         held_out_rate=float((usual <= threshold).mean()),
-        warning="; ".join(_warnings(len(held_out), len(unseen))) or None,
+        threshold=float(threshold),
+        num_unseen=len(unseen),
+        num_left_out=len(held_out) - len(unseen),
+        cautions=tuple(_cautions(len(generated), len(unseen))),
         closest=closest,
         neighbours=neighbours[closest],
         distances=to_training[:, 0],
     )
 
 
-def _warnings(num_held_out: int, num_unseen: int) -> Iterator[str]:
-    if num_unseen < num_held_out:
-        yield (
-            f"{num_held_out - num_unseen} of {num_held_out} held-out images are training images as well and were left "
-            "out; the held-out loss still counts them"
-        )
+def _cautions(num_samples: int, num_unseen: int) -> Iterator[str]:
     if num_unseen * QUANTILE < 1:
         yield f"{num_unseen} held-out images do not show how near 1 in {1 / QUANTILE:.0f} comes; hold out more"
+    if num_samples * QUANTILE < 1:
+        yield f"{num_samples} samples do not show a rate of 1 in {1 / QUANTILE:.0f}; make more"
 
 
 def nearest(features: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:

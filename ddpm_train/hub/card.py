@@ -10,7 +10,9 @@ from markupsafe import Markup
 
 from ddpm_train.config.metrics import METRICS, metric_label
 from ddpm_train.config.text import printable, without_secrets
+from ddpm_train.report.certificate import Certificate
 from ddpm_train.report.formatting import count, duration
+from ddpm_train.report.stored import Score
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.state import ResumedState
 
@@ -24,6 +26,7 @@ def model_card(
     weights: str,
     records: Iterable[Mapping[str, Any]],
     scores: Sequence[Mapping[str, Any]],
+    certificate: Certificate | None,
     licence: str | None,
     repo_id: str,
     has_grid: bool,
@@ -37,6 +40,7 @@ def model_card(
         weights: "ema" or "unet": which of a checkpoint's weights the pipeline holds.
         records: of the run, one a step.
         scores: of the evaluation, see `evaluation`; without any, the card shows the loss on held-out images.
+        certificate: whether these weights copy their training images; None: it was not measured.
         licence: of the dataset, if it is known.
     """
     from huggingface_hub import ModelCard
@@ -61,12 +65,17 @@ def model_card(
         width=width,
         dataset=_dataset_text(config["dataset"], licence),
         seconds=seconds,
-        scores=shown,
+        scores=[score for score in shown if not (certificate and certificate.score and _is(certificate.score, score))],
+        certificate=certificate,
         has_grid=has_grid,
         resumable=resumable,
         versions=versions(),
     )
     return str(ModelCard(f"---\n{_metadata(config, repo_id, shown).to_yaml()}\n---\n\n{text}\n"))
+
+
+def _is(one: Score, other: Mapping[str, Any]) -> bool:
+    return (one.name, one.value) == (other["name"], other["value"])
 
 
 def _read_through(records: Iterable[Mapping[str, Any]], batch_size: int) -> tuple[float, Mapping[str, Any]]:

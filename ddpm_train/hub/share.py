@@ -22,6 +22,7 @@ from ddpm_train.config.parts import Hub
 from ddpm_train.config.text import holds_secret
 from ddpm_train.hub.card import model_card
 from ddpm_train.hub.push import LAST, Push
+from ddpm_train.report.certificate import Certificate, certificate
 from ddpm_train.report.stored import Results, Score
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import (
@@ -83,12 +84,14 @@ class Shared:
             checkpoints = {f"{CHECKPOINTS}/{one.name}": one for one in checkpoint.published(path.parent)}
         for place, source in checkpoints.items():
             _share_checkpoint(source, folder / place)
+        scores = _scores(self.run / EVALUATION, step)
         card = model_card(
             config=config,
             state=read_state(path),
             weights=weights,
             records=read_records(folder),
-            scores=_scores(self.run / EVALUATION, step),
+            scores=[asdict(score) for score in scores],
+            certificate=_certificate(self.run / EVALUATION, step, scores),
             licence=self.licence(),
             repo_id=repo_id,
             has_grid=grid is not None,
@@ -120,20 +123,27 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _scores(folder: Path, step: int) -> list[dict[str, Any]]:
+def _scores(folder: Path, step: int) -> list[Score]:
     """The newest evaluation's scores, and those measured by hand of the weights of `step`."""
     during = _newest(folder, ".json", step)
-    scores = _read_scores(during) if during else []
-    scores += [score for score in _read_scores(folder / SCORES) if score.depends_on.get("step") in (step, None)]
-    return [asdict(score) for score in {score.name: score for score in scores}.values()]
+    scores = _read_results(during).scores if during else []
+    by_hand = _read_results(folder / SCORES).scores
+    scores += [score for score in by_hand if score.depends_on.get("step") in (step, None)]
+    return list({score.name: score for score in scores}.values())
 
 
-def _read_scores(path: Path) -> list[Score]:
-    """The scores in a file, if it is there; a damaged one is named in the report."""
+def _certificate(folder: Path, step: int, scores: list[Score]) -> Certificate | None:
+    """Whether the weights of `step` copy their training images."""
+    copying = _read_results(folder / SCORES).copying or {}
+    return certificate(copying if copying.get("step") == step else {}, scores)
+
+
+def _read_results(path: Path) -> Results:
+    """What a file of scores holds, if it is there; a damaged one is named in the report."""
     try:
-        return read_json(path, Results).scores
+        return read_json(path, Results)
     except (FileNotFoundError, BadFile):
-        return []
+        return Results()
 
 
 def _newest(folder: Path, suffix: str, step: int) -> Path | None:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.train import too_short
+from ddpm_train.report.certificate import Certificate, certificate
 from ddpm_train.report.stored import Evaluation, Floor, Results, Score
 from ddpm_train.runs import folder
 from ddpm_train.runs.checkpoint import STATE, by_step, published
@@ -95,6 +96,11 @@ class Evidence:
     def floor(self) -> Floor | None:
         """The bound of the held-out loss, and what lies above it, at the last evaluation."""
         return self.evaluations[-1].floor if self.evaluations else None
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Whether it copies its training images; None: it was not measured."""
+        return certificate(self.copying, self.scores)
 
     @property
     def images_seen(self) -> int | None:

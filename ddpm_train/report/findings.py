@@ -29,11 +29,12 @@ RULES = (
     f"“Noise”: fewer than {FEWEST_STEPS:,} steps, or fewer than {FEWEST_IMAGES_SEEN:,} images seen.",
     f"“Too few images to tell”: fewer than {FEWEST_IMAGES} held-out images for the loss, or a score whose interval "
     "is wider than itself.",
-    "“Too uncertain to tell”: the copy rate has a caution, and its interval is not above that of unseen real images.",
+    "“Too uncertain to tell”: too few samples or held-out images for the copy rate, and its interval is not above the "
+    "rate of unseen real images.",
     "“At least … % learned”: how far the held-out loss has come from that of a model that knows only the mean and the "
     "spread of the images towards a bound that no model's expected loss is below: the loss that the best possible "
     "denoiser of the training images has on these themselves (Karras et al. 2022, appendix B).",
-    "“Copies some”: the whole interval of the samples' rate lies above the rate of unseen real images.",
+    "“Yes, some of them”: the whole interval of the samples' rate lies above the rate of unseen real images.",
 )
 
 
@@ -212,17 +213,18 @@ def small_learning_rate(evidence: Evidence) -> bool:
 
 def does_it_copy(evidence: Evidence) -> Finding:
     question, copying = "Does it copy its training images?", evidence.copying
-    if not copying:
-        return Finding(question, "Not measured", ["Its samples have not been compared with the training images."])
+    if evidence.certificate is None:
+        few = evidence.held_out_images
+        why = f" That needs at least {FEWEST_IMAGES} held-out images, and there are {few}."
+        text = "Its samples have not been compared with the training images."
+        return Finding(question, "Not measured", [text + why * (few is not None and few < FEWEST_IMAGES)])
     interval, usual = copying["interval"], copying["held_out_rate"]
     value, ends = digits(copying["copy_rate"], interval, percent=True)
     details = [
         f"{value} of {count(copying['num_images'])} samples (interval {ends}) are nearer to a training image than all "
         f"but {number(100 * usual, 2)} % of unseen real images are."
     ]
-    cautions = [line for score in evidence.scores if score.metric == "copy_rate" for line in _caution(score)]
-    details += cautions
-    answer = "Too uncertain to tell" if cautions else "No sign of it"
-    if interval[0] > usual:
-        answer = "Yes, some of them: see the pairs below"
-    return Finding(question, answer, details)
+    score = evidence.certificate.score
+    details += _caution(score) if score else []
+    details.append("The nearest pairs, and what this rests on, stand below.")
+    return Finding(question, evidence.certificate.answer, details)

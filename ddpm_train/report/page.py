@@ -31,6 +31,7 @@ def render(evidence: Evidence) -> str:
     """The page as HTML. Everything that comes from the folder is escaped."""
     unreadable = list(evidence.unreadable)
     frames = list(_frames(evidence, unreadable))
+    certificate = evidence.certificate
     nearest = evidence.evaluation / evidence.copying.get("picture", "nearest.png")
     return (
         templates()
@@ -43,6 +44,8 @@ def render(evidence: Evidence) -> str:
             advice=list(advice(evidence)),
             frames=frames,
             nearest=_inline(nearest, _PICTURE_SIDE, unreadable),
+            certificate=certificate,
+            scores=[score for score in evidence.scores if certificate is None or score is not certificate.score],
             charts=_charts(evidence),
             view_box=f"0 0 {WIDTH} {HEIGHT}",
             evaluations=list(zip(evidence.held_out_loss.steps, evidence.held_out_loss.values, strict=True)),
