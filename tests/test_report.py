@@ -378,6 +378,18 @@ def test_a_run_that_got_worse_and_ended_early(run: Path) -> None:
     assert "Held-out loss was best at step 6" in page.text and f"pipeline={run}/checkpoints/best" in page.text
 
 
+def test_a_run_that_was_measured_once_is_to_be_measured_on_the_way(run: Path) -> None:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records[:-1]:
+        record.pop("held_out_loss", None)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = Page(write_report(run)).text
+    assert "Did it stop getting better? Not known" in text and "Measure it, and train it longer, for instance" in text
+    assert re.search(
+        r"ddpm-train --config-path \S+ --config-name config .*train.max_steps=16 evaluation.every_steps=1 ", text
+    )
+
+
 def test_a_run_that_is_not_at_its_end(run: Path) -> None:
     shutil.rmtree(run / "pipeline")
     page = Page(write_report(run))

@@ -43,7 +43,8 @@ def duplicates(hashes: np.ndarray) -> list[np.ndarray]:
         hashes: as in `first_equal`.
     """
     first = first_equal(hashes)
-    order = np.argsort(first, kind="stable")
+    repeated = np.flatnonzero(np.bincount(first)[first] > 1) if len(first) else first
+    order = repeated[np.argsort(first[repeated], kind="stable")]
     groups = np.split(order, np.flatnonzero(np.diff(first[order])) + 1)
     return [group for group in groups if len(group) > 1]
 

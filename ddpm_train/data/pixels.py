@@ -9,7 +9,8 @@ from tqdm import tqdm
 from ddpm_train.data.duplicates import difference_hashes
 from ddpm_train.data.images import Images
 
-_CHUNK_BYTES = 2**24
+# At once: held-out images lie all over the cache, and around each of them the system maps 64 kB of it.
+_CHUNK_BYTES = 2**21
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L
 
 

@@ -129,16 +129,23 @@ class FolderSource:
 
     def groups(self, by: str) -> Sequence[Hashable]:
         """The folder of each image, or what a regular expression finds in its path below the dataset's folder."""
+        names: dict[str, str] = {}  # of equal ones the first: a million would take a hundred MB
         if by == "folder":
-            return [os.path.dirname(path) for path in self._paths]
-        found = [re.search(by, path) for path in self._paths]
-        if others := [path for path, match in zip(self._paths, found, strict=True) if match is None]:
-            matched = f"matches {len(found) - len(others):,} of {counted(len(found), 'image')}"
+            return [names.setdefault(folder, folder) for folder in map(os.path.dirname, self._paths)]
+        found, others = [], []
+        for path in self._paths:
+            if (match := re.search(by, path)) is None:
+                others.append(path)
+            else:
+                name = match[1] if match.re.groups and match[1] is not None else match[0]
+                found.append(names.setdefault(name, name))
+        if others:
+            matched = f"matches {len(found):,} of {counted(len(self._paths), 'image')}"
             raise Mistakes(
                 f"dataset.group_by={by}: {matched}, and not {describe(others, 3)}; give folder, or a regular "
                 "expression that matches the path of every image"
             )
-        return [match[1] if match.re.groups and match[1] is not None else match[0] for match in found if match]
+        return found
 
     def load(self, index: int, decoder: Decoder) -> np.ndarray:
         return decoder(self._root / self._paths[index])

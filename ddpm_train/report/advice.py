@@ -1,6 +1,6 @@
 """What to do next with a run, at the top of its report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ddpm_train.config.metrics import FEWEST_IMAGES, metric_label
 from ddpm_train.config.mistakes import Mistakes
@@ -51,22 +51,20 @@ def _training_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
             "It has begun to learn its training images by heart. More images, dataset.random_flip=true (where a "
             "mirrored image is a plausible one), model.dropout=0.1 or fewer steps may do better."
         )
-    elif found.kind == "unknown" and evidence.value("evaluation", "name") != "none":
-        text = (
-            f"Next time measure along the way, with evaluation.every_steps={max(1, step // 10)}: "
-            "only so one sees when a run stops getting better."
-        )
+    elif found.kind == "unknown" and evidence.finished and evidence.value("evaluation", "name") != "none":
+        why = "Whether more steps help is not known: that needs the held-out loss at several steps. Measure it, and "
+        yield from _longer(evidence, step, why, [f"evaluation.every_steps={max(1, step // 10)}"])
     if text:
         yield text, ""
 
 
-def _longer(evidence: Evidence, step: int) -> Iterator[tuple[str, str]]:
+def _longer(evidence: Evidence, step: int, why: str = "", also: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     try:
         overrides, jumps = longer(evidence.path, evidence.config, step)
     except Mistakes:  # its config is another program's, or damaged
         return
-    text = "Train it longer, for instance twice as long"
-    yield f"{text} ({jumps}):" if jumps else f"{text}:", commands.resume(evidence, overrides)
+    text = f"{why}{'t' if why else 'T'}rain it longer, for instance twice as long"
+    yield f"{text} ({jumps}):" if jumps else f"{text}:", commands.resume(evidence, [*overrides, *also])
 
 
 def _best_advice(evidence: Evidence) -> Iterator[tuple[str, str]]:
