@@ -21,9 +21,10 @@ from helpers.cli import ROOT
 from PIL import Image
 
 import ddpm_train
-from ddpm_train.cli import flags, push
+from ddpm_train.cli import data, flags, push
 from ddpm_train.cli.sweeps import plan
 from ddpm_train.cli.sweeps.sweep import Sweep
+from ddpm_train.config.data import DATA
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.program import Program, compose_configs
 from ddpm_train.config.push import PUSHING
@@ -33,6 +34,7 @@ from ddpm_train.sampling.preflight import PROGRAM as SAMPLE
 from ddpm_train.training import api
 from ddpm_train.training.preflight import PROGRAM as TRAIN
 
+LOOK = Program("ddpm-data", "data", "output", "output='data/{}'", DATA, data.preflight)
 PUSH = Program("ddpm-push", "push", "run", "'run={}'", PUSHING, push.preflight)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -81,7 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, trained: Path, write_images:
             (place / checkpoint).parent.mkdir(parents=True, exist_ok=True)
             if not (place / checkpoint).exists():
                 (place / checkpoint).symlink_to(place / "outputs/default/checkpoints/step_00000006")
-    for name in ("data/cats", "data/my cats", "data/my cats (2024)", "samples/cats"):
+    for name in ("data/cats", "data/scans", "data/my cats", "data/my cats (2024)", "samples/cats"):
         write_images(place / name, 60)
     (place / "data/cats.parquet").touch()
     for name in ("cat.png", "mask.png"):
@@ -193,6 +195,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "ddpm-train": partial(composed, TRAIN),
     "ddpm-sample": partial(composed, SAMPLE),
     "ddpm-evaluate": partial(composed, EVALUATE),
+    "ddpm-data": partial(composed, LOOK),
     "ddpm-push": partial(composed, PUSH),
     "ddpm-reproduce": reproduced,
     "python": python,
