@@ -116,7 +116,9 @@ def test_a_metric_of_ones_own(cli: Cli, write_images: Callable[[Path, int], Path
 
 
 def test_what_nobody_names_is_unknown(mine: Cli) -> None:
-    assert refused(mine, *TRAIN, "--config-dir", "mine", "loss=huber") == ["loss.name=huber: not one of mse, min_snr"]
+    assert refused(mine, *TRAIN, "--config-dir", "mine", "loss=huber") == [
+        "loss.name=huber: not one of mse, min_snr, p2, edm, sigmoid"
+    ]
     (line,) = refused(mine, *TRAIN, "--config-dir", "mine", "sampler=mine")
     assert line.startswith("sampler=mine: no such config;")
 

@@ -294,6 +294,11 @@ TABLE = {
         "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
         "(min-SNR weighs it 0/0); use noise_scheduler.prediction_type=v_prediction"
     ],
+    "loss=edm noise_scheduler=linear timestep_distribution=lognormal timestep_distribution.std=0": [
+        "timestep_distribution.std=0: must be greater than 0",
+        "loss=edm: with noise_scheduler.prediction_type=epsilon the weight of pure noise has no bound; "
+        "use noise_scheduler.prediction_type=v_prediction",
+    ],
     "noise_scheduler=zero_snr noise_scheduler.prediction_type=epsilon": [
         "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
         "(pure noise says nothing of x_0); use noise_scheduler.prediction_type=v_prediction"

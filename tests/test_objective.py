@@ -1,12 +1,14 @@
 """Loss, targets and weights: agreement with diffusers, and inverses."""
 
+import math
+
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import compute_snr
 from torch.nn import functional
 
-from ddpm_train.config.losses import MSE, MinSNR
+from ddpm_train.config.losses import EDM, MSE, P2, Loss, MinSNR, Sigmoid
 from ddpm_train.diffusion.noise import signal_to_noise
 from ddpm_train.diffusion.objective import Objective, to_model_range
 
@@ -40,6 +42,33 @@ def test_min_snr_weighs_the_error_in_x_0(prediction_type: str) -> None:
         x_0_error = {"epsilon": error * sigma / alpha, "v_prediction": error * sigma, "sample": torch.tensor(error)}
         expected = min(alphas[timestep] / (1 - alphas[timestep]), 5.0) * x_0_error[prediction_type] ** 2
         assert weights[timestep] * error**2 == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize(
+    "loss", [P2("p2", 0.5, 2.0), EDM("edm", 0.5), Sigmoid("sigmoid", 2.0)], ids=lambda loss: loss.name
+)
+def test_weights_as_the_papers_have_them(loss: Loss, prediction_type: str) -> None:
+    """Each for the error that its paper weighs, whatever is predicted; none is infinite, even of pure noise."""
+    noise_scheduler = scheduler(prediction_type)
+    snr = signal_to_noise(noise_scheduler)
+    found = loss.weights(snr, prediction_type).double()
+    snr = snr.double()
+    of_noise = found * {"epsilon": 1, "v_prediction": (snr + 1) / snr, "sample": 1 / snr}[prediction_type]
+    if isinstance(loss, P2):
+        assert torch.allclose(of_noise, (2 + snr) ** -0.5, rtol=1e-5)
+    elif isinstance(loss, EDM):
+        sigma = snr**-0.5
+        assert torch.allclose(of_noise * snr, (sigma**2 + 0.5**2) / (sigma * 0.5) ** 2, rtol=1e-5)
+    else:  # lambda falls from one timestep to the next by d; its weight is relative, the mean is 1
+        fall = (snr[:-1] / snr[1:]).log()
+        wanted = fall / (1 + snr[1:] * math.exp(-2.0))
+        ratio = of_noise[1:] / wanted
+        assert torch.allclose(ratio, ratio.mean(), rtol=1e-3) and float(found.mean()) == pytest.approx(1, rel=1e-5)
+    if prediction_type != "epsilon":
+        without_signal = signal_to_noise(scheduler(prediction_type, rescale_betas_zero_snr=True))
+        weights = loss.weights(without_signal, prediction_type)
+        assert weights.isfinite().all() and weights[-1] == (4 if isinstance(loss, EDM) else 1)
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])

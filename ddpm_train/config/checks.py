@@ -36,6 +36,11 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
             "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
             f"({reason}); use noise_scheduler.prediction_type=v_prediction"
         )
+    if config.loss.name == "edm" and noise.prediction_type == "epsilon":
+        yield (
+            "loss=edm: with noise_scheduler.prediction_type=epsilon the weight of pure noise has no bound; "
+            "use noise_scheduler.prediction_type=v_prediction"
+        )
     if train.channels_last is True and config.optimizer.is_contiguous:
         yield (
             f"train.channels_last=true: optimizer={config.optimizer.name} lays the weights out contiguously; "

@@ -31,6 +31,7 @@ from ddpm_train.config.parts import (
     Section,
     Seed,
 )
+from ddpm_train.config.timesteps import TIMESTEP_DISTRIBUTIONS, UNIFORM, TimestepDistribution
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Config(Section):
     evaluation: Evaluation
     sampler: SamplerChoice
     tracker: Trackers
+    # Older configs do not have it.
+    timestep_distribution: Annotated[TimestepDistribution, TIMESTEP_DISTRIBUTIONS] = UNIFORM
     extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own; see docs/extending.md
 
 

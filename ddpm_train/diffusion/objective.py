@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ddpm_train.config.losses import Loss
 from ddpm_train.diffusion.noise import signal_to_noise
-from ddpm_train.seeding import Purpose, bits_for_normal, draw, to_integers, to_normal
+from ddpm_train.diffusion.timesteps import Timesteps
+from ddpm_train.seeding import Purpose, bits_for_normal, draw, to_normal
 
 
 def to_model_range(images: Tensor) -> Tensor:
@@ -23,13 +24,19 @@ class Objective:
         noise_scheduler: gives x_t and the target of `prediction_type`. Its `alphas_cumprod` lie on the device.
         loss: the error of a prediction, and the weight of each timestep.
         seed: with a sample's position it decides the sample's noise and timestep.
+        timesteps: how often each is drawn; None: all alike, as also for a loss that is to be compared with others.
     """
 
-    def __init__(self, noise_scheduler: DDPMScheduler, loss: Loss, seed: int) -> None:
+    def __init__(
+        self, noise_scheduler: DDPMScheduler, loss: Loss, seed: int, timesteps: Timesteps | None = None
+    ) -> None:
         self.noise_scheduler = noise_scheduler
         self.loss = loss
         self.weights = loss.weights(signal_to_noise(noise_scheduler), noise_scheduler.config.prediction_type)
         self.seed = seed
+        self.timesteps = timesteps or Timesteps(noise_scheduler.config.num_train_timesteps)
+        if self.timesteps.importance is not None:
+            self.weights = self.weights * self.timesteps.importance
 
     def compile(self) -> None:
         """Fuse the drawing of noise, some 90 small operations, into few."""
@@ -59,8 +66,7 @@ class Objective:
         """
         counts = {purposes[0]: bits_for_normal(shape), purposes[1]: 1, **(also or {})}
         for_noise, for_timesteps, *others = draw(self.seed, positions, counts)
-        timesteps = to_integers(for_timesteps[:, 0], self.noise_scheduler.config.num_train_timesteps)
-        return to_normal(for_noise, shape), timesteps, *others
+        return to_normal(for_noise, shape), self.timesteps(for_timesteps[:, 0], positions), *others
 
     def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the model should predict, [B, C, H, W]: the noise, v (Salimans & Ho 2022, appendix D), or x_0."""

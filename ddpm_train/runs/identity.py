@@ -36,6 +36,8 @@ _LAYOUT = (
     *("model.up_block_types", "model.block_out_channels", "model.layers_per_block", "model.downsample_type"),
     *("model.upsample_type", "model.resnet_time_scale_shift", "model.add_attention", "dataset.channels"),
 )
+# Keys that came later, as every run before them had it: so they say nothing of a run.
+_AS_EVER = {"timestep_distribution.name": "uniform", "timestep_distribution.stratified": False}
 # Where the run lies and how it was asked to start say nothing about it.
 _UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
 
@@ -49,6 +51,7 @@ def identity(
         dataset_split: a hash of which images are used where keys have changed that; see `data.split.Selection`.
     """
     flat = {key: list(value) if isinstance(value, tuple) else value for key, value in dotted_values(values)}
+    flat = {key: value for key, value in flat.items() if key not in _AS_EVER or value != _AS_EVER[key]}
     pretrained = str(flat.get("model.pretrained") or "")  # a folder's name may be a number
     if pretrained and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", pretrained):
         # Only the name of a folder: it may lie elsewhere now.

@@ -15,6 +15,7 @@ from ddpm_train.config.foreign import printable
 from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import Config
+from ddpm_train.diffusion.objective import Objective
 from ddpm_train.evaluation.floor import Floor, has_floor, measure_floor
 from ddpm_train.evaluation.held_out import held_out_losses, over_timesteps
 from ddpm_train.evaluation.image_sets import SampledImages
@@ -59,6 +60,8 @@ class Evaluation:
         self._extractor = extractor
         self._records = records
         self._trackers = trackers
+        # At uniform timesteps, whatever the run trains at: so its losses compare with other runs'.
+        self._objective = Objective(run.objective.noise_scheduler, run.config.loss, run.config.seed)
         self._workers = Workers(run.accelerator, run.stop, Console(enabled=False))  # the run's own shows its steps
         self._floor: Floor | None = None  # the same for every step
         self.failed: dict[int, str] = {}
@@ -133,7 +136,7 @@ class Evaluation:
                 unet=unet,
                 noise_scheduler=run.objective.noise_scheduler,
                 title=f"step {run.state.step:,}",
-                objective=run.objective,
+                objective=self._objective,
                 held_out=held_out,
                 seed=config.seed,
                 batch_size=config.evaluation.batch_size,
@@ -143,7 +146,7 @@ class Evaluation:
             losses, timesteps = held_out_losses(inputs)
             yield "held_out_loss", float(losses.cpu().double().mean())
             yield from over_timesteps(losses, timesteps, inputs)
-            if has_floor(run.objective):
+            if has_floor(self._objective):
                 self._floor = self._floor or measure_floor(inputs, training)
                 yield from self._floor.results(losses, run.objective.noise_scheduler.config.num_train_timesteps)
         if self._extractor is not None:

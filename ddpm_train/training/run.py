@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,7 +18,9 @@ from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config, Train
 from ddpm_train.data.images import fits
 from ddpm_train.data.loader import Batches, Data, DataIdentity, MicroBatch, micro_batches, num_workers, open_data
+from ddpm_train.data.spectrum import power_spectrum
 from ddpm_train.diffusion.objective import Objective
+from ddpm_train.diffusion.timesteps import Timesteps, timestep_edges
 from ddpm_train.models.load import load_model
 from ddpm_train.models.unet import build_unet
 from ddpm_train.runs.best import Selection, read_selection
@@ -141,7 +143,10 @@ def build_run(
     set_backends(config.train)
     noise_scheduler = config.noise_scheduler.build()
     noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
-    objective = Objective(noise_scheduler, config.loss, config.seed)
+    # On one process: no other may find them otherwise by rounding.
+    edges = on_main(lambda: _timestep_edges(config, noise_scheduler, data))
+    timesteps = Timesteps.of(config.timestep_distribution, edges, noise_scheduler, config.seed)
+    objective = Objective(noise_scheduler, config.loss, config.seed, timesteps)
     unet = build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed).to(device)
     if config.train.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -178,6 +183,10 @@ def build_run(
         objective=objective,
         selection=on_main(lambda: read_selection(output_dir, config, resumed.step if resumed else 0)),
     )
+
+
+def _timestep_edges(config: Config, noise_scheduler: DDPMScheduler, data: Data) -> tuple[int, ...] | None:
+    return timestep_edges(config.timestep_distribution, noise_scheduler, lambda: power_spectrum(data.train))
 
 
 def _batches(config: Config, data: Data) -> Batches:
