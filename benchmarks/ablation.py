@@ -1,4 +1,5 @@
-"""Which choice trains better: arms that differ in it, and share images, order, noise, timesteps and first weights.
+"""Which choice trains better: arms that differ in it, and share images, order, noise, timesteps and first weights as
+far as it does not change them.
 
     python benchmarks/ablation.py --bed fashion_tiny --seeds 3 --keys train.max_steps=400
     python benchmarks/ablation.py --bed cifar10 --arm min_snr --arm gamma_1 loss=min_snr loss.gamma=1
@@ -218,7 +219,7 @@ def write_board(name: str, figures: dict[str, Any]) -> None:
 
 HEAD = f"""# Ablations
 
-Written by `benchmarks/ablation.py`, which says how. An arm differs from "{OFF}" in the keys of its row, and shares images, order, noise, timesteps and first weights with it. *Better by* is the mean over the seeds of the paired differences, positive for the better arm, with its {CONFIDENCE:.0%} interval and the p of each comparison alone: of twenty without a difference one has p < 0.05. *Unpaired* is the interval if the seeds had nothing in common, and the seeds of each arm that it would take to be as short as the paired one. `held_out_loss` is the error in noise at uniform timesteps, whatever an arm was trained for; samples are compared with the held-out images. On a busy machine `seconds` says little.
+Written by `benchmarks/ablation.py`, which says how. An arm differs from "{OFF}" in the keys of its row; whatever these do not change is the same for both: images, order, noise, timesteps, first weights. *Better by* is the mean over the seeds of the paired differences, positive for the better arm, with its {CONFIDENCE:.0%} interval and the p of each comparison alone: of twenty without a difference one has p < 0.05. *Unpaired* is the interval if the seeds had nothing in common, and the seeds of each arm that it would take to be as short as the paired one. `held_out_loss` is the error in noise at uniform timesteps, whatever an arm was trained for; samples are compared with the held-out images. On a busy machine `seconds` says little.
 """  # noqa: E501
 
 

@@ -25,6 +25,7 @@ def ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     return ablation
 
 
+@pytest.mark.slow
 def test_arms_share_what_they_see_and_nothing_is_done_twice(
     ablation: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,7 @@ def test_timesteps_are_a_function_of_seed_and_position() -> None:
         assert torch.equal(plain[1], timesteps) == (distribution is UNIFORM)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_exactly_and_is_judged_at_uniform_timesteps(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
