@@ -15,7 +15,7 @@ from ddpm_train.seeding import Purpose, bits, to_integers
 # The least share of a timestep, of what it has in the uniform distribution: each is learned, and none counts more than
 # a hundred times.
 LEAST_SHARE = 0.01
-# Edges are rounded to 2^-24. No machine rounds a logarithm so differently that it would find other edges.
+# Edges are rounded to 2^-24, so that machines which round a logarithm or an eigenvalue otherwise find the same ones.
 _ROUNDED_BITS = 8
 # The fractional parts of consecutive multiples of the golden ratio lie evenly, however many they are: between them are
 # gaps of three lengths at most, of which the largest is 2.6 times the smallest.
