@@ -10,11 +10,12 @@ independent samples (Welch's). Every arm is measured alike, whatever it was trai
 held-out images, uniformly over the timesteps, at noise that is the seed's; and samples against the held-out images.
 
 Each run has a folder of its own below --output: the same command goes on where it stopped, and does not repeat what is
-measured. The board, results/ablations.md and .json, is written after every seed from the second on. Beds that are not
-embedded come from the Hub, or from where --keys dataset.path=FOLDER says. It needs '.[evaluate]'.
+measured. The board, results/ablations.md and .json, is written after every run from the second seed on. Beds that are
+not embedded come from the Hub, or from where --keys dataset.path=FOLDER says. It needs '.[evaluate]'.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -196,14 +197,16 @@ def held_out_loss(folder: Path, config: Config, draws: int) -> float:
 
 
 def compared(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, Comparison]]:
-    """Every arm with "off", by arm and metric, from the numbers of each arm's seeds."""
+    """Every arm of two seeds and more with "off", by arm and metric, from the numbers of each arm's first seeds."""
 
     def of(arm: str, metric: str) -> Comparison:
-        here, there = ([numbers[metric] for numbers in measured[each]] for each in (arm, OFF))
+        here = [numbers[metric] for numbers in measured[arm]]
+        there = [numbers[metric] for numbers in measured[OFF][: len(here)]]
         lower = metric not in METRICS or METRICS[metric].lower_is_better
         return compare(here, there, lower_is_better=lower)
 
-    return {arm: {metric: of(arm, metric) for metric in measured[OFF][0]} for arm in measured if arm != OFF}
+    arms = [arm for arm, numbers in measured.items() if arm != OFF and len(numbers) > 1]
+    return {arm: {metric: of(arm, metric) for metric in measured[OFF][0]} for arm in arms}
 
 
 def write_board(name: str, figures: dict[str, Any]) -> None:
@@ -229,38 +232,35 @@ def page(name: str, where: Mapping[str, Any], figures: Mapping[str, Any]) -> str
     device = where["gpu"] or where["cpu"]
     lines = [f"\n## {name}\n", f"`{where['command']}` on {where['date']}: {device}; {versions}.\n"]
     lines += [
-        "| Arm | Metric | Off | Arm's | Better by | p | Unpaired | Seeds that takes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| Arm | Metric | Seeds | Off | Arm's | Better by | p | Unpaired | Seeds it takes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, by_metric in figures["comparisons"].items():
         for metric, found in by_metric.items():
-            means = [statistics.fmean(each[metric] for each in figures["measured"][who]) for who in (OFF, arm)]
+            seeds = len(figures["measured"][arm])
+            means = [statistics.fmean(each[metric] for each in figures["measured"][who][:seeds]) for who in (OFF, arm)]
             keys = " ".join(f"`{key}`" for key in figures["arms"][arm])
-            cells = [f"{arm}: {keys}", metric, *(f"{mean:.4g}" for mean in means)]
+            cells = [f"{arm}: {keys}", metric, str(seeds), *(f"{mean:.4g}" for mean in means)]
             cells += [f"{found['gain']:.3g} ± {found['paired']:.2g}", f"{found['p']:.2g}", f"± {found['unpaired']:.2g}"]
             lines.append(f"| {' | '.join(cells)} | {found['unpaired_seeds']} |")
     return "\n".join(lines) + "\n"
 
 
 def series(arguments: argparse.Namespace, arms: Mapping[str, Sequence[str]]) -> None:
-    """Train and measure what is not there yet, seed by seed, and write the board."""
+    """Train and measure what is not there yet, seed by seed; write the board after each run."""
     asked = Asked(tuple(arguments.metrics), arguments.num_images, arguments.draws)
     keys = together(ALWAYS, BEDS[arguments.bed], arguments.keys)
     check_pairs(arms, keys)
     everything = {OFF: (), **arms}
     measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in everything}
-    for seed in range(arguments.seeds):
-        for arm, own in everything.items():
-            folder = arguments.output.resolve() / arguments.bed / arm / f"seed_{seed}"
-            measured[arm].append(train_and_measure(folder, together(keys, own, [f"seed={seed}"]), asked))
-        if seed == 0:
-            continue
-        found = compared(measured)
-        figures = {"bed": arguments.bed, "keys": keys, "seeds": seed + 1, "arms": arms, "measured": measured}
-        figures["comparisons"] = {
-            arm: {metric: asdict(one) for metric, one in each.items()} for arm, each in found.items()
-        }
-        write_board(f"{arguments.bed}, {' '.join(arguments.keys)}".rstrip(", "), {**asdict(asked), **figures})
+    found: dict[str, dict[str, Comparison]] = {}
+    for seed, (arm, own) in itertools.product(range(arguments.seeds), everything.items()):
+        folder = arguments.output.resolve() / arguments.bed / arm / f"seed_{seed}"
+        measured[arm].append(train_and_measure(folder, together(keys, own, [f"seed={seed}"]), asked))
+        if found := compared(measured):
+            told = {name: {metric: asdict(one) for metric, one in each.items()} for name, each in found.items()}
+            figures = {**asdict(asked), "keys": keys, "arms": arms, "measured": measured, "comparisons": told}
+            write_board(", ".join(filter(None, (arguments.bed, " ".join(arguments.keys)))), figures)
     for arm, by_metric in found.items():
         for metric, one in by_metric.items():
             print(f"{one.text(arm, metric)}; unpaired ± {one.unpaired:.2g}, and {one.unpaired_seeds} seeds")
