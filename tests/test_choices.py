@@ -98,6 +98,31 @@ def test_what_was_asked_for_stays(photographs: Path) -> None:
     assert config.train.max_steps is None and config.evaluation.every_steps == 1_000
 
 
+def test_a_run_is_called_after_the_folder_of_its_images(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it has a name; and a run that was begun before goes on under the name that it has."""
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "my cats (2)").symlink_to(photographs)
+    mine = ("dataset=imagefolder", f"dataset.path={folder}/")
+    config, values = composed(*mine)
+    assert (config.name, config.output_dir) == ("my_cats__2_", "outputs/my_cats__2_")
+    assert choices.described(config.dataset.chosen[0], values).startswith("name=my_cats__2_  (")
+    for given, name, output_dir in (
+        ("name=cats", "cats", "outputs/cats"),
+        ("output_dir=there", "default", "there"),
+        ("experiment=cifar10", "cifar10", "outputs/cifar10"),
+    ):
+        config, _ = composed(*mine, given)
+        assert (config.name, config.output_dir) == (name, output_dir) and "name" not in config.dataset.chosen
+    for began, name in ((tmp_path / "other", "my_cats__2_"), (photographs, "default")):
+        record = {**values, "dataset": {**values["dataset"], "path": str(began)}}
+        (tmp_path / "outputs/default").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "outputs/default/config.yaml").write_text(yaml.safe_dump(record))
+        config, _ = composed(*mine)
+        assert (config.name, config.output_dir) == (name, f"outputs/{name}")
+
+
 def test_other_datasets_and_experiments_are_as_they_were(photographs: Path) -> None:
     for overrides in ((), ("dataset=hub", "dataset.path=owner/name")):
         config, values = composed(*overrides)

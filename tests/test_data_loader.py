@@ -210,7 +210,7 @@ def test_a_run_without_a_cache_is_the_same_run(cli: Cli, wide: Path) -> None:
 def test_sigterm_to_the_whole_group_while_workers_load(cli: Cli, wide: Path) -> None:
     dataset = ("dataset=imagefolder", f"dataset.path={wide}", "dataset.cache=none")
     # A process group, as a terminal or a scheduler gives it.
-    process = cli.start_training(*dataset, "train.max_steps=100000", "tracker=none", session=True)
+    process = cli.start_training(*dataset, "name=default", "train.max_steps=100000", "tracker=none", session=True)
     for line in process.stdout:
         if "  step " in line:
             break

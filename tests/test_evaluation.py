@@ -172,7 +172,7 @@ def test_a_signal_while_scores_are_measured(cli: Cli, write_images: Callable[[Pa
     slow = (
         *(*FULL, "dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1", "evaluation.metrics=[kid]"),
         *("evaluation.num_inference_steps=100", "evaluation.num_samples=32", "evaluation.batch_size=8"),
-        "evaluation.every_steps=null",
+        *("evaluation.every_steps=null", "name=default"),
     )
     process = cli.start_training(*slow)
     features = cli.folder / "cache/ddpm-train/features"  # those of the real images come before the samples
@@ -288,7 +288,7 @@ def test_no_held_out_images_after_all(cli: Cli, write_images: Callable[[Path, in
     """1 % of 20 images are none: only who relies on them is told."""
     images = write_images(cli.folder / "images", 20)
     dataset = ("dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1", "train.max_steps=1")
-    dataset = (*dataset, "dataset.validation_fraction=0.01")
+    dataset = (*dataset, "dataset.validation_fraction=0.01", "name=default")
     line = (
         "error: dataset.validation_fraction=0.01: of 20 images that holds none out, and the run is to be judged by "
         "the held-out loss; raise it\n"

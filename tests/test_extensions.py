@@ -96,6 +96,7 @@ def test_a_metric_of_ones_own(cli: Cli, write_images: Callable[[Path, int], Path
     images = ("dataset=imagefolder", f"dataset.path={write_images(cli.folder / 'garments', 60)}", "dataset.channels=1")
     full = (
         *images,
+        "name=default",
         "dataset.validation_fraction=0.2",
         "evaluation=full",
         "evaluation.metrics=[kid,spread]",

@@ -48,6 +48,7 @@ def test_what_a_reader_finds(hub_cli: HubCli, write_images: Callable[[Path, int]
     said = hub_cli.train(
         *PUSH,
         *secret,
+        "name=default",
         "hub.strategy=checkpoint",
         "checkpoint.every_steps=3",
         f"checkpoint.mirror={hub_cli.folder / 'mirror'}",

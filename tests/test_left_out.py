@@ -92,7 +92,7 @@ def test_the_same_command_continues_among_its_own_pictures(cli: Cli, write_image
     """`dataset.path=.`, stopped and given again, beside another run, samples of it and its cache."""
     write_images(cli.folder, 24)
     run = ("dataset=imagefolder", "dataset.path=.", "dataset.channels=1", "dataset.cache_dir=prepared", "tracker=none")
-    shown = ("evaluation.every_steps=2", "checkpoint.every_steps=2")
+    shown = ("evaluation.every_steps=2", "checkpoint.every_steps=2", "name=default")
     said = cli.train(*run, *shown, "train.max_steps=2")
     assert "22 images 8x8x1, 2 held out" in said and "left out" not in said
     cli.sample("pipeline=outputs/default", "num_images=2", "num_inference_steps=1", "sampler=ddim")

@@ -75,6 +75,10 @@ TABLE = {
         "train.max_steps: not of the form key=value",
         "=3: no such key; see --cfg job",
     ],
+    "dataset=imagefolder dataset.path=my cats 2 train.max_steps=5": [
+        "cats 2: not of the form key=value; a value with blanks needs quotes: 'dataset.path=my cats 2'",
+        "dataset.path=my: no such folder",
+    ],
     # What cannot be read is a text, which the key refuses, as a wrong key does.
     "model.block_out_channels=[8,16 train.batch_size=8(2) trainn.x=~a model=a(b": [
         f"model=a(b: no such config; (one of {options('model')})",

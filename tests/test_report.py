@@ -60,7 +60,7 @@ def told(once: Once, write_images: Callable[[Path, int], Path]) -> tuple[Cli, st
         return cli.train(
             *("dataset=imagefolder", "dataset.path=garments", "dataset.channels=1", "dataset.validation_fraction=0.25"),
             *("evaluation=full", "evaluation.every_steps=2", "evaluation.num_samples=10"),
-            *("train.max_steps=8", "checkpoint.every_steps=4", "optimizer.lr=3e-3"),
+            *("train.max_steps=8", "checkpoint.every_steps=4", "optimizer.lr=3e-3", "name=default"),
         )
 
     return once("told", train)

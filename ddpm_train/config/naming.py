@@ -1,4 +1,4 @@
-"""Folders that are named by what sets apart what is in them."""
+"""The names of runs: by what sets apart the runs of a sweep, or after the folder of a run or of its images."""
 
 import hashlib
 import re
@@ -16,6 +16,11 @@ def folder_name(choices: Mapping[str, str]) -> str:
     """
     name = ",".join(f"{_plain(key)}={_plain(value)}" for key, value in choices.items())
     return name if len(name) <= MAX_LENGTH else f"{name[: MAX_LENGTH - 9]}-{_hash(repr(dict(choices)), 8)}"
+
+
+def named_after(folder: str) -> str:
+    """The name of a folder as that of a run: blanks and signs that need quotes become `_`."""
+    return re.sub(r"[^\w.=,+-]", "_", folder)
 
 
 def _plain(text: str) -> str:

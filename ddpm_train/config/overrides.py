@@ -49,11 +49,11 @@ def read_overrides(
         return parse(text) if multirun else without_sweep(parse(text))
 
     parsed, lines = [], []
-    for text in texts:
+    for number, text in enumerate(texts):
         try:
             parsed.append(read(text))
         except HydraException:
-            lines.append(f"{text}: not of the form key=value")
+            lines.append(_no_assignment(texts, number))
         except (ValueError, RecursionError):
             lines.append(f"{printable(text, 60)}: a number of too many digits, or lists too deep in each other")
     if too_many := list(_sweep_mistakes(parsed)):
@@ -71,6 +71,17 @@ def _encoding_mistakes(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         if re.search("[\ud800-\udfff]", text):
             yield f"{printable(text)}: not UTF-8; rename it, or for a path make a link with another name (ln -s)"
+
+
+def _no_assignment(texts: Sequence[str], number: int) -> str:
+    """The line for a text that is none. It may belong to the value before it, which the shell has split at a blank."""
+    assignments = [index for index, text in enumerate(texts) if "=" in text]
+    first = max((index for index in assignments if index < number), default=None)
+    if first is None:
+        return f"{texts[number]}: not of the form key=value"
+    words = texts[first : min((index for index in assignments if index > number), default=len(texts))]
+    whole = shlex.quote(" ".join(words))
+    return f"{' '.join(words[1:])}: not of the form key=value; a value with blanks needs quotes: {whole}"
 
 
 def _ambiguous_mistakes(overrides: Iterable[Override]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Training from Python: `ddpm_train.train(…)`, in a script or a notebook."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddpm_train.config.naming import named_after
 from ddpm_train.config.overrides import as_overrides
 from ddpm_train.config.program import compose_configs
 from ddpm_train.evaluation import preflight as evaluation
@@ -79,7 +79,7 @@ def train(
         TakenOver: another process has taken the run over, and goes on with it.
     """
     given = {**(keys or {}), **keywords, "output_dir": str(output_dir)}
-    given.setdefault("name", re.sub(r"[^\w.=,+-]", "_", Path(output_dir).resolve().name))
+    given.setdefault("name", named_after(Path(output_dir).resolve().name))
     overrides = as_overrides(given)
     folder = None if config_dir is None else Path(config_dir)
     ((config, values),) = compose_configs(PROGRAM, overrides, config_dir=folder)

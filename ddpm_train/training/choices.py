@@ -4,14 +4,20 @@ All of it follows from the command and the images alone, so that it is the same 
 its choices in its record, and keeps them when images are added.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ddpm_train.config.foreign import BadFile
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.naming import named_after
 from ddpm_train.config.parts import CONF
 from ddpm_train.models import pretrained
+from ddpm_train.runs.folder import CONFIG, read_config
 from ddpm_train.system.files import expanded
 
 # What the images may decide, as the program's configs have it. What is otherwise was asked for.
@@ -26,6 +32,9 @@ OPEN: dict[str, Any] = {
 # Follow the layout of the network, as `model=unet_64` in a command would have them.
 _OF_A_LAYOUT = ("model", "optimizer.lr", "lr_scheduler.warmup_steps")
 
+# What a run is called that nothing names, and its folder.
+_UNNAMED = {"name": "default", "output_dir": "outputs/default"}
+
 # Larger than 64 shows more and takes four times as long, which only a person can weigh.
 _RESOLUTIONS, _MOST_ENLARGED = (64, 32, 16), 0.1
 # The loss of fewer than ten images says little; and most images are there to be learned.
@@ -38,6 +47,7 @@ _PASSES, _FEWEST_STEPS, _MOST_STEPS = 100, 10_000, 100_000
 _NUM_EVALUATIONS, _FIRST_EVALUATION, _EVALUATED_FROM = 8, 100, 1_000
 
 _WHY = {
+    "name": "after the folder of the images",
     "dataset.resolution": f"at most {_MOST_ENLARGED:.0%} of the images are smaller, and 64 is the most",
     "dataset.validation_fraction": f"held out: 2 %, at least {_FEWEST_HELD_OUT} images, at most {_MOST_HELD_OUT:.0%}",
     "train.batch_size": "no more than there are images",
@@ -54,7 +64,10 @@ def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str,
     if isinstance(dataset, dict) and dataset.get("chosen") == "auto":
         if dataset.get("source") != "folder":
             return values, ["dataset.chosen=auto: only a folder of images decides on a run; leave it out"]
-        values = _with({**values, "dataset": {**dataset, "chosen": []}}, _chosen(values, overrides))
+        named = _named(values, overrides)
+        values = {**values, **named}
+        made = _chosen({**values, "dataset": {**dataset, "chosen": []}}, overrides)
+        values = _with(values, {**made, "dataset.chosen": [*named.keys() & {"name"}, *made.get("dataset.chosen", ())]})
     return pretrained.resolve(values, overrides)
 
 
@@ -69,6 +82,21 @@ def is_chosen(key: str, values: Mapping[str, Any]) -> bool:
     names = {name.partition("=")[0] for name in values["dataset"]["chosen"]}
     of_layout = key in _OF_A_LAYOUT or key.startswith("model.")
     return key in names or key == "dataset.chosen" or (of_layout and "model" in names)
+
+
+def _named(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The name after the folder of the images, and the run's folder by it, where nothing else names them."""
+    given = {text.partition("=")[0].lstrip("+") for text in overrides}
+    folder = expanded(str(values["dataset"].get("path")))
+    is_named = given & _UNNAMED.keys() or any(values.get(key) != default for key, default in _UNNAMED.items())
+    if is_named or not os.path.isdir(folder):
+        return {}
+    name = named_after(os.path.basename(os.path.abspath(folder)))
+    with suppress(OSError, BadFile, KeyError, TypeError):
+        began = read_config(Path(_UNNAMED["output_dir"], CONFIG))["dataset"]
+        if began["source"] == "folder" and expanded(began["path"]).resolve() == folder.resolve():
+            return {}  # it has its name from before runs were called after their images
+    return {"name": name, "output_dir": f"outputs/{name}"} if name else {}
 
 
 def _chosen(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
