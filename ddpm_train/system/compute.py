@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,8 +25,9 @@ from ddpm_train.system.console import counted
 
 # What is less exact or less simple must be faster by this share of the time.
 MARGINS = {"mixed_precision": 0.1, "channels_last": 0.05, "attention": 0.05, "compile": 0.05}
-# Compiling takes about a minute on a GPU, where it saves a third, and minutes on a CPU, where it saves a tenth at best.
-COMPILE_FROM_SECONDS = {"cuda": 300.0, "cpu": 3600.0}
+# Compiling takes about a minute on a GPU, where it saves a third. On a CPU it takes minutes, many on a busy one, before
+# the first step, and saves a tenth at best.
+COMPILE_FROM_SECONDS = {"cuda": 300.0}
 # A comparison takes so many rounds at least, and then as many as it needs to trust its times, for so long.
 _LEAST_ROUNDS, _COMPARE_SECONDS = 3, 4.0
 # A best time is trusted when two others come as near to it as this share.
@@ -80,6 +82,8 @@ class Compute:
         if not self.compile:
             unet._compiled_call_impl = None  # what `Module.compile` sets
         elif unet._compiled_call_impl is None:
+            # Of the caches of diffusers' own version checks, which change nothing while the program runs.
+            warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
             mode = self.compile if isinstance(self.compile, str) else None
             unet.compile(dynamic=False, fullgraph=True, mode=mode)
 
@@ -201,7 +205,7 @@ def choose_for_training(
         return chosen
     compiled = replace(chosen, compile=True)
     if str(compiled) not in stopwatch.seconds:
-        say("compiling the training step, to measure that, too (a minute or more) …")
+        say("compiling the training step, to measure that, too (about a minute; train.compile=false leaves it out) …")
     torch.compiler.reset()  # what an earlier run of this process compiled may have other kernels in it
     return choose(chosen, {"compile": [True]}, stopwatch)
 
