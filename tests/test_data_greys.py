@@ -83,8 +83,7 @@ def test_arrays_in_a_parquet_column_train_as_they_look(
     assert np.array_equal(open_data(config, progress=False).train.load(range(24))[:, 0], cells)
     said = cli.train(*mine, "dataset.value_range=[255,0]", expect=2)
     assert said == (
-        "error: dataset.value_range=[255.0,0.0]: holds nothing between black and white; give [low,high] with low "
-        "below high\n"
+        "error: dataset.value_range=[255.0,0.0]: black is not below white; give [low,high] with low below high\n"
     )
 
 

@@ -165,10 +165,11 @@ def make(target: str) -> None:
     assert re.search(rf"^{target}:", Path("Makefile").read_text(), re.MULTILINE)
 
 
-def pip(install: str, what: str) -> None:
+def pip(install: str, *given: str) -> None:
     """A package of our own with an extra that it has, or somebody's that is named after what it does."""
+    *flags, what = given
+    assert install == "install" and flags in ([], ["--editable"])
     package, _, extra = what.rstrip("]").partition("[")
-    assert install == "install"
     if package in ("ddpm-train", "."):
         assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     else:
@@ -223,7 +224,7 @@ def check(line: str, place: Path) -> None:
     if (
         program == "ddpm-train"
         and "--multirun" not in arguments
-        and any(text.startswith(("dataset=", "model=")) for text in arguments)
+        and any(text.startswith(("dataset=", "model=")) and text != "dataset=imagefolder" for text in arguments)
     ):
         assert any(text.startswith("name=") for text in arguments), "would meet the demo's run, `default`"
 

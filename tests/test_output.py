@@ -1,5 +1,6 @@
 """Output that goes nowhere: to a full disk, a pipe that nobody reads, no descriptor at all."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_what_is_printed_to_be_used_must_arrive(cli: Cli, trained: Path) -> None
         *_, line = cli.python("-c", full + MAIN.format(program), *arguments, expect=4).splitlines()
         assert line.startswith("error: [Errno 28] No space left on device. Make room")
     assert cli.python("-c", LEFT + MAIN.format("train"), "--help", expect=1) == ""
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_warning_is_there_before_the_program_ends(unbuffered: bool) -> None:
+    """Also where PYTHONUNBUFFERED is set, and whatever kills the program then."""
+    read, write = os.pipe()
+    with os.fdopen(write, "wb", 0) as descriptor:
+        stream = io.TextIOWrapper(descriptor, line_buffering=not unbuffered, write_through=unbuffered)
+        print("warning: one", file=forgiving(stream))
+        assert os.read(read, 100) == b"warning: one\n"
+    os.close(read)
 
 
 def test_a_reader_that_is_slow_is_not_waited_for_where_the_descriptor_does_not() -> None:

@@ -1,4 +1,4 @@
-"""What the programs share: from the command line to the program's job, and every mistake told on the way."""
+"""What the programs share: they read the command line, print every mistake, and start the program's job."""
 
 import os
 import sys
@@ -130,7 +130,7 @@ def _everywhere(compose: Callable[[], T]) -> T:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """For what is printed to be used: that nobody takes it is an error."""
+    """For output that another program reads: if it cannot be written, that is an error."""
     try:
         yield
         print(end="", flush=True)

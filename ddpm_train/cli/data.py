@@ -1,4 +1,4 @@
-"""`ddpm-data`: what a dataset holds, told before anything is trained on it."""
+"""`ddpm-data`: prints what a dataset holds, before anything is trained on it."""
 
 import json
 import sys

@@ -1,6 +1,7 @@
 """`ddpm-reproduce`: prints the commands that repeat a run, and warns of what is not today as it was then.
 
-Whoever uses it runs what it prints, and the run may be somebody else's: a remedy is made of what can be nothing else.
+A person copies the commands and runs them, and the run may come from somebody else. So a command holds only values that
+were checked.
 """
 
 import argparse

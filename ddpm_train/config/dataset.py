@@ -68,7 +68,7 @@ class Dataset(Section):
     def mistakes(self) -> Iterator[str]:
         if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
             yield (
-                f"dataset.value_range={as_written(self.value_range)}: holds nothing between black and white; give "
+                f"dataset.value_range={as_written(self.value_range)}: black is not below white; give "
                 "[low,high] with low below high"
             )
         if self.source == "folder" and self.group_by is not None:

@@ -35,7 +35,7 @@ def import_modules(names: Sequence[str], config_dir: Path | None = None) -> None
 
 
 def unnamed_mistakes(values: Mapping[str, Any]) -> Iterator[str]:
-    """A line if a config names code that nobody has had imported."""
+    """A line if a config names a module that the command does not import."""
     names = values.get(KEY) or ()
     if isinstance(names, list | tuple) and (unnamed := [name for name in names if name not in sys.modules]):
         yield (

@@ -28,8 +28,8 @@ def fid(inputs: ImageInputs) -> Iterator[Result]:
     statistics = (fid_features_to_statistics(features) for features in (generated, real))
     value = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
     warning = (
-        f"{len(generated)} images against {len(real)}, and {dimension} features: a covariance of fewer images than "
-        "features is singular, and this FID is mostly its bias; take more images, or KID"
+        f"{len(generated)} images against {len(real)} are too few for a covariance of {dimension} features: "
+        "this FID is mostly bias; take more images, or metrics=kid"
     )
     singular = min(len(generated), len(real)) <= dimension
     interval = bootstrap.around(value, bootstrap.fid(generated, real, bootstrap.new_rng()))

@@ -45,7 +45,7 @@ def forgiving(stream: TextIO | None) -> TextIO:
         dropping,
         stream.encoding,
         stream.errors,
-        line_buffering=stream.line_buffering,
+        line_buffering=stream.line_buffering or stream.write_through,  # PYTHONUNBUFFERED sets only the other
         write_through=stream.write_through,
     )
 

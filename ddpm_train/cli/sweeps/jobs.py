@@ -59,7 +59,7 @@ class Row:
 
     Attributes:
         objective: NaN if it has none to compare.
-        length: of its run, as its config has it: steps, or epochs; empty if nobody can say any more.
+        length: of its run, as its config has it: steps, or epochs; empty if it is not known any more.
     """
 
     folder: Path
