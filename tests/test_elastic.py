@@ -18,7 +18,7 @@ from helpers.forked import free_port
 from safetensors.torch import load_file
 
 RUN = (
-    *("train.max_steps=300", "checkpoint.every_steps=10", "evaluation=none", "lr_scheduler=constant"),
+    *("train.max_steps=160", "checkpoint.every_steps=10", "evaluation=none", "lr_scheduler=constant"),
     *("dataset.crop=random", "dataset.random_flip=true", "tracker=none"),
 )
 # By default the launchers share a store, and one that joins later waits in it for an address that nobody puts there
@@ -65,7 +65,7 @@ def wait_for(condition: Callable[[], bool], *nodes: Node, seconds: float = 180) 
         for node in nodes:
             assert node.launcher.poll() is None, node.log.read_text()
         assert time.monotonic() < deadline, [node.log.read_text() for node in nodes]
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def is_asked_to_stop(process: psutil.Process) -> bool:
@@ -119,10 +119,10 @@ def test_workers_die_and_nodes_join_and_leave(cli: Cli) -> None:
             if node.launcher.poll() is None:
                 node.leave()
     assert count(f"resumes at step {killed_after}") >= 1 and count("stopped (SIGTERM)") == 1
-    assert count("resumes at step ") == 3 and count("done: step 300") == 1
-    assert [record["step"] for record in cli.metrics()] == list(range(1, 301))
+    assert count("resumes at step ") == 3 and count("done: step 160") == 1
+    assert [record["step"] for record in cli.metrics()] == list(range(1, 161))
     cli.train(*RUN, "name=undisturbed")
-    ours, theirs = (load_file(cli.output(name) / "checkpoints/step_00000300/unet.safetensors") for name in
+    ours, theirs = (load_file(cli.output(name) / "checkpoints/step_00000160/unet.safetensors") for name in
                     ("default", "undisturbed"))  # fmt: skip
     difference = sum(float((ours[key] - theirs[key]).square().sum()) for key in ours) ** 0.5
     assert difference <= 1e-4 * sum(float(value.square().sum()) for value in theirs.values()) ** 0.5

@@ -103,7 +103,7 @@ def test_slurm_requeues_after_its_warning_and_the_run_goes_on(cli: Cli) -> None:
     train = f'#!/bin/sh\nexec {sys.executable} {ROOT / "train.py"} "$@"\n'
     slurm = Slurm(cli, train, "--nodes=2", "--ntasks-per-node=1")
     # Slurm starts the script again with the same arguments.
-    overrides = (*TINY, "train.max_steps=200", "evaluation=none", "tracker=none")
+    overrides = (*TINY, "train.max_steps=60", "evaluation=none", "tracker=none")
     job = slurm.start(*overrides)
     metrics = cli.output() / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -116,12 +116,12 @@ def test_slurm_requeues_after_its_warning_and_the_run_goes_on(cli: Cli) -> None:
     assert job.returncode == 75 and slurm.requeued() == 1, out + err
     assert "16 = 8 x 2 processes" in out and "stopped (SIGUSR1)" in out
     stopped_at = len(cli.metrics())
-    assert stopped_at < 200
+    assert stopped_at < 60
     job = slurm.start(*overrides, restarts=1)
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0 and slurm.requeued() == 1, out + err
-    assert f"resumes at step {stopped_at}" in out and "done: step 200" in out
-    assert [record["step"] for record in cli.metrics()] == list(range(1, 201))
+    assert f"resumes at step {stopped_at}" in out and "done: step 60" in out
+    assert [record["step"] for record in cli.metrics()] == list(range(1, 61))
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 """Machines that share no disk: two folders with a home, a cache and a working directory each, and a process in each."""
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers.cli import ROOT, TINY, Cli, Process, ended, ranks
+from helpers.cli import FORK_CHILDREN, ROOT, TINY, Cli, Process, ended, ranks
 from helpers.forked import free_port
 from helpers.runs import same_end
 
@@ -43,12 +42,12 @@ class Machines:
 
     def torchrun(self, *overrides: str) -> str:
         """The same for `ddpm-train OVERRIDES`, by a launcher on each."""
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--master-addr=127.0.0.1"]
+        torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--master-addr=127.0.0.1"]
         program = [f"--master-port={free_port()}", str(ROOT / "train.py"), *TINY, *RUN, *overrides]
-        environment = {"ACCELERATE_USE_CPU": "True", "OMP_NUM_THREADS": "1"}
+        environment = {"ACCELERATE_USE_CPU": "True", "OMP_NUM_THREADS": "1", **FORK_CHILDREN}
         commands = [[*torchrun, f"--node-rank={rank}", *program] for rank in range(2)]
         started = zip(self.each, commands, strict=True)
-        return _ends([cli.start(command, **environment) for cli, command in started], 0)
+        return _ends([cli.fork(*command, **environment) for cli, command in started], 0)
 
 
 def _ends(processes: Sequence[Process], expect: int) -> str:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 from filelock import FileLock
-from helpers.cli import Cli, Once
+from helpers.cli import FORK_CHILDREN, Cli, Once
 from helpers.runs import steps_written, wait_for
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -62,7 +62,9 @@ def swept(once: Once, tmp_path: Path) -> tuple[Cli, str]:
             path = cli.folder / "mine/experiment" / f"{name}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("# @package _global_\n" + yaml.safe_dump(config))
-        return cli.train(*sweep_of("good,diverges,cannot_begin"), "hydra.launcher.max_parallel=2", expect=1)
+        return cli.train(
+            *sweep_of("good,diverges,cannot_begin"), "hydra.launcher.max_parallel=2", expect=1, **FORK_CHILDREN
+        )
 
     cli, said = once("swept", sweep)
     return Cli(shutil.copytree(cli.folder, tmp_path / "swept")), said
@@ -149,6 +151,7 @@ def test_tensorboard_shows_the_jobs_with_their_objective(swept: tuple[Cli, str])
 
 @pytest.mark.slow
 def test_the_same_command_skips_what_has_ended_and_adds_what_is_new(swept: tuple[Cli, str]) -> None:
+    """Here, that is started as the system does."""
     cli, _ = swept
     sweep = cli.folder / "sweeps/trial"
     logs = {path: path.read_bytes() for path in sweep.glob("*/job.log")}
@@ -185,7 +188,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     command = ["train.max_steps=100", "tracker=none"]
     command += ["--multirun", "train.mixed_precision=no,bf16", "evaluation.every_steps=null"]
     first, second = (cli.folder / f"sweeps/default/train.mixed_precision={choice}" for choice in ("no", "bf16"))
-    process = cli.start_training(*command)
+    process = cli.start_training(*command, **FORK_CHILDREN)
     wait_for(lambda: steps_written(first) > 0, process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
@@ -195,7 +198,7 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     assert len(saved) == 1 and 0 < saved[0] < 100
     assert [line["status"] for line in table(cli.folder / "sweeps/default").values()] == ["stopped", "waiting"]
 
-    said = cli.train(*command)
+    said = cli.train(*command, **FORK_CHILDREN)
     assert f"resumes at step {saved[0]}" in (first / "job.log").read_text()
     assert "bf16 on cpu" in (second / "job.log").read_text() and "fp32 on cpu" in (first / "job.log").read_text()
     assert [result(job)["step"] for job in (first, second)] == [100, 100]
@@ -236,13 +239,13 @@ def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
     command += [f"hydra.sweeper.{key}" for key in ("num_trials=2", "num_startup_trials=1", "seed=3")]
     command += ["tracker=none", "train.max_steps=120", "evaluation.every_steps=20"]
     sweep = cli.folder / "sweeps/default"
-    process = cli.start_training(*command)
+    process = cli.start_training(*command, **FORK_CHILDREN)
     wait_for(lambda: any(steps_written(run) for run in sweep.glob("optimizer.lr=*")), process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 75, said
     (good,) = sweep.glob("optimizer.lr=*")
-    cli.train(*command)
+    cli.train(*command, **FORK_CHILDREN)
     (bad,) = set(sweep.glob("optimizer.lr=*")) - {good}
     assert "resumes at step" in (good / "job.log").read_text()
     assert result(good)["step"] == 120
@@ -258,12 +261,13 @@ def test_a_search_goes_on_where_it_was_stopped_and_prunes(cli: Cli) -> None:
 def test_a_requeued_job_goes_on(cli: Cli) -> None:
     """submitit warns its process and, as Slurm does, all that it has started; then starts the job again."""
     command = ["--multirun", "hydra/launcher=submitit_local", "seed=choice(3)", "train.max_steps=100", "tracker=none"]
-    process = cli.start_training(*command)
+    process = cli.start_training(*command, **FORK_CHILDREN)
     job = cli.folder / "sweeps/default/seed=3"
     wait_for(lambda: steps_written(job) > 0, process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    (task,) = (each for each in family if "submitit.core._submit" in each.cmdline())
-    for each in [task, *task.children()]:
+    run = psutil.Process(json.loads((job / ".heartbeat").read_text())["pid"])
+    task = run.parent()
+    assert process.pid in (each.pid for each in task.parents())
+    for each in (task, run):
         each.send_signal(signal.SIGUSR2)
     said, complaints = process.communicate(timeout=240)
     assert process.returncode == 0, said + complaints

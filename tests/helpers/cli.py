@@ -16,6 +16,8 @@ ROOT = TESTS.parent
 AT_START = TESTS / "helpers/at_start"
 # With one of glibc's settings given, programs leave the others as they are, too: see `helpers/watched_train.py`.
 LEAN = {"MALLOC_ARENA_MAX": "1"}
+# A forked program forks the Pythons that it starts, too: see `helpers/fork_server.py`.
+FORK_CHILDREN = {"FORK_CHILDREN": "1"}
 # The smallest UNet with an attention level, 8 x 8 images, a handful of steps: about a second of training.
 TINY = (
     "dataset.resolution=8",

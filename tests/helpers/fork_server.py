@@ -3,11 +3,15 @@
 `python -m helpers.fork_server FD` reads requests from that socket, one message each: a JSON object and the file
 descriptors of a status pipe, stdin, stdout and stderr. It writes to the status pipe a line with the number of the new
 process and, when that has ended, a line with its exit code. When the socket is closed, everything ends.
+
+With $FORK_CHILDREN a program also forks what it would start as `python …` with `subprocess`: its own children, with
+their own numbers, sessions and signals, as ever.
 """
 
 import array
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -16,12 +20,13 @@ import runpy
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import traceback
 import types
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 PRELOADED = (
     *("ddpm_train.cli.train", "ddpm_train.cli.sample", "ddpm_train.cli.evaluate", "ddpm_train.cli.push"),
@@ -33,6 +38,7 @@ PRELOADED = (
 )
 # These have read their settings from the environment of this process.
 READ_THE_ENVIRONMENT = ("huggingface_hub.constants", "datasets.config")
+PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 def serve(channel: socket.socket) -> None:
@@ -49,13 +55,11 @@ def serve(channel: socket.socket) -> None:
                 os.close(status)
                 os.close(key.fd)
                 continue
-            message, ancillary, _, _ = channel.recvmsg(2**20, socket.CMSG_SPACE(4 * array.array("i").itemsize))
+            message, descriptors = received(channel)
             if not message:
                 for pid, _ in children.values():
                     os.kill(pid, signal.SIGKILL)
                 return
-            descriptors = array.array("i")
-            descriptors.frombytes(ancillary[0][2])
             status, *streams = descriptors
             pid = os.fork()
             if pid == 0:
@@ -67,6 +71,20 @@ def serve(channel: socket.socket) -> None:
             process = os.pidfd_open(pid)
             children[process] = (pid, status)
             waiting.register(process, selectors.EVENT_READ)
+
+
+def received(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """A request and its descriptors; nothing when the other end is closed."""
+    message, ancillary, _, _ = channel.recvmsg(2**20, socket.CMSG_SPACE(4 * array.array("i").itemsize))
+    descriptors = array.array("i")
+    for _, _, data in ancillary:
+        descriptors.frombytes(data)
+    return message, list(descriptors)
+
+
+def send(channel: socket.socket, request: dict[str, object], descriptors: list[int]) -> None:
+    theirs = array.array("i", descriptors)
+    channel.sendmsg([json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, theirs)])
 
 
 def report(pipe: int, number: int) -> None:
@@ -86,6 +104,8 @@ def become(request: dict[str, object], streams: list[int]) -> NoReturn:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         os.closerange(3, max(streams) + 1000)
+        if "FORK_CHILDREN" in request["environment"]:  # type: ignore[operator]
+            fork_children()
         sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
         settle(request["environment"])  # type: ignore[arg-type]
@@ -111,6 +131,58 @@ def become(request: dict[str, object], streams: list[int]) -> NoReturn:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         os._exit(code & 255 if isinstance(code, int) else 1)
+
+
+def fork_children() -> None:
+    """Have `subprocess` ask a copy of this process, from before it is anything, for each Python that it shall start."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # their parent, when the one that forked them is gone
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    lock, start_really = threading.Lock(), subprocess._fork_exec  # type: ignore[attr-defined]
+    if os.fork() == 0:
+        ours.close()
+        for number in range(3):  # whoever reads this process's streams waits for it alone
+            os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), number)
+        bear(theirs)
+    theirs.close()
+
+    def start(command: list[str], *how: Any) -> int:
+        words = [word for word in map(os.fsdecode, command) if word != "-u"]
+        _, _, passed, folder, environment, stdin, _, _, stdout, _, stderr, *_ = how
+        plain = len(words) > 1 and (words[1] in ("-m", "-c") or words[1].endswith(".py"))
+        if words[0] != sys.executable or not plain or len(passed) > 1:  # beside the pipe of `subprocess` itself
+            return int(start_really(command, *how))
+        pairs = (os.fsdecode(pair).split("=", 1) for pair in environment or ())
+        request = {"python": words[1:], "folder": os.fsdecode(folder or os.getcwd()), "session": bool(how[14])}
+        request["environment"] = dict(os.environ) if environment is None else dict(pairs)
+        streams = [own if given == -1 else given for own, given in enumerate((stdin, stdout, stderr))]
+        with lock:
+            send(ours, request, streams)
+            return int(ours.recv(32))
+
+    subprocess._fork_exec = start  # type: ignore[attr-defined]
+
+
+def bear(channel: socket.socket) -> NoReturn:
+    """Fork for each request, as a child of the process that asks, until that is gone."""
+    while True:
+        message, streams = received(channel)
+        if not message:
+            os._exit(0)
+        born, born_end = os.pipe()
+        between = os.fork()
+        if between == 0:
+            between_them = os.getpid()
+            if os.fork() > 0:
+                os._exit(0)
+            os.write(born_end, str(os.getpid()).encode())
+            os.close(born_end)
+            while os.getppid() == between_them:
+                os.sched_yield()
+            become(json.loads(message), streams)
+        os.waitpid(between, 0)
+        channel.send(os.read(born, 32))
+        for descriptor in (born, born_end, *streams):
+            os.close(descriptor)
 
 
 def settle(environment: dict[str, str]) -> None:
