@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDPMScheduler, UNet2DModel
-from helpers.cli import ROOT, Cli
+from helpers.cli import FORK_CHILDREN, ROOT, Cli
 from hydra import compose, initialize_config_dir, version
 from packaging.version import Version
 
@@ -271,9 +271,8 @@ def test_a_saved_config_runs_again(cli: Cli) -> None:
 
 
 def test_a_sweep_gives_each_choice_its_run(cli: Cli) -> None:
-    cli.train(
-        "--multirun", "seed=choice(7)", "name=run_${seed}_${hydra:job.num}", "train.max_steps=1", "evaluation=none"
-    )
+    sweep = ("--multirun", "seed=choice(7)", "name=run_${seed}_${hydra:job.num}")
+    cli.train(*sweep, "train.max_steps=1", "evaluation=none", **FORK_CHILDREN)
     assert {path.name for path in cli.output("").iterdir()} == {"run_7_0", "sweep.csv", "sweep.png", "tensorboard"}
 
 

@@ -146,7 +146,7 @@ def fork_children() -> None:
     theirs.close()
 
     def start(command: list[str], *how: Any) -> int:
-        words = [word for word in map(os.fsdecode, command) if word != "-u"]
+        words = [word for word in map(os.fsdecode, command) if word not in ("-u", "-P")]
         _, _, passed, folder, environment, stdin, _, _, stdout, _, stderr, *_ = how
         plain = len(words) > 1 and (words[1] in ("-m", "-c") or words[1].endswith(".py"))
         if words[0] != sys.executable or not plain or len(passed) > 1:  # beside the pipe of `subprocess` itself

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from helpers.cli import AT_START, ROOT, Cli
+from helpers.cli import AT_START, FORK_CHILDREN, ROOT, Cli
 from helpers.forked import TESTS, Fork
 from helpers.hub.server import LoopbackHub
 
@@ -26,6 +26,7 @@ class HubCli(Cli):
             **kept,
             "PYTHONPATH": f"{AT_START}:{ROOT}",
             "STRAYS": str(self.strays),
+            **FORK_CHILDREN,
         }
 
     def start_training(self, *overrides: str, session: bool = False, **environment: str) -> Fork:
