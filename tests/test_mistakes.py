@@ -203,6 +203,14 @@ TABLE = {
         "train.patience=2: nothing measures whether the run improves; "
         "hold images out with dataset.validation_fraction=0.02"
     ],
+    "train.stop_before_copying=true evaluation=none": [
+        "train.stop_before_copying=true: nothing measures what the run has memorised; use evaluation=grid or "
+        "evaluation=full"
+    ],
+    "train.stop_before_copying=true dataset.validation_split=null dataset.validation_fraction=0": [
+        "train.stop_before_copying=true: needs held-out images; hold images out with dataset.validation_fraction=0.02",
+        "train.stop_before_copying=true: the run evaluates at its end only; give evaluation.every_steps",
+    ],
     "evaluation=full evaluation.metrics=[kidd] evaluation.extractor=resnet evaluation.timestep_bins=0": [
         "evaluation.timestep_bins=0: must be greater than 0",
         "evaluation.metrics.0=kidd: not one of fid, kid, precision, recall, isc; did you mean 'kid'?",

@@ -61,3 +61,17 @@ def objective_mistakes(config: Config) -> Iterator[str]:
         yield f"train.patience={patience}: nothing measures whether the run improves; {remedy}"
     if patience is not None and config.evaluation.every_steps is None and not none_at_all:
         yield f"train.patience={patience}: the run evaluates at its end only; give evaluation.every_steps"
+    if config.train.stop_before_copying:
+        yield from _clock_mistakes(config.evaluation, holds_out="held_out_loss" in known)
+
+
+def _clock_mistakes(evaluation: Evaluation, *, holds_out: bool) -> Iterator[str]:
+    """A line if nothing would show that copying is to come."""
+    given = "train.stop_before_copying=true"
+    if evaluation.name == "none":
+        yield f"{given}: nothing measures what the run has memorised; use evaluation=grid or evaluation=full"
+        return
+    if not holds_out:
+        yield f"{given}: needs held-out images; {_HOLD_OUT}"
+    if evaluation.every_steps is None:
+        yield f"{given}: the run evaluates at its end only; give evaluation.every_steps"

@@ -49,6 +49,7 @@ class Train(Section):
     max_grad_norm: Annotated[Real, Gt(0)] | None
     log_every_steps: Positive  # how often metrics are read back from the device
     patience: Positive | None  # evaluations without a better `objective` after which the run ends; None: never
+    stop_before_copying: bool = False  # end when copying may begin before the next evaluation; older configs lack it
     deterministic: bool = False  # the same bits again on the same device, at a price; older configs do not have it
 
 

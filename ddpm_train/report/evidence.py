@@ -18,6 +18,7 @@ from ddpm_train.report.certificate import Certificate, certificate
 from ddpm_train.report.stored import Evaluation, Floor, Results, Score
 from ddpm_train.runs import folder
 from ddpm_train.runs.checkpoint import STATE, by_step, published
+from ddpm_train.runs.clock import Forecast
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
@@ -101,6 +102,12 @@ class Evidence:
     def certificate(self) -> Certificate | None:
         """Whether it copies its training images; None: it was not measured."""
         return certificate(self.copying, self.scores)
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """When copying is to begin, by the last evaluation."""
+        memorisation = self.evaluations[-1].memorisation if self.evaluations else None
+        return memorisation.forecast if memorisation else None
 
     @property
     def images_seen(self) -> int | None:

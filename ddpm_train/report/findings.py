@@ -3,6 +3,7 @@
 What was not measured is said to be not measured; nothing is guessed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from ddpm_train.config.train import FEWEST_IMAGES_SEEN, FEWEST_STEPS
 from ddpm_train.report.evidence import Evidence, Series
 from ddpm_train.report.formatting import count, digits, extractor_name, measured, number
 from ddpm_train.report.stored import Floor, Score
+from ddpm_train.runs.clock import BEGINS, EARLIEST, LATEST
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01
@@ -34,6 +36,8 @@ RULES = (
     "“At least … % learned”: how far the held-out loss has come from that of a model that knows only the mean and the "
     "spread of the images towards a bound that no model's expected loss is below: the loss that the best possible "
     "denoiser of the training images has on these themselves (Karras et al. 2022, appendix B).",
+    "“Copying is forecast”: the held-out loss by the training loss, at little noise (signal-to-noise ratios of 40 to "
+    f"400), grows above 1 as a power of the steps, and copying is taken to begin where it is {number(BEGINS)}.",
     "“Yes, some of them”: the whole interval of the samples' rate lies above the rate of unseen real images.",
 )
 
@@ -166,7 +170,10 @@ def did_it_stop(evidence: Evidence) -> Finding:
         details.append("Towards the end the learning rate had nearly run out, which levels any loss.")
     if evidence.finished and evidence.result.get("stopped_early"):
         patience = evidence.value("train", "patience")
-        details.append(f"The run ended early: train.patience={patience} evaluations in a row were no better.")
+        why = f"train.patience={patience} evaluations in a row were no better"
+        if evidence.result.get("stopped_before_copying"):
+            why = "it may begin to copy training images before it is evaluated again (train.stop_before_copying=true)"
+        details.append(f"The run ended early: {why}.")
     return Finding("Did it stop getting better?", answer, details)
 
 
@@ -206,6 +213,23 @@ def share_at_twice_the_steps(learned: Series) -> float | None:
     return float(1 - left / 2.0**power)
 
 
+def when_will_it_copy(evidence: Evidence) -> Iterator[str]:
+    """How far the losses on training and on held-out images have parted, and what follows from it."""
+    found = evidence.evaluations[-1].memorisation if evidence.evaluations else None
+    if found is None:
+        return
+    ratio, ends = digits(found.ratio, found.interval)
+    yield (
+        f"At little noise the loss on held-out images is {ratio} times that on training images (interval {ends}). In "
+        f"experiments copying began at {number(EARLIEST)} to {number(LATEST)} times."
+    )
+    if found.forecast is not None:
+        yield (
+            f"As it grows now, it is there at {found.forecast}. That time grows with the number of images (Bonnaire et "
+            "al. 2025): twice as many put it off to about twice the step."
+        )
+
+
 def small_learning_rate(evidence: Evidence) -> bool:
     rate = evidence.series("lr")
     return bool(len(rate)) and rate.last < SMALL_LR * float(rate.values.max())
@@ -213,11 +237,16 @@ def small_learning_rate(evidence: Evidence) -> bool:
 
 def does_it_copy(evidence: Evidence) -> Finding:
     question, copying = "Does it copy its training images?", evidence.copying
+    coming = list(when_will_it_copy(evidence))
     if evidence.certificate is None:
+        answer = "Not measured"
+        if (forecast := evidence.forecast) is not None:
+            when = "may have begun" if forecast.step <= (evidence.step or 0) else "is forecast to begin"
+            answer = f"Not measured; copying {when} at {forecast}"
         few = evidence.held_out_images
         why = f" That needs at least {FEWEST_IMAGES} held-out images, and there are {few}."
         text = "Its samples have not been compared with the training images."
-        return Finding(question, "Not measured", [text + why * (few is not None and few < FEWEST_IMAGES)])
+        return Finding(question, answer, [text + why * (few is not None and few < FEWEST_IMAGES), *coming])
     interval, usual = copying["interval"], copying["held_out_rate"]
     value, ends = digits(copying["copy_rate"], interval, percent=True)
     details = [
@@ -226,5 +255,5 @@ def does_it_copy(evidence: Evidence) -> Finding:
     ]
     score = evidence.certificate.score
     details += _caution(score) if score else []
-    details.append("The nearest pairs, and what this rests on, stand below.")
+    details += ["The nearest pairs, and what this rests on, stand below.", *coming]
     return Finding(question, evidence.certificate.answer, details)

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from ddpm_train.runs.clock import Forecast
+
 
 @dataclass(frozen=True)
 class Score:
@@ -54,6 +56,15 @@ class Floor:
 
 
 @dataclass(frozen=True)
+class Memorisation:
+    """The held-out loss by the training loss, see `evaluation/memorisation.py`, and when copying is to begin."""
+
+    ratio: float
+    interval: list[float]
+    forecast: Forecast | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What was measured at a step during training (`evaluation/step_NNNNNNNN.json`)."""
 
@@ -62,6 +73,7 @@ class Evaluation:
     training_images: int | None = None
     loss_by_timestep: dict[str, Any] | None = None
     floor: Floor | None = None
+    memorisation: Memorisation | None = None
     scores: list[Score] = field(default_factory=list)
 
 

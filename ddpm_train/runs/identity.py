@@ -12,7 +12,8 @@ from ddpm_train.config.text import printable
 # Everything else decides what the run computes. Of the dataset its content counts (by hash), not where it lies.
 MAY_CHANGE = (
     *("name", "output_dir", "resume", "allow_change", "objective", "extensions"),
-    *("train.max_steps", "train.epochs", "train.patience", "train.micro_batch_size", "train.gradient_checkpointing"),
+    *("train.max_steps", "train.epochs", "train.patience", "train.stop_before_copying"),
+    *("train.micro_batch_size", "train.gradient_checkpointing"),
     *("train.log_every_steps", "train.mixed_precision", "train.channels_last", "train.attention", "train.compile"),
     *("train.deterministic", "lr_scheduler.total_steps", "dataset.chosen"),
     *("dataset.source", "dataset.path", "dataset.config_name", "dataset.revision", "dataset.image_column"),

@@ -20,10 +20,12 @@ from ddpm_train.evaluation.floor import Floor, has_floor, measure_floor
 from ddpm_train.evaluation.held_out import held_out_losses, over_timesteps
 from ddpm_train.evaluation.image_sets import SampledImages
 from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images
+from ddpm_train.evaluation.memorisation import measure_loss_ratio
 from ddpm_train.evaluation.real_images import RealImages
 from ddpm_train.evaluation.scores import DependsOn
 from ddpm_train.evaluation.workers import Workers
 from ddpm_train.runs import checkpoint
+from ddpm_train.runs.clock import RATIO
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.folder import EVALUATION, SAMPLES
 from ddpm_train.sampling import pictures
@@ -35,6 +37,7 @@ from ddpm_train.system.failures import one_line
 from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import is_everywhere, on_main
 from ddpm_train.system.signals import Stopped
+from ddpm_train.training import messages
 from ddpm_train.training.messages import OutOfMemory, evaluation_memory_remedy, out_of_memory_ends
 from ddpm_train.training.records import Records
 from ddpm_train.training.run import Run
@@ -113,6 +116,10 @@ class Evaluation:
                 f"step {step:,}: held-out loss {loss:.4g}, of which no model could remove {least:.4g}; "
                 f"at least {100 * share:.0f} % of what can be learned is learned"
             )
+        self._run.clock = self._run.clock.after(step, found.numbers)
+        if (memorised := found.details.get("memorisation")) is not None:
+            forecast = self._run.clock.forecast(memorised["interval"])
+            self._run.console.say(f"step {step:,}: {messages.memorisation(memorised['ratio'], forecast, step)}")
         values = {**found.numbers, "evaluation_seconds": round(self._seconds, 3)}
         self._records.annotate(step, values)
         self._run.selection.note(step, values)
@@ -149,11 +156,23 @@ class Evaluation:
             if has_floor(self._objective):
                 self._floor = self._floor or measure_floor(inputs, training)
                 yield from self._floor.results(losses, run.objective.noise_scheduler.config.num_train_timesteps)
+            yield from self._memorised(inputs, training)
         if self._extractor is not None:
             metrics, samples = config.evaluation.metrics, self._sampled(unet, config.evaluation.num_samples)
             yield from measure_images(
                 metrics, samples, self._extractor, reference=training, training=training, held_out=held_out
             )
+
+    def _memorised(self, inputs: ModelInputs, training: RealImages) -> Iterator[Result]:
+        """How far the losses on training and held-out images have parted, and when copying will begin."""
+        if (ratio := measure_loss_ratio(inputs, training)) is None:
+            return
+        yield RATIO, ratio.value
+        forecast = self._run.clock.after(self._run.state.step, {RATIO: ratio.value}).forecast(ratio.interval)
+        if forecast is not None:
+            yield "copying_step", forecast.step
+        stored = {"ratio": ratio.value, "interval": ratio.interval, "forecast": forecast and asdict(forecast)}
+        yield "memorisation", stored
 
     def _sampled(self, unet: UNet2DModel, num_images: int) -> SampledImages:
         run, config = self._run, self._run.config

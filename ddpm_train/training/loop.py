@@ -40,7 +40,7 @@ class Trainer:
         self.saving = saving
 
     def train(self) -> None:
-        """Train to the last step, or until patience ends.
+        """Train to the last step, or until patience ends or copying begins.
 
         Raises:
             Stopped: all processes agreed to stop, and a checkpoint was saved; or this one waited for images.

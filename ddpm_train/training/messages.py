@@ -10,7 +10,7 @@ from ddpm_train._version import __version__
 from ddpm_train.config.overrides import as_overrides
 from ddpm_train.config.train import Config
 from ddpm_train.runs import checkpoint
-from ddpm_train.runs.best import Selection
+from ddpm_train.runs.clock import Forecast
 from ddpm_train.runs.folder import BEST, CHECKPOINTS, PIPELINE, REPORT, SAMPLES, TENSORBOARD
 from ddpm_train.runs.length import longer
 from ddpm_train.system.compute import device_name, out_of_memory
@@ -84,8 +84,8 @@ def _measured(choice: Choice) -> dict[str, str]:
 def say_finished(run: Run) -> None:
     """That a run which was given its command again is at its end."""
     early = run.state.step < run.max_steps
-    why = f"stopped early ({_patience(run.selection)})" if early else "finished"
-    remedy = "; raise train.patience to go on" if early else ""
+    why = f"stopped early ({_why_early(run)})" if early else "finished"
+    remedy = f"; {_later(run)} goes on" if early else ""
     run.console.say(f"{run.config.name}: {why} at step {run.state.step:,}; nothing to do{remedy} ({run.output_dir})")
 
 
@@ -101,7 +101,7 @@ def say_what_next(run: Run, seconds: float, failed_evaluations: dict[int, str]) 
     overrides, jumps = longer(output, run.values, run.max_steps)
     why, how = "", f"{' '.join(overrides)}{jumps and f'; {jumps}'}"
     if step < run.max_steps:
-        why, how = f", early: {_patience(run.selection)}", f"train.patience={2 * (run.selection.patience or 1)}"
+        why, how = f", early: {_why_early(run)}", _later(run)
     run.console.say(f"done: step {step:,} after {seconds:.0f} s{why}")
     run.console.table(
         {
@@ -124,9 +124,27 @@ def _failed(run: Run, evaluations: dict[int, str]) -> dict[str, str]:
     return {"NOT done": f"the evaluation of step {steps}: {evaluations[last]}{again}"}
 
 
-def _patience(selection: Selection) -> str:
+def _why_early(run: Run) -> str:
+    if run.begins_to_copy:
+        return "it may begin to copy training images before it is evaluated again"
+    selection = run.selection
     assert selection.criterion is not None  # objective_mistakes sees to it
     return f"{selection.criterion.name} has not improved for {counted(selection.patience or 0, 'evaluation')}"
+
+
+def _later(run: Run) -> str:
+    """What lets a run go on that has ended early."""
+    if run.begins_to_copy:
+        return "train.stop_before_copying=false"
+    return f"train.patience={2 * (run.selection.patience or 1)}"
+
+
+def memorisation(ratio: float, forecast: Forecast | None, step: int) -> str:
+    """What an evaluation at `step` says of when copying begins, in a line."""
+    known = f"at little noise the held-out loss is {ratio:.2f} times the training loss"
+    if forecast is None:
+        return f"{known}; no copying is in sight"
+    return f"{known}; copying {'began' if forecast.step <= step else 'is forecast to begin'} at {forecast}"
 
 
 def _best(run: Run) -> dict[str, str]:

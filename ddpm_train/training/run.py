@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import criterion
 from ddpm_train.config.schema import dotted_values
@@ -24,6 +25,7 @@ from ddpm_train.diffusion.timesteps import Timesteps, timestep_edges
 from ddpm_train.models.load import load_model
 from ddpm_train.models.unet import build_unet
 from ddpm_train.runs.best import Selection, read_selection
+from ddpm_train.runs.clock import Clock, read_clock
 from ddpm_train.runs.folder import CHECKPOINTS
 from ddpm_train.runs.identity import identity
 from ddpm_train.runs.state import ResumedState
@@ -46,6 +48,7 @@ class Run:
         model: the network as a step calls it: where there are several processes, they exchange its gradients.
         on_device: whether the images lie in the device's own memory.
         selection: judges the evaluations so far.
+        clock: forecasts from them when the run will begin to copy its training images.
         changes: records accepted changes of the config.
         environments: what computed it so far, see `environment.py`.
     """
@@ -66,6 +69,7 @@ class Run:
     on_device: bool
     objective: Objective
     selection: Selection
+    clock: Clock
     changes: list[dict[str, Any]] = field(default_factory=list)
     environments: list[dict[str, Any]] = field(default_factory=list)
 
@@ -83,8 +87,22 @@ class Run:
         return self.config.lr_scheduler.branches_at(self.max_steps) or None
 
     def is_finished_at(self, step: int) -> bool:
-        """Whether the run is at its end when it stands at `step`, by its length or by its patience."""
-        return step >= self.max_steps or self.selection.out_of_patience
+        """Whether the run is at its end when it stands at `step`, by its length, its patience or its copying."""
+        return step >= self.max_steps or self.selection.out_of_patience or self.begins_to_copy
+
+    @property
+    def begins_to_copy(self) -> bool:
+        """Whether the run is to end before it copies, and may do so before it is evaluated again."""
+        if not (self.config.train.stop_before_copying and self.clock.ratios):
+            return False
+        return self.clock.may_begin_by(self.next_evaluation(max(self.clock.ratios)))
+
+    def next_evaluation(self, step: int) -> int:
+        """The first step after this one that is evaluated: a multiple of `evaluation.every_steps`,
+        `evaluation.first_step` or the last."""
+        every, first = self.config.evaluation.every_steps, self.config.evaluation.first_step
+        steps = (every and (step // every + 1) * every, first, self.max_steps)
+        return min((each for each in steps if each and each > step), default=self.max_steps)
 
     def open_micro_batches(self) -> Generator[MicroBatch, None, None]:
         """This process's micro-batches from where the run stands."""
@@ -182,6 +200,7 @@ def build_run(
         on_device=on_device,
         objective=objective,
         selection=on_main(lambda: read_selection(output_dir, config, resumed.step if resumed else 0)),
+        clock=on_main(lambda: read_clock(output_dir, resumed.step if resumed else 0)),
     )
 
 
@@ -235,6 +254,12 @@ def _open_data(config: Config, console: Console) -> Data:
         raise Mistakes(
             f"dataset.validation_fraction={config.dataset.validation_fraction}: of {len(data.train)} images that holds "
             "none out, and the run is to be judged by the held-out loss; raise it"
+        )
+    held_out = 0 if data.validation is None else len(data.validation)
+    if config.train.stop_before_copying and held_out < FEWEST_IMAGES:
+        raise Mistakes(
+            f"train.stop_before_copying=true: {held_out} held-out images do not show when copying begins; hold out at "
+            f"least {FEWEST_IMAGES}"
         )
     return data
 

@@ -215,7 +215,7 @@ class Saving:
 
     def _push(self, path: Path) -> None:
         run, step = self._run, checkpoint.step_of(path)
-        # Patience may have ended while an older checkpoint was still being written.
+        # The run may have ended early while an older checkpoint was still being written.
         finished = run.is_finished_at(step) and step >= max(run.selection.values, default=0)
         if self.push is not None and (finished or run.config.hub.strategy != "end"):
             self.push.submit(path)

@@ -166,6 +166,7 @@ def _save_result(run: Run, failed_evaluation: str | None) -> None:
         "best_step": selection.best(),
         "step": run.state.step,
         "stopped_early": run.state.step < run.max_steps,
+        "stopped_before_copying": run.state.step < run.max_steps and run.begins_to_copy,
         "failed_evaluation": failed_evaluation,
     }
     write_atomic(run.output_dir / RESULT, json.dumps(result).encode())
