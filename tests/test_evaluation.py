@@ -77,7 +77,9 @@ def test_what_an_evaluation_leaves(full: tuple[Cli, str]) -> None:
         stored = json.loads((folder / f"step_{step:08}.json").read_text())
         record = cli.metrics("full")[step - 1]
         counts = ["held_out_images", "training_images"]
-        assert list(stored) == ["step", "held_out_loss", *counts, "loss_by_timestep", "floor", "scores"]
+        parts = ["loss_by_timestep", "floor", "memorisation", "scores"]
+        assert list(stored) == ["step", "held_out_loss", *counts, *parts]
+        assert stored["memorisation"]["ratio"] == record["held_out_to_training_loss"]
         assert [stored[key] for key in counts] == [19, 29]
         assert stored["step"] == step and stored["held_out_loss"] == record["held_out_loss"]
         bins = stored["loss_by_timestep"]
