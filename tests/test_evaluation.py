@@ -27,6 +27,7 @@ from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.evaluation.held_out import loss_by_timestep, over_timesteps
 from ddpm_train.models.load import load_model
 from ddpm_train.runs.best import Selection, read_selection
+from ddpm_train.runs.clock import RATIO
 from ddpm_train.seeding import Purpose
 
 KID = "kid_efficientnet_lite0_n10"
@@ -79,7 +80,6 @@ def test_what_an_evaluation_leaves(full: tuple[Cli, str]) -> None:
         counts = ["held_out_images", "training_images"]
         parts = ["loss_by_timestep", "floor", "memorisation", "scores"]
         assert list(stored) == ["step", "held_out_loss", *counts, *parts]
-        assert stored["memorisation"]["ratio"] == record["held_out_to_training_loss"]
         assert [stored[key] for key in counts] == [19, 29]
         assert stored["step"] == step and stored["held_out_loss"] == record["held_out_loss"]
         bins = stored["loss_by_timestep"]
@@ -92,6 +92,8 @@ def test_what_an_evaluation_leaves(full: tuple[Cli, str]) -> None:
         assert floor["loss"] == pytest.approx(stored["held_out_loss"]) and floor["num_images"] == 29
         assert 0 < floor["least"] < floor["naive"] and floor["interval"][0] <= floor["learned"] <= floor["interval"][1]
         assert (record["learned"], record["held_out_loss_floor"]) == (floor["learned"], floor["least"])
+        memorised = stored["memorisation"]
+        assert memorised["interval"][0] < memorised["ratio"] == record[RATIO] < memorised["interval"][1]
         kid, isc = stored["scores"]
         assert kid["name"] == KID and record[KID] == kid["value"] and kid["lower_is_better"]
         assert isc["name"] == "isc_efficientnet_lite0_n10" and isc["value"] == record[isc["name"]]
@@ -104,7 +106,8 @@ def test_what_an_evaluation_leaves(full: tuple[Cli, str]) -> None:
         assert np.asarray(plot.convert("L")).std() > 10
     events = EventAccumulator(str(cli.output("full") / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars(f"evaluation/{KID}")] == [3, 6]
+    for name in (KID, RATIO):
+        assert [event.step for event in events.Scalars(f"evaluation/{name}")] == [3, 6]
     assert any(tag.startswith("evaluation/held_out_loss_t") for tag in events.Tags()["scalars"])
     assert [event.step for event in events.Images("loss_by_timestep")] == [3, 6]
 
@@ -283,6 +286,7 @@ def test_the_objective_is_what_programs_that_compare_runs_read(cli: Cli) -> None
         "best_step": best_of(values),
         "step": 2,
         "stopped_early": False,
+        "stopped_before_copying": False,
         "failed_evaluation": None,
     }
 

@@ -10,13 +10,14 @@ import numpy as np
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from PIL import Image
 
-from ddpm_train.config.metrics import METRICS
 from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config
 from ddpm_train.runs.folder import TENSORBOARD
 from ddpm_train.system.failures import one_line
 
 _LONGEST_REST_SECONDS = 600.0
+# What a record says of its step; all else an evaluation has measured.
+_OF_STEPS = ("loss", "lr", "grad_norm", "images_per_second", "checkpoint_stall_seconds")
 
 
 class RunTrackers:
@@ -114,5 +115,4 @@ def _log_image(tracker: GeneralTracker, name: str, image: Image.Image, step: int
 
 
 def _tag(key: str) -> str:
-    measured = key.startswith((*METRICS, "evaluation_seconds"))
-    return f"{'evaluation' if measured else 'train'}/{key}"
+    return f"{'train' if key in _OF_STEPS else 'evaluation'}/{key}"
