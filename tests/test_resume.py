@@ -262,7 +262,7 @@ def test_no_change_is_offered_that_can_never_load(cli: Cli) -> None:
 def test_changed_images_are_another_run(cli: Cli, write_images: Callable[[Path, int], Path]) -> None:
     images = write_images(cli.folder / "images", 30)
     mine = ("dataset=imagefolder", "dataset.channels=1", "evaluation=none", "train.max_steps=4")
-    mine = (*mine, "dataset.validation_fraction=0.02")
+    mine = (*mine, "dataset.validation_fraction=0.02", "name=default")
     cli.train(*mine, f"dataset.path={images}")
     moved = cli.folder / "moved"
     images.rename(moved)
