@@ -1,58 +1,32 @@
 """The bound under the held-out loss: the optimal denoiser of a set of images, in closed form."""
 
-from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from diffusers import DDPMScheduler
-from helpers.images import dataset_config
+from helpers.inputs import half_held_out, model_inputs
 from PIL import Image
 
 from ddpm_train.config.losses import MSE, MinSNR
-from ddpm_train.data.loader import Data, open_data
+from ddpm_train.data.loader import Data
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.evaluation import floor
 from ddpm_train.evaluation.floor import Floor, measure_floor
-from ddpm_train.evaluation.measure import ModelInputs
-from ddpm_train.evaluation.real_images import RealImages
-from ddpm_train.evaluation.workers import Workers
 from ddpm_train.seeding import Purpose, integers
-from ddpm_train.system.console import Console
-from ddpm_train.system.signals import StopRequest
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, garments: list[Image.Image]) -> Data:
     """60 real images at 8 px: 30 to learn, 30 held out."""
-    root = tmp_path_factory.mktemp("floor")
-    (root / "images").mkdir()
-    for number, garment in enumerate(garments[:60]):
-        garment.save(root / "images" / f"{number:02}.png")
-    values = {"resolution": 8, "channels": 1, "validation_fraction": 0.5, "cache_dir": str(root / "cache")}
-    return open_data(dataset_config("folder", root / "images", **values), progress=False)
+    return half_held_out(tmp_path_factory.mktemp("floor"), garments[:60])
 
 
 def measured(data: Data, objective: Objective, **dataset: Any) -> Floor:
-    workers = Workers(Accelerator(), StopRequest(), Console(enabled=False))
-    config = replace(dataset_config("folder", Path("images")), **dataset)
-    assert data.validation is not None
-    inputs = ModelInputs(
-        unet=SimpleNamespace(device=torch.device("cpu")),  # type: ignore[arg-type]
-        noise_scheduler=objective.noise_scheduler,
-        title="",
-        objective=objective,
-        held_out=RealImages(data.validation, config, workers, held_out=True),
-        seed=objective.seed,
-        batch_size=64,
-        timestep_bins=None,
-        workers=workers,
-    )
-    return measure_floor(inputs, RealImages(data.train, config, workers))
+    unet = SimpleNamespace(device=torch.device("cpu"))
+    return measure_floor(*model_inputs(data, objective, unet, **dataset))
 
 
 def by_heart(x_t: np.ndarray, known: np.ndarray, kept: float) -> np.ndarray:

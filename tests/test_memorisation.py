@@ -9,35 +9,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from helpers.cli import Cli
-from helpers.images import dataset_config
+from helpers.inputs import half_held_out, model_inputs
 from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_train.config.losses import MSE, MinSNR
-from ddpm_train.data.loader import Data, open_data
+from ddpm_train.data.loader import Data
 from ddpm_train.diffusion.objective import Objective, to_model_range
-from ddpm_train.evaluation.measure import ModelInputs
 from ddpm_train.evaluation.memorisation import LossRatio, measure_loss_ratio
-from ddpm_train.evaluation.real_images import RealImages
-from ddpm_train.evaluation.workers import Workers
 from ddpm_train.runs.clock import BEGINS, EARLIEST, RATIO, Clock, read_clock
 from ddpm_train.seeding import Purpose
-from ddpm_train.system.console import Console
-from ddpm_train.system.signals import StopRequest
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, garments: list[Image.Image]) -> Data:
     """40 real images at 8 px: 20 to learn, 20 held out."""
-    root = tmp_path_factory.mktemp("memorisation")
-    (root / "images").mkdir()
-    for number, garment in enumerate(garments[:40]):
-        garment.save(root / "images" / f"{number:02}.png")
-    values = {"resolution": 8, "channels": 1, "validation_fraction": 0.5, "cache_dir": str(root / "cache")}
-    return open_data(dataset_config("folder", root / "images", **values), progress=False)
+    return half_held_out(tmp_path_factory.mktemp("memorisation"), garments[:40])
 
 
 class Copier(nn.Module):
@@ -56,20 +45,7 @@ class Copier(nn.Module):
 
 
 def measured(data: Data, objective: Objective, unet: nn.Module) -> LossRatio | None:
-    workers, config = Workers(Accelerator(), StopRequest(), Console(enabled=False)), dataset_config("folder", Path())
-    assert data.validation is not None
-    inputs = ModelInputs(
-        unet=unet,  # type: ignore[arg-type]
-        noise_scheduler=objective.noise_scheduler,
-        title="",
-        objective=objective,
-        held_out=RealImages(data.validation, config, workers, held_out=True),
-        seed=objective.seed,
-        batch_size=64,
-        timestep_bins=None,
-        workers=workers,
-    )
-    return measure_loss_ratio(inputs, RealImages(data.train, config, workers))
+    return measure_loss_ratio(*model_inputs(data, objective, unet))
 
 
 def test_the_losses_of_a_copier_part(data: Data) -> None:

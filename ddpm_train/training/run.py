@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -159,12 +160,7 @@ def build_run(
     device, output_dir = join().device, Path(config.output_dir)
     config, values, data = _open_same_data(config, values, console)
     set_backends(config.train)
-    noise_scheduler = config.noise_scheduler.build()
-    noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
-    # On one process: no other may find them otherwise by rounding.
-    edges = on_main(lambda: _timestep_edges(config, noise_scheduler, data))
-    timesteps = Timesteps.of(config.timestep_distribution, edges, noise_scheduler, config.seed)
-    objective = Objective(noise_scheduler, config.loss, config.seed, timesteps)
+    objective = _objective(config, data, device)
     unet = build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed).to(device)
     if config.train.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -204,8 +200,14 @@ def build_run(
     )
 
 
-def _timestep_edges(config: Config, noise_scheduler: DDPMScheduler, data: Data) -> tuple[int, ...] | None:
-    return timestep_edges(config.timestep_distribution, noise_scheduler, lambda: power_spectrum(data.train))
+def _objective(config: Config, data: Data, device: torch.device) -> Objective:
+    """What a step makes less of; its schedule and distribution of timesteps lie on the device."""
+    noise_scheduler, distribution = config.noise_scheduler.build(), config.timestep_distribution
+    noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
+    # On one process: no other may find them otherwise by rounding.
+    edges = on_main(lambda: timestep_edges(distribution, noise_scheduler, lambda: power_spectrum(data.train)))
+    timesteps = Timesteps.of(distribution, edges, noise_scheduler, config.seed)
+    return Objective(noise_scheduler, config.loss, config.seed, timesteps)
 
 
 def _batches(config: Config, data: Data) -> Batches:
