@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from ddpm_train.config.metrics import METRICS, metric_label
@@ -49,39 +49,33 @@ def model_card(
     height, width = resolution if isinstance(resolution, list | tuple) else (resolution, resolution)
     seconds, evaluated = _read_through(records, config["train"]["batch_size"])
     shown = [score for score in scores if score["value"] is not None] if scores else _held_out_loss(evaluated, weights)
-    text = (
-        _templates()
-        .get_template("card.md.jinja")
-        .render(
-            title=repo_id.split("/")[-1],
-            repo_id=Markup(repo_id),  # which the Hub has taken
-            config=config,
-            state=state,
-            weights=weights,
-            height=height,
-            width=width,
-            dataset=_dataset_text(config["dataset"], licence),
-            seconds=seconds,
-            scores=[
-                score for score in shown if not (certificate and certificate.score and _is(certificate.score, score))
-            ],
-            certificate=certificate,
-            has_grid=has_grid,
-            resumable=resumable,
-            versions=versions(),
-        )
+    text = _template().render(
+        title=repo_id.split("/")[-1],
+        repo_id=Markup(repo_id),  # which the Hub has taken
+        config=config,
+        state=state,
+        weights=weights,
+        height=height,
+        width=width,
+        dataset=_dataset_text(config["dataset"], licence),
+        seconds=seconds,
+        scores=[score for score in shown if not (certificate and certificate.score and _is(certificate.score, score))],
+        certificate=certificate,
+        has_grid=has_grid,
+        resumable=resumable,
+        versions=versions(),
     )
     return str(ModelCard(f"---\n{_metadata(config, repo_id, shown).to_yaml()}\n---\n\n{text}\n"))
 
 
-def _templates() -> Environment:
+def _template() -> Template:
     folder = FileSystemLoader(Path(__file__).parent)
     templates = Environment(
         loader=folder, finalize=_plain, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters |= {"count": count, "duration": duration, "metric_label": metric_label}
     templates.filters |= {"value": _value, "measured_with": _measured_with}
-    return templates
+    return templates.get_template("card.md.jinja")
 
 
 def _is(one: Score, other: Mapping[str, Any]) -> bool:
