@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     BOUND_NOISE = 9
     BOUND_TIMESTEP = 10
     FLOOR_IMAGE = 11
+    AUGMENTATION = 12
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

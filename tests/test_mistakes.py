@@ -311,6 +311,11 @@ TABLE = {
         "loss=edm: with noise_scheduler.prediction_type=epsilon the weight of pure noise has no bound; "
         "use noise_scheduler.prediction_type=v_prediction",
     ],
+    "augmentation=edm augmentation.hue=20 augmentation.rotation=270 dataset.channels=1 loss.learned_uncertainty=5": [
+        "augmentation.rotation=270: must be at most 180",
+        "loss.learned_uncertainty=5: must be true or false",
+        "augmentation.hue=20: changes colours, which images with dataset.channels=1 do not have; use 0",
+    ],
     "noise_scheduler=zero_snr noise_scheduler.prediction_type=epsilon": [
         "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
         "(pure noise says nothing of x_0); use noise_scheduler.prediction_type=v_prediction"

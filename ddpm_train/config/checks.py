@@ -56,6 +56,7 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
             f"evaluation.num_samples={config.evaluation.num_samples}: too few for evaluation.metrics; "
             f"use at least {FEWEST_IMAGES}"
         )
+    yield from config.augmentation.channel_mistakes(config.dataset.channels)
     yield from objective_mistakes(config)
 
 

@@ -1,6 +1,6 @@
 """What the error of a prediction costs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt
@@ -16,9 +16,15 @@ LOSSES: "Group[Loss]" = Group("loss")
 
 @dataclass(frozen=True)
 class Loss(Section):
-    """The loss of an image is its error, times the weight of its timestep."""
+    """The loss of an image is its error, times the weight of its timestep.
+
+    Attributes:
+        learned_uncertainty: the network learns how large the loss is, and what is large counts less, see
+            `Objective.balanced`. Older configs do not have it.
+    """
 
     name: str
+    learned_uncertainty: bool = field(default=False, kw_only=True)
 
     def error(self, prediction: "Tensor", target: "Tensor") -> "Tensor":
         """The mean squared error of each image; float32 [B, C, H, W] both -> [B]."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt
 from pydantic import Field
 
+from ddpm_train.config.augmentation import AUGMENTATIONS, NONE, Augmentation
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.losses import LOSSES, Loss
 from ddpm_train.config.metrics import FeatureMetricName
@@ -114,8 +115,9 @@ class Config(Section):
     evaluation: Evaluation
     sampler: SamplerChoice
     tracker: Trackers
-    # Older configs do not have it.
+    # Older configs do not have these.
     timestep_distribution: Annotated[TimestepDistribution, TIMESTEP_DISTRIBUTIONS] = UNIFORM
+    augmentation: Annotated[Augmentation, AUGMENTATIONS] = NONE
     extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own; see docs/extending.md
 
 

@@ -171,6 +171,7 @@ class Batches:
     seed: int
     random_crop: bool
     random_flip: bool
+    augmentation_draws: int = 0  # random integers that come along with each image, see `Augmentation`
 
     def load(self, positions: Tensor) -> Tensor:
         """int64 [B] positions -> their images, not yet flipped, uint8 [B, C, H, W]."""
@@ -193,15 +194,17 @@ class Batches:
 
     def drawn(self, *, resident: bool) -> dict[Purpose, int]:
         """What is drawn for an image besides its noise, where that is drawn: workers crop by themselves."""
-        return {**self.flips, **self.crops} if resident else self.flips
+        crops = self.crops if resident else {}
+        return {**self.flips, **crops, Purpose.AUGMENTATION: self.augmentation_draws}
 
 
 class MicroBatch(NamedTuple):
-    """What a forward pass takes: images as their visit has them, and the noise and timesteps drawn for them."""
+    """What a forward pass takes: images as their visit has them, and what is drawn for them."""
 
     images: Tensor  # uint8 [B, C, H, W]
     noise: Tensor  # float32 [B, C, H, W]
     timesteps: Tensor  # int64 [B]
+    drawn: Tensor  # for the augmentation, int64 [B, its draws] in [0, 2**32)
 
 
 def micro_batches(
@@ -236,7 +239,8 @@ def micro_batches(
         noise, timesteps, *others = objective.draw(shape, places, also=also)
         integers = dict(zip(also, others, strict=True))
         images = found if stored is None else stored.load(found, integers.get(Purpose.CROP))
-        return MicroBatch(_flipped(images, integers.get(Purpose.FLIP)), noise, timesteps)
+        images = _flipped(images, integers.get(Purpose.FLIP))
+        return MicroBatch(images, noise, timesteps, integers[Purpose.AUGMENTATION])
 
     if resident:
         loading = _numbers(batches, positions, device)

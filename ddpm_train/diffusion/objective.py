@@ -80,6 +80,20 @@ class Objective:
         error = self.loss.error(prediction.float(), self.target(x_0, noise, timesteps))
         return error * self.weights[timesteps]
 
+    def balanced(self, losses: Tensor, uncertainty: Tensor | None, timesteps: Tensor) -> Tensor:
+        """What is minimised of the losses of each image, float32 [B]: loss / exp(u) + u (Karras et al. 2024).
+
+        The best u at a timestep is the logarithm of the mean loss there, so that each timestep counts alike in the end,
+        whatever the weights of the loss. Importance weights, which undo how often a timestep is drawn, still count.
+
+        Args:
+            uncertainty: u, float32 [B]; None: the losses themselves are minimised.
+        """
+        if uncertainty is None:
+            return losses
+        importance = self.timesteps.importance
+        return losses / uncertainty.exp() + (uncertainty if importance is None else uncertainty * importance[timesteps])
+
     def per_image(self, unet: nn.Module, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The same for a model: noise the images, predict, and compare."""
         x_t = self.noise_scheduler.add_noise(x_0, noise, timesteps)

@@ -38,7 +38,12 @@ _LAYOUT = (
     *("model.upsample_type", "model.resnet_time_scale_shift", "model.add_attention", "dataset.channels"),
 )
 # Keys that came later, as every run before them had it: so they say nothing of a run.
-_AS_EVER = {"timestep_distribution.name": "uniform", "timestep_distribution.stratified": False}
+_AS_EVER = {
+    "timestep_distribution.name": "uniform",
+    "timestep_distribution.stratified": False,
+    "augmentation.name": "none",
+    "loss.learned_uncertainty": False,
+}
 # Where the run lies and how it was asked to start say nothing about it.
 _UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
 

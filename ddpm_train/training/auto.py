@@ -58,7 +58,7 @@ class Trial:
     """Forward and backward passes of the network that will train; they leave nothing behind.
 
     Attributes:
-        model: what is called: the network, or what exchanges its gradients. Here nothing is exchanged.
+        model: what is called: the network, or what holds it. Here no gradients are exchanged.
         also: what is drawn besides noise and timesteps, see `Objective.draw`.
     """
 
@@ -82,7 +82,7 @@ class Trial:
                     losses = self.objective.per_image(self.model, x_0, noise, timesteps)
                 losses.mean().backward()
         finally:
-            self.unet.zero_grad()
+            self.model.zero_grad()
 
     def twice(self, compute: Compute, num_images: int) -> None:
         """To see whether it fits: the first time also chooses kernels and their workspace."""

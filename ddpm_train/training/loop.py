@@ -34,6 +34,7 @@ class Trainer:
         self.optimizer = run.accelerator.prepare_optimizer(run.state.optimizer)
         # Kept, since a walk over the modules takes the host as long as queueing a good part of a step.
         self.parameters = list(self.model.parameters())
+        self.unet_parameters = list(run.state.unet.parameters())
         self.ema_parameters = [] if run.state.ema_unet is None else list(run.state.ema_unet.parameters())
         self.records = records
         self.evaluation = evaluation
@@ -110,23 +111,24 @@ class Trainer:
         losses = []
         for micro_step in range(plan.accumulation):
             with self.within_memory(micro_step), self.exchange_gradients_after(plan.accumulation, micro_step):
-                # Images, noise and timesteps are functions of (seed, position) alone.
-                images, noise, timesteps = next(self.micro_batches)
+                # Images, and all that is drawn for them, are functions of (seed, position) alone.
+                images, noise, timesteps, drawn = next(self.micro_batches)
                 self.seed_dropout(micro_step)
                 x_0 = to_model_range(images)  # uint8 [B, C, H, W] -> float32 in [-1, 1]
+                x_0, labels = run.config.augmentation(x_0, drawn)
                 with compute.autocast(x_0.device), compute.attention_kernels():
                     x_t = objective.noise_scheduler.add_noise(x_0, noise, timesteps)
-                    prediction = self.model(x_t, timesteps).sample
-                    loss = objective(prediction, x_0, noise, timesteps).mean()
-                run.accelerator.backward(loss / plan.accumulation)
-                losses.append(loss.detach())
+                    prediction, uncertainty = self.model(x_t, timesteps, labels)
+                    loss = objective(prediction, x_0, noise, timesteps)
+                run.accelerator.backward(objective.balanced(loss, uncertainty, timesteps).mean() / plan.accumulation)
+                losses.append(loss.detach().mean())
         max_norm = run.config.train.max_grad_norm or float("inf")
         grad_norm = run.accelerator.clip_grad_norm_(self.parameters, max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         state.step += 1
         if state.ema_unet is not None:
-            update_ema(self.ema_parameters, self.parameters, run.config.ema.decay(state.step))
+            update_ema(self.ema_parameters, self.unet_parameters, run.config.ema.decay(state.step))
         self.records.record(state.step, state.step * plan.batch_size, lr, torch.stack(losses).mean(), grad_norm)
 
     def train_step_within_memory(self) -> None:

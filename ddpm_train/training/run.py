@@ -23,6 +23,7 @@ from ddpm_train.data.loader import Batches, Data, DataIdentity, MicroBatch, micr
 from ddpm_train.data.spectrum import power_spectrum
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.diffusion.timesteps import Timesteps, timestep_edges
+from ddpm_train.models.denoiser import Denoiser
 from ddpm_train.models.load import load_model
 from ddpm_train.models.unet import build_unet
 from ddpm_train.runs.best import Selection, read_selection
@@ -46,7 +47,8 @@ class Run:
     Attributes:
         values: the config as plain values, with the dataset's commit.
         choice: how steps are computed, and what was measured to choose that.
-        model: the network as a step calls it: where there are several processes, they exchange its gradients.
+        model: the network as a step calls it, with what trains beside it: where there are several processes, they
+            exchange its gradients.
         on_device: whether the images lie in the device's own memory.
         selection: judges the evaluations so far.
         clock: forecasts from them when the run will begin to copy its training images.
@@ -176,9 +178,10 @@ def build_run(
     resident_bytes = data.train.prepared.pixels().nbytes if on_device else 0
     plan = everywhere(lambda: plan_batch(config, trial, choice.compute, resident_bytes=resident_bytes, resumed=resumed))
     replace(choice.compute, compile=False).apply(unet)  # the buckets for the exchange are laid out like the weights
-    model = _exchanging(unet, config.train) if plan.num_processes > 1 else unet
-    choice = compile_chosen(choice, replace(trial, model=model), plan.micro_batch_size, console.warn)
     ema_unet = copy.deepcopy(unet).requires_grad_(False).eval() if config.ema.is_kept else None
+    denoiser = Denoiser(unet, config.augmentation.label_size, uncertainty=config.loss.learned_uncertainty)
+    model = _exchanging(denoiser, config.train) if plan.num_processes > 1 else denoiser
+    choice = compile_chosen(choice, replace(trial, model=model), plan.micro_batch_size, console.warn)
     return Run(
         config=config,
         values=values,
@@ -191,7 +194,7 @@ def build_run(
         batches=batches,
         plan=plan,
         max_steps=max_steps,
-        state=TrainState(0, unet, ema_unet, config.optimizer.build(unet.parameters())),
+        state=TrainState(0, unet, ema_unet, config.optimizer.build(denoiser.parameters()), denoiser.helpers),
         model=model,
         on_device=on_device,
         objective=objective,
@@ -212,17 +215,18 @@ def _objective(config: Config, data: Data, device: torch.device) -> Objective:
 
 def _batches(config: Config, data: Data) -> Batches:
     dataset = config.dataset
-    return Batches(data.train, config.seed, random_crop=dataset.crop == "random", random_flip=dataset.random_flip)
+    changes = {"random_crop": dataset.crop == "random", "random_flip": dataset.random_flip}
+    return Batches(data.train, config.seed, **changes, augmentation_draws=config.augmentation.num_draws)
 
 
-def _exchanging(unet: UNet2DModel, train: Train) -> nn.Module:
+def _exchanging(model: nn.Module, train: Train) -> nn.Module:
     """The network, exchanging gradients with other processes. A process alone would do so with itself, and could not
     begin a step anew that ran out of memory.
 
     Gradients are added up in buckets, which are cut anew after the first step: with more than two processes the first
     step of a resume would round otherwise. They are kept where DDP looks for parameters without a gradient.
     """
-    return DistributedDataParallel(unet, find_unused_parameters=train.deterministic)
+    return DistributedDataParallel(model, find_unused_parameters=train.deterministic)
 
 
 def _open_same_data(config: Config, values: dict[str, Any], console: Console) -> tuple[Config, dict[str, Any], Data]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import UNet2DModel
@@ -16,12 +16,17 @@ from ddpm_train.training.optimizer_state import OptimizerState
 
 @dataclass
 class TrainState:
-    """All that a run is, at a step. `step` counts completed updates; the rest follows from it and the config."""
+    """All that a run is, at a step. `step` counts completed updates; the rest follows from it and the config.
+
+    Attributes:
+        helpers: what trains beside the network and is no part of it; see `models.denoiser`.
+    """
 
     step: int
     unet: UNet2DModel
     ema_unet: UNet2DModel | None
     optimizer: torch.optim.Optimizer
+    helpers: nn.Module = field(default_factory=nn.Module)
 
     def __post_init__(self) -> None:
         self.optimizer_state = OptimizerState(self.optimizer)
@@ -30,7 +35,11 @@ class TrainState:
         """Named sets of tensors, as a checkpoint holds them; raises `NotCaptured` if the optimizer's do not suffice."""
         optimizer, _ = self.optimizer_state.capture()
         sets = {"unet": self.unet.state_dict(), "optimizer": optimizer}
-        return sets if self.ema_unet is None else {**sets, "ema": self.ema_unet.state_dict()}
+        if self.ema_unet is not None:
+            sets["ema"] = self.ema_unet.state_dict()
+        if helpers := self.helpers.state_dict():
+            sets["helpers"] = helpers
+        return sets
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -40,6 +49,8 @@ class TrainState:
             BadCheckpoint: these are another model's.
         """
         for name, named in self.tensors().items():
+            if name == "helpers" and name not in tensors:
+                continue  # a run that has none until now begins them at 0, which changes nothing
             # A run that keeps no average until now begins it at its weights.
             stored = tensors["unet"] if name == "ema" and name not in tensors else tensors.get(name, {})
             if other := set(named) ^ set(stored):

@@ -49,7 +49,7 @@ LEFT_OUT = re.compile(r"checkpoint\.mirror|extensions|hub\.(push|repo_id)|model\
 OF_WORK = re.compile(r"num_images|num_samples|frames|repeats|resolution|max_steps|epochs|bins")
 GROUPS = (
     *("dataset", "noise_scheduler", "loss", "optimizer", "lr_scheduler", "ema", "evaluation", "sampler", "tracker"),
-    *("timestep_distribution", "experiment"),
+    *("timestep_distribution", "augmentation", "experiment"),
 )
 
 

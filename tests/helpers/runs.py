@@ -23,10 +23,10 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
 
 
-def same_checkpoint(ours: Path, theirs: Path, step: int) -> None:
-    """Weights, average and optimizer: equal to the bit."""
-    for file in ("unet.safetensors", "ema.safetensors", "optimizer.safetensors"):
-        name = f"checkpoints/step_{step:08d}/{file}"
+def same_checkpoint(ours: Path, theirs: Path, step: int, *more: str) -> None:
+    """Weights, average and optimizer, and further sets of tensors: equal to the bit."""
+    for file in ("unet", "ema", "optimizer", *more):
+        name = f"checkpoints/step_{step:08d}/{file}.safetensors"
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), file
 
 
