@@ -62,6 +62,10 @@ ARMS = {
     "from_data": ("timestep_distribution=from_data",),
     "from_data_weighted": ("timestep_distribution=from_data", "timestep_distribution.importance_weighted=true"),
     "stratified": ("timestep_distribution.stratified=true",),
+    "uncertainty": ("loss.learned_uncertainty=true",),
+    "augmentation": ("augmentation=edm",),
+    "dropout": ("model.dropout=0.1",),
+    "augmentation_dropout": ("augmentation=edm", "model.dropout=0.1"),
 }
 OFF = "off"
 ALWAYS = ("evaluation=none", "tracker=none")

@@ -125,8 +125,8 @@ class EDM(Augmentation):
 
         scale, axes, diagonals, right, down, brightness, contrast, saturation = to_normal(drawn[:, :8], (8,)).unbind(1)
         mirror, overturn, angle, hue, *gates = (drawn[:, 8:].float() * 2.0**-32).unbind(1)
-        strengths = (self.scale, self.rotation, self.stretch, self.shift)
-        strengths += (self.brightness, self.contrast, self.hue, self.saturation)
+        geometry = (self.scale, self.rotation, self.stretch, self.shift)
+        strengths = (*geometry, self.brightness, self.contrast, self.hue, self.saturation)
         scales, rotates, stretches, shifts, brightens, contrasts, tints, saturates = (
             gate < (self.probability if strength else 0.0) for gate, strength in zip(gates, strengths, strict=True)
         )
@@ -166,7 +166,7 @@ class EDM(Augmentation):
         length = (k * (axes * axes + diagonals * diagonals).sqrt()).clamp(min=1e-6)
         even, odd = length.cosh(), length.sinh() / length * k
         x, y = even * x - odd * (axes * x + diagonals * y), even * y - odd * (diagonals * x - axes * y)
-        smaller = (-self.scale * scale).exp2()
+        smaller = _exp2(-self.scale * scale)
         x, y = smaller * (x + cos * x + sin * y), smaller * (y + cos * y - sin * x)
         grid = torch.stack((x * (2 / width), y * (2 / height)), dim=-1)
         return torch.nn.functional.grid_sample(x_0, grid, "bicubic", "reflection", align_corners=False)
@@ -181,12 +181,17 @@ class EDM(Augmentation):
         saturation: "Tensor",
     ) -> "Tensor":
         """Brighter, in contrast, of another hue and saturated, in this order. The labels are [B, 1, 1, 1]."""
-        x_0 = (x_0 + self.brightness * brightness) * (self.contrast * contrast).exp2()
+        x_0 = (x_0 + self.brightness * brightness) * _exp2(self.contrast * contrast)
         grey = x_0.mean(dim=1, keepdim=True)
         color = x_0 - grey
         # Rotated about the axis of greys, v = (1, 1, 1) / sqrt(3): what is added is sin times the product v x color.
         turned = color + cos * color + sin * (color.roll(1, 1) - color.roll(-1, 1)) / math.sqrt(3)
-        return grey + (self.saturation * saturation).exp2() * turned
+        return grey + _exp2(self.saturation * saturation) * turned
+
+
+def _exp2(exponent: "Tensor") -> "Tensor":
+    """2 to this power. On a CPU torch's own `exp2` rounds by an image's place in the batch."""
+    return (exponent * math.log(2)).exp()
 
 
 def _any(labels: "Tensor") -> "Tensor":
