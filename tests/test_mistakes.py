@@ -312,8 +312,8 @@ TABLE = {
         "use noise_scheduler.prediction_type=v_prediction",
     ],
     "augmentation=edm augmentation.hue=20 augmentation.rotation=270 dataset.channels=1 loss.learned_uncertainty=5": [
-        "augmentation.rotation=270: must be at most 180",
         "loss.learned_uncertainty=5: must be true or false",
+        "augmentation.rotation=270: must be at most 180",
         "augmentation.hue=20: changes colours, which images with dataset.channels=1 do not have; use 0",
     ],
     "noise_scheduler=zero_snr noise_scheduler.prediction_type=epsilon": [

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.parts import Real, Section
 from ddpm_train.config.registry import Group
 
@@ -97,7 +96,7 @@ class EDM(Augmentation):
         for key in ("brightness", "contrast", "hue", "saturation"):
             if (strength := getattr(self, key)) and channels != 3:
                 yield (
-                    f"augmentation.{key}={as_written(strength)}: changes colours, which images with "
+                    f"augmentation.{key}={strength:g}: changes colours, which images with "
                     f"dataset.channels={channels} do not have; use 0"
                 )
 
