@@ -66,6 +66,8 @@ ARMS = {
     "augmentation": ("augmentation=edm",),
     "dropout": ("model.dropout=0.1",),
     "augmentation_dropout": ("augmentation=edm", "model.dropout=0.1"),
+    "perturbation": ("noise.perturbation=0.1",),
+    "nearest_of_4": ("noise.nearest_of=4",),
 }
 OFF = "off"
 ALWAYS = ("evaluation=none", "tracker=none")

@@ -32,6 +32,8 @@ class Purpose(IntEnum):
     BOUND_TIMESTEP = 10
     FLOOR_IMAGE = 11
     AUGMENTATION = 12
+    PERTURBATION = 14
+    OTHER_NOISE = 15
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """How often each timestep is drawn: closed forms, and the run that trains so."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_timesteps_are_a_function_of_seed_and_position() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_resumes_exactly_and_is_judged_at_uniform_timesteps(
+def test_a_run_resumes_exactly_and_is_judged_at_uniform_timesteps_and_plain_noise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -158,15 +159,19 @@ def test_a_run_resumes_exactly_and_is_judged_at_uniform_timesteps(
         }
         return ddpm_train.train(tmp_path / name, given, timestep_distribution=distribution)
 
-    run("whole", 4, from_data)
-    run("parts", 2, from_data, evaluation="none")
-    run("parts", 4, from_data)
+    chosen = {"noise.perturbation": 0.1, "noise.nearest_of": 3}
+    run("whole", 4, from_data, **chosen)
+    run("parts", 2, from_data, **chosen, evaluation="none")
+    run("parts", 4, from_data, **chosen)
     same_checkpoint(tmp_path / "parts", tmp_path / "whole", 4)
-    with pytest.raises(ddpm_train.Mistakes, match=r"timestep_distribution.name +from_data +None"):
+    with pytest.raises(ddpm_train.Mistakes) as refused:
         run("whole", 6, {"name": "uniform"})
-    # With weights that do not move, the held-out loss is the same, whatever timesteps a run trains at.
+    for change in (r"timestep_distribution.name +from_data +None", r"noise.perturbation +0.1 +None"):
+        assert re.search(change, str(refused.value))
+    # With weights that do not move, the held-out loss is the same, whatever timesteps and noise a run trains at.
     still = {"optimizer.lr": 1e-30}
-    uniform, other = (run(name, 1, {"name": name}, **still) for name in ("uniform", "lognormal"))
+    uniform = run("uniform", 1, {"name": "uniform"}, **still)
+    other = run("lognormal", 1, {"name": "lognormal"}, **still, **chosen)
     (there,), (here,) = records(uniform.folder), records(other.folder)
     assert here["held_out_loss"] == there["held_out_loss"] and here["loss"] != there["loss"]
     assert here["held_out_loss_floor"] == there["held_out_loss_floor"]

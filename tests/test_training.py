@@ -146,9 +146,10 @@ def test_evaluation_is_the_same_on_any_number_of_processes(cli: Cli) -> None:
     assert cli.metrics("one")[-1]["held_out_loss"] == cli.metrics("two")[-1]["held_out_loss"]
 
 
-def test_parity_with_the_tutorial_loop(cli: Cli) -> None:
+@pytest.mark.parametrize("perturbation", [0.0, 0.1])
+def test_parity_with_the_tutorial_loop(cli: Cli, perturbation: float) -> None:
     """The tutorial's loop around the same images and noise gets the same losses, weights and average."""
-    cli.train("lr_scheduler=constant", "train.max_steps=8", "evaluation=none")
+    cli.train("lr_scheduler=constant", "train.max_steps=8", "evaluation=none", f"noise.perturbation={perturbation}")
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
@@ -185,7 +186,8 @@ def test_parity_with_the_tutorial_loop(cli: Cli) -> None:
         clean_images = dataset[image_indices(positions.numpy(), 2000, 0)]
         noise = normal(0, Purpose.NOISE, positions, (1, 8, 8))
         timesteps = integers(0, Purpose.TIMESTEP, positions, 1000)
-        noisy_images = noise_scheduler.add_noise(clean_images, noise, timesteps)
+        input_noise = noise + perturbation * normal(0, Purpose.PERTURBATION, positions, (1, 8, 8))
+        noisy_images = noise_scheduler.add_noise(clean_images, input_noise, timesteps)
         prediction = model(noisy_images, timesteps, return_dict=False)[0]
         velocity = noise_scheduler.get_velocity(clean_images, noise, timesteps)
         loss = torch.nn.functional.mse_loss(prediction, velocity)

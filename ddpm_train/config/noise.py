@@ -1,10 +1,10 @@
-"""The noise schedule."""
+"""The noise schedule, and the noise that a run trains with."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from annotated_types import Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from ddpm_train.config.parts import NonNegative, Positive, Real, Section
 from ddpm_train.config.registry import Registry
@@ -16,6 +16,23 @@ if TYPE_CHECKING:
 BETA_SCHEDULES: "Registry[Callable[[NoiseScheduler], Sequence[float]] | None]" = Registry(
     "noise schedule", dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
 )
+
+
+@dataclass(frozen=True)
+class Noise(Section):
+    """The noise that a run trains with. Its losses on held-out images are measured with plain noise all the same.
+
+    Attributes:
+        perturbation: x_t is made with noise + perturbation xi, where xi is normal, and the target stays that of the
+            noise alone (gamma of Ning et al. 2023, arXiv 2301.11706).
+        nearest_of: of so many noises an image has the one that lies nearest to it (Li et al. 2025, arXiv 2505.18521).
+    """
+
+    perturbation: Annotated[Real, Ge(0), Le(1)] = 0.0
+    nearest_of: Annotated[Positive, Le(64)] = 1
+
+
+PLAIN_NOISE = Noise()
 
 
 @dataclass(frozen=True)

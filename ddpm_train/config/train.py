@@ -14,7 +14,7 @@ from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.losses import LOSSES, Loss
 from ddpm_train.config.metrics import FeatureMetricName
 from ddpm_train.config.model import Model
-from ddpm_train.config.noise import NoiseScheduler
+from ddpm_train.config.noise import PLAIN_NOISE, Noise, NoiseScheduler
 from ddpm_train.config.optimizers import AVERAGES, EMA, LR_SCHEDULERS, OPTIMIZERS, LRScheduler, Optimizer
 from ddpm_train.config.parts import (
     AutoBool,
@@ -118,6 +118,7 @@ class Config(Section):
     # Older configs do not have these.
     timestep_distribution: Annotated[TimestepDistribution, TIMESTEP_DISTRIBUTIONS] = UNIFORM
     augmentation: Annotated[Augmentation, AUGMENTATIONS] = NONE
+    noise: Noise = PLAIN_NOISE  # likewise
     extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own; see docs/extending.md
 
 

@@ -204,6 +204,7 @@ class MicroBatch(NamedTuple):
     images: Tensor  # uint8 [B, C, H, W]
     noise: Tensor  # float32 [B, C, H, W]
     timesteps: Tensor  # int64 [B]
+    input_noise: Tensor  # what x_t has: `noise`, unless it is perturbed; float32 [B, C, H, W]
     drawn: Tensor  # for the augmentation, int64 [B, its draws] in [0, 2**32)
 
 
@@ -233,14 +234,15 @@ def micro_batches(
     """
     stored = DeviceImages(batches.images, device) if resident else None
     shape = (batches.images.decoder.channels, *batches.images.resolution)
-    also = batches.drawn(resident=resident)
+    also = {**batches.drawn(resident=resident), **objective.also(shape)}
 
     def drawn(places: Tensor, found: Tensor) -> MicroBatch:
         noise, timesteps, *others = objective.draw(shape, places, also=also)
         integers = dict(zip(also, others, strict=True))
         images = found if stored is None else stored.load(found, integers.get(Purpose.CROP))
         images = _flipped(images, integers.get(Purpose.FLIP))
-        return MicroBatch(images, noise, timesteps, integers[Purpose.AUGMENTATION])
+        noise, input_noise = objective.noises(images, noise, integers)
+        return MicroBatch(images, noise, timesteps, input_noise, integers[Purpose.AUGMENTATION])
 
     if resident:
         loading = _numbers(batches, positions, device)

@@ -1,7 +1,11 @@
-"""What the noise schedule says of each timestep."""
+"""What the noise schedule says of each timestep, and which noise an image is given."""
 
+import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
+
+# Noise is rounded to 2^-12 before distances are compared.
+_ROUNDED_BITS = 12
 
 
 def signal_to_noise(noise_scheduler: DDPMScheduler) -> Tensor:
@@ -19,3 +23,22 @@ def estimate_x_0(
     if prediction_type == "v_prediction":  # Salimans & Ho 2022, appendix D
         return alpha * x_t - sigma * prediction
     return (x_t - sigma * prediction) / alpha
+
+
+def nearest(candidates: Tensor, images: Tensor) -> Tensor:
+    """Of the noises drawn for an image the one whose distance to it is least (Li et al. 2025, arXiv 2505.18521).
+
+    Distances are compared in whole numbers: a sum of those is the same in any order, so that a choice does not depend
+    on what else is in the batch.
+
+    Args:
+        candidates: float32 [B, K, C, H, W].
+        images: uint8 [B, C, H, W].
+
+    Returns:
+        float32 [B, C, H, W].
+    """
+    noise = (candidates * 2**_ROUNDED_BITS).round().long()
+    x_0 = (2 * images.long() - 255) << _ROUNDED_BITS  # x_0 and noise, in units of 2^-12 / 255
+    distances = (noise * (255 * noise - 2 * x_0[:, None])).flatten(2).sum(dim=2)  # |noise - x_0|^2 but for |x_0|^2
+    return candidates[torch.arange(len(images), device=images.device), distances.argmin(dim=1)]

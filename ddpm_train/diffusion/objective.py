@@ -7,7 +7,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ddpm_train.config.losses import Loss
-from ddpm_train.diffusion.noise import signal_to_noise
+from ddpm_train.config.noise import PLAIN_NOISE, Noise
+from ddpm_train.diffusion.noise import nearest, signal_to_noise
 from ddpm_train.diffusion.timesteps import Timesteps
 from ddpm_train.seeding import Purpose, bits_for_normal, draw, to_normal
 
@@ -25,15 +26,22 @@ class Objective:
         loss: the error of a prediction, and the weight of each timestep.
         seed: with a sample's position it decides the sample's noise and timestep.
         timesteps: how often each is drawn; None: all alike, as also for a loss that is to be compared with others.
+        noise: what becomes of the noise that is drawn; plain for such a loss, too.
     """
 
     def __init__(
-        self, noise_scheduler: DDPMScheduler, loss: Loss, seed: int, timesteps: Timesteps | None = None
+        self,
+        noise_scheduler: DDPMScheduler,
+        loss: Loss,
+        seed: int,
+        timesteps: Timesteps | None = None,
+        noise: Noise = PLAIN_NOISE,
     ) -> None:
         self.noise_scheduler = noise_scheduler
         self.loss = loss
         self.weights = loss.weights(signal_to_noise(noise_scheduler), noise_scheduler.config.prediction_type)
         self.seed = seed
+        self.noise = noise
         self.timesteps = timesteps or Timesteps(noise_scheduler.config.num_train_timesteps)
         if self.timesteps.importance is not None:
             self.weights = self.weights * self.timesteps.importance
@@ -67,6 +75,29 @@ class Objective:
         counts = {purposes[0]: bits_for_normal(shape), purposes[1]: 1, **(also or {})}
         for_noise, for_timesteps, *others = draw(self.seed, positions, counts)
         return to_normal(for_noise, shape), self.timesteps(for_timesteps[:, 0], positions), *others
+
+    def also(self, shape: tuple[int, ...]) -> dict[Purpose, int]:
+        """What `noises` needs drawn besides, for images of this shape, (C, H, W): integers for each purpose."""
+        count, others = bits_for_normal(shape), self.noise.nearest_of - 1
+        counts = {Purpose.OTHER_NOISE: others * count, Purpose.PERTURBATION: count if self.noise.perturbation else 0}
+        return {purpose: count for purpose, count in counts.items() if count}
+
+    def noises(self, images: Tensor, noise: Tensor, drawn: Mapping[Purpose, Tensor]) -> tuple[Tensor, Tensor]:
+        """The noise to train these images with, and the noise that their x_t have, float32 [B, C, H, W] both.
+
+        Args:
+            images: as they will be seen, uint8 [B, C, H, W].
+            noise: drawn for them, float32 [B, C, H, W].
+            drawn: what was drawn for the purposes of `also`.
+        """
+        shape = tuple(noise.shape[1:])
+        if (others := drawn.get(Purpose.OTHER_NOISE)) is not None:
+            each = others.reshape(-1, bits_for_normal(shape))
+            candidates = torch.cat((noise[:, None], to_normal(each, shape).unflatten(0, (len(noise), -1))), dim=1)
+            noise = nearest(candidates, images)
+        if (xi := drawn.get(Purpose.PERTURBATION)) is None:
+            return noise, noise
+        return noise, noise + self.noise.perturbation * to_normal(xi, shape)
 
     def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the model should predict, [B, C, H, W]: the noise, v (Salimans & Ho 2022, appendix D), or x_0."""

@@ -43,6 +43,8 @@ _AS_EVER = {
     "timestep_distribution.stratified": False,
     "augmentation.name": "none",
     "loss.learned_uncertainty": False,
+    "noise.perturbation": 0.0,
+    "noise.nearest_of": 1,
 }
 # Where the run lies and how it was asked to start say nothing about it.
 _UNMENTIONED = ("name", "output_dir", "resume", "allow_change")

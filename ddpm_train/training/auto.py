@@ -77,7 +77,9 @@ class Trial:
         try:
             with getattr(self.model, "no_sync", nullcontext)():
                 x_0 = to_model_range(images)
-                noise, timesteps, *_ = self.objective.draw(shape[1:], positions, also=self.also)
+                also = {**self.also, **self.objective.also(shape[1:])}
+                noise, timesteps, *others = self.objective.draw(shape[1:], positions, also=also)
+                noise, _ = self.objective.noises(images, noise, dict(zip(also, others, strict=True)))
                 with compute.autocast(self.device), compute.attention_kernels():
                     losses = self.objective.per_image(self.model, x_0, noise, timesteps)
                 losses.mean().backward()

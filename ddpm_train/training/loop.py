@@ -112,12 +112,12 @@ class Trainer:
         for micro_step in range(plan.accumulation):
             with self.within_memory(micro_step), self.exchange_gradients_after(plan.accumulation, micro_step):
                 # Images, and all that is drawn for them, are functions of (seed, position) alone.
-                images, noise, timesteps, drawn = next(self.micro_batches)
+                images, noise, timesteps, input_noise, drawn = next(self.micro_batches)
                 self.seed_dropout(micro_step)
                 x_0 = to_model_range(images)  # uint8 [B, C, H, W] -> float32 in [-1, 1]
                 x_0, labels = run.config.augmentation(x_0, drawn)
                 with compute.autocast(x_0.device), compute.attention_kernels():
-                    x_t = objective.noise_scheduler.add_noise(x_0, noise, timesteps)
+                    x_t = objective.noise_scheduler.add_noise(x_0, input_noise, timesteps)
                     prediction, uncertainty = self.model(x_t, timesteps, labels)
                     loss = objective(prediction, x_0, noise, timesteps)
                 run.accelerator.backward(objective.balanced(loss, uncertainty, timesteps).mean() / plan.accumulation)

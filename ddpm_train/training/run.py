@@ -210,7 +210,7 @@ def _objective(config: Config, data: Data, device: torch.device) -> Objective:
     # On one process: no other may find them otherwise by rounding.
     edges = on_main(lambda: timestep_edges(distribution, noise_scheduler, lambda: power_spectrum(data.train)))
     timesteps = Timesteps.of(distribution, edges, noise_scheduler, config.seed)
-    return Objective(noise_scheduler, config.loss, config.seed, timesteps)
+    return Objective(noise_scheduler, config.loss, config.seed, timesteps, config.noise)
 
 
 def _batches(config: Config, data: Data) -> Batches:
