@@ -68,6 +68,7 @@ ARMS = {
     "augmentation_dropout": ("augmentation=edm", "model.dropout=0.1"),
     "perturbation": ("noise.perturbation=0.1",),
     "nearest_of_4": ("noise.nearest_of=4",),
+    "muon": ("optimizer=muon",),
 }
 OFF = "off"
 ALWAYS = ("evaluation=none", "tracker=none")

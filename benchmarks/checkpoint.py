@@ -30,7 +30,7 @@ def full_state(model: str) -> TrainState:
     """Weights, average and optimizer as after a first step: every moment exists."""
     config = config_of([*model_overrides(model), "dataset=imagefolder", "dataset.path=.", "dataset.resolution=64"])
     unet = build_unet(config.model, config.dataset, config.noise_scheduler).to(DEVICE)
-    optimizer = config.optimizer.build(unet.parameters())
+    optimizer = config.optimizer.build(unet.named_parameters())
     for parameter in unet.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()

@@ -166,7 +166,9 @@ TABLE = {
         "noise_scheduler.beta_schedule.c=linear: no such key; noise_scheduler.beta_schedule is no section of keys",
     ],
     "optimizer.betas=[0.9]": ["optimizer.betas.1: missing; give it a value"],
-    "++optimizer={name:sgdd}": ["optimizer.name=sgdd: not one of adamw, adam, adamw_8bit, sgd; did you mean 'sgd'?"],
+    "++optimizer={name:sgdd}": [
+        "optimizer.name=sgdd: not one of adamw, adam, adamw_8bit, sgd, muon; did you mean 'sgd'?"
+    ],
     "model.down_block_types=[DownBlock2D,XYZ,AttnDownBlock2D] noise_scheduler.prediction_type=v_predictoin": [
         f"model.down_block_types.1=XYZ: not one of {BLOCKS}",
         "noise_scheduler.prediction_type=v_predictoin: not one of epsilon, v_prediction, sample; "

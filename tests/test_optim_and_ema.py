@@ -88,7 +88,7 @@ def test_ema_is_diffusers() -> None:
 )
 def test_optimizers_minimise(config: Adam | SGD, kind: type[torch.optim.Optimizer]) -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
-    optimizer = config.build([weight])
+    optimizer = config.build([("weight", weight)])
     assert type(optimizer) is kind
     for _ in range(50):
         optimizer.zero_grad()

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.state import read_state
+from ddpm_train.training.muon import MuonAndAdamW
 from ddpm_train.training.optimizer_state import NotCaptured, OptimizerState, layout_of
 
 Build = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -54,6 +55,13 @@ class Quantised(Optimizer):
                 parameter -= group["lr"] * group["estimate"] * group["scale"] * moment / state["step"] ** 0.5
 
 
+def muon(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    kept = list(parameters)
+    adamw = torch.optim.AdamW([each for each in kept if each.ndim == 1], fused=True)
+    matrices = [each for each in kept if each.ndim > 1]
+    return MuonAndAdamW(matrices, adamw, lr=1e-2, momentum=0.9, weight_decay=0.1)
+
+
 # Not a package that tests install: diffusers imports it wherever it is, which takes seconds.
 def adamw_8bit(parameters: Iterable[nn.Parameter]) -> Optimizer:
     bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -70,6 +78,7 @@ OPTIMIZERS: dict[str, Build] = {
         for name in ("NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "Adafactor", "ASGD", "RMSprop", "Rprop")
     },
     "quantised": Quantised,
+    "muon": muon,
     "adamw_8bit": adamw_8bit,
 }
 

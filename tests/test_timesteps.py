@@ -159,7 +159,7 @@ def test_a_run_resumes_exactly_and_is_judged_at_uniform_timesteps_and_plain_nois
         }
         return ddpm_train.train(tmp_path / name, given, timestep_distribution=distribution)
 
-    chosen = {"noise.perturbation": 0.1, "noise.nearest_of": 3}
+    chosen = {"noise.perturbation": 0.1, "noise.nearest_of": 3, "optimizer": "muon"}
     run("whole", 4, from_data, **chosen)
     run("parts", 2, from_data, **chosen, evaluation="none")
     run("parts", 4, from_data, **chosen)

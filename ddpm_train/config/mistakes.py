@@ -2,7 +2,9 @@
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 
 from ddpm_train.config.text import shown
 
@@ -59,6 +61,15 @@ def not_installed(given: str, package: str, extra: str) -> Iterator[str]:
     """A line if what the user wrote needs a package that is not installed; this project's extra brings it."""
     if importlib.util.find_spec(package) is None:
         yield f"{given}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
+
+
+def too_old(given: str, package: str, needed: tuple[int, int]) -> Iterator[str]:
+    """A line if what the user wrote needs a newer version of an installed package."""
+    installed = version(package)
+    found = re.match(r"(\d+)\.(\d+)", installed)
+    if found and tuple(map(int, found.groups())) < needed:
+        least = ".".join(map(str, needed))
+        yield f"{given}: needs {package} {least}, and {installed} is installed; pip install '{package}>={least}'"
 
 
 def one_of(names: Sequence[object]) -> str:

@@ -1,14 +1,14 @@
 """The optimizer, the learning rate, and the average of the weights: each a function of the step."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from ddpm_train.config.parts import NonNegative, Positive, Real, Section
-from ddpm_train.config.registry import Group
+from ddpm_train.config.registry import Group, resolve
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 OPTIMIZERS: "Group[Optimizer]" = Group("optimizer")
 LR_SCHEDULERS: "Group[LRScheduler]" = Group("learning rate schedule")
 AVERAGES: "Group[EMA]" = Group("average")
+# Parts of a UNet2DModel that hold its blocks.
+_BLOCKS = {"down_blocks", "mid_block", "up_blocks"}
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,11 @@ class Optimizer(Section):
         """Whether it lays the weights out contiguously, and its own state by that, whatever the layout was."""
         return False
 
-    def build(self, parameters: "Iterable[Parameter]") -> "TorchOptimizer":
-        """A torch optimizer of these parameters, whose learning rate is set anew at each step."""
+    def build(self, named_parameters: "Iterable[tuple[str, Parameter]]") -> "TorchOptimizer":
+        """A torch optimizer of these parameters.
+
+        At each step the learning rate of its first group is set anew. That of other groups keeps its ratio to it.
+        """
         raise NotImplementedError
 
 
@@ -48,17 +53,17 @@ class Adam(Optimizer):
     def is_contiguous(self) -> bool:
         return self.name == "adamw_8bit"
 
-    def build(self, parameters: "Iterable[Parameter]") -> "TorchOptimizer":
+    def build(self, named_parameters: "Iterable[tuple[str, Parameter]]") -> "TorchOptimizer":
         """In one fused kernel for all parameters where torch has one."""
         import torch
 
+        parameters = [parameter for _, parameter in named_parameters]
         arguments = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         if self.name == "adamw_8bit":
             import bitsandbytes
 
             return bitsandbytes.optim.AdamW8bit(parameters, **arguments)
         kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
-        parameters = list(parameters)
         try:
             return kind(parameters, fused=True, **arguments)
         except RuntimeError:  # torch has none for this device
@@ -77,11 +82,42 @@ class SGD(Optimizer):
         if self.nesterov and self.momentum == 0:
             yield "optimizer.nesterov=true: needs momentum; set optimizer.momentum=0.9"
 
-    def build(self, parameters: "Iterable[Parameter]") -> "TorchOptimizer":
+    def build(self, named_parameters: "Iterable[tuple[str, Parameter]]") -> "TorchOptimizer":
         import torch
 
+        parameters = [parameter for _, parameter in named_parameters]
         arguments = {"momentum": self.momentum, "weight_decay": self.weight_decay, "nesterov": self.nesterov}
         return torch.optim.SGD(parameters, lr=self.lr, **arguments)
+
+
+@OPTIMIZERS.choice
+@dataclass(frozen=True)
+class Muon(Optimizer):
+    """Muon for the weights of the network's blocks, AdamW for all else: see `training.muon`.
+
+    Attributes:
+        adamw_lr: the learning rate of what AdamW updates; None: the same as `lr`, as is the weight decay.
+        momentum: of Muon.
+        betas, eps: of AdamW.
+    """
+
+    name: Literal["muon"]
+    adamw_lr: Annotated[Real, Gt(0)] | None
+    momentum: Annotated[Real, Ge(0), Lt(1)]
+    betas: tuple[Annotated[Real, Ge(0), Lt(1)], Annotated[Real, Ge(0), Lt(1)]]
+    eps: Annotated[Real, Gt(0)]
+    weight_decay: Annotated[Real, Ge(0)]
+
+    def build(self, named_parameters: "Iterable[tuple[str, Parameter]]") -> "TorchOptimizer":
+        """Norms, biases, the first and the last convolution and the embeddings are AdamW's."""
+        blocks, rest = [], []
+        for name, parameter in named_parameters:
+            in_block = not _BLOCKS.isdisjoint(name.split("."))
+            (blocks if in_block and parameter.ndim > 1 else rest).append((name, parameter))
+        adamw = Adam("adamw", self.adamw_lr or self.lr, self.betas, self.eps, self.weight_decay).build(rest)
+        build: Callable[..., TorchOptimizer] = resolve("ddpm_train.training.muon:MuonAndAdamW")
+        matrices = [parameter for _, parameter in blocks]
+        return build(matrices, adamw, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)

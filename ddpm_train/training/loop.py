@@ -24,6 +24,12 @@ class MicroBatchTooLarge(Exception):
     """A micro-batch did not fit into memory and may be cut smaller. Nothing has changed: the step can begin anew."""
 
 
+def lr_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The learning rate of each group to that of the first, as the optimizer was built."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    return [rate / rates[0] if rate and rates[0] else 1.0 for rate in rates]
+
+
 class Trainer:
     """Takes a run from where it stands to its end."""
 
@@ -32,6 +38,7 @@ class Trainer:
         self.state = run.state
         self.model = run.model
         self.optimizer = run.accelerator.prepare_optimizer(run.state.optimizer)
+        self.lr_ratios = lr_ratios(run.state.optimizer)
         # Kept, since a walk over the modules takes the host as long as queueing a good part of a step.
         self.parameters = list(self.model.parameters())
         self.unet_parameters = list(run.state.unet.parameters())
@@ -106,8 +113,8 @@ class Trainer:
         run, state, plan, objective = self.run, self.state, self.run.plan, self.run.objective
         compute = run.choice.compute
         lr = run.config.lr_scheduler.at(state.step, run.config.optimizer.lr, run.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, ratio in zip(self.optimizer.param_groups, self.lr_ratios, strict=True):
+            group["lr"] = lr * ratio
         losses = []
         for micro_step in range(plan.accumulation):
             with self.within_memory(micro_step), self.exchange_gradients_after(plan.accumulation, micro_step):

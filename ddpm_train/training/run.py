@@ -194,7 +194,7 @@ def build_run(
         batches=batches,
         plan=plan,
         max_steps=max_steps,
-        state=TrainState(0, unet, ema_unet, config.optimizer.build(denoiser.parameters()), denoiser.helpers),
+        state=TrainState(0, unet, ema_unet, config.optimizer.build(denoiser.named_parameters()), denoiser.helpers),
         model=model,
         on_device=on_device,
         objective=objective,
