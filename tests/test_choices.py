@@ -13,6 +13,7 @@ import yaml
 from helpers.cli import Cli
 from PIL import Image
 
+from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.optimizers import Cosine
 from ddpm_train.config.program import compose_configs
 from ddpm_train.config.train import Config, too_short
@@ -96,6 +97,58 @@ def test_what_was_asked_for_stays(photographs: Path) -> None:
     config, _ = of(photographs, "model.dropout=0.5", "train.epochs=1e4", "train.max_steps=null", "evaluation=full")
     assert config.model == replace(demo.model, dropout=0.5) and config.optimizer == demo.optimizer
     assert config.train.max_steps is None and config.evaluation.every_steps == 1_000
+
+
+@pytest.mark.parametrize(
+    ("dataset", "resolution", "layout", "why"),
+    [
+        ("fashion_tiny", 16, "unet_tiny", "at most 16 pixels, or a side that is no multiple of 8"),
+        ("fashion_tiny", 32, "unet_small", "fewer than 5,000 images, which a larger network learns by heart"),
+        ("cifar10", 32, "unet_32", "at most 32 pixels; how many images there are was not known"),
+        ("flowers102", 64, "unet_64", "more than 32 pixels; how many images there are was not known"),
+        ("flowers102", 128, "unet_128", "more than 64 pixels; how many images there are was not known"),
+        (
+            "flowers102",
+            36,
+            "unet_tiny",
+            "at most 16 pixels, or a side that is no multiple of 8; how many images there are was not known",
+        ),
+    ],
+)
+def test_a_layout_is_chosen_for_any_dataset(dataset: str, resolution: int, layout: str, why: str) -> None:
+    """As if it had been named; and keys that are given win."""
+    command = (f"dataset={dataset}", f"dataset.resolution={resolution}")
+    named, _ = composed(*command, f"model={layout}")
+    config, values = composed(*command, "model=auto")
+    assert config.dataset.chosen == (f"model={layout}",) and choices.described(f"model={layout}", values).endswith(
+        f"model={layout}  ({why})"
+    )
+    assert replace(config, dataset=named.dataset) == named
+    given = ("model.dropout=0.3", "optimizer.lr=0.5", "model.resnet_time_scale_shift=scale_shift")
+    config, _ = composed(*command, "model=auto", *given)
+    layout_of_it = replace(named.model, dropout=0.3, resnet_time_scale_shift="scale_shift")
+    assert config.model == layout_of_it and config.optimizer.lr == 0.5
+
+
+def test_few_images_get_a_small_network_and_dropout(photographs: Path) -> None:
+    """Where a folder decides on a run, it had the layout anyway; and a run that was begun keeps its own."""
+    chosen, _ = of(photographs)
+    config, values = of(photographs, "model=auto")
+    assert config.model == replace(chosen.model, dropout=0.1) and config.train == chosen.train
+    assert set(config.dataset.chosen) - set(chosen.dataset.chosen) == {"model.dropout"}
+    assert choices.described("model.dropout", values) == "model.dropout=0.1  (fewer than 2,000 images)"
+    larger = {**values["model"], **choices.read_choice("model", "unet_64")}
+    record = {**values, "model": larger, "dataset": {**values["dataset"], "chosen": ["model=unet_64"]}}
+    (photographs.parent / "begun").mkdir()
+    (photographs.parent / "begun/config.yaml").write_text(yaml.safe_dump(record))
+    config, _ = of(photographs, "model=auto", f"output_dir={photographs.parent}/begun")
+    assert config.model.block_out_channels == (128, 256, 256, 384) and "model=unet_64" in config.dataset.chosen
+
+
+def test_a_layout_is_asked_for_once() -> None:
+    with pytest.raises(Mistakes) as refused:
+        composed("experiment=cifar10", "model=auto")
+    assert refused.value.lines[0] == ("model=auto: an experiment has a network of its own; leave out one of the two")
 
 
 def test_a_run_is_called_after_the_folder_of_its_images(

@@ -33,6 +33,7 @@ NEEDS = {
     "dataset=hub": ["dataset.path=owner/name"],
 }
 RESOLUTIONS = {
+    "auto": 64,
     "unet_tiny": 16,
     "unet_32": 32,
     "unet_small": 64,

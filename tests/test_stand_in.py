@@ -16,10 +16,10 @@ COPIED = "copies to the device"
 AUGMENTED = ("dataset.channels=3", "augmentation=edm", "augmentation.hue=20", "loss.learned_uncertainty=true")
 # Tiny versions of conf/model: resolution, channels of each level, and what else is particular.
 LAYOUTS = {
-    "unet_tiny": ("[8,4]", "[8,8,16]", ()),
+    "unet_tiny": ("[8,4]", "[8,8,16]", ("noise.perturbation=0.1", "noise.nearest_of=3")),
     "unet2d": ("[16,8]", "[8,8,8,16]", ("train.attention=math",)),
     "unet_32": ("[16,8]", "[8,8,8,16]", ("loss=min_snr", "noise_scheduler=zero_snr")),  # it has dropout
-    "unet_64": ("[16,8]", "[8,8,8,16]", ("ema=none", *AUGMENTED)),
+    "unet_64": ("[16,8]", "[8,8,8,16]", ("ema=none", "optimizer=muon", *AUGMENTED)),
     "unet_128": ("[64,32]", "[8,8,8,8,8,16]", ("optimizer=adam",)),
     "unet_256": ("[64,32]", "[8,8,8,8,8,16]", ("noise_scheduler.prediction_type=sample",)),
 }

@@ -110,13 +110,12 @@ class Muon(Optimizer):
 
     def build(self, named_parameters: "Iterable[tuple[str, Parameter]]") -> "TorchOptimizer":
         """Norms, biases, the first and the last convolution and the embeddings are AdamW's."""
-        blocks, rest = [], []
-        for name, parameter in named_parameters:
-            in_block = not _BLOCKS.isdisjoint(name.split("."))
-            (blocks if in_block and parameter.ndim > 1 else rest).append((name, parameter))
+        named = list(named_parameters)
+        of_blocks = [not _BLOCKS.isdisjoint(name.split(".")) and parameter.ndim > 1 for name, parameter in named]
+        matrices = [parameter for (_, parameter), of_block in zip(named, of_blocks, strict=True) if of_block]
+        rest = [each for each, of_block in zip(named, of_blocks, strict=True) if not of_block]
         adamw = Adam("adamw", self.adamw_lr or self.lr, self.betas, self.eps, self.weight_decay).build(rest)
         build: Callable[..., TorchOptimizer] = resolve("ddpm_train.training.muon:MuonAndAdamW")
-        matrices = [parameter for _, parameter in blocks]
         return build(matrices, adamw, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 

@@ -1,4 +1,5 @@
-"""What the images decide of a run where its command leaves it open: `dataset.chosen=auto`. Imports no torch.
+"""What the images decide of a run where its command leaves it open: `dataset.chosen=auto`, and of the network alone
+`model=auto`. Imports no torch.
 
 All of it follows from the command and the images alone, so that it is the same on any machine. A run that was begun has
 its choices in its record, and keeps them when images are added.
@@ -8,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -39,19 +41,28 @@ _UNNAMED = {"name": "default", "output_dir": "outputs/default"}
 _RESOLUTIONS, _MOST_ENLARGED = (64, 32, 16), 0.1
 # The loss of fewer than ten images says little; and most images are there to be learned.
 _FEWEST_HELD_OUT, _MOST_HELD_OUT = 10, 0.1
-# Fewer images than this a large network learns by heart.
-_FEW_IMAGES = 5_000
+# Fewer images than this a large network learns by heart; and of still fewer a small one, too.
+_FEW_IMAGES, _VERY_FEW_IMAGES, _DROPOUT = 5_000, 2_000, 0.1
 # The passes are those of diffusers' recipe for 8,189 flowers. Few images need as many steps as that all the same.
 _PASSES, _FEWEST_STEPS, _MOST_STEPS = 100, 10_000, 100_000
 # Pictures on the way, the first within minutes also on a CPU. A shorter run has them at its end.
 _NUM_EVALUATIONS, _FIRST_EVALUATION, _EVALUATED_FROM = 8, 100, 1_000
 
+# Sources whose images are here before a run begins.
+_COUNTED = ("folder", "embedded")
+_WHY_LAYOUT = {
+    "unet_tiny": "at most 16 pixels, or a side that is no multiple of 8",
+    "unet_small": f"fewer than {_FEW_IMAGES:,} images, which a larger network learns by heart",
+    "unet_32": "at most 32 pixels",
+    "unet_64": "more than 32 pixels",
+    "unet_128": "more than 64 pixels",
+}
 _WHY = {
     "name": "after the folder of the images",
     "dataset.resolution": f"at most {_MOST_ENLARGED:.0%} of the images are smaller, and 64 is the most",
     "dataset.validation_fraction": f"held out: 2 %, at least {_FEWEST_HELD_OUT} images, at most {_MOST_HELD_OUT:.0%}",
     "train.batch_size": "no more than there are images",
-    "model": "by the resolution and the number of images",
+    "model.dropout": f"fewer than {_VERY_FEW_IMAGES:,} images",
     "train.max_steps": f"{_PASSES} passes over the images, within {_FEWEST_STEPS:,} and {_MOST_STEPS:,} steps",
     "evaluation.every_steps": f"pictures and held-out loss {_NUM_EVALUATIONS} times",
     "evaluation.first_step": "and once soon",
@@ -61,20 +72,39 @@ _WHY = {
 def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """A composed config with all choices made: those of the images, then the network of `model.pretrained`."""
     dataset = values.get("dataset")
+    if _asks_for_layout(values):
+        if any(_key(text) == "experiment" for text in overrides):
+            return values, ["model=auto: an experiment has a network of its own; leave out one of the two"]
+        if isinstance(dataset, dict) and dataset.get("chosen") != "auto":
+            values = _with(values, _chosen(values, overrides))
     if isinstance(dataset, dict) and dataset.get("chosen") == "auto":
         if dataset.get("source") != "folder":
             return values, ["dataset.chosen=auto: only a folder of images decides on a run; leave it out"]
         named = _named(values, overrides)
         values = {**values, **named}
-        made = _chosen({**values, "dataset": {**dataset, "chosen": []}}, overrides)
+        made = _chosen(values, overrides)
         values = _with(values, {**made, "dataset.chosen": [*named.keys() & {"name"}, *made.get("dataset.chosen", ())]})
+    if _asks_for_layout(values):
+        values = {**values, "model": {key: value for key, value in values["model"].items() if key != "layout"}}
     return pretrained.resolve(values, overrides)
+
+
+def _asks_for_layout(values: Mapping[str, Any]) -> bool:
+    """Whether the command, or a config of the user's, says `model=auto`."""
+    return _value(values, "model.layout") == "auto"
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
 
 
 def described(chosen: str, values: Mapping[str, Any]) -> str:
     """An entry of `dataset.chosen` for a person: the key that changes it, its value, and why."""
     key, _, name = chosen.partition("=")
-    return f"{key}={name or _value(values, key)}  ({_WHY[key]})"
+    if key != "model":
+        return f"{key}={name or _value(values, key)}  ({_WHY[key]})"
+    unknown = "" if values["dataset"]["source"] in _COUNTED else "; how many images there are was not known"
+    return f"model={name}  ({_WHY_LAYOUT[name]}{unknown})"
 
 
 def is_chosen(key: str, values: Mapping[str, Any]) -> bool:
@@ -86,7 +116,7 @@ def is_chosen(key: str, values: Mapping[str, Any]) -> bool:
 
 def _named(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The name after the folder of the images, and the run's folder by it, where nothing else names them."""
-    given = {text.partition("=")[0].lstrip("+") for text in overrides}
+    given = set(map(_key, overrides))
     folder = expanded(str(values["dataset"].get("path")))
     is_named = given & _UNNAMED.keys() or any(values.get(key) != default for key, default in _UNNAMED.items())
     if is_named or not os.path.isdir(folder):
@@ -101,34 +131,55 @@ def _named(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 def _chosen(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """New values by key, `dataset.chosen` among them; none where the checks that follow have something to say."""
+    made, given = _made(values, overrides), set(map(_key, overrides))
+    if "model" in made:
+        made["model"] = {key: value for key, value in made["model"].items() if f"model.{key}" not in given}
+    return made
+
+
+def _made(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The same, but for keys of a layout that are given."""
     left_open = _left_open(values, overrides)
     recorded = pretrained.recorded_config(values) or {}
     kept: dict[str, Any] = {}
-    if isinstance(began := recorded.get("dataset"), dict) and began.get("source") == "folder":
+    dataset = values["dataset"]
+    if isinstance(began := recorded.get("dataset"), dict) and began.get("source") == dataset.get("source"):
         kept = _as_recorded(recorded, began.get("chosen"), left_open)
         left_open = [key for key in left_open if key not in kept]  # what a command before this one gave
         values = _with(dict(values), kept)
-    from ddpm_train.data.sizes import image_sizes  # numpy takes its time to import, and only folders need it
-    from ddpm_train.data.sources import FolderSource
-
     try:
-        root = expanded(values["dataset"]["path"])
-        source = FolderSource(root, max_broken_fraction=1.0)
-        made = _decided(values, left_open, len(source), image_sizes(source, values["dataset"]["max_pixels"]))
-    except (Mistakes, OSError, TypeError, ValueError):
+        made = _decided(values, left_open, *_images(dataset))
+    except (Mistakes, OSError, KeyError, TypeError, ValueError):
         return kept
     return {**kept, **made, "dataset.chosen": [*kept.get("dataset.chosen", ()), *made["dataset.chosen"]]}
 
 
+def _images(dataset: Mapping[str, Any]) -> tuple[int, Sequence[tuple[int, int]]]:
+    """How many images there are, and of a folder (height, width) of some. Where they are not here yet, many."""
+    from ddpm_train.data.sizes import image_sizes  # numpy takes its time to import, and few datasets need it
+    from ddpm_train.data.sources import EmbeddedSource, FolderSource
+
+    if dataset["source"] == "folder":
+        source = FolderSource(expanded(dataset["path"]), max_broken_fraction=1.0)
+        return len(source), image_sizes(source, dataset["max_pixels"])
+    if dataset["source"] == "embedded":
+        config: Any = SimpleNamespace(**dataset)
+        return len(EmbeddedSource(config, config.split)), ()
+    return _FEW_IMAGES, ()
+
+
 def _left_open(values: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     """The keys on which neither the command nor a config of the user's says anything. An experiment says all."""
-    given = {text.partition("=")[0].lstrip("+") for text in overrides}
-    if "experiment" in given:
-        return []
-    keys = [key for key, default in OPEN.items() if key not in given and _value(values, key) == default]
-    if not any(key.partition(".")[0] == "model" for key in given):
-        keys += [key for key in _OF_A_LAYOUT if key not in given]
-    return keys
+    given = set(map(_key, overrides))
+    if _asks_for_layout(values):
+        layout = [key for key in (*_OF_A_LAYOUT, "model.dropout") if key == "model" or key not in given]
+    elif "experiment" in given or any(key.partition(".")[0] == "model" for key in given):
+        layout = []
+    else:
+        layout = [key for key in _OF_A_LAYOUT if key not in given]
+    if "experiment" in given or _value(values, "dataset.chosen") != "auto":
+        return layout
+    return [*(key for key, default in OPEN.items() if key not in given and _value(values, key) == default), *layout]
 
 
 def _as_recorded(recorded: Mapping[str, Any], chosen: Sequence[str] | None, left_open: Sequence[str]) -> dict[str, Any]:
@@ -170,6 +221,8 @@ def _decided(
         layout = _layout(resolution, num_images)
         made |= {key: value for key, value in _of_layout(layout, values).items() if key in left_open}
         names.append(f"model={layout}")
+    if num_images < _VERY_FEW_IMAGES:
+        decide("model.dropout", _DROPOUT)
     passes, epochs = num_training / batch_size, _value(values, "train.epochs")
     max_steps = epochs and int(epochs * passes)
     if epochs is None:
@@ -197,6 +250,8 @@ def _layout(resolution: int | Sequence[int], num_images: int) -> str:
         return "unet_tiny"
     if num_images < _FEW_IMAGES:
         return "unet_small"
+    if max(sides) <= 32:
+        return "unet_32"
     return "unet_128" if max(sides) > 64 and not any(side % 32 for side in sides) else "unet_64"
 
 

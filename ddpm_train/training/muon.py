@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,10 +26,9 @@ class MuonAndAdamW(Optimizer):
     def __init__(
         self, matrices: list[nn.Parameter], adamw: AdamW, *, lr: float, momentum: float, weight_decay: float
     ) -> None:
-        # torch's Muon admits matrices only. Within a step these stand for the weights, and hold nothing between steps.
-        self._flat = [nn.Parameter(matrix.new_empty(0, 0)) for matrix in matrices]
+        # torch's Muon admits matrices only. At each step it is given new ones, which stand for the weights.
         arguments = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        self._muon = torch.optim.Muon(self._flat, **arguments, adjust_lr_fn="match_rms_adamw")
+        self._muon = torch.optim.Muon(_as_matrices(matrices), **arguments, adjust_lr_fn="match_rms_adamw")
         self._adamw = adamw
         super().__init__([{"params": matrices}, *adamw.param_groups], {"lr": lr})
 
@@ -40,15 +38,18 @@ class MuonAndAdamW(Optimizer):
         matrices, *rest = self.param_groups
         self._adamw.param_groups, self._adamw.state = rest, self.state
         self._adamw.step()
-        self._muon.param_groups[0]["lr"] = matrices["lr"]
-        lent: defaultdict[Any, Any] = defaultdict(dict)
-        for matrix, flat in zip(matrices["params"], self._flat, strict=True):
-            lent[flat] = self.state[matrix]
-            flat.data = matrix.detach().flatten(1)  # the weight itself, or a copy where its layout is another
-            flat.grad = None if matrix.grad is None else matrix.grad.flatten(1)
-        self._muon.state = lent
+        weights = [weight for weight in matrices["params"] if weight.grad is not None]
+        as_matrices = _as_matrices(weights)
+        for weight, matrix in zip(weights, as_matrices, strict=True):
+            matrix.grad = weight.grad.flatten(1)
+        self._muon.param_groups[0] |= {"params": as_matrices, "lr": matrices["lr"]}
+        self._muon.state = defaultdict(dict, zip(as_matrices, map(self.state.__getitem__, weights), strict=True))
         self._muon.step()
-        for matrix, flat in zip(matrices["params"], self._flat, strict=True):
-            if flat.data_ptr() != matrix.data_ptr():
-                matrix.copy_(flat.view_as(matrix))
-            flat.data, flat.grad = flat.new_empty(0, 0), None
+        for weight, matrix in zip(weights, as_matrices, strict=True):
+            if not weight.is_contiguous():
+                weight.copy_(matrix.view_as(weight))
+
+
+def _as_matrices(weights: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Each weight itself, as [out, in * height * width], or a copy of one that lies in memory otherwise."""
+    return [nn.Parameter(weight.detach().flatten(1)) for weight in weights]
