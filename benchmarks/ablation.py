@@ -70,14 +70,8 @@ ARMS = {
     "nearest_of_4": ("noise.nearest_of=4",),
     "muon": ("optimizer=muon",),
     "high_rate": ("optimizer.lr=4e-3",),
-    "dropout": ("model.dropout=0.1",),
     "scale_shift": ("model.resnet_time_scale_shift=scale_shift",),
-    "attention": (
-        "model.down_block_types=[DownBlock2D,AttnDownBlock2D,DownBlock2D]",
-        "model.up_block_types=[UpBlock2D,AttnUpBlock2D,UpBlock2D]",
-    ),
-    "wide": ("model.block_out_channels=[48,96,96]",),
-    "deep": ("model.layers_per_block=2",),
+    "no_attention": ("model.add_attention=false",),
 }
 OFF = "off"
 ALWAYS = ("evaluation=none", "tracker=none")
