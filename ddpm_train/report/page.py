@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def render(evidence: Evidence) -> str:
     )
 
 
+@cache
 def templates() -> Environment:
     """The templates of this folder. Whatever is put into one is escaped, and loses its secrets."""
     loader = FileSystemLoader(Path(__file__).parent)

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib import style, ticker
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -77,8 +78,12 @@ class Chart:
         """
         file = io.StringIO()
         with style.context({"svg.hashsalt": name}):
+            figure = _add_legend(self.axes, above=True)
+            for patch in (figure.patch, self.axes.patch):
+                patch.set(facecolor="none", edgecolor="none")
+            # Not by `savefig`, which draws everything twice.
             metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            _add_legend(self.axes, above=True).savefig(file, format="svg", transparent=True, metadata=metadata)
+            FigureCanvasSVG(figure).print_svg(file, metadata=metadata)
         svg = re.search(r"<svg[^>]*>(.*)</svg>", file.getvalue(), re.DOTALL)
         assert svg is not None
         drawn = re.sub(r"<style.*?</style>|<!--.*?-->", "", svg[1], flags=re.DOTALL)
