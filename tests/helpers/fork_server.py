@@ -231,15 +231,22 @@ def preload() -> None:
 
 
 def use_once() -> None:
-    """Do what most programs do, so that fonts, the parser's tables and templates are there for all."""
+    """Do what most programs do, so that fonts, the parser's tables, templates and kernels are there for all."""
+    import torch
     from diffusers import DDPMScheduler
 
     from ddpm_train.config.program import compose_configs
+    from ddpm_train.models.unet import build_unet
     from ddpm_train.report.evidence import read_folder
     from ddpm_train.report.page import render
     from ddpm_train.training.preflight import PROGRAM
+    from helpers.cli import TINY
 
-    compose_configs(PROGRAM, [])
+    ((config, _),) = compose_configs(PROGRAM, list(TINY))
+    unet = build_unet(config.model, config.dataset, config.noise_scheduler, seed=0)
+    with torch.no_grad():
+        for batch in (4, 16, 500, 512):  # sampled, trained on, held out, noised
+            unet(torch.zeros(batch, 1, 8, 8), 0)
     assert DDPMScheduler().compatibles  # which diffusers imports for every `from_config`
     render(read_folder(Path(__file__).parents[1] / "data/run_before_rooms"))
 
