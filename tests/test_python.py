@@ -21,7 +21,7 @@ KEYS = dict(
     },
     lr_scheduler={"name": "cosine", "warmup_steps": 0},
     optimizer={"name": "adamw", "lr": 1e-3},
-    evaluation={"num_images": 4, "num_inference_steps": 2},
+    evaluation={"num_images": 4, "num_inference_steps": 2, "batch_size": 512},
 )
 TRAIN = dict(batch_size=16, mixed_precision="no", channels_last=False, attention="fused", compile=False)
 TRAIN["log_every_steps"] = 2

@@ -39,6 +39,7 @@ TINY = (
     "train.log_every_steps=2",
     "evaluation.num_images=4",
     "evaluation.num_inference_steps=2",
+    "evaluation.batch_size=512",  # the held-out images at once
 )
 Process = Fork | subprocess.Popen[str]
 
