@@ -5,15 +5,13 @@ Two nodes are two launchers on one machine, which meet at a loopback port as the
 
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from helpers.cli import ROOT, TINY, Cli
+from helpers.cli import FORK_CHILDREN, ROOT, TINY, Cli
 from helpers.forked import free_port
 from safetensors.torch import load_file
 
@@ -23,7 +21,17 @@ RUN = (
 )
 # By default the launchers share a store, and one that joins later waits in it for an address that nobody puts there
 # (torch 2.15; the variable comes from pytorch/pytorch#135712).
-ELASTIC = {"ACCELERATE_USE_CPU": "True", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+ELASTIC = {"ACCELERATE_USE_CPU": "True", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **FORK_CHILDREN}
+
+
+# `python -c INTO_A_FILE LOG MODULE ARGUMENTS…`
+INTO_A_FILE = """
+import os, runpy, sys
+log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(log, 1)
+os.dup2(log, 2)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 
 
 class Node:
@@ -31,25 +39,18 @@ class Node:
 
     def __init__(self, cli: Cli, name: str, port: int) -> None:
         self.log = cli.folder / f"{name}.log"
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1"]
+        self.log.touch()
+        torchrun = ["torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1"]
         torchrun += ["--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
         # A missing node is given up after 3 s, and one that may still come is waited for as long; by default 15 and 30.
         torchrun += ["--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3"]
         torchrun += ["--local-addr=127.0.0.1", "--monitor-interval=0.1"]
-        with self.log.open("w") as log:
-            self.launcher = subprocess.Popen(
-                [*torchrun, str(ROOT / "train.py"), *TINY, *RUN],
-                cwd=cli.folder,
-                env={**cli.environment, **ELASTIC},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        command = [*torchrun, str(ROOT / "train.py"), *TINY, *RUN]
+        self.launcher = cli.fork("-c", INTO_A_FILE, str(self.log), *command, session=True, **ELASTIC)
 
     def worker(self) -> psutil.Process:
-        (worker,) = (child for child in psutil.Process(self.launcher.pid).children() if "LOCAL_RANK" in child.environ())
-        return worker
+        """The newest child: others fork what the launcher starts, or loaded images for a worker that died."""
+        return max(psutil.Process(self.launcher.pid).children(), key=lambda child: child.pid)
 
     def leave(self) -> None:
         """Vanish, as a machine does whose power fails."""
