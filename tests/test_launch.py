@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.cli import ROOT, TINY, Cli
+from helpers.cli import FORK_CHILDREN, ROOT, TINY, Cli
+from helpers.forked import TESTS, server
 
 LAUNCH = ROOT / "launch"
 BIN = Path(sys.executable).parent
@@ -32,7 +33,7 @@ tasks = {{}}
 for rank in range(count):
     own = {{"SLURM_PROCID": rank, "SLURM_LOCALID": rank % per_node, "SLURM_NTASKS": count}}
     environment = {{**os.environ, **{{key: str(value) for key, value in own.items()}}}}
-    task = subprocess.Popen(command, env=environment)
+    task = subprocess.Popen(command, env=environment, close_fds=False)
     tasks[task.pid] = task
 pathlib.Path("tasks").write_text(" ".join(map(str, tasks)))
 codes = []
@@ -51,6 +52,21 @@ case "$1 $2" in
   "requeue "*) echo "$2" >> requeued ;;
   *) exit 1 ;;
 esac
+"""
+
+
+# `train.py ARGUMENTS` in a fork of the process at the other end of that socket; the warning is passed on.
+TRAIN = f"""#!{sys.executable}
+import os, signal, socket, sys
+sys.path.insert(0, {str(TESTS)!r})
+from helpers import forked
+forked.server = lambda: socket.socket(fileno=int(os.environ["FORK_SERVER"]))
+task = forked.Fork([{str(ROOT / "train.py")!r}, *sys.argv[1:]], os.getcwd(), dict(os.environ))
+signal.signal(signal.SIGUSR1, lambda number, frame: task.send_signal(number))
+out, err = task.communicate()
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(task.returncode)
 """
 
 
@@ -84,7 +100,9 @@ class Slurm:
 
     def start(self, *overrides: str, restarts: int = 0) -> "subprocess.Popen[str]":
         counted = {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
-        return self.cli.start(["bash", str(LAUNCH / "slurm.sh"), *overrides], **self.environment, **counted)
+        environment = {**self.environment, **counted, "FORK_SERVER": str(server().fileno())}
+        command = ["bash", str(LAUNCH / "slurm.sh"), *overrides]
+        return self.cli.start(command, pass_fds=[server().fileno()], **environment)
 
     def tasks(self) -> list[int]:
         return [int(pid) for pid in (self.cli.folder / "tasks").read_text().split()]
@@ -100,8 +118,7 @@ class Slurm:
 @pytest.mark.slow
 def test_slurm_requeues_after_its_warning_and_the_run_goes_on(cli: Cli) -> None:
     """Two nodes with a process each. Slurm signals the tasks, and neither the batch script nor srun."""
-    train = f'#!/bin/sh\nexec {sys.executable} {ROOT / "train.py"} "$@"\n'
-    slurm = Slurm(cli, train, "--nodes=2", "--ntasks-per-node=1")
+    slurm = Slurm(cli, TRAIN, "--nodes=2", "--ntasks-per-node=1")
     # Slurm starts the script again with the same arguments.
     overrides = (*TINY, "train.max_steps=60", "evaluation=none", "tracker=none")
     job = slurm.start(*overrides)
@@ -217,8 +234,8 @@ def test_a_config_that_a_run_cannot_follow(cli: Cli, config: dict[str, Any], lin
     """Told once, by one of the processes that it starts."""
     path = cli.folder / "accelerate.yaml"
     path.write_text(yaml.safe_dump({"compute_environment": "LOCAL_MACHINE", "num_machines": 1, **config}))
-    launch = [str(BIN / "accelerate"), "launch", "--config_file", str(path), "--main_process_port", "0"]
-    process = cli.start([*launch, str(ROOT / "train.py"), *TINY])
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(path), "--main_process_port", "0"]
+    process = cli.fork(*launch, str(ROOT / "train.py"), *TINY, **FORK_CHILDREN)
     _, err = process.communicate(timeout=120)
     (told,) = [each for each in err.splitlines() if each.startswith("error: ")]
     assert process.returncode == 1 and told.startswith(f"error: {line}") and not cli.output().exists()

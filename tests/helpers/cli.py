@@ -64,11 +64,14 @@ class Cli:
         }
         self._started: list[Process] = []
 
-    def start(self, command: Sequence[str], **environment: str) -> "subprocess.Popen[str]":
+    def start(
+        self, command: Sequence[str], pass_fds: Sequence[int] = (), **environment: str
+    ) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             command,
             cwd=self.folder,
             env={**self.environment, **environment},
+            pass_fds=pass_fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
