@@ -177,19 +177,6 @@ def test_layout_attention_and_images_on_the_device_change_rounding_only(cli: Cli
     assert 0 < relative_difference(plain, other) < 1e-5
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_a_compiled_run_is_the_same_run(cli: Cli) -> None:
-    run = (*ONE_LEVEL, "tracker=none", "evaluation=none", "lr_scheduler=constant")
-    cli.train(*run, "name=eager")
-    assert "fp32 + compiled on cpu" in cli.train(*run, "name=whole", "train.compile=true")
-    cli.train(*run, "name=parts", "train.compile=true", "train.max_steps=3")
-    cli.train(*run, "name=parts", "train.compile=true")
-    eager, whole, parts = (weights(cli.output(name)) for name in ("eager", "whole", "parts"))
-    assert relative_difference(eager, whole) < 1e-4
-    assert all(torch.equal(parts[key], whole[key]) for key in whole)
-
-
 COUNTED = """
 from torch._dynamo.utils import counters
 from ddpm_train.cli.train import main
@@ -206,12 +193,18 @@ def test_a_way_to_compute_is_known_by_its_name(compile: bool | str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_each_thing_is_compiled_once(cli: Cli) -> None:
+def test_a_compiled_run_is_the_same_run_and_compiles_each_thing_once(cli: Cli) -> None:
     """The network and the drawing of noise: not for what is measured, nor for each micro-batch that is tried."""
     auto = ("train.attention=auto", "train.micro_batch_size=auto")
-    run = (*ONE_LEVEL, "train.compile=true", *auto, "evaluation=none", "tracker=none", "dataset.random_flip=true")
-    said = cli.python("-c", COUNTED, *TINY, *run)
+    run = (*ONE_LEVEL, *auto, "dataset.random_flip=true", "tracker=none", "evaluation=none", "lr_scheduler=constant")
+    cli.train(*run, "name=eager")
+    said = cli.python("-c", COUNTED, *TINY, *run, "name=whole", "train.compile=true")
     assert "+ compiled on cpu" in said and "\ncompiled 2\n" in said
+    cli.train(*run, "name=parts", "train.compile=true", "train.max_steps=3")
+    cli.train(*run, "name=parts", "train.compile=true")
+    eager, whole, parts = (weights(cli.output(name)) for name in ("eager", "whole", "parts"))
+    assert relative_difference(eager, whole) < 1e-4
+    assert all(torch.equal(parts[key], whole[key]) for key in whole)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
@@ -447,13 +440,12 @@ print(f"{len(votes)} votes")
 def test_one_of_several_processes_cuts_its_micro_batches(cli: Cli) -> None:
     """In an earlier micro-batch than the one that exchanges gradients: the others notice nothing, nothing is lost."""
     begin = ("evaluation=none", "lr_scheduler=constant", "train.max_steps=2", "train.micro_batch_size=4")
-    for name in ("cut", "whole"):
-        cli.together(*begin, f"name={name}", num_processes=2)
+    cli.together(*begin, "name=cut", num_processes=2)
     go_on = (*TINY, "evaluation=none", "lr_scheduler=constant", "train.max_steps=8", "train.micro_batch_size=auto")
     said = cli.python_together("-c", OUT_ONCE, *go_on, "name=cut", count=2)
     assert "out of memory: goes on with micro-batches of 2" in said
     assert said.count(" votes") == said.count("7 votes") == 2  # what the processes do together, both do equally often
-    cli.together(*go_on[len(TINY) :], "name=whole", num_processes=2)
+    cli.together(*begin, "name=whole", "train.max_steps=8", num_processes=2)
     assert relative_difference(*(weights(cli.output(name), step=8) for name in ("cut", "whole"))) <= 1e-5
 
 
