@@ -358,7 +358,10 @@ def failing(self, *arguments, **options):
 Engine.images = failing
 main()
 """
-EVALUATED = (*TINY, "train.max_steps=4", "evaluation.every_steps=2", "evaluation.batch_size=2", "lr_scheduler=constant")
+EVALUATED = (
+    *(*TINY, "train.max_steps=4", "evaluation.every_steps=2", "evaluation.batch_size=2", "lr_scheduler=constant"),
+    *("dataset.validation_split=null", "dataset.validation_fraction=0.004"),  # small batches of few images
+)
 
 
 @pytest.mark.slow
