@@ -1,15 +1,17 @@
 """What a run will take of time and memory, and what its settings will not bring, told before it starts."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import psutil
 import torch
 from torch import Tensor
 
+from ddpm_train.config.model import Model
 from ddpm_train.config.train import Config, too_short
 from ddpm_train.data.sizes import image_sizes, num_enlarged
 from ddpm_train.models.trial import memory_bytes
-from ddpm_train.models.unet import unet_of
+from ddpm_train.models.unet import Images, unet_of
 from ddpm_train.report.formatting import duration
 from ddpm_train.system.compute import Compute, memory
 from ddpm_train.system.console import counted
@@ -65,6 +67,14 @@ def _memory(run: Run) -> int | None:
 
 def activation_bytes(config: Config, compute: Compute) -> int:
     """What the forward pass of one image keeps for the backward pass, counted without memory."""
+    images = Images(config.dataset.resolution, config.dataset.channels)
+    total = _kept_bytes(config.model, images, config.noise_scheduler.num_train_timesteps)
+    return total if compute.mixed_precision == "no" else total // 2
+
+
+@lru_cache  # a notebook mostly trains the same network again
+def _kept_bytes(model: Model, images: Images, num_train_timesteps: int) -> int:
+    """In float32."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -72,13 +82,12 @@ def activation_bytes(config: Config, compute: Compute) -> int:
         return tensor
 
     with torch.device("meta"):
-        unet = unet_of(config.model, config.dataset, config.noise_scheduler.num_train_timesteps)
-        x_t = torch.empty(1, config.dataset.channels, *config.dataset.resolution)
+        unet = unet_of(model, images, num_train_timesteps)
+        x_t = torch.empty(1, images.channels, *images.resolution)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             unet(x_t, torch.zeros(1, dtype=torch.long))
     own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
-    total = sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own)
-    return total if compute.mixed_precision == "no" else total // 2
+    return sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own)
 
 
 def enlarged(run: Run) -> Iterator[str]:

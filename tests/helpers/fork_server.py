@@ -239,10 +239,13 @@ def use_once() -> None:
     from ddpm_train.models.unet import build_unet
     from ddpm_train.report.evidence import read_folder
     from ddpm_train.report.page import render
+    from ddpm_train.system.compute import PLAIN
+    from ddpm_train.training.forecast import activation_bytes
     from ddpm_train.training.preflight import PROGRAM
     from helpers.cli import TINY
 
     ((config, _),) = compose_configs(PROGRAM, list(TINY))
+    activation_bytes(config, PLAIN)
     unet = build_unet(config.model, config.dataset, config.noise_scheduler, seed=0)
     with torch.no_grad():
         for batch in (4, 16, 500, 512):  # sampled, trained on, held out, noised
