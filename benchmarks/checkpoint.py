@@ -35,7 +35,7 @@ def full_state(model: str) -> TrainState:
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()
     optimizer.zero_grad()
-    return TrainState(1, unet, copy.deepcopy(unet), optimizer)
+    return TrainState(1, unet, {"ema": copy.deepcopy(unet)}, optimizer)
 
 
 def compute(seconds: float, matrix: torch.Tensor) -> float:

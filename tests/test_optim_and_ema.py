@@ -9,7 +9,8 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ddpm_train.config.optimizers import LR_SCHEDULERS, SGD, WSD, Adam, Constant, Cosine, Linear, WarmupEMA
+from ddpm_train.config.ema import WarmupEMA
+from ddpm_train.config.optimizers import LR_SCHEDULERS, SGD, WSD, Adam, Constant, Cosine, Linear
 from ddpm_train.training.state import update_ema
 
 

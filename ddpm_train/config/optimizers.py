@@ -1,9 +1,9 @@
-"""The optimizer, the learning rate, and the average of the weights: each a function of the step."""
+"""The optimizer, and the learning rate as a function of the step."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 OPTIMIZERS: "Group[Optimizer]" = Group("optimizer")
 LR_SCHEDULERS: "Group[LRScheduler]" = Group("learning rate schedule")
-AVERAGES: "Group[EMA]" = Group("average")
 # Parts of a UNet2DModel that hold its blocks.
 _BLOCKS = {"down_blocks", "mid_block", "up_blocks"}
 
@@ -217,53 +216,3 @@ class WSD(Decaying):
     def branches_at(self, max_steps: int) -> int:
         steps = (self.total_steps or max_steps) - self.warmup_steps
         return self.warmup_steps + math.floor((1.0 - self.cooldown_fraction) * max(0, steps))
-
-
-@dataclass(frozen=True)
-class EMA(Section):
-    """The exponential moving average of the weights, which samples are made with: avg <- decay avg + (1 - decay) w.
-
-    Attributes:
-        is_kept: whether there is an average besides the weights that train.
-    """
-
-    name: str
-    is_kept: ClassVar[bool] = True
-
-    def decay(self, step: int) -> float:
-        """The decay at the update that makes it `step` completed ones, in [0, 1]."""
-        raise NotImplementedError
-
-
-@AVERAGES.choice
-@dataclass(frozen=True)
-class NoEMA(EMA):
-    name: Literal["none"]
-    is_kept: ClassVar[bool] = False
-
-    def decay(self, step: int) -> float:
-        return 0.0
-
-
-@AVERAGES.choice
-@dataclass(frozen=True)
-class WarmupEMA(EMA):
-    """diffusers' EMAModel with `use_ema_warmup=True`."""
-
-    name: Literal["warmup"]
-    max_decay: Annotated[Real, Ge(0), Lt(1)]
-    min_decay: Annotated[Real, Ge(0), Lt(1)]
-    inv_gamma: Annotated[Real, Gt(0)]
-    power: Annotated[Real, Gt(0)]
-    update_after_step: NonNegative
-
-    def mistakes(self) -> Iterator[str]:
-        if self.min_decay > self.max_decay:
-            yield f"ema.min_decay={self.min_decay}: above ema.max_decay={self.max_decay}; lower it"
-
-    def decay(self, step: int) -> float:
-        since = step - self.update_after_step - 1
-        if since <= 0:
-            return 0.0
-        decay = 1 - (1 + since / self.inv_gamma) ** -self.power
-        return max(self.min_decay, min(decay, self.max_decay))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le
 from pydantic import BeforeValidator
 
+from ddpm_train.config.ema import Weights
 from ddpm_train.config.idle import idle_mistakes
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.parts import (
@@ -46,7 +47,7 @@ class SampleConfig(Section):
 
     pipeline: Annotated[FilePath, Required]  # a run, a checkpoint, a folder of a model, or a Hub repository
     revision: str | None  # of the Hub repository
-    weights: Literal["auto", "ema", "unet"]
+    weights: Weights
     num_images: ImageCount
     batch_size: Annotated[Positive | None, BeforeValidator(_auto_is_none)]  # on one device; None: the largest that fits
     seed: Seed

@@ -11,11 +11,12 @@ from pydantic import Field
 
 from ddpm_train.config.augmentation import AUGMENTATIONS, NONE, Augmentation
 from ddpm_train.config.dataset import Dataset
+from ddpm_train.config.ema import AVERAGES, EMA
 from ddpm_train.config.losses import LOSSES, Loss
 from ddpm_train.config.metrics import FeatureMetricName
 from ddpm_train.config.model import Model
 from ddpm_train.config.noise import PLAIN_NOISE, Noise, NoiseScheduler
-from ddpm_train.config.optimizers import AVERAGES, EMA, LR_SCHEDULERS, OPTIMIZERS, LRScheduler, Optimizer
+from ddpm_train.config.optimizers import LR_SCHEDULERS, OPTIMIZERS, LRScheduler, Optimizer
 from ddpm_train.config.parts import (
     AutoBool,
     AutoCount,

@@ -23,7 +23,7 @@ def measurable(config: EvaluateConfig, data: Data) -> tuple[EvaluateConfig, list
     held_out = 0 if data.validation is None else len(data.validation)
     left_out = names_needing("held_out_images", config.metrics) if held_out < FEWEST_IMAGES else ()
     kept = tuple(name for name in config.metrics if name not in left_out)
-    if not left_out or not (kept or config.measures_cost):
+    if not left_out or not (kept or config.measures_cost or config.ema.widths):
         return config, []
     needs = "needs" if len(left_out) == 1 else "need"
     reason = f"{', '.join(left_out)} {needs} at least {FEWEST_IMAGES} held-out images, and there are {held_out}"
@@ -39,7 +39,7 @@ def image_mistakes(config: EvaluateConfig, dataset: Dataset, data: Data, folder:
     if folder is not None and len(folder) < FEWEST_IMAGES:
         yield f"pipeline={config.pipeline}: {len(folder)} images, too few for a score; give at least {FEWEST_IMAGES}"
     held_out = 0 if data.validation is None else len(data.validation)
-    wanted = [*names_needing("held_out_images", config.metrics)]
+    wanted = [*dict.fromkeys(names_needing("held_out_images", config.model_metrics))]
     if config.reference == "held_out":
         wanted.append("reference=held_out")
     if wanted and held_out < FEWEST_IMAGES:
@@ -74,12 +74,13 @@ def model_mistakes(config: EvaluateConfig, dataset: Dataset, model: Model) -> It
         )
     yield from resolution_mistakes(model, dataset.resolution)
     chosen: list[tuple[Sampler, int]] = []
-    if names_needing("features", config.metrics):
+    if names_needing("features", config.model_metrics):
         chosen.append((config.sampler, config.num_inference_steps))
     samplers = [compared(config.sampler, name) for name in config.cost.samplers]
     chosen += [(sampler, steps) for sampler in samplers for steps in config.cost.steps]
     yield from sampler_mistakes(model.noise_scheduler, chosen, learned_variance=model.learned_variance)
-    for name in config.metrics:
+    for name in dict.fromkeys(config.model_metrics):
         refuse = resolve(METRICS[name].refuse)
         if refuse is not None and (reason := refuse(model)):
-            yield f"metrics={as_written(config.metrics)}: no {name} of this model: {reason}; leave it out"
+            key = f"metrics={as_written(config.metrics)}" if name in config.metrics else f"ema.metric={name}"
+            yield f"{key}: no {name} of this model: {reason}; leave it out"

@@ -1,8 +1,8 @@
 """Carries out `ddpm-evaluate`: open, check, measure what was asked for, keep and tell it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,8 +29,10 @@ from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, m
 from ddpm_train.evaluation.preflight import dataset_of, output_of
 from ddpm_train.evaluation.real_images import RealImages
 from ddpm_train.evaluation.scores import DependsOn, Score, add_results, lines, refuse_other_reference
+from ddpm_train.evaluation.widths import Widths
 from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import Model, load_model
+from ddpm_train.models.save import save_pipeline
 from ddpm_train.report import try_to_write_report
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.folder import SCORES, read_part, run_of
@@ -39,6 +41,7 @@ from ddpm_train.sampling.engine import Engine, choose_compute, open_engine
 from ddpm_train.sampling.recipe import Recipe, compared
 from ddpm_train.system.compute import device_name, keep_memory, out_of_memory
 from ddpm_train.system.console import Console
+from ddpm_train.system.files import expanded
 from ddpm_train.system.ranks import everywhere, join, on_main, wait_for_all
 from ddpm_train.system.signals import StopRequest
 
@@ -69,13 +72,13 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     dataset = dataset_of(config)
     folder = image_folder(config.pipeline)
     scored = images = model = None
+    of_width: dict[float, Model] = {}
     if folder is not None:
         scored = everywhere(lambda: open_images(folder, dataset, progress=workers.console.live))
         images = scored.train
     else:
-        model = everywhere(
-            lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights), fetches=True
-        )
+        model = everywhere(lambda: _load(config, config.weights), fetches=True)
+        of_width = {width: everywhere(partial(_load, config, f"ema@{width:g}")) for width in config.ema.widths}
         # Before the images, which may take long to prepare.
         if mistakes := list(model_mistakes(config, dataset, model)):
             raise Mistakes(*mistakes)
@@ -88,7 +91,7 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     for opened in (scored, data):
         if opened is not None and opened.frames_text:
             workers.console.say(f"dataset.frames=all: {opened.frames_text}")
-    evaluation = _Evaluation(config, dataset, data, model, images, workers)
+    evaluation = _Evaluation(config, dataset, data, model, of_width, images, workers)
     try:
         return evaluation.carry_out()
     except (RuntimeError, MemoryError) as error:
@@ -96,6 +99,10 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
             raise
         reason = (str(error).splitlines() or ["the host has none left"])[0]
         raise Mistakes(f"batch_size={config.batch_size}: out of memory ({reason}); use less") from None
+
+
+def _load(config: EvaluateConfig, weights: str) -> Model:
+    return load_model(config.pipeline, revision=config.revision, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ class _Evaluation:
     dataset: Dataset
     data: InitVar[Data]
     model: Model | None
+    of_width: Mapping[float, Model]  # by `ema.widths`
     folder_images: InitVar[Images | None]
     workers: Workers
 
@@ -129,7 +137,8 @@ class _Evaluation:
         if folder_images is not None:
             self.images = FolderImages(folder_images, config.pipeline, self.workers)
         else:
-            self.images = self._sampled(config.sampler, config.num_inference_steps)
+            self.images = self._sampled(self._engine, config.sampler, config.num_inference_steps)
+        self.scores_of_widths: list[Score] = []
 
     def carry_out(self) -> list[Score]:
         """Measure, keep and show; returns what was measured."""
@@ -139,10 +148,11 @@ class _Evaluation:
         paths = {"scores": self.output / SCORES, "report": report}
         paths |= {name: self._picture(name) for name in found.pictures}
         self.workers.console.table({name: str(path) for name, path in paths.items() if path})
-        return found.scores
+        return [*found.scores, *self.scores_of_widths]
 
     def _results(self) -> Iterator[Result]:
         config = self.config
+        extractor = None
         if not names_needing("features", config.all_metrics):
             self._announce()
         else:
@@ -157,7 +167,10 @@ class _Evaluation:
                 yield from self._cost(extractor)
         if chosen := names_needing("model", config.metrics):
             known = replace(self.images.depends_on, sampler=None, num_inference_steps=None, seed=config.seed)
-            yield from measure_model(chosen, self._model_inputs(), known)
+            assert self.model is not None  # the checks see to it
+            yield from measure_model(chosen, self._model_inputs(self.model, _LOSS_BINS), known)
+        if self.of_width:
+            yield "widths", self._compare_widths(extractor).to_json()
 
     def _compare(self, metrics: Sequence[str], images: ImageSet, extractor: Extractor) -> Iterator[Result]:
         return measure_images(
@@ -187,7 +200,7 @@ class _Evaluation:
         for name in config.cost.samplers:
             for steps in config.cost.steps:
                 say(f"  {name}, {steps} steps")
-                images = self._sampled(compared(config.sampler, name), steps)
+                images = self._sampled(engine, compared(config.sampler, name), steps)
                 (score,) = collect(self._compare([config.cost.metric], images, extractor)).scores
                 rows.append(CostRow(name, steps, score.value, score.interval, images.seconds_per_image))
                 yield score.name, score
@@ -197,26 +210,49 @@ class _Evaluation:
         if self.workers.accelerator.is_main_process:  # which alone keeps pictures
             yield "cost", cost.picture()
 
-    def _model_inputs(self) -> ModelInputs:
+    def _compare_widths(self, extractor: Extractor | None) -> Widths:
+        """The metric of the widths for each of them; the best one is written, if it is to be."""
+        config, metric = self.config, self.config.ema.metric
+        scores = {}
+        for width, model in self.of_width.items():
+            self.workers.console.say(f"  {model.label}")
+            images = self._sampled(self._engine_of(model), config.sampler, config.num_inference_steps, model)
+            if names_needing("features", [metric]):
+                assert extractor is not None  # opened for it
+                results = self._compare([metric], images, extractor)
+            else:
+                known = replace(images.depends_on, sampler=None, num_inference_steps=None)
+                results = measure_model([metric], self._model_inputs(model), known)
+            (scores[width],) = collect(results).scores
+        found = Widths(scores)
+        self.scores_of_widths = [replace(score, name=f"{score.name}@{width:g}") for width, score in scores.items()]
+        self.workers.console.say(*found.table())
+        if (folder := config.ema.pipeline) is not None:
+            best = self.of_width[found.best]
+            on_main(lambda: save_pipeline(expanded(folder), best.unet, best.noise_scheduler, best.step, best.weights))
+            self.workers.console.table({"pipeline": folder})
+        return found
+
+    def _model_inputs(self, model: Model, timestep_bins: int | None = None) -> ModelInputs:
         """The model in float32, whatever samples are made in."""
-        assert self.model is not None and self.held_out is not None  # the checks see to it
-        config, device, noise_scheduler = self.config, self.workers.device, self.model.noise_scheduler
+        assert self.held_out is not None  # the checks see to it
+        config, device, noise_scheduler = self.config, self.workers.device, model.noise_scheduler
         noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
         # The loss of a model is that of its run, or the plain one.
         loss: Loss = MSE("mse")
         seed, run = config.seed, run_of(config.pipeline)
-        if run is not None and "held_out_loss" in config.metrics:
+        if run is not None and "held_out_loss" in config.all_metrics:
             trained = read_part(run, _Trained)
             loss, seed = trained.loss, trained.seed
         return ModelInputs(
-            unet=nn.Module.to(self.model.unet, device=device),  # not ModelMixin's `to`, which warns
+            unet=nn.Module.to(model.unet, device=device),  # not ModelMixin's `to`, which warns
             noise_scheduler=noise_scheduler,
-            title=self.model.label,
+            title=model.label,
             objective=Objective(noise_scheduler, loss, seed),
             held_out=self.held_out,
             seed=config.seed,
             batch_size=config.batch_size,
-            timestep_bins=_LOSS_BINS,
+            timestep_bins=timestep_bins,
             bound_timesteps=config.bound_timesteps,
             workers=self.workers,
         )
@@ -231,7 +267,10 @@ class _Evaluation:
     @cached_property
     def _engine(self) -> Engine:
         assert self.model is not None  # a folder of images makes none
-        config, model, device = self.config, self.model, self.workers.device
+        return self._engine_of(self.model)
+
+    def _engine_of(self, model: Model) -> Engine:
+        config, device = self.config, self.workers.device
         recipe = self._recipe(config.sampler, config.num_inference_steps)
         limits = (config.num_images, config.batch_size)
         compute = on_main(lambda: choose_compute(model, device, recipe, config.mixed_precision, *limits))
@@ -240,9 +279,11 @@ class _Evaluation:
     def _recipe(self, sampler: Sampler, num_inference_steps: int) -> Recipe:
         return Recipe(self.config.seed, sampler, num_inference_steps, self.dataset.resolution)
 
-    def _sampled(self, sampler: Sampler, num_inference_steps: int) -> SampledImages:
-        assert self.model is not None
-        config, model, engine = self.config, self.model, self._engine
+    def _sampled(
+        self, engine: Engine, sampler: Sampler, num_inference_steps: int, model: Model | None = None
+    ) -> SampledImages:
+        config, model = self.config, model or self.model
+        assert model is not None
         known = versions() | {"precision": str(engine.compute), "model": model.digest}
         return SampledImages(
             engine,

@@ -15,11 +15,11 @@ from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.data.paths import path_mistakes as dataset_mistakes
 from ddpm_train.data.paths import unused_mistakes
 from ddpm_train.evaluation.image_folder import image_folder, made_by
-from ddpm_train.models.source import path_mistakes
+from ddpm_train.models.source import INDEX, path_mistakes
 from ddpm_train.runs.folder import EVALUATION as FOLDER
 from ddpm_train.runs.folder import read_part, run_of
 from ddpm_train.sampling.preflight import precision_mistakes
-from ddpm_train.system.files import output_mistakes
+from ddpm_train.system.files import expanded, output_mistakes
 from ddpm_train.system.launch import launch_mistakes
 
 
@@ -33,6 +33,7 @@ class _Trained:
 def preflight(config: EvaluateConfig) -> Iterator[str]:
     """What is wrong with this config on this machine, as far as it shows without torch; a line each."""
     yield from output_mistakes("output", str(output_of(config)))
+    yield from _best_width_mistakes(config)
     yield from launch_mistakes()
     yield from precision_mistakes("mixed_precision", config.mixed_precision, ("bf16", "no", "auto"))
     yield from path_mistakes(config.pipeline, revision=config.revision)
@@ -74,6 +75,14 @@ def output_of(config: EvaluateConfig) -> Path:
     return Path("evaluation", config.pipeline.strip("/").replace("/", "_")) if run is None else run / FOLDER
 
 
+def _best_width_mistakes(config: EvaluateConfig) -> Iterator[str]:
+    """A line if the best width cannot be written where it is to be, or would replace something else."""
+    if (folder := config.ema.pipeline) is not None:
+        yield from output_mistakes("ema.pipeline", folder)
+        if expanded(folder).is_dir() and any(expanded(folder).iterdir()) and not (expanded(folder) / INDEX).is_file():
+            yield f"ema.pipeline={folder}: holds something else than a pipeline; give a new folder"
+
+
 def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
     """What a folder of images cannot answer."""
     try:
@@ -83,6 +92,8 @@ def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
     place = f"{config.pipeline} is a folder of images"
     if wanted := names_needing("model", config.metrics):
         yield f"metrics={as_written(config.metrics)}: {' and '.join(wanted)} need a model, and {place}; leave them out"
+    if config.ema.widths:
+        yield f"ema.widths={as_written(config.ema.widths)}: needs a run, and {place}; leave it out"
     if config.measures_cost:
         yield f"cost.samplers={as_written(config.cost.samplers)}: needs a model to sample, and {place}; leave it out"
     of_a_model = ("weights", "num_images", "num_inference_steps", "mixed_precision", "compile")

@@ -148,7 +148,7 @@ def _measured_with(score: Mapping[str, Any]) -> str:
     reference = on.get("reference") or {}
     parts = [
         f"step {on['step']:,}" if on.get("step") is not None else "",
-        {"ema": "average of the weights", "unet": "raw weights"}.get(on.get("weights") or "", ""),
+        {"ema": "average of the weights", "unet": "raw weights"}.get(on.get("weights") or "", on.get("weights") or ""),
         f"{on['num_images']:,} images" if on.get("num_images") else "",
         f"{sampler}, {on.get('num_inference_steps')} steps" if sampler else "",
         f"features of {on['extractor']}" if on.get("extractor") else "",

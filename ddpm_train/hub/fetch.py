@@ -1,6 +1,7 @@
 """The checkpoints in a repository that `hub.strategy` pushed them to, as a store to resume from."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import Any
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.hub.access import ASKING_SECONDS, limit_waiting, reason, with_retries
 from ddpm_train.hub.push import LAST
-from ddpm_train.runs import checkpoint, state
-from ddpm_train.runs.folder import CHECKPOINTS, RECORDS
+from ddpm_train.runs import checkpoint, snapshots, state
+from ddpm_train.runs.folder import CHECKPOINTS, RECORDS, SNAPSHOTS
 from ddpm_train.runs.stores import Candidate, Candidates, without_manifest
 from ddpm_train.system.files import replace_folder
 
@@ -119,8 +120,14 @@ class HubStore:
                     os.replace(self._download(commit, name, scratch, anew), staging / Path(name).name)
             state.verify(staging, checkpoint.step_of(target))
             # Before the checkpoint is in its place: once it is, nothing is fetched again.
+            run = target.parent.parent
             if RECORDS in commit.files:
-                os.replace(self._download(commit, RECORDS, scratch, anew), target.parent.parent / RECORDS)
+                os.replace(self._download(commit, RECORDS, scratch, anew), run / RECORDS)
+            snapshots.remove(run, after=-1)
+            for name in commit.files:
+                if re.fullmatch(rf"{SNAPSHOTS}/step_\d+/[^/]+", name):
+                    (run / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(self._download(commit, name, scratch, anew), run / name)
         return target
 
     def _download(self, commit: _Commit, name: str, scratch: Path, anew: bool = True) -> Path:

@@ -15,11 +15,12 @@ from typing import Any
 
 from ddpm_train.hub.access import limit_waiting, reason, with_retries
 from ddpm_train.runs.checkpoint import MANIFEST
+from ddpm_train.runs.folder import SNAPSHOTS
 
 LAST = "last-checkpoint"
 # Folders of the repository that hold the newest push alone: what it does not bring is removed there. Checkpoints in
 # other folders stay.
-_OWNED = ("unet/", "scheduler/", f"{LAST}/")
+_OWNED = ("unet/", "scheduler/", f"{LAST}/", f"{SNAPSHOTS}/")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ model_index.json  unet/  scheduler/   a DDPMPipeline, which plain diffusers load
 config.yaml  metrics.jsonl       the recipe, without paths; one record a step
 last-checkpoint/                 hub.strategy=checkpoint: what a resume needs
 checkpoints/step_00001000/ …     hub.strategy=all_checkpoints: the same of every checkpoint on the disk
+snapshots/step_00000100/ …       with either: what other averages are made of, up to the checkpoint
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from ddpm_train.hub.card import model_card
 from ddpm_train.hub.push import LAST, Push
 from ddpm_train.report.certificate import Certificate, certificate
 from ddpm_train.report.stored import Results, Score
-from ddpm_train.runs import checkpoint
+from ddpm_train.runs import checkpoint, snapshots
 from ddpm_train.runs.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -32,11 +33,13 @@ from ddpm_train.runs.folder import (
     RECORDS,
     SAMPLES,
     SCORES,
+    SNAPSHOTS,
     config_yaml,
     cut_records,
     read_records,
 )
 from ddpm_train.runs.state import ResumedState, read_state
+from ddpm_train.system.files import link_or_copy
 
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -72,7 +75,7 @@ class Shared:
         for name, text in self.pipeline_files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, "utf-8")
-        _link(path / f"{weights}.safetensors", folder / _WEIGHTS)
+        link_or_copy(path / f"{weights}.safetensors", folder / _WEIGHTS)
         (folder / CONFIG).write_bytes(config_yaml(config))
         if (self.run / RECORDS).exists():
             shutil.copyfile(self.run / RECORDS, folder / RECORDS)
@@ -82,6 +85,9 @@ class Shared:
         checkpoints = {LAST: path} if hub.strategy == "checkpoint" else {}
         if hub.strategy == "all_checkpoints":
             checkpoints = {f"{CHECKPOINTS}/{one.name}": one for one in checkpoint.published(path.parent)}
+        if checkpoints:
+            kept = snapshots.until(self.run, step).values()
+            checkpoints |= {f"{SNAPSHOTS}/{one.name}": one for one in kept}
         for place, source in checkpoints.items():
             _share_checkpoint(source, folder / place)
         scores = _scores(self.run / EVALUATION, step)
@@ -107,20 +113,12 @@ def _share_checkpoint(path: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for file in path.iterdir():
         if file.name not in (checkpoint.STATE, checkpoint.MANIFEST):
-            _link(file, target / file.name)
+            link_or_copy(file, target / file.name)
     state = json.dumps(_public_state(read_state(path)).to_json(), indent=1).encode()
     (target / checkpoint.STATE).write_bytes(state)
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())
     manifest["files"][checkpoint.STATE] = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
     (target / checkpoint.MANIFEST).write_text(json.dumps(manifest, indent=1))
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a disk that has no hard links, or no such file any more
-        shutil.copyfile(source, target)
 
 
 def _scores(folder: Path, step: int) -> list[Score]:

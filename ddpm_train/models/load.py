@@ -14,10 +14,12 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
+from ddpm_train.config.ema import width_of
 from ddpm_train.config.foreign import BadFile, printable
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Judging
 from ddpm_train.hub.access import find_commit, into_cache
+from ddpm_train.models.averages import average_of_width
 from ddpm_train.models.schedule import stored_scheduler
 from ddpm_train.models.source import CONFIG as UNET_CONFIG
 from ddpm_train.models.source import INDEX, path_mistakes
@@ -43,7 +45,7 @@ class Model:
     noise_scheduler: DDPMScheduler  # also keeps the other keys of the stored scheduler's config
     digest: str  # a hash of the weights and of both configs: what the images depend on, wherever it was loaded from
     step: int | None  # how long it was trained; None: not known
-    weights: str | None  # "ema" or "unet"; None: not known
+    weights: str | None  # "ema", "ema@0.1" or "unet"; None: not known
 
     @property
     def learned_variance(self) -> bool:
@@ -59,7 +61,8 @@ def load_model(pipeline: str, *, revision: str | None = None, weights: str = "au
     """Load what `pipeline` names.
 
     Args:
-        weights: "ema" or "unet" where a run or a checkpoint holds both; "auto" is the average if there is one.
+        weights: "ema" or "unet" where a run or a checkpoint holds both; "ema@0.1" is the average of this width, made of
+            those that an `ema=power` has kept; "auto" is the average if there is one.
 
     Raises:
         Mistakes: there is no such thing, half of it is missing, or it is no unconditional image model.
@@ -101,10 +104,11 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
     with _loading(pipeline):
         tensors = checkpoint.load(path)
         chosen = weights if weights != "auto" else "ema" if "ema" in tensors else "unet"
-        if chosen not in tensors:
+        width = width_of(chosen)
+        if width is None and chosen not in tensors:
             raise Mistakes(f"weights={weights}: this run keeps no average (ema=none); use weights=unet")
         unet = build_unet(description.model, description.dataset, description.noise_scheduler)
-        unet.load_state_dict(dict(tensors[chosen]))
+        unet.load_state_dict(dict(tensors[chosen]) if width is None else average_of_width(path, width))
         known = {"step": read_state(path).step, "weights": chosen}
         return _model(pipeline, unet, description.noise_scheduler.build(), known)
 
@@ -149,8 +153,11 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
     _refuse_other_models(pipeline, folder, part)
     known = read_origin(folder) or read_origin(folder.parent)
     if weights != "auto" and known.get("weights") != weights:
-        held = {"ema": "the average (weights=ema)", "unet": "the raw weights (weights=unet)"}
-        what = held.get(known.get("weights", ""), "one set of weights, without saying which (weights=auto)")
+        held = {
+            None: "one set of weights, without saying which (weights=auto)",
+            "unet": "the raw weights (weights=unet)",
+        }
+        what = held.get(known.get("weights"), f"the average (weights={known.get('weights')})")
         raise Mistakes(f"weights={weights}: {pipeline} holds {what}; use that, or give a run that has both")
     variant = check_weights(f"pipeline={pipeline}", part)
     _check_layout(pipeline, part / UNET_CONFIG)
@@ -217,7 +224,8 @@ def _model(
     pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, known: Mapping[str, Any], notes: str = ""
 ) -> Model:
     """A model of which `step` and `weights` are known, or nothing."""
-    which = f"step {known['step']:,}, {'EMA' if known['weights'] == 'ema' else 'raw'} weights" if known else ""
+    kind = {"unet": "raw", "ema": "EMA"}.get(known.get("weights", ""), f"EMA ({known.get('weights')})")
+    which = f"step {known['step']:,}, {kind} weights" if known else ""
     label = ", ".join(filter(None, (pipeline, which, notes)))
     _refuse_non_finite(pipeline, unet)
     digest = _digest(unet, noise_scheduler)

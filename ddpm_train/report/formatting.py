@@ -90,7 +90,8 @@ def extractor_name(extractor: str) -> str:
 
 
 def weights_name(weights: str) -> str:
-    return {"ema": "averaged weights (EMA)", "unet": "raw weights"}.get(weights, weights)
+    other = f"averaged weights ({weights})" if weights.startswith("ema@") else weights
+    return {"ema": "averaged weights (EMA)", "unet": "raw weights"}.get(weights, other)
 
 
 def circumstances(score: "Score") -> str:

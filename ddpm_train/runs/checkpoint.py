@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,8 +123,11 @@ def _write(path: Path, data: bytes, files: dict[str, File]) -> None:
     files[path.name] = File(len(data), hashlib.sha256(data).hexdigest())
 
 
-def verify(path: Path, step: int | None = None) -> Path:
+def verify(path: Path, step: int | None = None, needed: Collection[str] = _NEEDED) -> Path:
     """Check every file of a checkpoint against its manifest, and that it is of `step`, if that is known; returns it.
+
+    Args:
+        needed: the files that it must have.
 
     Raises:
         BadCheckpoint: something is missing, foreign, of another size or of another content, or cannot be read.
@@ -134,7 +137,7 @@ def verify(path: Path, step: int | None = None) -> Path:
         raise BadCheckpoint(f"{MANIFEST} is of step {manifest.step}")
     try:
         present = {file.name for file in path.iterdir()} - {MANIFEST}
-        problems = [f"{name} is missing" for name in sorted({*manifest.files, *_NEEDED} - present)]
+        problems = [f"{name} is missing" for name in sorted({*manifest.files, *needed} - present)]
         problems += [f"{name} is foreign" for name in sorted(present - set(manifest.files))]
         if problems:
             raise BadCheckpoint("; ".join(problems))

@@ -5,6 +5,7 @@ metrics.jsonl      one record a step
 environment.json   what has computed the run, see `environment.py`
 result.json        what the run has come to; there once it has ended
 checkpoints/       see `checkpoint.py`
+snapshots/         of the averages, see `snapshots.py`
 pipeline/          a DDPMPipeline; training.json in it says which weights these are
 samples/           the grids, step_NNNNNNNN.png
 evaluation/        step_NNNNNNNN.json of the evaluations in the run, scores.json of those after it
@@ -18,10 +19,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
+from ddpm_train.config.ema import Weights
 from ddpm_train.config.extensions import unnamed_mistakes
 from ddpm_train.config.foreign import BadFile, parse_json, read_json, read_yaml
 from ddpm_train.config.mistakes import Mistakes
@@ -34,6 +36,7 @@ RECORDS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
 BEST = "best"  # RUN/checkpoints/best: no folder, but the one that is best by the run's records
 PIPELINE = "pipeline"
 ORIGIN = "training.json"
@@ -173,11 +176,11 @@ def read_result(run: Path) -> dict[str, Any] | None:
 @dataclass(frozen=True)
 class _Origin:
     step: NonNegative
-    weights: Literal["ema", "unet"]
+    weights: Weights
 
 
 def read_origin(pipeline: Path) -> dict[str, Any]:
-    """The "step" and "weights" ("ema" or "unet") that a run's `pipeline/` holds; empty if nobody says."""
+    """The "step" and "weights" ("ema", "ema@0.1", "unet") that a run's `pipeline/` holds; empty if nobody says."""
     try:
         return vars(read_json(pipeline / ORIGIN, _Origin))
     except (OSError, BadFile):

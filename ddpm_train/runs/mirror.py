@@ -14,8 +14,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.runs import checkpoint, state
-from ddpm_train.runs.folder import RECORDS
+from ddpm_train.runs import checkpoint, snapshots, state
+from ddpm_train.runs.folder import RECORDS, SNAPSHOTS
 from ddpm_train.runs.stores import Candidate, Candidates, without_manifest
 from ddpm_train.system.failures import one_line, retry
 from ddpm_train.system.files import replace_folder
@@ -29,7 +29,7 @@ STOP_SECONDS = 15.0
 
 
 class Mirror:
-    """The checkpoints and records of one run at a URL, laid out as on the disk: URL/step_00001000/… A `Store`.
+    """The checkpoints, snapshots and records of one run at a URL: URL/step_00001000/…, URL/snapshots/… A `Store`.
 
     The manifest goes up last and is removed first, so that a folder without one is no checkpoint.
     """
@@ -39,6 +39,7 @@ class Mirror:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.key = f"checkpoint.mirror={self.url}"
+        self._same: set[str] = set()  # snapshots that are known to be there as they are on the disk
         self._fs, self._root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True)  # the preflight has tried it
         # botocore tries a request five times, s3fs does that five times, and `_try` that again: minutes.
         if hasattr(self._fs, "config_kwargs"):
@@ -54,16 +55,63 @@ class Mirror:
         return dict(sorted(found.items()))
 
     def upload(self, path: Path, records: Path) -> None:
-        """Copy a checkpoint, and before it the run's records, which reach at least as far.
+        """Copy a checkpoint, and before it the run's records, which reach at least as far, and its snapshots.
 
         Raises:
             Exception: the file system's own, after RETRY_SECONDS of tries.
         """
         if records.exists():
             self._put(records, f"{self._root}/{RECORDS}")
-        self._remove(path.name)
+        self._upload_snapshots(records.parent, checkpoint.step_of(path))
+        self._upload_folder(path, path.name)
+
+    def _upload_snapshots(self, run: Path, step: int) -> None:
+        """Have those up to a step there that are on the disk, and no others."""
+        here = {f"{SNAPSHOTS}/{path.name}": path for path in snapshots.until(run, step).values()}
+        for name in self._snapshots(step):
+            if name not in here:
+                self._remove(name)
+        for name, path in here.items():
+            if name not in self._same and self._manifest(name) != (path / checkpoint.MANIFEST).read_bytes():
+                self._upload_folder(path, name)
+            self._same.add(name)
+
+    def _fetch_snapshots(self, run: Path, step: int) -> None:
+        """Have those up to a step on the disk that are there, and no others. They are verified when they are used."""
+        there = {Path(name).name: name for name in self._snapshots(step)}
+        for path in snapshots.until(run, step).values():
+            if path.name not in there:
+                shutil.rmtree(path)
+        for name, source in there.items():
+            path, manifest = run / SNAPSHOTS / name, self._manifest(source)
+            known = path / checkpoint.MANIFEST
+            if manifest is not None and not (known.exists() and known.read_bytes() == manifest):
+                with replace_folder(path) as staging:
+                    for file in self._names(f"{self._root}/{source}"):
+                        self._get(f"{self._root}/{source}/{file}", staging / file)
+
+    def _snapshots(self, step: int) -> list[str]:
+        """The names of those there up to a step."""
+        names = []
+        for name in self._names(f"{self._root}/{SNAPSHOTS}"):
+            with suppress(checkpoint.BadCheckpoint):
+                if checkpoint.step_of(Path(name)) <= step:
+                    names.append(f"{SNAPSHOTS}/{name}")
+        return names
+
+    def _manifest(self, name: str) -> bytes | None:
+        """That of a snapshot there; None: it has none."""
+        try:
+            content: bytes = self._try(self._fs.cat_file, f"{self._root}/{name}/{checkpoint.MANIFEST}")
+        except FileNotFoundError:
+            return None
+        return content
+
+    def _upload_folder(self, path: Path, name: str) -> None:
+        """The manifest last: without it the folder counts as nothing."""
+        self._remove(name)
         for file in sorted(path.iterdir(), key=lambda file: file.name == checkpoint.MANIFEST):
-            self._put(file, f"{self._root}/{path.name}/{file.name}")
+            self._put(file, f"{self._root}/{name}/{file.name}")
 
     def prune(self, newest: int, retention: checkpoint.Retention) -> None:
         """Remove what retention lets go, and what an interrupted upload left.
@@ -85,7 +133,7 @@ class Mirror:
                 yield Candidate(place, partial(self.fetch, step, directory)) if whole else without_manifest(place)
 
     def fetch(self, step: int, directory: Path) -> Path:
-        """Copy the checkpoint of a step into `directory`, and the run's records beside that.
+        """Copy the checkpoint of a step into `directory`, and the run's records and snapshots beside that.
 
         Raises:
             Exception: the file system's own.
@@ -100,6 +148,7 @@ class Mirror:
             # Before the checkpoint is in its place: once it is, nothing is fetched again.
             with suppress(FileNotFoundError):
                 self._try(self._fs.get_file, f"{self._root}/{RECORDS}", str(directory.parent / RECORDS))
+            self._fetch_snapshots(directory.parent, step)
         return path
 
     def reason(self, error: Exception) -> str:

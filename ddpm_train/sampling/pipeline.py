@@ -38,7 +38,7 @@ def load(
     pipeline: str | Path,
     *,
     revision: str | None = None,
-    weights: Literal["auto", "ema", "unet"] = "auto",
+    weights: str = "auto",
     mixed_precision: Literal["auto", "no", "bf16"] = "auto",
     compile: bool = False,
     device: str | torch.device | None = None,
@@ -47,6 +47,8 @@ def load(
     """Load a run, a checkpoint, a folder that diffusers saved, or a Hub repository.
 
     Args:
+        weights: of a run or a checkpoint: ema, unet, or ema@0.1 for the average of another width (after ema=power);
+            auto is the average if there is one.
         mixed_precision: auto is measured when first there is enough to do; no is diffusers' result to the bit.
         device: by default the GPU if there is one.
         extensions: modules that the run's config names, to be imported.

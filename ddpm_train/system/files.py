@@ -137,6 +137,15 @@ def replace_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file that never changes in a second place; the folder there is made if need be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a disk that has no hard links, or no such file any more
+        shutil.copyfile(source, target)
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:

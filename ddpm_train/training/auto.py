@@ -49,8 +49,8 @@ _CPU_TRIAL_SECONDS, _TRIAL_IMAGES = 0.5, 64
 _CPU_AT_MOST = " (at most 20 s)"
 # What is left free of a GPU's memory, for what comes and goes: evaluation, the exchange of gradients.
 _SPARE_SHARE = 0.05
-# Optimizer state and average, which do not exist yet: so many times the weights.
-_STATE_COPIES = 3
+# The optimizer's state, which does not exist yet: so many times the weights.
+_STATE_COPIES = 2
 
 
 @dataclass
@@ -221,7 +221,8 @@ def plan_batch(
     sizes = plan.micro_batch_sizes()
     if resumed is not None and resumed.device == device_name(device) and resumed.micro_batch_size in sizes:
         return replace(plan, micro_batch_size=resumed.micro_batch_size)
-    num_bytes = resident_bytes + _STATE_COPIES * sum(parameter.nbytes for parameter in trial.unet.parameters())
+    copies = _STATE_COPIES + len(config.ema.decays)
+    num_bytes = resident_bytes + copies * sum(parameter.nbytes for parameter in trial.unet.parameters())
     if device.type != "cpu":
         num_bytes += int(_SPARE_SHARE * memory(device)[1])
     try:

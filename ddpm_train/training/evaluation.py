@@ -179,8 +179,7 @@ class Evaluation:
         engine = Engine(unet, run.objective.noise_scheduler)
         steps = config.evaluation.num_inference_steps
         recipe = Recipe(config.seed, config.sampler, steps, config.dataset.resolution)
-        weights = "unet" if run.state.ema_unet is None else "ema"
-        depends_on = DependsOn(step=run.state.step, weights=weights, versions=versions())
+        depends_on = DependsOn(step=run.state.step, weights=run.state.sampling_weights, versions=versions())
         return SampledImages(engine, recipe, num_images, config.evaluation.batch_size, self._workers, depends_on)
 
     def _keep(self, found: Found) -> None:

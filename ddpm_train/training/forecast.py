@@ -48,12 +48,12 @@ def _seconds(run: Run) -> float | None:
 
 
 def _memory(run: Run) -> int | None:
-    """Bytes that the process takes of a device: weights, gradients, average, optimizer state, activations, images."""
+    """Bytes that the process takes of a device: weights, gradients, averages, optimizer state, activations, images."""
     if run.config.train.gradient_checkpointing:
         return None  # which activations are kept is not torch's own account
     weights = sum(parameter.nbytes for parameter in run.state.unet.parameters())
     state = {"sgd": 1 if getattr(run.config.optimizer, "momentum", 0) else 0, "adamw_8bit": 0.5, "muon": 1}
-    is_there, to_come = 1 + (run.state.ema_unet is not None), 1 + state.get(run.config.optimizer.name, 2)
+    is_there, to_come = 1 + len(run.state.averages), 1 + state.get(run.config.optimizer.name, 2)
     resident = run.data.train.prepared.pixels().nbytes if run.on_device else 0
     activations = activation_bytes(run.config, run.choice.compute) * run.plan.micro_batch_size
     needed = int(weights * to_come) + resident + activations

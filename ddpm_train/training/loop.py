@@ -42,7 +42,8 @@ class Trainer:
         # Kept, since a walk over the modules takes the host as long as queueing a good part of a step.
         self.parameters = list(self.model.parameters())
         self.unet_parameters = list(run.state.unet.parameters())
-        self.ema_parameters = [] if run.state.ema_unet is None else list(run.state.ema_unet.parameters())
+        decays = run.config.ema.decays
+        self.averages = [(list(unet.parameters()), decays[name]) for name, unet in run.state.averages.items()]
         self.records = records
         self.evaluation = evaluation
         self.saving = saving
@@ -109,7 +110,7 @@ class Trainer:
         self.run.console.progress(self.records.last)
 
     def train_step(self) -> None:
-        """One update of weights and average (Ho et al. 2020, algorithm 1). Nothing in it waits for the device."""
+        """One update of weights and averages (Ho et al. 2020, algorithm 1). Nothing in it waits for the device."""
         run, state, plan, objective = self.run, self.state, self.run.plan, self.run.objective
         compute = run.choice.compute
         lr = run.config.lr_scheduler.at(state.step, run.config.optimizer.lr, run.max_steps)
@@ -134,8 +135,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         state.step += 1
-        if state.ema_unet is not None:
-            update_ema(self.ema_parameters, self.unet_parameters, run.config.ema.decay(state.step))
+        for average, decay in self.averages:
+            update_ema(average, self.unet_parameters, decay(state.step))
         self.records.record(state.step, state.step * plan.batch_size, lr, torch.stack(losses).mean(), grad_norm)
 
     def train_step_within_memory(self) -> None:

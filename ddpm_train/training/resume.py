@@ -10,7 +10,7 @@ import torch
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.optimizers import Decaying
-from ddpm_train.runs import checkpoint, environment
+from ddpm_train.runs import checkpoint, environment, snapshots
 from ddpm_train.runs.folder import CONFIG, ENVIRONMENT, RESULT, config_yaml
 from ddpm_train.runs.identity import accept
 from ddpm_train.runs.length import LENGTH, Rates, branch, branching, jump, rates_of
@@ -30,19 +30,22 @@ def restore(run: Run, start: Start) -> list[str]:
     Raises:
         Mistakes: it is a checkpoint of another run.
     """
-    if start.path is None or start.state is None:
+    path = start.path
+    if path is None or start.state is None:
+        on_main(lambda: snapshots.remove(run.output_dir, after=-1))
         return []
     there, now, step = start.state.identity, run.identity, start.state.step
-    where = f"{start.path} (step {step:,})"
+    where = f"{path} (step {step:,})"
     harmless, accepted = accept(there, now, allowed=run.config.allow_change, where=where)
     run.changes = [*start.state.changes, *_recorded(run, start.state, accepted)]
     run.environments = start.state.environments
     run.state.step = step
-    _load(run, start.path, start.state, afresh="optimizer.name" in accepted)
+    on_main(lambda: snapshots.go_on_from(path, step, run.output_dir))
+    _load(run, path, start.state, afresh="optimizer.name" in accepted)
     scaler = run.accelerator.scaler
     if scaler is not None and start.state.grad_scaler:
         scaler.load_state_dict(start.state.grad_scaler)
-    if (line := _jump(run, start.path, start.state)) is not None:
+    if (line := _jump(run, path, start.state)) is not None:
         run.console.warn(f"warning: {line}")
     return harmless + [f"{key}: {there.get(key)} -> {now.get(key)} (accepted, recorded)" for key in accepted]
 

@@ -89,6 +89,11 @@ class Run:
         """The step whose checkpoint is kept to make the run longer from, if its learning rate decays after one."""
         return self.config.lr_scheduler.branches_at(self.max_steps) or None
 
+    @property
+    def snapshot_every_steps(self) -> int | None:
+        """How often the averages are kept for good, if they are."""
+        return self.config.ema.snapshot_every_steps(self.max_steps)
+
     def is_finished_at(self, step: int) -> bool:
         """Whether the run is at its end when it stands at `step`, by its length, its patience or its copying."""
         return step >= self.max_steps or self.selection.out_of_patience or self.begins_to_copy
@@ -178,7 +183,7 @@ def build_run(
     resident_bytes = data.train.prepared.pixels().nbytes if on_device else 0
     plan = everywhere(lambda: plan_batch(config, trial, choice.compute, resident_bytes=resident_bytes, resumed=resumed))
     replace(choice.compute, compile=False).apply(unet)  # the buckets for the exchange are laid out like the weights
-    ema_unet = copy.deepcopy(unet).requires_grad_(False).eval() if config.ema.is_kept else None
+    averages = {name: copy.deepcopy(unet).requires_grad_(False).eval() for name in config.ema.decays}
     denoiser = Denoiser(unet, config.augmentation.label_size, uncertainty=config.loss.learned_uncertainty)
     model = _exchanging(denoiser, config.train) if plan.num_processes > 1 else denoiser
     choice = compile_chosen(choice, replace(trial, model=model), plan.micro_batch_size, console.warn)
@@ -194,7 +199,7 @@ def build_run(
         batches=batches,
         plan=plan,
         max_steps=max_steps,
-        state=TrainState(0, unet, ema_unet, config.optimizer.build(denoiser.named_parameters()), denoiser.helpers),
+        state=TrainState(0, unet, averages, config.optimizer.build(denoiser.named_parameters()), denoiser.helpers),
         model=model,
         on_device=on_device,
         objective=objective,

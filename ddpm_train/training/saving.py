@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_train.runs import checkpoint
+from ddpm_train.runs import checkpoint, snapshots
 from ddpm_train.runs.lock import RunLock, TakenOver
 from ddpm_train.runs.mirror import MirrorThread
 from ddpm_train.system.exit_codes import NOT_SAVED, CannotGoOn
@@ -40,6 +40,7 @@ class Saver:
     Attributes:
         directory: the run's `checkpoints` folder.
         max_failures: saves that may fail in a row.
+        keep: called in the thread with each new checkpoint, for what of it stays when it is pruned; may raise OSError.
         published: called in the thread with each new checkpoint.
         settled: called in the thread with it once it is known how good it is, see `settle`.
         warn: shows a line to a person.
@@ -49,6 +50,7 @@ class Saver:
     directory: Path
     retention: checkpoint.Retention
     max_failures: int
+    keep: Callable[[Path], None]
     published: Callable[[Path], None]
     settled: Callable[[Path], None]
     warn: Callable[[str], None]
@@ -119,6 +121,7 @@ class Saver:
     def _write(self, step: int, scalars: dict[str, Any]) -> None:
         try:
             path = checkpoint.save(self.directory, step, self._snapshot, scalars, self.check)
+            self.keep(path)
         except TakenOver:
             return  # which the next save raises
         except Exception as error:
@@ -161,7 +164,7 @@ class Saving:
         retention = checkpoint.Retention(config.keep_last, config.keep_every_steps, best, run.branch_step)
         self._mirror = MirrorThread(mirror, retention, run.console.warn, lock.check) if mirror else None
         self.push = open_push(run, lock)
-        told = (self._copy, self._push, run.console.warn, lock.check)
+        told = (self._keep, self._copy, self._push, run.console.warn, lock.check)
         self._saver = Saver(run.checkpoints, retention, config.max_failures, *told)
         self._last = time.monotonic()
         self._saved_step = run.state.step
@@ -175,9 +178,10 @@ class Saving:
 
     @property
     def is_due(self) -> bool:
-        """Whether the step says so: a multiple of `every_steps`, the best one so far, or the one to branch at."""
+        """Whether the step says so: a multiple of `every_steps`, the best one so far, the one to branch at, or one
+        whose averages are kept."""
         run, config = self._run, self._run.config.checkpoint
-        every = bool(config.every_steps and run.state.step % config.every_steps == 0)
+        every = any(run.state.step % steps == 0 for steps in (config.every_steps, run.snapshot_every_steps) if steps)
         best = config.keep_best and run.selection.best() == run.state.step
         return every or best or run.state.step == run.branch_step
 
@@ -208,6 +212,10 @@ class Saving:
         """Raise `SavingFailed` on all processes if the run's last checkpoint is not on the disk, or `TakenOver`."""
         on_main(self._lock.check)
         on_main(self._saver.check_saved)
+
+    def _keep(self, path: Path) -> None:
+        if (every := self._run.snapshot_every_steps) is not None:
+            snapshots.keep(path, every)
 
     def _copy(self, path: Path) -> None:
         if self._mirror is not None:

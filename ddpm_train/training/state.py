@@ -19,12 +19,13 @@ class TrainState:
     """All that a run is, at a step. `step` counts completed updates; the rest follows from it and the config.
 
     Attributes:
+        averages: of the weights, by name, see `EMA.decays`.
         helpers: what trains beside the network and is no part of it; see `models.denoiser`.
     """
 
     step: int
     unet: UNet2DModel
-    ema_unet: UNet2DModel | None
+    averages: dict[str, UNet2DModel]
     optimizer: torch.optim.Optimizer
     helpers: nn.Module = field(default_factory=nn.Module)
 
@@ -35,8 +36,7 @@ class TrainState:
         """Named sets of tensors, as a checkpoint holds them; raises `NotCaptured` if the optimizer's do not suffice."""
         optimizer, _ = self.optimizer_state.capture()
         sets = {"unet": self.unet.state_dict(), "optimizer": optimizer}
-        if self.ema_unet is not None:
-            sets["ema"] = self.ema_unet.state_dict()
+        sets |= {name: unet.state_dict() for name, unet in self.averages.items()}
         if helpers := self.helpers.state_dict():
             sets["helpers"] = helpers
         return sets
@@ -52,7 +52,7 @@ class TrainState:
             if name == "helpers" and name not in tensors:
                 continue  # a run that has none until now begins them at 0, which changes nothing
             # A run that keeps no average until now begins it at its weights.
-            stored = tensors["unet"] if name == "ema" and name not in tensors else tensors.get(name, {})
+            stored = tensors.get(name, tensors["unet"] if name in self.averages else {})
             if other := set(named) ^ set(stored):
                 raise BadCheckpoint(printable(f"{name}: {min(other)} is {'' if min(other) in stored else 'not '}there"))
             for key, tensor in named.items():
@@ -72,7 +72,12 @@ class TrainState:
     @property
     def sampling_unet(self) -> UNet2DModel:
         """The weights to sample from: the average where there is one."""
-        return self.unet if self.ema_unet is None else self.ema_unet
+        return self.averages.get("ema", self.unet)
+
+    @property
+    def sampling_weights(self) -> str:
+        """Which these are: "ema" or "unet"."""
+        return "ema" if "ema" in self.averages else "unet"
 
 
 @torch.no_grad()

@@ -1,24 +1,23 @@
 """Carries out a run: lock, start, train, evaluate, save, end."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.state import AcceleratorState
-from diffusers import DDPMPipeline
 
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config
+from ddpm_train.models.save import save_pipeline
 from ddpm_train.report import try_to_write_report
-from ddpm_train.runs.folder import ORIGIN, PIPELINE, RECORDS, RESULT, read_origin, read_result
+from ddpm_train.runs.folder import PIPELINE, RECORDS, RESULT, read_origin, read_result
 from ddpm_train.runs.lock import RunLock
 from ddpm_train.runs.mirror import FINISH_SECONDS, STOP_SECONDS
 from ddpm_train.system.console import Console
-from ddpm_train.system.files import replace_folder, write_atomic
+from ddpm_train.system.files import write_atomic
 from ddpm_train.system.ranks import join, on_main, open_channel, require_same
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training import messages
@@ -173,10 +172,7 @@ def _save_result(run: Run, failed_evaluation: str | None) -> None:
 
 
 def _save_pipeline(run: Run) -> None:
-    """A plain DDPMPipeline of the sampling weights, which diffusers loads without this project."""
-    with replace_folder(run.output_dir / PIPELINE) as staging:
-        DDPMPipeline(unet=run.state.sampling_unet, scheduler=run.objective.noise_scheduler).save_pretrained(staging)
-        origin = {"step": run.state.step, "weights": "unet" if run.state.ema_unet is None else "ema"}
-        (staging / ORIGIN).write_text(json.dumps(origin))
-        for file in staging.rglob("*.safetensors"):  # which safetensors lets nobody else read, whatever the umask
-            shutil.copymode(staging / ORIGIN, file)
+    """A plain DDPMPipeline of the sampling weights."""
+    state = run.state
+    model = (state.sampling_unet, run.objective.noise_scheduler)
+    save_pipeline(run.output_dir / PIPELINE, *model, state.step, state.sampling_weights)

@@ -1,0 +1,25 @@
+"""A model as a folder that diffusers loads without this project."""
+
+import json
+import shutil
+from pathlib import Path
+
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from ddpm_train.runs.folder import ORIGIN
+from ddpm_train.system.files import replace_folder
+
+
+def save_pipeline(
+    folder: Path, unet: UNet2DModel, noise_scheduler: DDPMScheduler, step: int | None, weights: str | None
+) -> None:
+    """Write a plain DDPMPipeline in the place of `folder`, with a file beside it that says which weights it holds.
+
+    Args:
+        step, weights: see `Model`.
+    """
+    with replace_folder(folder) as staging:
+        DDPMPipeline(unet=unet, scheduler=noise_scheduler).save_pretrained(staging)
+        (staging / ORIGIN).write_text(json.dumps({"step": step, "weights": weights}))
+        for file in staging.rglob("*.safetensors"):  # which safetensors lets nobody else read, whatever the umask
+            shutil.copymode(staging / ORIGIN, file)
