@@ -144,7 +144,7 @@ class PowerEMA(EMA):
 def exponent(width: float) -> float:
     """gamma of the power function t ** gamma whose relative standard deviation, sigma_rel, is `width`.
 
-    It solves sigma_rel ** 2 = (gamma + 1) / ((gamma + 2) ** 2 (gamma + 3)), a cubic (Karras et al. 2024, algorithm 2).
+    It solves sigma_rel ** 2 = (gamma + 1) / ((gamma + 2) ** 2 (gamma + 3)), a cubic (Karras et al. 2024, eq. 123, 126).
     """
     import numpy as np
 
@@ -153,5 +153,5 @@ def exponent(width: float) -> float:
 
 
 def power_decay(gamma: float, step: int) -> float:
-    """beta_t = (1 - 1 / t) ** (gamma + 1) (Karras et al. 2024, section 3.1)."""
+    """beta_t = (1 - 1 / t) ** (gamma + 1) (Karras et al. 2024, eq. 127)."""
     return (1 - 1 / step) ** (gamma + 1)

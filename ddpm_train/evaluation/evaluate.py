@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from accelerate import Accelerator
@@ -13,16 +12,15 @@ from torch import nn
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EvaluateConfig
-from ddpm_train.config.losses import LOSSES, MSE, Loss
 from ddpm_train.config.metrics import FEWEST_IMAGES, names_needing
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.parts import Sampler
 from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data, open_data
-from ddpm_train.diffusion.objective import Objective
 from ddpm_train.evaluation.checks import image_mistakes, measurable, model_mistakes
 from ddpm_train.evaluation.cost import Cost, CostRow
 from ddpm_train.evaluation.features import Extractor, open_extractor
+from ddpm_train.evaluation.held_out import objective_of
 from ddpm_train.evaluation.image_folder import image_folder, open_images
 from ddpm_train.evaluation.image_sets import FolderImages, ImageSet, SampledImages
 from ddpm_train.evaluation.measure import Found, ModelInputs, Result, collect, measure_images, measure_model
@@ -35,7 +33,7 @@ from ddpm_train.models.load import Model, load_model
 from ddpm_train.models.save import save_pipeline
 from ddpm_train.report import try_to_write_report
 from ddpm_train.runs.environment import versions
-from ddpm_train.runs.folder import SCORES, read_part, run_of
+from ddpm_train.runs.folder import SCORES, run_of
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute, open_engine
 from ddpm_train.sampling.recipe import Recipe, compared
@@ -72,7 +70,7 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     dataset = dataset_of(config)
     folder = image_folder(config.pipeline)
     scored = images = model = None
-    of_width: dict[float, Model] = {}
+    of_width = {}
     if folder is not None:
         scored = everywhere(lambda: open_images(folder, dataset, progress=workers.console.live))
         images = scored.train
@@ -105,14 +103,6 @@ def _load(config: EvaluateConfig, weights: str) -> Model:
     return load_model(config.pipeline, revision=config.revision, weights=weights)
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """What of a run's config says by which loss it was trained."""
-
-    loss: Annotated[Loss, LOSSES]
-    seed: int
-
-
 @dataclass
 class _Evaluation:
     """One call of the program, once all is open and checked. Every process does all of it together."""
@@ -137,7 +127,8 @@ class _Evaluation:
         if folder_images is not None:
             self.images = FolderImages(folder_images, config.pipeline, self.workers)
         else:
-            self.images = self._sampled(self._engine, config.sampler, config.num_inference_steps)
+            assert self.model is not None  # a folder of images needs none
+            self.images = self._sampled(self.model, config.sampler, config.num_inference_steps)
         self.scores_of_widths: list[Score] = []
 
     def carry_out(self) -> list[Score]:
@@ -193,14 +184,15 @@ class _Evaluation:
 
     def _cost(self, extractor: Extractor) -> Iterator[Result]:
         """The cost metric for each sampler and number of steps."""
-        config, engine, say = self.config, self._engine, self.workers.console.say
+        config, engine, model, say = self.config, self._engine, self.model, self.workers.console.say
+        assert model is not None  # the checks see to it
         warm_up = torch.zeros(config.batch_size, engine.unet.config.in_channels, *self.dataset.resolution)
         engine.call(warm_up.to(engine.device))
         rows = []
         for name in config.cost.samplers:
             for steps in config.cost.steps:
                 say(f"  {name}, {steps} steps")
-                images = self._sampled(engine, compared(config.sampler, name), steps)
+                images = self._sampled(model, compared(config.sampler, name), steps)
                 (score,) = collect(self._compare([config.cost.metric], images, extractor)).scores
                 rows.append(CostRow(name, steps, score.value, score.interval, images.seconds_per_image))
                 yield score.name, score
@@ -212,43 +204,41 @@ class _Evaluation:
 
     def _compare_widths(self, extractor: Extractor | None) -> Widths:
         """The metric of the widths for each of them; the best one is written, if it is to be."""
-        config, metric = self.config, self.config.ema.metric
-        scores = {}
-        for width, model in self.of_width.items():
-            self.workers.console.say(f"  {model.label}")
-            images = self._sampled(self._engine_of(model), config.sampler, config.num_inference_steps, model)
-            if names_needing("features", [metric]):
-                assert extractor is not None  # opened for it
-                results = self._compare([metric], images, extractor)
-            else:
-                known = replace(images.depends_on, sampler=None, num_inference_steps=None)
-                results = measure_model([metric], self._model_inputs(model), known)
-            (scores[width],) = collect(results).scores
-        found = Widths(scores)
-        self.scores_of_widths = [replace(score, name=f"{score.name}@{width:g}") for width, score in scores.items()]
-        self.workers.console.say(*found.table())
-        if (folder := config.ema.pipeline) is not None:
-            best = self.of_width[found.best]
+        say, models = self.workers.console.say, self.of_width
+        found = Widths({width: self._score(self.config.ema.metric, models[width], extractor) for width in models})
+        self.scores_of_widths = found.named()
+        say(*found.table())
+        if (folder := self.config.ema.pipeline) is not None:
+            best = models[found.best]
             on_main(lambda: save_pipeline(expanded(folder), best.unet, best.noise_scheduler, best.step, best.weights))
             self.workers.console.table({"pipeline": folder})
         return found
+
+    def _score(self, metric: str, model: Model, extractor: Extractor | None) -> Score:
+        """One metric of another model than the chosen one."""
+        self.workers.console.say(f"  {model.label}")
+        config = self.config
+        images = self._sampled(model, config.sampler, config.num_inference_steps)
+        if names_needing("features", [metric]):
+            assert extractor is not None  # opened for it
+            results = self._compare([metric], images, extractor)
+        else:
+            known = replace(images.depends_on, sampler=None, num_inference_steps=None)
+            results = measure_model([metric], self._model_inputs(model), known)
+        (score,) = collect(results).scores
+        return score
 
     def _model_inputs(self, model: Model, timestep_bins: int | None = None) -> ModelInputs:
         """The model in float32, whatever samples are made in."""
         assert self.held_out is not None  # the checks see to it
         config, device, noise_scheduler = self.config, self.workers.device, model.noise_scheduler
         noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
-        # The loss of a model is that of its run, or the plain one.
-        loss: Loss = MSE("mse")
-        seed, run = config.seed, run_of(config.pipeline)
-        if run is not None and "held_out_loss" in config.all_metrics:
-            trained = read_part(run, _Trained)
-            loss, seed = trained.loss, trained.seed
+        run = run_of(config.pipeline) if "held_out_loss" in config.model_metrics else None
         return ModelInputs(
             unet=nn.Module.to(model.unet, device=device),  # not ModelMixin's `to`, which warns
             noise_scheduler=noise_scheduler,
             title=model.label,
-            objective=Objective(noise_scheduler, loss, seed),
+            objective=objective_of(run, noise_scheduler, config.seed),
             held_out=self.held_out,
             seed=config.seed,
             batch_size=config.batch_size,
@@ -266,7 +256,7 @@ class _Evaluation:
 
     @cached_property
     def _engine(self) -> Engine:
-        assert self.model is not None  # a folder of images makes none
+        assert self.model is not None
         return self._engine_of(self.model)
 
     def _engine_of(self, model: Model) -> Engine:
@@ -279,11 +269,8 @@ class _Evaluation:
     def _recipe(self, sampler: Sampler, num_inference_steps: int) -> Recipe:
         return Recipe(self.config.seed, sampler, num_inference_steps, self.dataset.resolution)
 
-    def _sampled(
-        self, engine: Engine, sampler: Sampler, num_inference_steps: int, model: Model | None = None
-    ) -> SampledImages:
-        config, model = self.config, model or self.model
-        assert model is not None
+    def _sampled(self, model: Model, sampler: Sampler, num_inference_steps: int) -> SampledImages:
+        config, engine = self.config, self._engine if model is self.model else self._engine_of(model)
         known = versions() | {"precision": str(engine.compute), "model": model.digest}
         return SampledImages(
             engine,

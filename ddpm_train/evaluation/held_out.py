@@ -1,17 +1,22 @@
 """The loss on images that training never sees, at noise and timesteps that never change."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
-from ddpm_train.diffusion.objective import to_model_range
+from ddpm_train.config.losses import LOSSES, MSE, Loss
+from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.measure import ModelInputs, Result
 from ddpm_train.evaluation.scores import Measured
 from ddpm_train.models.load import Model
+from ddpm_train.runs.folder import read_part
 from ddpm_train.seeding import Purpose
 
 
@@ -22,6 +27,20 @@ def held_out_loss(inputs: ModelInputs) -> Iterator[Result]:
     interval = bootstrap.mean(values, bootstrap.new_rng())
     yield "held_out_loss", Measured(float(values.mean()), interval=interval, seed=inputs.objective.seed)
     yield from over_timesteps(losses, timesteps, inputs)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What of a run's config says by which loss it was trained."""
+
+    loss: Annotated[Loss, LOSSES]
+    seed: int
+
+
+def objective_of(run: Path | None, noise_scheduler: DDPMScheduler, seed: int) -> Objective:
+    """The loss that a run was trained with, at its own seed; the plain one of a model that is no run's."""
+    trained = _Trained(MSE("mse"), seed) if run is None else read_part(run, _Trained)
+    return Objective(noise_scheduler, trained.loss, trained.seed)
 
 
 def why_no_loss(model: Model) -> str | None:

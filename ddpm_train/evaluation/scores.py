@@ -93,7 +93,9 @@ class Score:
 
 
 def lines(scores: Sequence[Score]) -> list[str]:
-    """A table for a person, and the warnings below it."""
+    """A table for a person, and the warnings below it; nothing of no scores."""
+    if not scores:
+        return []
     rows = [["score", "value", f"{CONFIDENCE:.0%} interval"]]
     for score in scores:
         interval = f"{score.interval[0]:.4g} … {score.interval[1]:.4g}" if score.interval else ""

@@ -1,7 +1,7 @@
 """Which width of a run's average is best: one score for each, in a table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ddpm_train.evaluation.scores import Score
@@ -23,13 +23,17 @@ class Widths:
     def _sign(self) -> int:
         return 1 if next(iter(self.scores.values())).lower_is_better else -1
 
+    def named(self) -> list[Score]:
+        """Each with its width in its name, such as "held_out_loss@0.1"."""
+        return [replace(score, name=f"{score.name}@{width:g}") for width, score in self.scores.items()]
+
     def to_json(self) -> dict[str, Any]:
-        """With what all of them depend on, which is that of the best but for the weights."""
+        """With what the best depends on, as all do but for the weights."""
         rows = [
             {"width": width, "value": score.value, "interval": score.interval} for width, score in self.scores.items()
         ]
         best = self.scores[self.best]
-        return {"metric": best.name, "rows": rows, "best": self.best, "reference": best.depends_on.reference}
+        return {"metric": best.name, "rows": rows, "best": self.best, "depends_on": asdict(best.depends_on)}
 
     def table(self) -> list[str]:
         """Lines for a person."""

@@ -28,7 +28,7 @@ Numbers = np.ndarray | np.float64
 
 def dot(t_a: Numbers, gamma_a: Numbers, t_b: Numbers, gamma_b: Numbers) -> Any:
     """The integral of the product of two power functions, (gamma + 1) t ** gamma / t_end ** (gamma + 1) from 0 to t_end
-    (Karras et al. 2024, algorithm 3).
+    (Karras et al. 2024, eq. 151).
 
     Args:
         t_a, t_b: where they end, in steps.
@@ -45,7 +45,7 @@ def fit(steps: np.ndarray, gammas: np.ndarray, step: int, gamma: float) -> tuple
         step, gamma: the same of the one that is wanted.
 
     Returns:
-        Their coefficients, float64 [N], and what the sum lacks, as a share of the norm of what is wanted.
+        Their coefficients, float64 [N], which add up to 1, and what the sum lacks, as a share of the wanted one's norm.
     """
     end, wanted = np.float64(step), np.float64(gamma)
     products = dot(steps[:, None], gammas[:, None], steps, gammas)
@@ -53,6 +53,7 @@ def fit(steps: np.ndarray, gammas: np.ndarray, step: int, gamma: float) -> tuple
     norms = np.sqrt(np.diag(products))
     of_norm_1 = products / norms / norms[:, None]
     coefficients = np.linalg.lstsq(of_norm_1, with_wanted / norms, rcond=_ROUNDING)[0] / norms
+    coefficients /= coefficients.sum()  # what all steps have in common is kept as it is
     norm = dot(end, wanted, end, wanted)
     lacks = norm - 2 * coefficients @ with_wanted + coefficients @ products @ coefficients
     return coefficients, float(np.sqrt(max(0.0, lacks) / norm))

@@ -224,8 +224,10 @@ def _model(
     pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, known: Mapping[str, Any], notes: str = ""
 ) -> Model:
     """A model of which `step` and `weights` are known, or nothing."""
-    kind = {"unet": "raw", "ema": "EMA"}.get(known.get("weights", ""), f"EMA ({known.get('weights')})")
-    which = f"step {known['step']:,}, {kind} weights" if known else ""
+    kinds = {"unet": "raw weights", "ema": "EMA weights"}
+    which = (
+        f"step {known['step']:,}, {kinds.get(known['weights'], 'EMA weights, ' + known['weights'])}" if known else ""
+    )
     label = ", ".join(filter(None, (pipeline, which, notes)))
     _refuse_non_finite(pipeline, unet)
     digest = _digest(unet, noise_scheduler)
