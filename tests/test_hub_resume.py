@@ -12,6 +12,8 @@ from helpers.hub.http import Kind, flipped
 from helpers.hub.server import LoopbackHub
 from helpers.runs import same_end, wait_for
 
+from ddpm_train.runs import snapshots
+
 RUN = ("evaluation=none", "lr_scheduler=constant", "checkpoint.every_steps=2", "model.dropout=0.1")
 PUSH = ("hub.push=true", "hub.repo_id=tester/cats", "hub.strategy=checkpoint")
 RESUME = "resume=hf://tester/cats"
@@ -30,16 +32,25 @@ def empty_the_disk(cli: HubCli) -> None:
 def test_on_an_empty_machine(hub_cli: HubCli, strategy: str) -> None:
     """From the Hub as from the disk; the same command, which pushes there, finds its own checkpoints again."""
     push = (*PUSH, f"hub.strategy={strategy}", "hub.revision=runs", "hub.private=true")
-    hub_cli.train(*RUN, "name=whole", "train.max_steps=10")
-    hub_cli.train(*RUN, *push, "train.max_steps=6")
+    power = ("ema=power", "ema.snapshots=3")
+    hub_cli.train(*RUN, *power, "name=whole", "train.max_steps=10")
+    hub_cli.train(*RUN, *power, *push, "train.max_steps=6")
     empty_the_disk(hub_cli)
-    said = hub_cli.train(*RUN, f"{RESUME}@runs", "train.max_steps=8")
+    said = hub_cli.train(*RUN, *power, f"{RESUME}@runs", "train.max_steps=8")
     assert "(resumes at step 6)" in said and "changed    hub" not in said
+    assert list(snapshots.until(hub_cli.output(), 8)) == [2, 4, 6]
     empty_the_disk(hub_cli)
-    assert "(resumes at step 6)" in hub_cli.train(*RUN, *push, "train.max_steps=10")
+    assert "(resumes at step 6)" in hub_cli.train(*RUN, *power, *push, "train.max_steps=10")
     same_end(hub_cli.output(), hub_cli.output("whole"), 10)
     assert not list((hub_cli.output() / "checkpoints").glob(".*"))
     assert hub_cli.hub.head("tester/cats", "runs").title == "Step 10"
+    # First each second step is kept, then each fourth.
+    assert list(snapshots.until(hub_cli.output(), 10)) == [2, 4, 6, 8]
+    there = hub_cli.hub.head("tester/cats", "runs").folder
+    for average in ("step_00000004/ema_2.safetensors", "step_00000008/ema.safetensors"):
+        for run in (hub_cli.output(), there):
+            kept = (run / "snapshots" / average).read_bytes()
+            assert kept == (hub_cli.output("whole") / "snapshots" / average).read_bytes()
 
 
 @pytest.mark.slow

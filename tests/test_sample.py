@@ -461,7 +461,7 @@ def test_what_the_command_line_shows(cli: Cli) -> None:
     told = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
     assert told == [
         "num_image=3: no such key; did you mean 'num_images'?",
-        "weights=emma: not one of auto, ema, unet; did you mean 'ema'?",
+        "weights=emma: not one of auto, ema, unet, ema@WIDTH; did you mean 'ema'?",
         "strength=2: must be at most 1",
         "sampler.etaa=0.5: no argument of DDIMScheduler; did you mean 'eta'?",
         "sampler.beta_end=1: decided by the model, which was trained with it; leave it out",
