@@ -12,7 +12,7 @@ from torch import nn
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.evaluate import EvaluateConfig
-from ddpm_train.config.metrics import FEWEST_IMAGES, names_needing
+from ddpm_train.config.metrics import FEWEST_IMAGES, METRICS, names_needing
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.parts import Sampler
 from ddpm_train.data.images import Images
@@ -75,8 +75,9 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
         scored = everywhere(lambda: open_images(folder, dataset, progress=workers.console.live))
         images = scored.train
     else:
-        model = everywhere(lambda: _load(config, config.weights), fetches=True)
-        of_width = {width: everywhere(partial(_load, config, f"ema@{width:g}")) for width in config.ema.widths}
+        load = partial(load_model, config.pipeline, revision=config.revision)
+        model = everywhere(lambda: load(weights=config.weights), fetches=True)
+        of_width = {width: everywhere(partial(load, weights=f"ema@{width:g}")) for width in config.ema.widths}
         # Before the images, which may take long to prepare.
         if mistakes := list(model_mistakes(config, dataset, model)):
             raise Mistakes(*mistakes)
@@ -97,10 +98,6 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
             raise
         reason = (str(error).splitlines() or ["the host has none left"])[0]
         raise Mistakes(f"batch_size={config.batch_size}: out of memory ({reason}); use less") from None
-
-
-def _load(config: EvaluateConfig, weights: str) -> Model:
-    return load_model(config.pipeline, revision=config.revision, weights=weights)
 
 
 @dataclass
@@ -219,14 +216,11 @@ class _Evaluation:
         self.workers.console.say(f"  {model.label}")
         config = self.config
         images = self._sampled(model, config.sampler, config.num_inference_steps)
-        if names_needing("features", [metric]):
+        if "features" in METRICS[metric].needs:
             assert extractor is not None  # opened for it
-            results = self._compare([metric], images, extractor)
-        else:
-            known = replace(images.depends_on, sampler=None, num_inference_steps=None)
-            results = measure_model([metric], self._model_inputs(model), known)
-        (score,) = collect(results).scores
-        return score
+            return collect(self._compare([metric], images, extractor)).scores[0]
+        known = replace(images.depends_on, sampler=None, num_inference_steps=None)
+        return collect(measure_model([metric], self._model_inputs(model), known)).scores[0]
 
     def _model_inputs(self, model: Model, timestep_bins: int | None = None) -> ModelInputs:
         """The model in float32, whatever samples are made in."""
