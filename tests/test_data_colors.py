@@ -3,6 +3,7 @@
 import re
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +313,44 @@ def test_a_png_file_may_hold_long_texts() -> None:
     texts = PngImagePlugin.PngInfo()
     texts.add_text("workflow", "x" * 2_000_000, zip=True)
     assert decoder()(encoded(Image.new("RGB", (8, 8), (200, 50, 50)), pnginfo=texts))[:, 0, 0].tolist() == [200, 50, 50]
+
+
+def test_tiff_greys_keep_their_sign() -> None:
+    """SampleFormat 1 is unsigned, 2 is signed (TIFF 6.0, section 19)."""
+
+    def stored(samples: np.ndarray, kind: int) -> bytes:
+        return tiff({258: (8 * samples.itemsize,), 262: (1,), 339: (kind,)}, samples.tobytes())
+
+    columns = np.tile(np.arange(8), (8, 1))
+    for samples, kind, low, high in (
+        ((columns - 4).astype(np.int8), 2, -4, 3),
+        ((columns * 500_000_000).astype(np.uint32), 1, 0, 3_500_000_000),
+    ):
+        with pytest.raises(
+            BrokenImage, match=f"^grey values from {low:g} to {re.escape(f'{high:g}')}, of which nobody"
+        ):
+            decoder(1)(stored(samples, kind))
+        ranged = replace(decoder(1), value_range=(low, high))
+        assert ranged(stored(samples, kind))[0, 0].tolist() == np.rint(columns[0] / 7 * 255).tolist()
+    assert decoder(1)(stored((columns * 30).astype(np.uint8), 1))[0, 0, 7] == 210
+
+
+def test_a_transparent_colour_of_16_bits() -> None:
+    color = struct.pack(">3H", 0x1234, 0x8000, 0xFFFF)
+    for depth, pixel in {16: color, 8: color[::2]}.items():
+        rows = zlib.compress(8 * (b"\0" + 4 * pixel + 4 * bytes(len(pixel))))
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, depth, 2, 0, 0, 0))
+        key = chunk(b"tRNS", color if depth == 16 else struct.pack(">3H", *pixel))
+        data = b"\x89PNG\r\n\x1a\n" + header + key + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+        assert decoder(4)(data)[:, 0, [0, 7]].T.tolist() == [[0x12, 0x80, 0xFF, 0], [0, 0, 0, 255]]
+
+
+def test_photos_that_tell_adobe_rgb_by_exif() -> None:
+    """DCF 2.0: index R03. Adobe RGB (200, 50, 50): a gamma of 563 / 256, its matrix (Lindbloom), sRGB's inverse."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03", 2: b"0100"}
+    photo = Image.new("RGB", (100, 40), P3_RED)
+    options = {"quality": 100, "subsampling": 0, "exif": exif}
+    assert np.abs(decoder()(encoded(photo, "JPEG", **options))[:, 0, 0].astype(int) - (232, 46, 46)).max() <= 2
+    embedded = encoded(photo, "JPEG", icc_profile=P3, **options)  # which stands above it
+    assert np.abs(decoder()(embedded)[:, 0, 0].astype(int) - SRGB_RED).max() <= 2

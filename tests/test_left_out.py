@@ -13,7 +13,7 @@ from helpers.images import dataset_config
 from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.data.decode import Decoder
+from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.formats import decodable
 from ddpm_train.data.image_files import find_images
 from ddpm_train.data.loader import Data, open_data
@@ -216,3 +216,29 @@ def test_frames_beyond_the_first(tmp_path: Path, garments: list[Image.Image]) ->
     assert np.array_equal(data.train.load([names.index("all.tiff")])[0].numpy(), first)
     images = open_images(folder, dataset_config("folder", folder, resolution=28), progress=False)
     assert list(images.warnings()) == [f"warning: {line}"]
+
+
+def test_images_whose_ending_says_nothing(tmp_path: Path, write_images: WriteImages) -> None:
+    """As downloads leave them; texts and programs are no images."""
+    folder = write_images(tmp_path / "data", 6)
+    for name in ("1a2b", "3c4d", "photo.jpg_large", "x.bin"):
+        shutil.copy(folder / "001.png", folder / name)
+    for name, text in {"README": "PyTorch", "LICENSE": "BM", "a.py": "GIF", "b.bin": "P5"}.items():
+        (folder / name).write_text(text)
+    os.mkfifo(folder / "pipe")
+    line = "4 images (2 in files without an ending, 1 in files that end in .jpg_large, 1 in files that end in .bin)"
+    (said,) = opened(folder).left_out
+    assert sorted(said) == sorted(f"left out: {line}") and "2 in files without an ending" in said
+    for file in folder.rglob("*.png"):
+        file.unlink()
+    with pytest.raises(Mistakes, match=r"no images in it \(left out: 4 images \("):
+        FolderSource(folder)
+
+
+def test_what_pillow_half_reads_is_named(tmp_path: Path) -> None:
+    apple = b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI\x50\0\x20\2" + bytes(4)
+    for data, name in {apple: "PNG as apps", b"P7\nWIDTH 8\n": "PAM", b"SIMPLE  =": "FITS"}.items():
+        (tmp_path / "a.png").write_bytes(data.ljust(300))
+        with pytest.raises(BrokenImage, match=rf"^{name}.* \(convert to .png\)$"):
+            Decoder((8, 8), 1, (0, 0, 0), "center", 10**6)(tmp_path / "a.png")
+    assert ".fits" not in decodable()  # of which Pillow forgets the sign

@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
-# Tags of TIFF, and a value.
-_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _COLOR_MAP, _EXTRA_SAMPLES = 258, 262, 320, 338
+# Tags of TIFF, and values of some.
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _COLOR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 320, 338, 339
 _WHITE_IS_ZERO = 0
+_UNSIGNED, _SIGNED = 1, 2
 # Their fourth channel is often nothing; what is blank all over is shown without it by Windows, Photoshop and browsers.
 _WITHOUT_ALPHA = ("BMP", "DIB", "TGA", "ICO", "CUR")
 # Modes, and that of the colours in them which a profile is for.
 _PROFILED = {"L": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK"}
 # A profile that moves no colour by more levels is sRGB under one of its many names.
 _SAME_LEVELS = 3
+# Adobe RGB (1998), which cameras tell by EXIF alone.
+_ADOBE_PRIMARIES, _ADOBE_GAMMA = ((0.640, 0.330), (0.210, 0.710), (0.150, 0.060)), 563 / 256
+_INTEROPERABILITY, _INDEX, _ADOBE_INDEX = 0xA005, 1, "R03"  # of EXIF: a directory, a tag in it, a value of that
 _SRGB_GAMMA = 0.45455  # what a PNG file says that holds sRGB, or something near it
 _NEAR_SRGB = 0.02
 # ITU-T H.273 numbers colours by their primaries and their transfer function; 2 says nothing.
@@ -40,15 +44,19 @@ _SRGB_CURVES = (1, 2, 4, 6, 7, 13, 14, 15)
 _HIGH_DYNAMIC_RANGE = {16: "high dynamic range, PQ", 18: "high dynamic range, HLG"}
 
 
-def transparent_grey(image: Image.Image) -> int | None:
-    """Which grey of an opened PNG file is transparent, on the scale that its pixels have once they are loaded.
+def transparent_color(image: Image.Image) -> int | tuple[int, ...] | None:
+    """Which grey or colour of an opened PNG file is transparent, on the scale that its pixels have once loaded.
 
-    Pillow spreads greys of 2 and 4 bits over 8, and leaves this one as it is.
+    Pillow spreads greys of 2 and 4 bits over 8, keeps 8 of the 16 bits of colours, and leaves this one as it is.
     """
-    grey = image.info.get("transparency")
-    if image.format != "PNG" or not isinstance(grey, int) or not (tiles := getattr(image, "tile", None)):
+    color = image.info.get("transparency")
+    if image.format != "PNG" or not (tiles := getattr(image, "tile", None)):
         return None
-    return {"L;2": 85, "L;4": 17}.get(tiles[0].args, 1) * grey
+    if isinstance(color, int):
+        return {"L;2": 85, "L;4": 17}.get(tiles[0].args, 1) * color
+    if isinstance(color, tuple) and tiles[0].args == "RGB;16B":
+        return tuple(value >> 8 for value in color)
+    return None
 
 
 def white_is_zero(image: Image.Image) -> bool:
@@ -59,6 +67,19 @@ def white_is_zero(image: Image.Image) -> bool:
 def stated_white(image: Image.Image) -> int | None:
     """The white of an opened grey TIFF file of 12 bits, which Pillow leaves as they are in integers of 16."""
     return 4095 if _tags(image).get(_BITS_PER_SAMPLE) == (12,) else None
+
+
+def with_stored_numbers(image: Image.Image, picture: Image.Image) -> Image.Image:
+    """A picture made of a loaded TIFF file, with the greys that the file has.
+
+    Pillow takes signed integers of 8 bits for unsigned ones, and unsigned ones of 32 for signed ones.
+    """
+    kind, bits = (_tags(image).get(tag, (1,)) for tag in (_SAMPLE_FORMAT, _BITS_PER_SAMPLE))
+    if image.mode == "L" and kind == (_SIGNED,):
+        return Image.fromarray(np.asarray(picture).view(np.int8).astype(np.int32))
+    if image.mode == "I" and kind == (_UNSIGNED,) and bits == (32,) and np.asarray(picture).min() < 0:
+        return Image.fromarray(np.asarray(picture).view(np.uint32).astype(np.float32))
+    return picture
 
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:
@@ -118,8 +139,13 @@ def _png_code_points(stream: Any, place: int, length: int) -> bytes:
     return data
 
 
-# Pillow asks its stream for a method of the name of each chunk, and has none for this one.
+def _refuse_png(stream: Any, place: int, length: int) -> bytes:
+    raise SyntaxError("not as the specification has it")
+
+
+# Pillow asks its stream for a method of the name of each chunk, and has none for these. CgBI tells of Apple's own kind.
 PngImagePlugin.PngStream.chunk_cICP = _png_code_points  # type: ignore[attr-defined]
+PngImagePlugin.PngStream.chunk_CgBI = _refuse_png  # type: ignore[attr-defined]
 
 
 def use_code_points(image: Image.Image) -> str | None:
@@ -139,22 +165,33 @@ def use_code_points(image: Image.Image) -> str | None:
     image.info["srgb"] = 0
     image.info.pop("icc_profile", None)
     if primaries in _PRIMARIES:
-        image.info["icc_profile"] = _profile(primaries)
+        image.info["icc_profile"] = _profile(_PRIMARIES[primaries])
     return None
 
 
+def use_camera_profile(image: Image.Image) -> None:
+    """Give a loaded photo of a camera that was set to Adobe RGB its profile: such files say it in EXIF (DCF 2.0)."""
+    if image.format in ("JPEG", "MPO") and not image.info.get("icc_profile") and image.info.get("exif"):
+        index = image.getexif().get_ifd(_INTEROPERABILITY).get(_INDEX)
+        if str(index).rstrip("\0") == _ADOBE_INDEX:
+            image.info["icc_profile"] = _profile(_ADOBE_PRIMARIES, _ADOBE_GAMMA)
+
+
 @lru_cache
-def _profile(primaries: int) -> bytes:
-    """The ICC profile of sRGB with other primaries."""
+def _profile(primaries: tuple[tuple[float, float], ...], gamma: float | None = None) -> bytes:
+    """The ICC profile of sRGB with other primaries, as (x, y), and perhaps a plain gamma."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     count = int.from_bytes(data[128:132])
     places = {name: place for name, place, _ in struct.iter_unpack(">4sII", data[132 : 132 + 12 * count])}
     to_d50 = np.array(struct.unpack_from(">9i", data, places[b"chad"] + 8)).reshape(3, 3)
-    colours = np.array([(x / y, 1, (1 - x - y) / y) for x, y in _PRIMARIES[primaries]]).T
+    colours = np.array([(x / y, 1, (1 - x - y) / y) for x, y in primaries]).T
     x, y = _D65
     amounts = np.linalg.solve(colours, (x / y, 1, (1 - x - y) / y))  # of each primary in white
     for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), (to_d50 @ (colours * amounts)).T, strict=True):
         struct.pack_into(">3i", data, places[name] + 8, *np.rint(column).astype(int).tolist())
+    if gamma is not None:
+        for name in (b"rTRC", b"gTRC", b"bTRC"):
+            struct.pack_into(">H2xi", data, places[name] + 8, 0, round(gamma * 65536))  # a parametric curve, of kind 0
     return bytes(data)
 
 

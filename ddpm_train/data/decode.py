@@ -5,7 +5,7 @@ import os
 import struct
 import warnings
 import zlib
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,11 +20,13 @@ from ddpm_train.data.colors import (
     in_srgb,
     note_code_points,
     stated_white,
-    transparent_grey,
+    transparent_color,
+    use_camera_profile,
     use_code_points,
     white_is_zero,
     with_palette_of_8_bits,
     with_srgb_gamma,
+    with_stored_numbers,
 )
 from ddpm_train.data.formats import formats_of, what_it_is
 
@@ -219,17 +221,20 @@ def upright(image: Image.Image) -> Image.Image:
     """
     if unknown := use_code_points(image):
         raise BrokenImage(unknown)
-    grey = transparent_grey(image)
+    color = transparent_color(image)
     if image.format == "GIF" and not image.tell():
         gif.load_first(image)
     image.load()  # damage to the pixels shows here
     with_palette_of_8_bits(image)
+    with suppress(*DAMAGE):
+        use_camera_profile(image)
     try:
         picture = ImageOps.exif_transpose(image)
     except DAMAGE:
         picture = image.copy()  # damaged EXIF says nothing about the pixels
-    if grey is not None:
-        picture.info["transparency"] = grey
+    picture = with_stored_numbers(image, picture)
+    if color is not None:
+        picture.info["transparency"] = color
     picture.info |= {_WHITE_IS_ZERO: white_is_zero(image), _WHITE: stated_white(image)}
     return picture.convert("RGB") if blank_alpha(image) else picture
 

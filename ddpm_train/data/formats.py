@@ -1,5 +1,6 @@
 """Which endings are those of images: what the installed Pillow decodes, and what nothing here does. No torch."""
 
+import os
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -14,8 +15,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF
 # Of what is only read from files of its ending, these are recognised in others.
 _BY_ENDING = ("PSD", "ICO", "ICNS", "DDS", "SGI", "QOI")
 # What Pillow has an ending for besides, and is no picture of pixels: it hands drawings to helper programs (EPS to
-# Ghostscript), and films and fields of measurements are none. Today's .pcd are point clouds.
-_NO_PICTURES = {"EPS", "WMF", "PDF", "MPEG", "FLI", "BUFR", "GRIB", "HDF5", "PCD"}
+# Ghostscript), and films and fields of measurements are none (of FITS it reads numbers without their scale and sign).
+# Today's .pcd are point clouds.
+_NO_PICTURES = {"EPS", "WMF", "PDF", "MPEG", "FLI", "BUFR", "GRIB", "HDF5", "FITS", "PCD"}
 # What a package teaches Pillow: its module, what registers it there, the format and the endings.
 _PACKAGES = {
     "pillow-heif": ("pillow_heif", "register_heif_opener", "HEIF", (".heic", ".heif", ".hif")),
@@ -26,7 +28,7 @@ _RAW = (
     *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),
     *(".3fr", ".erf", ".kdc", ".mrw", ".rwl", ".x3f"),
 )
-_OTHERS = (".exr", ".hdr", ".psb", ".xcf", ".kra", ".dcm", ".bpg", ".jxr", ".wdp")
+_OTHERS = (".exr", ".hdr", ".psb", ".xcf", ".kra", ".dcm", ".bpg", ".jxr", ".wdp", ".pam", ".fits", ".fit", ".fts")
 # Endings of images that nothing may be there to read, and what then helps. Raw photos begin like TIFF, with a preview.
 REMEDIES = {
     **{ending: f"pip install {package}" for package, (_, _, _, endings) in _PACKAGES.items() for ending in endings},
@@ -41,6 +43,8 @@ _BEGINNINGS = {
     **dict.fromkeys((b"pk\3\4", b"\x1f\x8b", b"rar!", b"7z\xbc\xaf"), "an archive (unpack it)"),
     **dict.fromkeys((b"<!doctype html", b"<html"), "a web page (download it anew)"),
     b"<svg": f"SVG ({_CONVERT})",
+    b"p7\n": f"PAM ({_CONVERT})",
+    b"simple  =": f"FITS ({_CONVERT})",
     b"%pdf": f"PDF ({_CONVERT})",
 }
 
@@ -69,6 +73,21 @@ def formats_of(encoded: bytes | Path) -> tuple[str, ...]:
     return (*FORMATS, *sorted(more - {*FORMATS}))
 
 
+# How files begin that are images for certain: no text or program begins so.
+_FOR_CERTAIN = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  \r\n")
+
+
+def begins_like_image(path: str) -> bool:
+    """Whether a file is an image by how it begins, whatever its ending."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            start = file.read(_BEGINNING_BYTES)
+    except OSError:
+        return False
+    webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    return webp or start.startswith(_FOR_CERTAIN) or (start[4:8] == b"ftyp" and _modern_ending(start) is not None)
+
+
 def what_it_is(encoded: bytes | Path) -> str:
     """What no format knows as its own, by how it begins, and what would help: people rename and download anything."""
     if isinstance(encoded, Path):
@@ -78,6 +97,8 @@ def what_it_is(encoded: bytes | Path) -> str:
         start = encoded[:_BEGINNING_BYTES]
     if not start:
         return "an empty file"
+    if start[12:16] == b"CgBI":
+        return f"PNG as apps for iPhones hold it ({_CONVERT})"
     if ending := _modern_ending(start):
         name = ending[1:].upper()
         return f"a damaged {name} image" if ending in decodable() else f"{name} ({REMEDIES[ending]})"

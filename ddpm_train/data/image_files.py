@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.data.formats import REMEDIES, decodable
+from ddpm_train.data.formats import REMEDIES, begins_like_image, decodable
 from ddpm_train.runs.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -38,6 +38,7 @@ _NO_DATA = {
 _OF_A_RUN = {SAMPLES, EVALUATION, CHECKPOINTS, PIPELINE, TENSORBOARD, "wandb"}
 _MOST_KINDS = 6  # that are told
 _METADATA = {"metadata.csv", "metadata.jsonl"}
+_MOST_LOOKED_INTO = 1000  # files of one ending that is none of images
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class ImageFiles:
     left_out: Counter[str] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)
     metadata: list[str] = field(default_factory=list)
+    looked_into: Counter[str] = field(default_factory=Counter)  # files, by an ending that is none of images
 
     @property
     def total(self) -> int:
@@ -113,19 +115,25 @@ def find_images(root: Path) -> ImageFiles:
         subfolders[:] = [name for name, path in paths.items() if reasons[path] is None or not os.path.islink(path)]
         if is_root and SAMPLING in files:  # ddpm-sample's: its images are in images/
             reason = "beside the images of ddpm-sample"
-        _sort_out(os.path.relpath(folder, root), files, reason, found)
+        _sort_out(root, os.path.relpath(folder, root), files, reason, found)
     found.paths.sort()
     found.metadata.sort()
     return found
 
 
-def _sort_out(folder: str, files: list[str], reason: str | None, found: ImageFiles) -> None:
+def _sort_out(root: Path, folder: str, files: list[str], reason: str | None, found: ImageFiles) -> None:
     known = decodable()
     for file in files:
         ending = os.path.splitext(file)[1].lower()
         if file in _METADATA and reason is None:
             found.metadata.append(os.path.normpath(os.path.join(folder, file)))
         if ending not in known and ending not in REMEDIES:
+            if (
+                reason is None
+                and not file.startswith(".")
+                and _is_image(os.path.join(root, folder, file), ending, found)
+            ):
+                found.left_out[f"in files {f'that end in {ending}' if ending else 'without an ending'}"] += 1
             continue
         if reason is not None or file.startswith("."):
             found.left_out[reason or "hidden"] += 1
@@ -133,6 +141,12 @@ def _sort_out(folder: str, files: list[str], reason: str | None, found: ImageFil
             found.paths.append(os.path.normpath(os.path.join(folder, file)))
         else:
             found.unreadable[ending] += 1
+
+
+def _is_image(path: str, ending: str, found: ImageFiles) -> bool:
+    """Whether a file of such an ending is an image after all; browsers and downloads leave any ending, or none."""
+    found.looked_into[ending] += 1
+    return found.looked_into[ending] <= _MOST_LOOKED_INTO and begins_like_image(path)
 
 
 def _reserved(name: str) -> str | None:
