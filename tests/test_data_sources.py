@@ -1,4 +1,5 @@
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -367,3 +368,28 @@ def test_a_clone_with_a_script(tmp_path: Path) -> None:
         f"dataset.path={clone}: Dataset scripts are no longer supported, but found cats.py; nobody runs them: give its "
         "images with dataset=imagefolder, or a copy of it in parquet files"
     )
+
+
+def test_numbers_that_are_no_images(tmp_path: Path) -> None:
+    """The `datasets` library would make one row of pixels of a list of bytes, and says nothing of an array's shape."""
+    flat = {"x": [list(range(64))] * 3}
+    array = datasets.Features({"x": datasets.Array3D((3, 8, 8), "uint8")})
+    for rows, features, remedy in (
+        (flat, None, "store encoded images as binary, and pixels as lists of rows"),
+        (
+            {"x": [np.zeros((3, 8, 8), np.uint8)]},
+            array,
+            r"images are arrays of \(height, width\), or of \(height, width, 3",
+        ),
+    ):
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "x.parquet")
+        said = mistake("hub", tmp_path / "x.parquet", image_column="x")
+        assert re.match(rf"dataset.image_column=x: holds no images \(.*\); {remedy}", said)
+
+
+@pytest.mark.parametrize(("card", "reason"), [(b"---\nconfigs: [\n---\n", "while"), (b"\xff\xfe", "'utf-8' codec")])
+def test_a_card_that_cannot_be_read(card: bytes, reason: str, tmp_path: Path, rows: datasets.Dataset) -> None:
+    rows.to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "README.md").write_bytes(card)
+    said = mistake("hub", tmp_path)
+    assert re.fullmatch(rf"dataset.path={tmp_path}: README.md: {reason}.*; correct it, or remove it", said)

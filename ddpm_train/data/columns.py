@@ -50,15 +50,20 @@ def as_images(dataset: Any, column: str) -> Any:
     Raises:
         Mistakes: it holds none.
     """
-    from datasets import Image, Value
+    from datasets import Array2D, Array3D, Image, Value
 
     selected, feature = dataset.select_columns([column]), dataset.features[column]
+    no_images = f"dataset.image_column={column}: holds no images ({feature})"
+    if isinstance(getattr(feature, "feature", None), Value):  # which would become an image of one row
+        raise Mistakes(f"{no_images}; store encoded images as binary, and pixels as lists of rows")
     try:
         if (held := getattr(feature, "dtype", "")) in _VIEWS:
             selected = selected.cast_column(column, Value(_VIEWS[held]))
         return selected.cast_column(column, Image(decode=False))
     except (TypeError, ValueError, NotImplementedError):
-        raise Mistakes(f"dataset.image_column={column}: holds no images ({feature}); choose another") from None
+        shapes = "images are arrays of (height, width), or of (height, width, 3 or 4)"
+        remedy = shapes if isinstance(feature, Array2D | Array3D) else "choose another"
+        raise Mistakes(f"{no_images}; {remedy}") from None
 
 
 def _no_images(features: dict[str, Any], config: "Dataset", files: Sequence[str]) -> Iterator[str]:

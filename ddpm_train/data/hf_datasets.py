@@ -224,7 +224,7 @@ def _mistake(config: "Dataset", split: str, error: Exception) -> str:
         return f"dataset.config_name={config.config_name or 'null'}: {one_line(error)}"
     place = f"dataset.path={config.path}"
     path = expanded(config.path)
-    lines = chain(lfs_mistakes(place, path), _damaged_parquet(place, path))
+    lines = chain(lfs_mistakes(place, path), _damaged_parquet(place, path), _damaged_card(place, path))
     return next(lines, f"{place}: {first}{_remedy(error)}")
 
 
@@ -253,6 +253,17 @@ def _damaged_parquet(place: str, folder: Path) -> Iterator[str]:
             pyarrow.parquet.read_metadata(file)
         except (pyarrow.ArrowException, OSError) as error:
             yield f"{place}: {file.relative_to(folder)}: {first_line(error)}; get it anew"
+
+
+def _damaged_card(place: str, folder: Path) -> Iterator[str]:
+    """A line for a README.md whose beginning says something of the dataset that cannot be read."""
+    from huggingface_hub import DatasetCard
+
+    try:
+        if (card := folder / "README.md").is_file():
+            DatasetCard.load(card, ignore_metadata_errors=False)
+    except Exception as error:  # YAML's and others'
+        yield f"{place}: README.md: {first_line(error)}; correct it, or remove it"
 
 
 def _empty(config: "Dataset", split: str) -> str:
