@@ -276,6 +276,19 @@ def test_a_cache_folder_that_cannot_be_had(tmp_path: Path, write_images: Callabl
     )
 
 
+def test_a_disk_that_maps_no_files(tmp_path: Path, write_images: Callable[[Path, int], Path]) -> None:
+    """As some network file systems do not; nor does this file of the kernel, of 64 images' size."""
+    folder, unmapped = write_images(tmp_path / "images", 64), Path("/sys/kernel/uevent_seqnum")
+    pixels = prepare_here(folder, tmp_path / "cache").folder / "pixels.bin"
+    if not unmapped.exists() or unmapped.stat().st_size != pixels.stat().st_size:
+        pytest.skip(f"{unmapped} is not as large as the pixels")
+    pixels.unlink()
+    pixels.symlink_to(unmapped)
+    with pytest.raises(Mistakes) as raised:
+        prepare_here(folder, tmp_path / "cache")
+    assert raised.value.lines == (f"dataset.cache_dir={tmp_path / 'cache'}: No such device; choose another folder",)
+
+
 class Deadly(FolderSource):
     """Its images kill the worker that decodes them, as the kernel does when memory runs out.
 

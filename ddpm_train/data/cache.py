@@ -82,21 +82,24 @@ def prepare(
     made_of = [_FORMAT, fingerprint, asdict(decoder), formats_of(b""), keep_pixels]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_dir / key
-    if (prepared := _open(folder)) is not None:
-        return prepared
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with file_lock(cache_dir / f"{key}.lock"):
-            # Another process may have finished while this one waited.
-            if (prepared := _open(folder)) is None:
-                with replace_folder(folder) as staging:
-                    _build(staging, source, decoder, keep_pixels, num_workers, progress)
-                    if source.fingerprint != fingerprint:
-                        raise Mistakes(
-                            "dataset.path: images changed while they were prepared; give the same command once nothing "
-                            "writes there any more"
-                        )
-                prepared = _open(folder)
+        if (prepared := _open(folder)) is None:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with file_lock(cache_dir / f"{key}.lock"):
+                # Another process may have finished while this one waited.
+                if (prepared := _open(folder)) is None:
+                    with replace_folder(folder) as staging:
+                        _build(staging, source, decoder, keep_pixels, num_workers, progress)
+                        if source.fingerprint != fingerprint:
+                            raise Mistakes(
+                                "dataset.path: images changed while they were prepared; give the same command once "
+                                "nothing writes there any more"
+                            )
+                    prepared = _open(folder)
+        assert prepared is not None
+        if keep_pixels and len(prepared):
+            prepared.pixels()  # some file systems cannot map a file into memory
+        return prepared
     except OSError as error:
         raise Mistakes(f"dataset.cache_dir={cache_dir}: {error.strerror or error}; choose another folder") from error
     except BrokenProcessPool:
@@ -104,8 +107,6 @@ def prepare(
             f"dataset.num_workers={num_workers}: a worker was killed while it prepared images, perhaps for want of "
             "memory; use fewer"
         ) from None
-    assert prepared is not None
-    return prepared
 
 
 def _build(

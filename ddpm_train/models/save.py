@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -22,4 +23,5 @@ def save_pipeline(
         DDPMPipeline(unet=unet, scheduler=noise_scheduler).save_pretrained(staging)
         (staging / ORIGIN).write_text(json.dumps({"step": step, "weights": weights}))
         for file in staging.rglob("*.safetensors"):  # which safetensors lets nobody else read, whatever the umask
-            shutil.copymode(staging / ORIGIN, file)
+            with suppress(OSError):  # some file systems have no modes
+                shutil.copymode(staging / ORIGIN, file)

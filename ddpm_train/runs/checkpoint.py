@@ -24,7 +24,7 @@ from annotated_types import Ge, Lt
 
 from ddpm_train.config.foreign import BadFile, printable, read_json
 from ddpm_train.system.failures import one_line
-from ddpm_train.system.files import fsync_path, sha256_file
+from ddpm_train.system.files import fsync_path, move_or_remove, sha256_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -270,5 +270,5 @@ def prune(directory: Path, retention: Retention) -> None:
         # Renamed first: a checkpoint that is half removed must not look like one.
         doomed = directory / f".{step_name(step)}.staging"
         shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(directory / step_name(step), doomed)
-        shutil.rmtree(doomed)
+        move_or_remove(directory / step_name(step), doomed)
+        shutil.rmtree(doomed, ignore_errors=True)

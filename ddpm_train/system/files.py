@@ -76,6 +76,10 @@ def fsync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Folders shared by a server or a virtual machine know no such call (CIFS, vboxsf, FUSE).
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(descriptor)
 
@@ -129,7 +133,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
-            os.rename(path, old)
+            move_or_remove(path, old)
         os.rename(staging, path)
         fsync_path(path.parent)
         shutil.rmtree(old, ignore_errors=True)
@@ -144,6 +148,16 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a disk that has no hard links, or no such file any more
         shutil.copyfile(source, target)
+
+
+def move_or_remove(folder: Path, target: Path) -> None:
+    """Give a folder that is to go another name, where that is possible, so that it goes at once."""
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.rmtree(folder)  # it came with the image of a container, whose folders cannot be moved (overlayfs)
 
 
 def sha256_file(path: Path) -> str:
