@@ -174,3 +174,28 @@ def test_numbers_of_a_file_that_are_meant(tmp_path: Path) -> None:
     (tmp_path / "experiment/mine.yaml").write_text(GLOBAL + values)
     config, _ = composed("experiment=mine", config_dir=tmp_path)
     assert (config.name, config.seed, config.optimizer.eps, config.dataset.random_flip) == ("0123", 1000, 1e-8, True)
+
+
+def test_texts_of_a_file_are_what_was_written(tmp_path: Path) -> None:
+    """YAML takes them for numbers and truth values."""
+    for folder in ("experiment", "dataset"):
+        (tmp_path / folder).mkdir()
+    for text in ("1.10", "1_000", "1e3", "0x10", "no", "'007'"):
+        (tmp_path / "experiment/mine.yaml").write_text(f"{GLOBAL}name: {text}\nseed: 1_0\n")
+        config, _ = composed("experiment=mine", config_dir=tmp_path)
+        assert (config.name, config.seed) == (text.strip("'"), 10)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "1.10").symlink_to("images")
+    (tmp_path / "dataset/mine.yaml").write_text("defaults: [imagefolder]\nrevision: 1.10\n")
+    said = refused("dataset=mine", f"dataset.path={tmp_path}/1.10", config_dir=tmp_path)
+    assert said.startswith("dataset.revision=1.10: means nothing")
+
+
+def test_a_config_that_builds_on_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {batch_size: 8}\n")
+    advice = "has few of the keys; begin its file with `defaults: [config, _self_]`"
+    assert refused("seed=1", name="mine", config_dir=tmp_path) == f"--config-name=mine: {advice}"
+    (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\ntrain: {batch_size: 8}\n")
+    assert composed("seed=1", name="mine", config_dir=tmp_path)[0].train.batch_size == 8
+    (tmp_path / "mine.yaml").write_text("defaults: [mine]\n")
+    assert refused("seed=1", name="mine", config_dir=tmp_path).startswith("--config-name=mine: leads back to itself")

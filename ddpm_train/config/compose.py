@@ -210,6 +210,8 @@ def blame(name: str, certain: Sequence[str], suspects: Sequence[str]) -> list[st
 def _first_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, RecursionError):
+        return "leads back to itself, in its list of defaults or in its values"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

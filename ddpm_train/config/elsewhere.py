@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource  # there is no public one of files
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import OmegaConf
+from omegaconf import Container, OmegaConf
 
 from ddpm_train.config.foreign import BadFile, read_yaml
+from ddpm_train.config.grammar import is_free_text
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.parts import WRITTEN
 from ddpm_train.config.schema import dotted_values
@@ -48,6 +50,8 @@ class Choices(FileConfigSource):
             raise BadFile(f"{file}: configures Hydra ({package or config_path}); {_REMEDY}")
         if keys := [*self._further(values), *_asking(values)]:
             raise BadFile(f"{file}: {', '.join(keys)}: {_REMEDY}")
+        above = package or ".".join(Path(config_path).parent.parts)
+        _keep_texts(loaded.config, values, "" if above == "_global_" else above, file.read_text("utf-8-sig"))
         return loaded
 
     def _further(self, values: Mapping[str, Any]) -> Iterator[str]:
@@ -68,6 +72,24 @@ class RunConfig(Choices):
     def _further(self, values: Mapping[str, Any]) -> Iterator[str]:
         yield from _hydra_keys(values.get("hydra", {}))
         yield from (f"defaults.{as_written(entry)}" for entry in _unwritten_defaults(values))
+
+
+def _keep_texts(config: Container, values: Mapping[str, Any], above: str, text: str) -> None:
+    """Let a key whose type is text hold what is written without quotes, as on the command line: YAML takes 1.10 and
+    1_000 for other numbers, `no` and `on` for false and true."""
+    held = dict(dotted_values(values))
+    for key, written in _scalars(yaml.compose(text, yaml.CSafeLoader)):
+        if is_free_text(f"{above}.{key}".lstrip(".")) and not isinstance(held.get(key), str | None):
+            OmegaConf.update(config, key, written)
+
+
+def _scalars(node: yaml.Node | None, key: str = "") -> Iterator[tuple[str, str]]:
+    """The single values of nested mappings as they are written, each with its key."""
+    if isinstance(node, yaml.ScalarNode):
+        yield key, node.value
+    elif isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            yield from _scalars(value, f"{key}.{name.value}".lstrip("."))
 
 
 _REMEDY = "a config is read as values, in which ${key} refers to another key; take it out, or say it in the command"

@@ -78,7 +78,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(_read(path).decode(), str(path))
     except UnicodeDecodeError as error:
-        raise BadFile(printable(f"{path}: is not UTF-8: {error}")) from None
+        raise BadFile(printable(f"{path}: is not UTF-8: {error}; save it as UTF-8")) from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise BadFile(printable(f"{path}: is not a mapping of keys to values"))
     return values

@@ -106,6 +106,11 @@ def _in_quotes(assignment: re.Match[str]) -> str:
     return f"{assignment[1]}{QuotedString(assignment[3], Quote.double).with_quotes()}"
 
 
+def is_free_text(key: str) -> bool:
+    """Whether a key takes any text, and nothing else."""
+    return key in _keys(Registry.additions).free
+
+
 def without_sweep(override: Override) -> Override:
     """The override where nothing is swept: a comma is part of a text, or stands between the items of a list."""
     key, value, text = override.key_or_group, override._value, str(override.input_line)

@@ -21,9 +21,10 @@ from ddpm_train.config.overrides import (
     swept_text_mistakes,
 )
 from ddpm_train.config.parts import CONF
-from ddpm_train.config.schema import Schema, dotted_values
+from ddpm_train.config.schema import MISSING, Schema, dotted_values
 
 C = TypeVar("C")
+_MOST_FORGOTTEN = 5  # keys in a config that builds on the program's own
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,9 @@ def check_jobs(
             lines += mistakes + further
         lines += composition.homeless_mistakes(further)
         checked.append((config, {} if composition.mistakes else values))
+    if name != program.config_name and sum(line.endswith(MISSING) for line in lines) > _MOST_FORGOTTEN:
+        base = program.config_name
+        return checked, [f"--config-name={name}: has few of the keys; begin its file with `defaults: [{base}, _self_]`"]
     lines += _same_folder_mistakes(program, jobs, [values for _, values in checked])
     return checked, lines
 

@@ -102,6 +102,7 @@ def _looked_at(mistakes: Iterator[str]) -> Iterator[str]:
         yield f"{printable(str(error.filename))}: {error.strerror}; give another path"
 
 
+MISSING = ": missing; give it a value"  # how such a line ends
 _STAND_IN = "embedded"  # for what the defaults leave to the user: right as a source and as a path
 
 
@@ -172,7 +173,7 @@ def _explain(detail: Any, values: Mapping[str, Any], known_keys: list[str]) -> s
     if kind == "value_error":
         return f"{given}: {context['error']}"
     if kind in ("missing", "union_tag_not_found"):
-        return f"{key}{'' if kind == 'missing' else '.name'}: missing; give it a value"
+        return f"{key}{'' if kind == 'missing' else '.name'}{MISSING}"
     if kind == "union_tag_invalid":
         given, expected, word = f"{key}.name={context['tag']}", context["expected_tags"], context["tag"]
     elif kind == "literal_error":
