@@ -90,3 +90,11 @@ def test_a_locale_without_our_characters(cli: Cli) -> None:
     assert "dataset.path=\\u2026" in said
     said = cli.run([sys.executable, "-m", "ddpm_train.cli.sample", "sampler=dpm_solvr"], expect=2, **ascii_alone)
     assert "did you mean 'dpm_solver'?" in said
+
+
+def test_what_a_notebook_or_a_typo_leaves_in_the_environment(cli: Cli) -> None:
+    """Charts need no backend of a notebook; a library that refuses to start is named."""
+    look = [sys.executable, "-m", "ddpm_train.cli.data", "dataset=fashion_tiny"]
+    cli.run(look, MPLBACKEND="module://matplotlib_inline.backend_inline")
+    said = cli.run(look, expect=2, TORCH_LOGS="nonsense")
+    assert said.splitlines()[-1].startswith("error: torch cannot be imported: Invalid log settings: nonsense")

@@ -1,12 +1,16 @@
 """Pipes where files should be are told and not waited for; what killed processes were writing does not stay."""
 
+import importlib
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub as hub
 import pytest
 from helpers.images import dataset_config
+from huggingface_hub import constants
 
 from ddpm_train.cli import flags
 from ddpm_train.config.mistakes import Mistakes
@@ -14,7 +18,9 @@ from ddpm_train.config.program import compose_configs
 from ddpm_train.data.loader import open_data
 from ddpm_train.data.paths import path_mistakes
 from ddpm_train.evaluation.image_folder import open_images
-from ddpm_train.system.files import replace_file, write_atomic
+from ddpm_train.hub.access import find_commit
+from ddpm_train.system.failures import imported_in_vain
+from ddpm_train.system.files import fsync_path, replace_file, replace_folder, write_atomic
 from ddpm_train.training.preflight import PROGRAM
 
 
@@ -89,3 +95,65 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path: Path
     write_atomic(path, b"whole")
     assert path.read_bytes() == b"whole"
     assert set(tmp_path.iterdir()) == {path, living, today, other}
+
+
+def test_a_folder_that_cannot_be_flushed(tmp_path: Path) -> None:
+    """As on CIFS and vboxsf; a broken disk is told all the same."""
+    with pytest.raises(OSError, match="Invalid argument"):
+        fsync_path(Path("/proc/self/status"))
+    fsync_path(Path("/proc/self"))
+
+
+def test_a_folder_that_came_with_a_container(tmp_path: Path) -> None:
+    """A lower layer of overlayfs, of which folders cannot be renamed."""
+    for name in ("lower/pipeline", "upper", "work", "merged"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "lower/pipeline/old").touch()
+    layers = ",".join(f"{name}dir={tmp_path / name}" for name in ("lower", "upper", "work"))
+    mount = ["mount", "-t", "overlay", "-o", f"{layers},redirect_dir=off", "overlay", tmp_path / "merged"]
+    if os.geteuid() != 0 or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode != 0:
+        pytest.skip("mounting an overlay needs root")
+    try:
+        with replace_folder(tmp_path / "merged/pipeline") as staging:
+            (staging / "new").touch()
+        assert [str(path.relative_to(tmp_path / "merged")) for path in (tmp_path / "merged").rglob("*")] == [
+            "pipeline",
+            "pipeline/new",
+        ]
+    finally:
+        subprocess.run(["umount", tmp_path / "merged"], check=True)
+
+
+def test_certificates_and_tokens_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The client opens them without saying which file it was, or who had named it."""
+    monkeypatch.setattr(constants, "ENDPOINT", "https://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    def problem() -> str | None:
+        hub.close_session()
+        return find_commit("model", "owner/name", None, key="model.pretrained", revision_key="")[1]
+
+    (tmp_path / "token").write_bytes(b"\xff\xfeh\0")
+    assert problem() == f"the token in {tmp_path}/token is no text (hf auth login stores it anew)"
+    (tmp_path / "token").unlink()
+    with monkeypatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+        assert problem() == "SSL_CERT_FILE=/nowhere.pem cannot be used: [Errno 2] No such file or directory"
+    monkeypatch.setattr(constants, "ENDPOINT", "hub.example")
+    assert problem() == "HF_ENDPOINT=hub.example does not begin with https://"
+    hub.close_session()
+
+
+def test_a_library_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may read the environment, or miss a library of its own; what its functions raise later is something else."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "outer_library.py").write_text("import inner_library\n")
+    (tmp_path / "inner_library.py").write_text("def fail():\n    int('10s')\nfail()\n")
+    with pytest.raises(ValueError, match="10s") as raised:
+        importlib.import_module("outer_library")
+    assert imported_in_vain(raised.value) == "inner_library"
+    (tmp_path / "inner_library.py").write_text("def fail():\n    int('10s')\n")
+    with pytest.raises(ValueError, match="10s") as raised:
+        importlib.import_module("outer_library").inner_library.fail()
+    assert imported_in_vain(raised.value) is None

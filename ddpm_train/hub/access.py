@@ -1,6 +1,7 @@
 """Asking the Hugging Face Hub; what can go wrong there, in one line each; how long to wait for it."""
 
 import errno
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from ddpm_train.system.failures import one_line, retry
 ASKING_SECONDS = 15.0
 # What another try cannot change. Everything else may be the network, or a server that is restarted.
 _FINAL = (401, 402, 403, 404)
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # which the client trusts; it opens them without saying their names
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 T = TypeVar("T")
@@ -50,8 +52,11 @@ def _is_final(error: Exception) -> bool:
 
 def reason(error: Exception) -> str:
     """What went wrong with the Hub, as it follows "because"."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    if not constants.ENDPOINT.startswith(("http://", "https://")):
+        return f"HF_ENDPOINT={constants.ENDPOINT} does not begin with https://"
     error = _cause(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
@@ -60,6 +65,10 @@ def reason(error: Exception) -> str:
         return f"the Hub answers {status_of(error) or 'with an error'}: {' '.join(said.split())[:200]}"
     if isinstance(error, UnicodeEncodeError):  # of the header that it stands in, which is the only text that is sent
         return "the token (HF_TOKEN, or what `hf auth login` has stored) holds characters that none has"
+    if isinstance(error, UnicodeDecodeError):
+        return f"the token in {constants.HF_TOKEN_PATH} is no text (hf auth login stores it anew)"
+    if isinstance(error, OSError) and (variable := next(filter(os.environ.get, _CERTIFICATES), None)):
+        return f"{variable}={os.environ[variable]} cannot be used: {one_line(error)}"
     if "Timeout" in type(error).__name__:
         return "the Hub is silent"
     if "Error" in type(error).__name__ and not isinstance(error, OSError | ValueError | RuntimeError | ImportError):

@@ -3,6 +3,7 @@
 import errno
 import re
 import time
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -61,6 +62,16 @@ def _number(error: BaseException) -> int | None:
     number = getattr(error, "errno", None)
     told = re.search(r"os error (\d+)", str(error)) if number is None else None
     return int(told[1]) if told else number
+
+
+def imported_in_vain(error: Exception) -> str | None:
+    """The library that could not be imported for this error, if that is what happened.
+
+    Libraries read the environment when they are imported (TORCH_LOGS, HF_HUB_DOWNLOAD_TIMEOUT), and miss other ones.
+    """
+    modules = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>")
+    names = [str(module.f_globals.get("__name__")).partition(".")[0] for module in modules]
+    return next((name for name in reversed(names) if name not in (__name__.partition(".")[0], "__main__")), None)
 
 
 def one_line(error: Exception) -> str:
