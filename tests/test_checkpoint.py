@@ -151,6 +151,20 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path, damage: Callable[[Pat
     assert (tmp_path / "step_00000002.bad-2").is_dir()
 
 
+def test_a_disk_that_fails_makes_no_checkpoint_a_bad_one(tmp_path: Path) -> None:
+    """It is as good as ever once the server of files is back; an older one would compute steps again."""
+    save_step(tmp_path, 1)
+    path = save_step(tmp_path, 2)
+    manifest = (path / "manifest.json").read_bytes()
+    (path / "manifest.json").unlink()
+    (path / "manifest.json").symlink_to("/proc/self/mem")  # which cannot be read at its beginning
+    with pytest.raises(OSError, match="Input/output error"):
+        newest_on_disk(tmp_path, print)
+    (path / "manifest.json").unlink()
+    (path / "manifest.json").write_bytes(manifest)
+    assert newest_on_disk(tmp_path, print) == path
+
+
 def test_retention() -> None:
     steps = [10, 20, 30, 40, 50]
     assert Retention(None, None).to_prune(steps) == []

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Lt
 
 from ddpm_train.config.foreign import BadFile, printable, read_json
-from ddpm_train.system.failures import one_line
+from ddpm_train.system.failures import is_refused_by_disk, one_line
 from ddpm_train.system.files import fsync_path, move_or_remove, sha256_file
 
 if TYPE_CHECKING:
@@ -123,6 +123,17 @@ def _write(path: Path, data: bytes, files: dict[str, File]) -> None:
     files[path.name] = File(len(data), hashlib.sha256(data).hexdigest())
 
 
+def unreadable(error: Exception, text: str) -> BadCheckpoint:
+    """What to raise for a checkpoint of which a part cannot be read.
+
+    Raises:
+        Exception: the error itself where the disk fails: the checkpoint may be as good as ever.
+    """
+    if is_refused_by_disk(error):
+        raise error
+    return BadCheckpoint(text)
+
+
 def verify(path: Path, step: int | None = None, needed: Collection[str] = _NEEDED) -> Path:
     """Check every file of a checkpoint against its manifest, and that it is of `step`, if that is known; returns it.
 
@@ -131,6 +142,7 @@ def verify(path: Path, step: int | None = None, needed: Collection[str] = _NEEDE
 
     Raises:
         BadCheckpoint: something is missing, foreign, of another size or of another content, or cannot be read.
+        OSError: the disk fails.
     """
     manifest = read_manifest(path)
     if step is not None and manifest.step != step:
@@ -144,7 +156,7 @@ def verify(path: Path, step: int | None = None, needed: Collection[str] = _NEEDE
         for name, expected in manifest.files.items():
             _verify_file(path / name, expected)
     except OSError as error:
-        raise BadCheckpoint(f"it cannot be read: {one_line(error)}") from None
+        raise unreadable(error, f"it cannot be read: {one_line(error)}") from None
     return path
 
 
@@ -159,7 +171,7 @@ def verify_state(path: Path) -> Path:
     try:
         _verify_file(path / STATE, expected)
     except OSError as error:
-        raise BadCheckpoint(f"it cannot be read: {one_line(error)}") from None
+        raise unreadable(error, f"it cannot be read: {one_line(error)}") from None
     return path
 
 
@@ -180,7 +192,7 @@ def read_manifest(path: Path) -> Manifest:
     except FileNotFoundError:
         raise BadCheckpoint(f"no {MANIFEST}") from None
     except (BadFile, OSError) as error:
-        raise BadCheckpoint(f"{MANIFEST} cannot be read ({one_line(error)})") from None
+        raise unreadable(error, f"{MANIFEST} cannot be read ({one_line(error)})") from None
     if manifest.format != FORMAT:
         raise BadCheckpoint(f"format {manifest.format}, this program reads {FORMAT}")
     return manifest
@@ -194,7 +206,7 @@ def check_tensors(path: Path) -> None:
         try:
             safetensors.safe_open(file, framework="np")  # which needs no torch
         except (safetensors.SafetensorError, OSError) as error:
-            raise BadCheckpoint(f"{file.name} cannot be read ({one_line(error)})") from None
+            raise unreadable(error, f"{file.name} cannot be read ({one_line(error)})") from None
 
 
 def load(path: Path) -> "dict[str, Mapping[str, Tensor]]":

@@ -49,7 +49,7 @@ def read_state(path: Path) -> ResumedState:
     try:
         return read_json(path / checkpoint.STATE, ResumedState)
     except (BadFile, OSError) as error:
-        raise BadCheckpoint(f"{checkpoint.STATE} cannot be read ({one_line(error)})") from None
+        raise checkpoint.unreadable(error, f"{checkpoint.STATE} cannot be read ({one_line(error)})") from None
 
 
 def verify(path: Path, step: int | None = None) -> Path:

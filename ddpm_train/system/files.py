@@ -3,6 +3,7 @@
 import errno
 import glob
 import hashlib
+import mmap
 import os
 import shutil
 import socket
@@ -177,9 +178,14 @@ def output_mistakes(key: str, folder: str) -> Iterator[str]:
             yield f"{key}={folder}: not a folder; {remedy}"
             return
         # Tried, not asked: permissions alone do not tell of read-only disks, nor of what root may not do.
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"-")
+            file.flush()
+            mmap.mmap(file.fileno(), 0).close()  # as checkpoints are read, which not every network file system can
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return  # no mistake: once there is room, the same command is right
+        if error.errno == errno.ENODEV:
+            yield f"{key}={folder}: {existing} is on a disk that cannot map files into memory; choose another {key}"
+            return
         yield f"{key}={folder}: cannot write in {existing} ({error.strerror}); choose another {key}"
