@@ -12,6 +12,7 @@ from helpers.cli import ROOT, Cli
 from helpers.forked import free_port
 
 from ddpm_train.config.metrics import EXTRACTORS
+from ddpm_train.config.mistakes import not_installed
 from ddpm_train.system import launch
 
 BLOCKS = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D"
@@ -676,6 +677,14 @@ def test_what_is_not_installed_is_named(cli: Cli, override: str, module: str, li
         "main()\n"
     )
     assert cli.python("-c", without, override, expect=2) == f"error: {line}\n"
+
+
+def test_a_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb keeps its runs in a folder of its own name, which `python -m` would import."""
+    (tmp_path / "wandb_or_so").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    (line,) = not_installed("tracker=wandb", "wandb_or_so", "wandb")
+    assert line == "tracker=wandb: wandb_or_so is not installed; pip install 'ddpm-train[wandb]'"
 
 
 @pytest.mark.parametrize("output_dir", ["a_file/run", "/proc/run"])

@@ -59,7 +59,8 @@ def as_written(value: object) -> str:
 
 def not_installed(given: str, package: str, extra: str) -> Iterator[str]:
     """A line if what the user wrote needs a package that is not installed; this project's extra brings it."""
-    if importlib.util.find_spec(package) is None:
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:  # a folder of that name, as packages leave where they have worked
         yield f"{given}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
 
 
