@@ -59,7 +59,7 @@ def main() -> None:
     state = full_state(arguments.model)
     gigabytes = sum(t.numel() * t.element_size() for named in state.tensors().values() for t in named.values()) / 1e9
     retention = checkpoint.Retention(1, None)
-    saver = Saver(folder / "beside", retention, 1, lambda path: None, lambda path: None, print)
+    saver = Saver(folder / "beside", retention, 1, *[lambda path: None] * 3, print)
     matrix = torch.randn(1024, 1024, device=DEVICE)
     blocking, stalls, totals, slowdowns = [], [], [], []
     try:

@@ -36,7 +36,7 @@ def test_no_program_of_a_test_sees_a_gpu(cli: Cli) -> None:
 
 def test_saving_what_is_on_the_cpu_waits_for_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and yet nothing is on it
-    saver = Saver(tmp_path, Retention(1, None), 1, lambda path: None, lambda path: None, print)
+    saver = Saver(tmp_path, Retention(1, None), 1, *[lambda path: None] * 3, print)
     saver.save(1, {"unet": {"weight": torch.ones(2)}}, {})
     saver.close()
     saver.check_saved()
