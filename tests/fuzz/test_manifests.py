@@ -1,5 +1,6 @@
 """A damaged checkpoint is named and set aside, and the one before it is taken, whatever the damage."""
 
+import errno
 import hashlib
 import json
 import os
@@ -147,12 +148,20 @@ def test_damaged_checkpoints(
     shutil.copytree(two_checkpoints, directory)
     newest = directory / "step_00000002"
     whole = contents(newest)
-    DAMAGES[seed % len(DAMAGES)](random.choice(sorted(newest.iterdir())), random)
+    damage = DAMAGES[seed % len(DAMAGES)]
+    damage(random.choice(sorted(newest.iterdir())), random)
     said: list[str] = []
-    if seed % 3:
-        found = newest_on_disk(directory, said.append)
-    else:
-        found = fetch_newest(Mirror(str(directory)), tmp_path / "back/checkpoints", None, said.append)
+    damaged = {path.name for path in newest.iterdir()}
+    try:
+        if seed % 3:
+            found = newest_on_disk(directory, said.append)
+        else:
+            found = fetch_newest(Mirror(str(directory)), tmp_path / "back/checkpoints", None, said.append)
+    except OSError as error:
+        # As of a disk that fails: a person decides, and nothing is set aside.
+        assert error.errno == errno.EIO and damage is replace_by_unreadable
+        assert not said and {path.name for path in newest.iterdir()} == damaged
+        return
     assert found is not None
     if found.name == "step_00000002":
         # Its state may hold another value of the right type, with a manifest that agrees; nothing else is accepted.
