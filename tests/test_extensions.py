@@ -87,7 +87,7 @@ def test_the_current_folder_is_searched_too(cli: Cli) -> None:
     assert "  mine                   DDIM by another name" in text
     # A choice whose class has all the values needs no file.
     shown = cli.python(*TRAIN, "extensions=[my_choices]", "loss=huber", "--cfg", "job")
-    assert yaml.safe_load(shown)["loss"] == {"name": "huber", "delta": 0.25}
+    assert yaml.safe_load(shown)["loss"] == {"name": "huber", "learned_uncertainty": False, "delta": 0.25}
 
 
 def test_a_metric_of_ones_own(cli: Cli, write_images: Callable[[Path, int], Path]) -> None:

@@ -36,7 +36,7 @@ def test_the_wheel_has_every_config_image_and_template(unpacked: Path) -> None:
 def test_the_wheel_runs_with_its_own_configs(cli: Cli, unpacked: Path) -> None:
     program = [sys.executable, "-m", "ddpm_train.cli.train"]
     where = {"PYTHONPATH": str(unpacked)}
-    assert "model: unet2d, unet_128" in cli.run([*program, "--help"], **where)
+    assert "model: auto, unet2d, unet_128" in cli.run([*program, "--help"], **where)
     shown = cli.run([*program, "--cfg", "job", "model=unet_32"], **where)
     assert yaml.safe_load(shown)["model"]["block_out_channels"] == [128, 256, 256, 256]
     said = cli.run([*program, "--config-name", "xyz"], expect=2, **where)

@@ -39,6 +39,9 @@ MEANS = {
     Purpose.BOUND_NOISE: [0xB71C96B1, 0xD111156E, 0xABC7E884, 0x14EF8CB9, 0x972607ED, 0x2CABF874],
     Purpose.BOUND_TIMESTEP: [0xB7B12EC9, 0x47F2A4EF, 0x54B8560A, 0x44364C52, 0xD574AC6A, 0x15CE77E0],
     Purpose.FLOOR_IMAGE: [0x0E3B452F, 0xA2FE6284, 0x91036975, 0x95294614, 0xC295CCDC, 0xA663C035],
+    Purpose.AUGMENTATION: [0x0BC64F72, 0x968A3953, 0x0391AF21, 0x7BF75192, 0xA3D9B34D, 0x081BE911],
+    Purpose.PERTURBATION: [0xDF3B8D42, 0x85D988FB, 0xC9597056, 0x89C33C41, 0xDAB5B2C6, 0xE4D3DFDD],
+    Purpose.OTHER_NOISE: [0x523C674A, 0x8C7359A7, 0xBC2C304C, 0x49C5EC89, 0xCFD3A419, 0x3D235088],
 }
 
 
@@ -48,7 +51,7 @@ def test_what_a_seed_means() -> None:
     assert MEANS.keys() == set(Purpose)
     for purpose, numbers in MEANS.items():
         assert bits(SEED, purpose, here, 6)[1].tolist() == numbers
-    counts = dict(zip(MEANS, (6, 1, 1, 2, 5, 6, 3, 4, 6, 1, 2), strict=True))
+    counts = dict(zip(MEANS, (6, 1, 1, 2, 5, 6, 3, 4, 6, 1, 2, 5, 6, 3), strict=True))
     drawn = dict(zip(counts, draw(SEED, here, counts), strict=True))
     for purpose, count in counts.items():
         assert drawn[purpose][1].tolist() == MEANS[purpose][:count]
