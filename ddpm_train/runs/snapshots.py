@@ -6,14 +6,13 @@ snapshots/step_00000100/
 """
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import SNAPSHOTS
-from ddpm_train.system.files import link_or_copy, replace_folder
+from ddpm_train.system.files import link_or_copy, move_or_remove, replace_folder
 
 _LEFT_OUT = ("unet.safetensors", "optimizer.safetensors", "helpers.safetensors")
 
@@ -64,6 +63,6 @@ def remove(run: Path, after: int) -> None:
     for path in doomed:  # renamed first: one that is half removed must not look like one
         left = path.with_name(f".{path.name}.old")
         shutil.rmtree(left, ignore_errors=True)
-        os.rename(path, left)
+        move_or_remove(path, left)
     for left in (run / SNAPSHOTS).glob(".step_*"):
         shutil.rmtree(left, ignore_errors=True)
