@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from helpers.cli import Cli
 from PIL import Image
 
+from ddpm_train.cli import data
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.optimizers import Cosine
 from ddpm_train.config.program import compose_configs
@@ -53,10 +56,10 @@ def test_photographs_decide_what_the_command_leaves_open(photographs: Path) -> N
     assert config.model.block_out_channels == (64, 128, 128, 192) and config.model.layers_per_block == 2
     assert (config.optimizer.lr, config.lr_scheduler.warmup_steps) == (1e-4, 500)
     assert (config.train.batch_size, config.train.max_steps) == (32, 10_000)  # of 38 images that are left
-    assert (config.evaluation.every_steps, config.evaluation.first_step) == (1_250, 100)
+    assert (config.evaluation.interval(10_000), config.evaluation.first_step) == (1_250, 100)
     told = [choices.described(chosen, values) for chosen in config.dataset.chosen]
     keys = ["dataset.resolution=64", "dataset.validation_fraction=0.0952", "train.batch_size=32", "model=unet_small"]
-    keys += ["train.max_steps=10000", "evaluation.every_steps=1250", "evaluation.first_step=100"]
+    keys += ["train.max_steps=10000", "evaluation.first_step=100"]
     assert [line.split("  (")[0] for line in told] == keys and all(line.endswith(")") for line in told)
 
 
@@ -79,19 +82,66 @@ def test_small_images_take_the_small_network(write_images: WriteImages, tmp_path
     ],
 )
 def test_the_number_of_images_decides(num_images: int, held_out: int, layout: str, max_steps: int) -> None:
-    _, values = composed("dataset=hub", "dataset.path=owner/name")
+    _, values = composed("dataset=flowers102")
     left_open = [*choices.OPEN, "model"]
-    made = choices._decided(values, left_open, num_images, [(480, 640)] * 10)
+    made, names = choices._decided(values, left_open, num_images, [(480, 640)] * 10)
     assert round(made["dataset.validation_fraction"] * num_images) == held_out
-    assert f"model={layout}" in made["dataset.chosen"] and made["train.max_steps"] == max_steps
-    assert made["evaluation.every_steps"] * 8 == max_steps
+    assert f"model={layout}" in names and made["train.max_steps"] == max_steps
     assert ("train.batch_size" in made) == (num_images < 65)
+
+
+def test_how_often_a_run_evaluates_follows_from_its_length() -> None:
+    """The default run does so four times, and so its report says whether going on helps."""
+    config, _ = composed()
+    assert config.train.max_steps == 1_400
+    intervals = {1: None, 699: None, 700: 350, 1_000: 500, 1_400: 350, 10_007: 1_251, 100_000: 12_500}
+    assert {steps: config.evaluation.interval(steps) for steps in intervals} == intervals
+    assert replace(config.evaluation, every_steps=20).interval(10_000) == 20
+    assert replace(config.evaluation, every_steps=None).interval(10_000) is None
+
+
+def test_images_that_must_be_loaded_decide_as_those_of_a_folder(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures = [Image.open(path) for path in sorted(photographs.rglob("*.png"))]
+    rows = Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()}))
+    rows.save_to_disk("saved/my cats")
+    mine = ("dataset=hub", "dataset.path='saved/my cats'")
+    expected, _ = of(photographs, "name=my_cats")
+    config, values = composed(*mine)
+    assert (config.name, config.dataset.chosen) == ("my_cats", ("name", *expected.dataset.chosen))
+    for section in ("model", "optimizer", "lr_scheduler", "train", "evaluation"):
+        assert getattr(config, section) == getattr(expected, section)
+    for key in ("resolution", "validation_fraction"):
+        assert getattr(config.dataset, key) == getattr(expected.dataset, key)
+    # A run keeps its choices when there are other images, and one from before there were any keeps what it had.
+    rows.select(range(2)).save_to_disk("saved/two")
+    Path("outputs/my_cats").mkdir(parents=True)
+    before = {**values, "dataset": {**values["dataset"], "chosen": [], "resolution": 32}}
+    for record, resolution, chosen in ((values, 64, config.dataset.chosen[1:]), (before, 32, ())):
+        Path("outputs/my_cats/config.yaml").write_text(yaml.safe_dump(record))
+        again, _ = composed("dataset=hub", "dataset.path=saved/two", "name=my_cats")
+        assert again.dataset.chosen == chosen and again.dataset.resolution == (resolution, resolution)
+        assert again.train == config.train
+    with pytest.raises(Mistakes, match=r"^train\.batch_size=0: must be greater than 0$"):  # before anything is loaded
+        composed("dataset=hub", "dataset.path=owner/name", "train.batch_size=0")
+
+
+def test_ddpm_data_looks_at_what_would_be_trained_on(photographs: Path) -> None:
+    folder = f"dataset.path={photographs}"
+    ((config, _),) = compose_configs(data.PROGRAM, ["dataset=imagefolder", folder])
+    expected, _ = of(photographs)
+    assert config.dataset is not None and config.dataset.chosen == ("dataset.resolution", "dataset.validation_fraction")
+    assert config.dataset.resolution == expected.dataset.resolution
+    assert config.dataset.validation_fraction == expected.dataset.validation_fraction
+    assert data.output_folder(config) == Path("data") / photographs.name
 
 
 def test_what_was_asked_for_stays(photographs: Path) -> None:
     config, _ = of(photographs, "dataset.resolution=[32,48]", "model=unet_64", "train.max_steps=500", "optimizer.lr=1")
     assert config.dataset.resolution == (32, 48) and config.model.block_out_channels == (128, 256, 256, 384)
-    assert (config.train.max_steps, config.optimizer.lr, config.evaluation.every_steps) == (500, 1.0, None)
+    assert (config.train.max_steps, config.optimizer.lr, config.evaluation.first_step) == (500, 1.0, None)
     assert config.dataset.chosen == ("dataset.validation_fraction", "train.batch_size")
     demo, _ = composed()
     config, _ = of(photographs, "model.dropout=0.5", "train.epochs=1e4", "train.max_steps=null", "evaluation=full")
@@ -177,7 +227,7 @@ def test_a_run_is_called_after_the_folder_of_its_images(
 
 
 def test_other_datasets_and_experiments_are_as_they_were(photographs: Path) -> None:
-    for overrides in ((), ("dataset=hub", "dataset.path=owner/name")):
+    for overrides in ((), ("dataset=cifar10",)):
         config, values = composed(*overrides)
         assert {key: choices._value(values, key) for key in choices.OPEN} == choices.OPEN | {
             "dataset.resolution": config.dataset.resolution[0]
@@ -198,6 +248,7 @@ def test_a_run_keeps_its_choices_and_tells_what_it_takes(cli: Cli, write_images:
         "evaluation.first_step=2",
     )
     assert [path.stem for path in sorted(cli.output("photos").glob("samples/*"))] == ["step_00000002", "step_00000006"]
+    assert "  evaluates  at step 2 and at the end  (evaluation.every_steps)" in said
     assert "  chosen     dataset.validation_fraction=0.1  (held out: 2 %, at least 10 images, at most 10%)" in said
     assert "  takes      about " in said and " on this machine, about " in said and " GB" in said
     lines = [line for line in said.splitlines() if line.startswith("warning: ")]

@@ -49,7 +49,8 @@ CHOICES = [
 ] + [f"sampler={name}" for name in SAMPLERS]
 
 
-UNCHECKED = replace(PROGRAM, preflight=lambda config: iter(()))  # on no machine
+# On no machine.
+UNCHECKED = replace(PROGRAM, preflight=lambda config: iter(()), settle=lambda config, values, overrides: values)
 
 
 def composed(*overrides: str) -> Config:

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ import ddpm_train
 from ddpm_train.cli import data, flags, push
 from ddpm_train.cli.sweeps import plan
 from ddpm_train.cli.sweeps.sweep import Sweep
-from ddpm_train.config.data import DATA
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.program import Program, compose_configs
 from ddpm_train.config.push import PUSHING
@@ -34,7 +34,6 @@ from ddpm_train.sampling.preflight import PROGRAM as SAMPLE
 from ddpm_train.training import api
 from ddpm_train.training.preflight import PROGRAM as TRAIN
 
-LOOK = Program("ddpm-data", "data", "output", "output='data/{}'", DATA, data.preflight)
 PUSH = Program("ddpm-push", "push", "run", "'run={}'", PUSHING, push.preflight)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -113,7 +112,8 @@ def composed(program: Program[Any], *texts: str) -> None:
             plan.sweep(arguments)
         elif not arguments.help:
             where = {"path": arguments.config_path, "config_dir": arguments.config_dir}
-            compose_configs(program, arguments.overrides, name=arguments.config_name, **where)
+            loads_nothing = replace(program, settle=lambda config, values, overrides: values)
+            compose_configs(loads_nothing, arguments.overrides, name=arguments.config_name, **where)
     except Mistakes as mistakes:
         expected = re.compile(r"this config would make another run than|.*; pip install 'ddpm-train\[")
         if lines := [line for line in mistakes.lines if not expected.match(line)]:
@@ -196,7 +196,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "ddpm-train": partial(composed, TRAIN),
     "ddpm-sample": partial(composed, SAMPLE),
     "ddpm-evaluate": partial(composed, EVALUATE),
-    "ddpm-data": partial(composed, LOOK),
+    "ddpm-data": partial(composed, data.PROGRAM),
     "ddpm-push": partial(composed, PUSH),
     "ddpm-reproduce": reproduced,
     "python": python,

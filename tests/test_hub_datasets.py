@@ -61,7 +61,7 @@ def test_the_flowers_preset(cli: Cli, hub: LoopbackHub) -> None:
 
 
 def test_private_repositories_and_revisions(cli: Cli, hub: LoopbackHub) -> None:
-    private = ("dataset=hub", "dataset.path=someone/secret", "dataset.validation_fraction=0")
+    private = ("dataset=hub", "dataset.path=someone/secret")
     said = train(cli, hub, *private, expect=2)
     assert said == (
         "error: dataset.path=someone/secret: no such dataset on the Hub without a token; "
@@ -72,7 +72,12 @@ def test_private_repositories_and_revisions(cli: Cli, hub: LoopbackHub) -> None:
     assert wrong.startswith("error: dataset.path=someone/secret: ") and "HF_TOKEN" in wrong and "\n" not in wrong[:-1]
     commit = Commit(hub.root / "datasets/someone/secret").id
     said = train(cli, hub, *private, f"dataset.revision={commit}", token="hf_right")
-    assert "someone/secret: 48 images 8x8x3" in said
+    # What the command leaves open the images decide, and it is told in the same words as of a folder.
+    assert "someone/secret: 44 images 8x8x3, 4 held out" in said and "  output     outputs/secret (new run)" in said
+    assert [line for line in said.splitlines() if line.startswith("  chosen ")] == [
+        "  chosen     name=secret  (after the images)",
+        "  chosen     dataset.validation_fraction=0.0833  (held out: 2 %, at least 10 images, at most 10%)",
+    ]
     storage = hub.storage_url.removeprefix("http://")
     assert any(request.had_token for request in hub.requests)
     assert not any(request.had_token for request in hub.requests if request.host == storage)

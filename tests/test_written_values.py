@@ -51,6 +51,7 @@ def composed(program: Program[Any], *texts: str, multirun: bool = False) -> list
         program,
         preflight=lambda config: iter(()),
         resolve=lambda values, overrides: (values, []),
+        settle=lambda config, values, overrides: values,
         trial=lambda config, values: iter(()),
     )
     return [values for _, values in compose_configs(anywhere, texts, multirun=multirun)]

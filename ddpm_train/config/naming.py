@@ -1,6 +1,7 @@
 """The names of runs: by what sets apart the runs of a sweep, or after the folder of a run or of its images."""
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 
@@ -21,6 +22,12 @@ def folder_name(choices: Mapping[str, str]) -> str:
 def named_after(folder: str) -> str:
     """The name of a folder as that of a run: blanks and signs that need quotes become `_`."""
     return re.sub(r"[^\w.=,+-]", "_", folder)
+
+
+def named_after_images(path: str) -> str:
+    """The same of `dataset.path`: of a folder, a parquet file or a repository "owner/name"; "" if that is no name."""
+    folder = os.path.basename(os.path.abspath(os.path.expanduser(path)))
+    return named_after(folder.removesuffix(".parquet")).lstrip(".=,+-")
 
 
 def _plain(text: str) -> str:

@@ -38,6 +38,8 @@ class Program(Generic[C]):
         naming: how to name the runs of a sweep apart, with {} for what varies.
         preflight: yields a line for each mistake that only a look at the machine shows (paths, devices).
         resolve: completes a composed config by what it points to, given the overrides; also returns mistakes.
+        settle: completes a checked config, typed and as plain values, by what must be loaded, given the overrides.
+            Raises `Mistakes`.
         trial: yields a line for each mistake that only a try shows, where nothing else is wrong, of a config, typed and
             as plain values. May import torch.
     """
@@ -52,6 +54,7 @@ class Program(Generic[C]):
         values,
         [],
     )
+    settle: Callable[[C, dict[str, Any], Sequence[str]], dict[str, Any]] = lambda config, values, overrides: values
     trial: Callable[[C, dict[str, Any]], Iterator[str]] = lambda config, values: iter(())
 
 
@@ -71,7 +74,7 @@ def compose_configs(
         name: of the config in `path`; None: the program's.
         config_dir: a folder with further choices.
         multirun: whether overrides may have several values; then there is a config for each combination.
-        before_trial: called before the program's trial, which may import torch for seconds.
+        before_trial: called before what may take seconds: a dataset to be loaded, and the trial, which imports torch.
 
     Raises:
         Mistakes: a line for each.
@@ -90,8 +93,21 @@ def compose_configs(
     if lines or further or len(configs) < len(jobs):
         raise Mistakes(*dict.fromkeys(lines + further))
     before_trial()
+    configs = [_settled(program, *each, overrides) for each, overrides in zip(configs, jobs, strict=True)]
     try_out(program, configs)
     return configs
+
+
+def _settled(
+    program: Program[C], config: C, values: dict[str, Any], overrides: Sequence[str]
+) -> tuple[C, dict[str, Any]]:
+    settled = program.settle(config, values, overrides)
+    if settled is values:
+        return config, values
+    checked, lines = program.schema.check(settled, lambda: values, program.preflight)
+    if checked is None:
+        raise Mistakes(*lines)
+    return checked, settled
 
 
 def _looked_at(override: Override, multirun: bool) -> list[str]:

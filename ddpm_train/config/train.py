@@ -3,6 +3,7 @@
 Hydra composes, `schema.py` checks once and returns these frozen dataclasses; beyond it there is no `DictConfig`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -68,12 +69,16 @@ class Checkpoint(Section):
     mirror: str | None  # an fsspec URL that each checkpoint is copied to, below the run's name
 
 
+# With `evaluation.every_steps=auto`. The default run has four: fewer do not show whether it goes on to learn.
+_MOST_EVALUATIONS, _FEWEST_STEPS_BETWEEN = 8, 350
+
+
 @dataclass(frozen=True)
 class Evaluation(Section):
     """What is measured in the midst of a run, by its sampling weights."""
 
     name: Literal["none", "grid", "full"]
-    every_steps: Positive | None  # None: at the end only
+    every_steps: AutoCount  # None: at the end only
     num_images: FrameCount  # in the grid
     batch_size: Positive
     num_inference_steps: Positive
@@ -82,6 +87,13 @@ class Evaluation(Section):
     extractor: Extractor
     num_samples: ImageCount  # for the metrics
     first_step: Positive | None = None  # one more, early; older configs do not have it
+
+    def interval(self, max_steps: int) -> int | None:
+        """The steps between two evaluations of a run of that length; None: it evaluates at its end only."""
+        if self.every_steps != "auto":
+            return self.every_steps
+        number = min(_MOST_EVALUATIONS, max_steps // _FEWEST_STEPS_BETWEEN)
+        return math.ceil(max_steps / number) if number > 1 else None
 
 
 @dataclass(frozen=True)

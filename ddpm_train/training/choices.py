@@ -1,12 +1,12 @@
 """What the images decide of a run where its command leaves it open: `dataset.chosen=auto`, and of the network alone
 `model=auto`. Imports no torch.
 
-All of it follows from the command and the images alone, so that it is the same on any machine. A run that was begun has
-its choices in its record, and keeps them when images are added.
+A folder decides before the config is checked. Images that must be loaded decide after that: a mistake must not wait for
+a download. All of it follows from the command and the images alone, so that it is the same on any machine. A run that
+was begun has its choices in its record, and keeps them when images are added.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +14,15 @@ from typing import Any
 
 import yaml
 
+from ddpm_train.config.data import DataConfig
 from ddpm_train.config.foreign import BadFile
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.naming import named_after
+from ddpm_train.config.naming import named_after_images
 from ddpm_train.config.parts import CONF
+from ddpm_train.config.train import Config
 from ddpm_train.models import pretrained
 from ddpm_train.runs.folder import CONFIG, read_config
+from ddpm_train.system import launch
 from ddpm_train.system.files import expanded
 
 # What the images may decide, as the program's configs have it. What is otherwise was asked for.
@@ -28,7 +31,6 @@ OPEN: dict[str, Any] = {
     "dataset.validation_fraction": 0.02,
     "train.batch_size": 64,
     "train.max_steps": 1400,
-    "evaluation.every_steps": None,
     "evaluation.first_step": None,
 }
 # Follow the layout of the network, as `model=unet_64` in a command would have them.
@@ -45,8 +47,10 @@ _FEWEST_HELD_OUT, _MOST_HELD_OUT = 10, 0.1
 _FEW_IMAGES, _VERY_FEW_IMAGES, _DROPOUT = 5_000, 2_000, 0.1
 # The passes are those of diffusers' recipe for 8,189 flowers. Few images need as many steps as that all the same.
 _PASSES, _FEWEST_STEPS, _MOST_STEPS = 100, 10_000, 100_000
-# Pictures on the way, the first within minutes also on a CPU. A shorter run has them at its end.
-_NUM_EVALUATIONS, _FIRST_EVALUATION, _EVALUATED_FROM = 8, 100, 1_000
+# A first picture within minutes also on a CPU. A shorter run has one at its end.
+_FIRST_EVALUATION, _EVALUATED_FROM = 100, 1_000
+# How many images there are, and (height, width) of some of them.
+_Found = tuple[int, Sequence[tuple[int, int]]]
 
 # Sources whose images are here before a run begins.
 _COUNTED = ("folder", "embedded")
@@ -58,40 +62,64 @@ _WHY_LAYOUT = {
     "unet_128": "more than 64 pixels",
 }
 _WHY = {
-    "name": "after the folder of the images",
+    "name": "after the images",
     "dataset.resolution": f"at most {_MOST_ENLARGED:.0%} of the images are smaller, and 64 is the most",
     "dataset.validation_fraction": f"held out: 2 %, at least {_FEWEST_HELD_OUT} images, at most {_MOST_HELD_OUT:.0%}",
     "train.batch_size": "no more than there are images",
     "model.dropout": f"fewer than {_VERY_FEW_IMAGES:,} images",
     "train.max_steps": f"{_PASSES} passes over the images, within {_FEWEST_STEPS:,} and {_MOST_STEPS:,} steps",
-    "evaluation.every_steps": f"pictures and held-out loss {_NUM_EVALUATIONS} times",
-    "evaluation.first_step": "and once soon",
+    "evaluation.every_steps": "an eighth of the run",  # in the records of runs from before `auto`
+    "evaluation.first_step": "a picture within minutes",
 }
 
 
 def resolve(values: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """A composed config with all choices made: those of the images, then the network of `model.pretrained`."""
+    """A composed config with a name after its images, the choices that need nothing to be loaded, and the network of
+    `model.pretrained`. Images that must be loaded first choose in `settle`."""
     dataset = values.get("dataset")
-    if _asks_for_layout(values):
-        if any(_key(text) == "experiment" for text in overrides):
-            return values, ["model=auto: an experiment has a network of its own; leave out one of the two"]
-        if isinstance(dataset, dict) and dataset.get("chosen") != "auto":
-            values = _with(values, _chosen(values, overrides))
-    if isinstance(dataset, dict) and dataset.get("chosen") == "auto":
-        if dataset.get("source") != "folder":
-            return values, ["dataset.chosen=auto: only a folder of images decides on a run; leave it out"]
-        named = _named(values, overrides)
-        values = {**values, **named}
-        made = _chosen(values, overrides)
-        values = _with(values, {**made, "dataset.chosen": [*named.keys() & {"name"}, *made.get("dataset.chosen", ())]})
-    if _asks_for_layout(values):
-        values = {**values, "model": {key: value for key, value in values["model"].items() if key != "layout"}}
+    if _asks_for_layout(values, overrides) and any(_key(text) == "experiment" for text in overrides):
+        return values, ["model=auto: an experiment has a network of its own; leave out one of the two"]
+    if isinstance(dataset, dict):
+        is_open, is_here = dataset.get("chosen") == "auto", dataset.get("source") == "folder"
+        if is_open:
+            values = {**values, **_named(values, overrides)}
+        if is_here if is_open else _asks_for_layout(values, overrides):
+            # The checks that follow say what is wrong.
+            passed = (Mistakes, OSError, KeyError, TypeError, ValueError)
+            values = _with_choices(values, overrides, _images, passed)
+    if isinstance(model := values.get("model"), dict):
+        values = {**values, "model": {key: value for key, value in model.items() if key != "layout"}}
     return pretrained.resolve(values, overrides)
 
 
-def _asks_for_layout(values: Mapping[str, Any]) -> bool:
+def settle(config: Config | DataConfig, values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The same values with the choices of images that must be loaded first: all but those of a folder.
+
+    Args:
+        config: the values, checked and typed.
+
+    Raises:
+        Mistakes: the dataset cannot be had.
+    """
+    dataset = config.dataset
+    if dataset is None or dataset.chosen != "auto" or launch.hands_over():
+        return values
+    from ddpm_train.data.sizes import image_sizes  # both take their time to import
+    from ddpm_train.data.sources import open_source
+
+    def images(section: Mapping[str, Any]) -> _Found:
+        source = open_source(dataset, dataset.split)
+        return len(source), image_sizes(source, dataset.max_pixels)
+
+    values, lines = pretrained.resolve(_with_choices(values, overrides, images), overrides)
+    if lines:
+        raise Mistakes(*lines)
+    return values
+
+
+def _asks_for_layout(values: Mapping[str, Any], overrides: Sequence[str]) -> bool:
     """Whether the command, or a config of the user's, says `model=auto`."""
-    return _value(values, "model.layout") == "auto"
+    return _value(values, "model.layout") == "auto" or "model=auto" in overrides
 
 
 def _key(override: str) -> str:
@@ -103,7 +131,9 @@ def described(chosen: str, values: Mapping[str, Any]) -> str:
     key, _, name = chosen.partition("=")
     if key != "model":
         return f"{key}={name or _value(values, key)}  ({_WHY[key]})"
-    unknown = "" if values["dataset"]["source"] in _COUNTED else "; how many images there are was not known"
+    settled = any(not each.startswith("model") for each in values["dataset"]["chosen"])
+    is_known = settled or values["dataset"]["source"] in _COUNTED
+    unknown = "" if is_known else "; how many images there are was not known"
     return f"model={name}  ({_WHY_LAYOUT[name]}{unknown})"
 
 
@@ -115,47 +145,55 @@ def is_chosen(key: str, values: Mapping[str, Any]) -> bool:
 
 
 def _named(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The name after the folder of the images, and the run's folder by it, where nothing else names them."""
+    """The name after the images, and the run's folder by it, where nothing else names them."""
     given = set(map(_key, overrides))
-    folder = expanded(str(values["dataset"].get("path")))
-    is_named = given & _UNNAMED.keys() or any(values.get(key) != default for key, default in _UNNAMED.items())
-    if is_named or not os.path.isdir(folder):
+    path, source = str(values["dataset"].get("path")), values["dataset"].get("source")
+    name = named_after_images(path)
+    named = {"name": name, "output_dir": f"outputs/{name}"}
+    is_named = given & named.keys() or {key: values.get(key) for key in named} not in (_UNNAMED, named)
+    if is_named or not name or source not in ("folder", "hub") or path == "???":
         return {}
-    name = named_after(os.path.basename(os.path.abspath(folder)))
     with suppress(OSError, BadFile, KeyError, TypeError):
         began = read_config(Path(_UNNAMED["output_dir"], CONFIG))["dataset"]
-        if began["source"] == "folder" and expanded(began["path"]).resolve() == folder.resolve():
+        if began["source"] == source and expanded(began["path"]).resolve() == expanded(path).resolve():
             return {}  # it has its name from before runs were called after their images
-    return {"name": name, "output_dir": f"outputs/{name}"} if name else {}
+    return named
 
 
-def _chosen(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """New values by key, `dataset.chosen` among them; none where the checks that follow have something to say."""
-    made, given = _made(values, overrides), set(map(_key, overrides))
-    if "model" in made:
-        made["model"] = {key: value for key, value in made["model"].items() if f"model.{key}" not in given}
-    return made
+def _with_choices(
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    images: Callable[[Mapping[str, Any]], _Found],
+    passed: tuple[type[Exception], ...] = (),
+) -> dict[str, Any]:
+    """The values with what the run chose when it began, and with what its images decide of the rest.
 
+    Args:
+        images: those of a section `dataset`.
+        passed: errors that are passed over: then the images decide nothing.
+    """
+    given, is_open = set(map(_key, overrides)), values["dataset"].get("chosen") == "auto"
+    left_open, chosen = _left_open(values, overrides), ["name"] if is_open and _named(values, overrides) else []
+    began = pretrained.recorded_config(values) or {}
 
-def _made(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The same, but for keys of a layout that are given."""
-    left_open = _left_open(values, overrides)
-    recorded = pretrained.recorded_config(values) or {}
-    kept: dict[str, Any] = {}
-    dataset = values["dataset"]
-    if isinstance(began := recorded.get("dataset"), dict) and began.get("source") == dataset.get("source"):
-        kept = _as_recorded(recorded, began.get("chosen"), left_open)
+    def take(made: dict[str, Any], names: Sequence[str]) -> None:
+        """But for keys of a layout that are given."""
+        nonlocal values, chosen
+        if "model" in made:
+            made["model"] = {key: value for key, value in made["model"].items() if f"model.{key}" not in given}
+        values, chosen = _with(values, made), [*chosen, *names]
+
+    if isinstance(began.get("dataset"), dict):
+        kept, names = _as_recorded(began, left_open, all_open=is_open)
         left_open = [key for key in left_open if key not in kept]  # what a command before this one gave
-        values = _with(dict(values), kept)
-    try:
-        made = _decided(values, left_open, *_images(dataset))
-    except (Mistakes, OSError, KeyError, TypeError, ValueError):
-        return kept
-    return {**kept, **made, "dataset.chosen": [*kept.get("dataset.chosen", ()), *made["dataset.chosen"]]}
+        take(kept, names)
+    with suppress(*passed):
+        take(*_decided(values, left_open, *images(values["dataset"])))
+    return _with(values, {"dataset.chosen": chosen})
 
 
-def _images(dataset: Mapping[str, Any]) -> tuple[int, Sequence[tuple[int, int]]]:
-    """How many images there are, and of a folder (height, width) of some. Where they are not here yet, many."""
+def _images(dataset: Mapping[str, Any]) -> _Found:
+    """Those of a folder, or of the package. Where they are not here yet, many of unknown size."""
     from ddpm_train.data.sizes import image_sizes  # numpy takes its time to import, and few datasets need it
     from ddpm_train.data.sources import EmbeddedSource, FolderSource
 
@@ -171,7 +209,9 @@ def _images(dataset: Mapping[str, Any]) -> tuple[int, Sequence[tuple[int, int]]]
 def _left_open(values: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     """The keys on which neither the command nor a config of the user's says anything. An experiment says all."""
     given = set(map(_key, overrides))
-    if _asks_for_layout(values):
+    if "model" not in values:  # it is a config of `ddpm-data`
+        layout = []
+    elif _asks_for_layout(values, overrides):
         layout = [key for key in (*_OF_A_LAYOUT, "model.dropout") if key == "model" or key not in given]
     elif "experiment" in given or any(key.partition(".")[0] == "model" for key in given):
         layout = []
@@ -182,18 +222,26 @@ def _left_open(values: Mapping[str, Any], overrides: Sequence[str]) -> list[str]
     return [*(key for key, default in OPEN.items() if key not in given and _value(values, key) == default), *layout]
 
 
-def _as_recorded(recorded: Mapping[str, Any], chosen: Sequence[str] | None, left_open: Sequence[str]) -> dict[str, Any]:
-    """What was chosen when the run began. A run from before there were choices (None) keeps all that is open."""
+def _as_recorded(
+    began: Mapping[str, Any], left_open: Sequence[str], *, all_open: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """What was chosen when the run began, by key, and the entries of `dataset.chosen` for that.
+
+    Args:
+        all_open: the images may decide all that is open. A run from before they did keeps all of that.
+    """
+    chosen = began["dataset"].get("chosen")
     names = [name for name in chosen or () if name.partition("=")[0] in left_open]
-    kept = {name.partition("=")[0] for name in names} if chosen is not None else {*left_open}
+    keeps_all = chosen is None or (all_open and not chosen)
+    kept = {*left_open} if keeps_all else {name.partition("=")[0] for name in names}
     kept |= {*_OF_A_LAYOUT} if "model" in kept else set()
-    return {key: _value(recorded, key) for key in left_open if key in kept} | {"dataset.chosen": names}
+    return {key: _value(began, key) for key in left_open if key in kept}, names
 
 
 def _decided(
     values: Mapping[str, Any], left_open: Sequence[str], num_images: int, sizes: Sequence[tuple[int, int]]
-) -> dict[str, Any]:
-    """What these images decide.
+) -> tuple[dict[str, Any], list[str]]:
+    """What these images decide, by key, and the entries of `dataset.chosen` for that.
 
     Args:
         sizes: (height, width) of some of them.
@@ -213,6 +261,8 @@ def _decided(
     fraction = _value(values, "dataset.validation_fraction")
     if _value(values, "dataset.validation_split") is None:
         fraction = decide("dataset.validation_fraction", _validation_fraction(num_images))
+    if "train" not in values:  # it is a config of `ddpm-data`
+        return made, names
     num_training = num_images - round(fraction * num_images)
     batch_size = _value(values, "train.batch_size")
     if num_training < batch_size:
@@ -228,9 +278,8 @@ def _decided(
     if epochs is None:
         max_steps = decide("train.max_steps", _max_steps(passes))
     if max_steps and max_steps >= _EVALUATED_FROM and _value(values, "evaluation.name") == "grid":
-        decide("evaluation.every_steps", max_steps // _NUM_EVALUATIONS)
         decide("evaluation.first_step", _FIRST_EVALUATION)
-    return {**made, "dataset.chosen": names}
+    return made, names
 
 
 def _resolution(sizes: Sequence[tuple[int, int]]) -> int:

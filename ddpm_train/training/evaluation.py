@@ -73,16 +73,16 @@ class Evaluation:
 
     @property
     def is_due(self) -> bool:
-        """At `evaluation.first_step`, every `evaluation.every_steps` and at the end, but not untrained."""
+        """At `evaluation.first_step`, at multiples of `Run.evaluated_every` and at the end, but not untrained."""
         run, config, step = self._run, self._run.config.evaluation, self._run.state.step
         if config.name == "none" or step in (0, self._done):
             return False
-        return step in (config.first_step, run.max_steps) or bool(config.every_steps and step % config.every_steps == 0)
+        return step == run.next_evaluation(step - 1)
 
     def seconds_left(self) -> float:
         """What the evaluations that are still to come will take, if each takes as long as the last; 0 before one."""
         step, last = self._run.state.step, self._run.max_steps
-        every = self._run.config.evaluation.every_steps or last
+        every = self._run.evaluated_every or last
         return self._seconds * (math.ceil(last / every) - step // every)
 
     def run(self) -> bool:

@@ -39,7 +39,7 @@ def _seconds(run: Run) -> float | None:
     measured, choice, evaluation = run.choice.seconds.get(str(run.choice.compute)), run.choice, run.config.evaluation
     if measured is None:
         return None
-    left, every = run.max_steps - run.state.step, evaluation.every_steps
+    left, every = run.max_steps - run.state.step, run.evaluated_every
     images = left * run.plan.batch_size
     if evaluation.name != "none":
         grids = 1 + (left // every if every else 0)

@@ -51,6 +51,7 @@ def announce(run: Run, resumed: bool, changes: list[str]) -> None:
             "batch": f"{plan.batch_size} = {plan.micro_batch_size} x {counted(plan.num_processes, 'process', 'es')} "
             f"x {plan.accumulation} accumulated",
             "steps": f"{run.max_steps:,} ({epochs:.1f} epochs)",
+            **_evaluated(run),
             "compute": f"{run.choice.compute} on {device_name(run.accelerator.device)}",
             **_measured(run.choice),
             **({"takes": cost} if (cost := forecast.cost(run)) else {}),
@@ -73,7 +74,19 @@ def _look_at(dataset: Mapping[str, Any]) -> str | None:
         for key, value in read_choice("dataset", choice).items()
         if key not in _NOT_OF_IMAGES and dataset.get(key, value) != value
     }
+    if read_choice("dataset", choice)["chosen"] == "auto":
+        keys["dataset.chosen"] = []  # the run has chosen already
     return shlex.join(["ddpm-data", *as_overrides({"dataset": choice, **keys})])
+
+
+def _evaluated(run: Run) -> dict[str, str]:
+    """At which steps there are pictures and losses, with the key that changes it."""
+    if run.config.evaluation.name == "none":
+        return {}
+    every, first = run.evaluated_every, run.config.evaluation.first_step
+    often = f"every {counted(every, 'step')}" if every else "at the end"
+    soon = f"at step {first:,} and " if first and first < run.max_steps else ""
+    return {"evaluates": f"{soon}{often}  (evaluation.every_steps)"}
 
 
 def _measured(choice: Choice) -> dict[str, str]:

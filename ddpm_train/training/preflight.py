@@ -21,7 +21,7 @@ from ddpm_train.sampling.preflight import precision_mistakes
 from ddpm_train.system import exit_codes, launch
 from ddpm_train.system.failures import one_line
 from ddpm_train.system.files import expanded, output_mistakes
-from ddpm_train.training.choices import resolve
+from ddpm_train.training.choices import resolve, settle
 
 
 def preflight(config: Config, num_processes: int | None = None) -> Iterator[str]:
@@ -188,4 +188,4 @@ def network_mistakes(config: Config) -> Iterator[str]:
             yield f"model.pretrained={config.model.pretrained}: {problem}; give another model"
 
 
-PROGRAM = Program("ddpm-train", "config", "output_dir", "name='{}'", TRAINING, preflight, resolve, trial)
+PROGRAM = Program("ddpm-train", "config", "output_dir", "name='{}'", TRAINING, preflight, resolve, settle, trial)

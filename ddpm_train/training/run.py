@@ -49,6 +49,7 @@ class Run:
         choice: how steps are computed, and what was measured to choose that.
         model: the network as a step calls it, with what trains beside it: where there are several processes, they
             exchange its gradients.
+        evaluated_every: the steps between two evaluations; None: it evaluates at its end only.
         on_device: whether the images lie in the device's own memory.
         selection: judges the evaluations so far.
         clock: forecasts from them when the run will begin to copy its training images.
@@ -67,6 +68,7 @@ class Run:
     batches: Batches
     plan: BatchPlan
     max_steps: int
+    evaluated_every: int | None
     state: TrainState
     model: nn.Module
     on_device: bool
@@ -106,9 +108,9 @@ class Run:
         return self.clock.may_begin_by(self.next_evaluation(max(self.clock.ratios)))
 
     def next_evaluation(self, step: int) -> int:
-        """The first step after this one that is evaluated: a multiple of `evaluation.every_steps`,
-        `evaluation.first_step` or the last."""
-        every, first = self.config.evaluation.every_steps, self.config.evaluation.first_step
+        """The first step after this one that is evaluated: a multiple of `evaluated_every`, `evaluation.first_step` or
+        the last."""
+        every, first = self.evaluated_every, self.config.evaluation.first_step
         steps = (every and (step // every + 1) * every, first, self.max_steps)
         return min((each for each in steps if each and each > step), default=self.max_steps)
 
@@ -199,6 +201,7 @@ def build_run(
         batches=batches,
         plan=plan,
         max_steps=max_steps,
+        evaluated_every=config.evaluation.interval(max_steps),
         state=TrainState(0, unet, averages, config.optimizer.build(denoiser.named_parameters()), denoiser.helpers),
         model=model,
         on_device=on_device,
