@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDPMPipeline
 from helpers.cli import ROOT, Cli
 from PIL import Image
@@ -108,6 +109,28 @@ def test_a_noise_schedule(cli: Cli, mine: Callable[..., str]) -> None:
     for index in range(2):
         one, other = (cli.folder / f"{folder}/images/{index:06}.png" for folder in ("once", "again"))
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_distribution_of_timesteps(cli: Cli, mine: Callable[..., str]) -> None:
+    mine("A distribution of timesteps", "train.max_steps=1", "evaluation=none", "ema=none")
+    assert yaml.safe_load((cli.output("laplace") / "config.yaml").read_text())["timestep_distribution"]["scale"] == 0.5
+    check = """
+import torch
+from ddpm_train.config.extensions import import_modules
+import_modules(["my_timesteps"])
+from diffusers import DDPMScheduler
+from my_timesteps import LaplaceLogSNR
+from ddpm_train.diffusion.noise import signal_to_noise
+from ddpm_train.diffusion.timesteps import LEAST_SHARE, timestep_edges
+schedule = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+edges = torch.tensor(timestep_edges(LaplaceLogSNR("laplace", False, False, 0.0, 0.5), schedule, lambda: None))
+share = edges.double().diff(prepend=torch.zeros(1)) / 2**32
+log_snr = signal_to_noise(schedule).double().log()
+density = (-log_snr.abs() / 0.5).exp() * -log_snr.diff(append=log_snr[-1:])  # of the distribution, over a timestep
+expected = (1 - LEAST_SHARE) * density / density.sum() + LEAST_SHARE / 1000
+assert (share - expected).abs().sum() < 0.02
+"""
+    cli.python("-c", check)
 
 
 def test_a_source_of_images(cli: Cli, mine: Callable[..., str], garments: list[Image.Image]) -> None:

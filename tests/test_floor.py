@@ -15,7 +15,11 @@ from ddpm_train.data.loader import Data
 from ddpm_train.diffusion.objective import Objective, to_model_range
 from ddpm_train.evaluation import floor
 from ddpm_train.evaluation.floor import Floor, measure_floor
+from ddpm_train.report import stored
+from ddpm_train.report.evidence import Series
+from ddpm_train.report.findings import how_much_is_learned
 from ddpm_train.seeding import Purpose, integers
+from ddpm_train.training import messages
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,16 @@ def test_it_is_the_loss_of_the_optimal_denoiser(
         }
         for name, value in expected.items():
             assert float(getattr(found, name)[place]) == pytest.approx(value, rel=2e-3, abs=1e-6), name
+
+
+def test_an_untrained_model_has_learned_nothing_yet() -> None:
+    """Its loss is above that of a model which knows only the mean and the spread: a share below 0 says nothing."""
+    known = "held-out loss 0.9, of which no model could remove 0.1"
+    assert messages.learned(0.9, 0.1, -0.57).startswith(f"{known}; a model that knows only the mean and the spread")
+    assert messages.learned(0.9, 0.1, 0.6) == f"{known}; at least 60 % of what can be learned is learned"
+    floor = stored.Floor(0.9, 0.1, 0.5, 0.6, -0.6, [-0.7, -0.5], 100, {})
+    found = how_much_is_learned(floor, Series(np.array([1.0]), np.array([-0.6])))
+    assert found.answer == "Nothing yet" and "%" not in " ".join(found.details)
 
 
 def test_what_is_learned_lies_between_the_naive_and_the_bound(data: Data) -> None:

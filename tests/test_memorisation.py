@@ -105,6 +105,7 @@ def test_what_does_not_grow_has_no_forecast() -> None:
     assert Clock().forecast() is None and not Clock().may_begin_by(10**9)
     assert clock(lambda step: -0.1, range(100, 500, 100)).forecast() is None
     assert clock(lambda step: 100 / step, range(100, 500, 100)).forecast() is None
+    assert clock(lambda step: 0.03 * (step / 100) ** 0.1, range(100, 500, 100)).forecast() is None  # in 10^18 steps
     single = Clock({100: 1.29})  # in proportion to the steps
     found = single.forecast((0.9, 1.7))
     assert found is not None and found.step == pytest.approx(1000) and found.interval[1] is None

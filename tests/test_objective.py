@@ -65,6 +65,8 @@ def test_weights_as_the_papers_have_them(loss: Loss, prediction_type: str) -> No
         wanted = fall / (1 + snr[1:] * math.exp(-2.0))
         ratio = of_noise[1:] / wanted
         assert torch.allclose(ratio, ratio.mean(), rtol=1e-3) and float(found.mean()) == pytest.approx(1, rel=1e-5)
+    if isinstance(loss, Sigmoid):  # of a schedule of one timestep, which has none before it
+        assert loss.weights(snr[:1], prediction_type).tolist() == [1]
     if prediction_type != "epsilon":
         without_signal = signal_to_noise(scheduler(prediction_type, rescale_betas_zero_snr=True))
         weights = loss.weights(without_signal, prediction_type)

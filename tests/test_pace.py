@@ -13,7 +13,7 @@ from ddpm_train.system import console as system_console
 from ddpm_train.system import pace as system_pace
 from ddpm_train.system import threads
 from ddpm_train.system.console import Console
-from ddpm_train.system.pace import duration
+from ddpm_train.system.pace import as_clock
 
 Tick = Callable[[float], None]
 
@@ -73,8 +73,8 @@ def test_the_end_is_told_from_recent_steps_and_the_evaluations_to_come(
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (725, "12:05"), (3599.7, "1:00:00"), (11_400, "3:10:00")]
 )
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_as_clock(seconds: float, text: str) -> None:
+    assert as_clock(seconds) == text
 
 
 @pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "1000"}])

@@ -166,6 +166,7 @@ def test_finished_extended_elsewhere(cli: Cli) -> None:
     longer = (constant, "evaluation=none", "train.max_steps=9")
     said = cli.train(*longer)
     assert "resumes at step 6" in said and "changed    train.max_steps: 6 -> 9" in said
+    assert re.search(r"  takes      about .* on this machine, about ", said)  # as long as the steps before
     taken = cli.train(*longer, "name=taken", f"resume={elsewhere}/step_00000006")
     assert "resumes at step 6" in taken
     name = "checkpoints/step_00000009/unet.safetensors"
@@ -183,6 +184,7 @@ def test_a_longer_run_branches_before_its_rate_decays(cli: Cli) -> None:
     assert advice == f"name=default_longer {where} train.max_steps=10"
     said = cli.train(*wsd, *advice.split())
     assert "resumes at step 4" in said and "jumps" not in said
+    assert "the same command with name=default_longer2 resume=outputs/default_longer/" in said
     cli.train(*wsd, "train.max_steps=10", "name=undisturbed")
     same_checkpoint(cli.output("default_longer"), cli.output("undisturbed"), 10)
     rates = [record["lr"] for record in cli.metrics("default_longer")]

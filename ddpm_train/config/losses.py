@@ -108,6 +108,8 @@ class Sigmoid(Loss):
         Where the SNR is 0, the weight is 1 as in `MinSNR`.
         """
         log_snr = snr.log()
+        if len(snr) == 1:  # nothing is passed, and the mean of one weight is 1
+            return snr.new_ones(1)
         passed = -log_snr.diff(prepend=2 * log_snr[:1] - log_snr[1:2])  # from the timestep before
         of_noise = (self.bias - log_snr).sigmoid() * passed
         weights = for_error_in_x_0(snr * of_noise, snr, prediction_type)

@@ -184,16 +184,20 @@ def how_much_is_learned(floor: Floor, learned: Series) -> Finding:
     """
     share, ends = digits(floor.learned, floor.interval, percent=True)
     loss, least, naive, copier = map(number, (floor.loss, floor.least, floor.naive, floor.copier))
+    answer = f"At least {100 * floor.learned:.0f} % of what can be"
+    told = f"So at least {share} of what lies between is learned (interval {ends})."
+    if floor.learned <= 0:
+        answer, told = "Nothing yet", "So this model has learned nothing yet that such a model does not know."
     details = [
         f"The held-out loss is {loss}. No model can have less than {least}: so much is left even to one that knows "
         f"{count(floor.num_images)} training images by heart and sees these. One that knows only their mean and "
-        f"their spread has {naive}. So at least {share} of what lies between is learned (interval {ends}).",
+        f"their spread has {naive}. {told}",
         f"Learning them by heart is not the way: on the held-out images such a copier would have {copier}.",
     ]
     if (then := share_at_twice_the_steps(learned)) is not None:
         gain = 100 * (then - learned.last)
         details.append(f"At this pace, {count(learned.steps[-1])} more steps add about {number(gain, 2)} %.")
-    return Finding("How much has it learned?", f"At least {100 * floor.learned:.0f} % of what can be", details)
+    return Finding("How much has it learned?", answer, details)
 
 
 def share_at_twice_the_steps(learned: Series) -> float | None:

@@ -26,6 +26,8 @@ RATIO = "held_out_to_training_loss"  # its key in the records
 BEGINS, EARLIEST, LATEST = 3.9, 2.2, 5.7
 # The evaluations since this share of the steps show how fast the ratio grows.
 _RECENT = 1 / 3
+# What is so many times as far away as the run has come, no power of the steps can tell.
+_FARTHEST = 100
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Clock:
         return replace(self, ratios={**self.ratios, step: values[RATIO]}) if RATIO in values else self
 
     def forecast(self, interval: tuple[float, float] | None = None) -> Forecast | None:
-        """From the last evaluation and how it came there; None: the ratio does not grow.
+        """From the last evaluation and how it came there; None: the ratio does not grow, or too slowly to tell.
 
         Args:
             interval: of the last evaluation's ratio; None: as if it were exact.
@@ -72,8 +74,10 @@ class Clock:
             """The step at which the ratio is reached if it has come so far above 1 by now."""
             return last * ((ratio - 1) / excess) ** (1 / power)
 
+        if (earliest := reached(EARLIEST, high)) > _FARTHEST * last:
+            return None
         end = reached(LATEST, low) if low > 0 else None
-        return Forecast(reached(BEGINS, recent[last]), (reached(EARLIEST, high), end))
+        return Forecast(reached(BEGINS, recent[last]), (earliest, end))
 
     def may_begin_by(self, step: int) -> bool:
         """Whether the ratio comes to `EARLIEST` until then."""

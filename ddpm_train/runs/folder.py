@@ -124,14 +124,26 @@ def record_lines(path: Path) -> Iterator[bytes]:
 
 
 def cut_records(records: Path, step: int) -> dict[str, Any] | None:
-    """Drop what a file of records holds after a step, and a damaged line; returns the last that stays.
+    """Drop what a file of records holds after a step, and a damaged line; returns the last that stays."""
+    newest, end = _find(records, step)
+    os.truncate(records, end)
+    return newest
+
+
+def newest_record(records: Path, step: int) -> dict[str, Any] | None:
+    """The last record up to a step, if there is one."""
+    return _find(records, step)[0] if records.is_file() else None
+
+
+def _find(records: Path, step: int) -> tuple[dict[str, Any] | None, int]:
+    """The last record up to a step, and where in the file it ends.
 
     It is found by halving, so that a million records cost no more than a few. A damaged line counts as one after the
     step: it is what a crash has left at the end.
     """
     newest, low, high = None, 0, records.stat().st_size  # between low and high lie the lines not yet known
     if high == 0:
-        return None
+        return None, 0
     with open(records, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         while low < high:
             start = text.rfind(b"\n", low, (low + high) // 2) + 1 or low
@@ -141,8 +153,7 @@ def cut_records(records: Path, step: int) -> dict[str, Any] | None:
                 newest, low = record, end
             else:
                 high = start
-    os.truncate(records, low)
-    return newest
+    return newest, low
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """A run that is made longer: by which keys, and what becomes of its learning rate. Imports no torch."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,9 +79,15 @@ def branch(checkpoints: Path, scheduler: LRScheduler, max_steps: int) -> Path | 
 def branching(values: Mapping[str, Any], path: Path) -> list[str]:
     """The overrides by which the run of these values goes on from a checkpoint, in a folder beside its own."""
     run = Schema(_Run).parse(values)
-    name, folder = f"{run.name}_longer", Path(run.output_dir)
+    name, folder = _longer_name(run.name), Path(run.output_dir)
     elsewhere = {} if folder == Path("outputs", run.name) else {"output_dir": str(folder.with_name(name))}
     return as_overrides({"name": name, **elsewhere, "resume": str(path)})
+
+
+def _longer_name(name: str) -> str:
+    """`cats_longer` after `cats`, `cats_longer2` after that, and so on."""
+    stem, is_longer, number = re.fullmatch(r"(.*?)(_longer(\d*))?", name).group(1, 2, 3)  # type: ignore[union-attr]
+    return f"{stem}_longer{int(number or 1) + 1}" if is_longer else f"{name}_longer"
 
 
 def longer(folder: Path, values: Mapping[str, Any], max_steps: int) -> tuple[list[str], str]:

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ddpm_train.config.text import shown
-from ddpm_train.system.pace import Pace, duration
+from ddpm_train.system.pace import Pace, as_clock
 
 # Without a terminal: a line about this often, and always the last.
 _LINE_EVERY_SECONDS = 10.0
@@ -115,7 +115,7 @@ class Console:
         if seconds is None:
             return words
         if done < self._total:
-            words.insert(0, f"ETA {duration(seconds * (self._total - done) + self._seconds_besides())}")
+            words.insert(0, f"ETA {as_clock(seconds * (self._total - done) + self._seconds_besides())}")
         words.append(f"{seconds:.2f} s/{self._unit}" if seconds >= 1 else f"{1000 * seconds:.0f} ms/{self._unit}")
         return words + ([f"{self._batch_size / seconds:.0f} img/s"] if self._batch_size else [])
 

@@ -49,8 +49,8 @@ class Pace:
         return (now - began) / (done - first) if done > first else None
 
 
-def duration(seconds: float) -> str:
-    """Such as "0:07", "12:05" or "3:10:00"."""
+def as_clock(seconds: float) -> str:
+    """A time as a clock shows it, such as "0:07", "12:05" or "3:10:00"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

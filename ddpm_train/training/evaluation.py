@@ -112,10 +112,7 @@ class Evaluation:
         self._seconds = time.monotonic() - started
         if (share := found.numbers.get("learned")) is not None:
             loss, least = (found.numbers[name] for name in ("held_out_loss", "held_out_loss_floor"))
-            self._run.console.say(
-                f"step {step:,}: held-out loss {loss:.4g}, of which no model could remove {least:.4g}; "
-                f"at least {100 * share:.0f} % of what can be learned is learned"
-            )
+            self._run.console.say(f"step {step:,}: {messages.learned(loss, least, share)}")
         self._run.clock = self._run.clock.after(step, found.numbers)
         if (memorised := found.details.get("memorisation")) is not None:
             forecast = self._run.clock.forecast(memorised["interval"])

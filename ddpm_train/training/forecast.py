@@ -13,6 +13,7 @@ from ddpm_train.data.sizes import image_sizes, num_enlarged
 from ddpm_train.models.trial import memory_bytes
 from ddpm_train.models.unet import Images, unet_of
 from ddpm_train.report.formatting import duration
+from ddpm_train.runs.folder import RECORDS, newest_record
 from ddpm_train.system.compute import Compute, memory
 from ddpm_train.system.console import counted
 from ddpm_train.training.run import Run
@@ -20,6 +21,8 @@ from ddpm_train.training.run import Run
 # A backward pass takes twice its forward pass, which alone makes samples.
 _PASSES = 3
 _GB = 1e9
+# What a run's environments say of how fast it goes, see `describe_run`.
+_OF_SPEED = ("device", "cpu", "num_processes", "micro_batch_size", "compute")
 
 
 def cost(run: Run) -> str | None:
@@ -35,16 +38,30 @@ def cost(run: Run) -> str | None:
 
 
 def _seconds(run: Run) -> float | None:
-    """From the time of a trial step of this kind: what is left of the training, and the pictures on the way."""
-    measured, choice, evaluation = run.choice.seconds.get(str(run.choice.compute)), run.choice, run.config.evaluation
-    if measured is None:
+    """What is left of the training, and the pictures on the way."""
+    evaluation, seconds_per_image = run.config.evaluation, _seconds_per_image(run)
+    if seconds_per_image is None:
         return None
     left, every = run.max_steps - run.state.step, run.evaluated_every
     images = left * run.plan.batch_size
     if evaluation.name != "none":
         grids = 1 + (left // every if every else 0)
         images += grids * evaluation.num_images * evaluation.num_inference_steps // _PASSES
-    return measured / choice.num_images * images / run.plan.num_processes
+    return seconds_per_image * images
+
+
+def _seconds_per_image(run: Run) -> float | None:
+    """Of the training on all processes: as the trial step of this kind took, or as the run took so far on this device.
+    A run that goes on where it was makes no trial steps."""
+    measured = run.choice.seconds.get(str(run.choice.compute))
+    if measured is not None:
+        return measured / run.choice.num_images / run.plan.num_processes
+    *_, before, now = {}, *run.environments
+    if now["from_step"] == run.state.step and any(before.get(key) != now[key] for key in _OF_SPEED):
+        return None
+    newest = newest_record(run.output_dir / RECORDS, run.state.step) or {}
+    rate = newest.get("images_per_second")
+    return 1 / rate if rate else None
 
 
 def _memory(run: Run) -> int | None:

@@ -152,6 +152,14 @@ def _later(run: Run) -> str:
     return f"train.patience={2 * (run.selection.patience or 1)}"
 
 
+def learned(loss: float, least: float, share: float) -> str:
+    """What an evaluation says of the held-out loss, in a line; see `evaluation/floor.py`."""
+    known = f"held-out loss {loss:.4g}, of which no model could remove {least:.4g}"
+    if share <= 0:
+        return f"{known}; a model that knows only the mean and the spread of the images is no worse"
+    return f"{known}; at least {100 * share:.0f} % of what can be learned is learned"
+
+
 def memorisation(ratio: float, forecast: Forecast | None, step: int) -> str:
     """What an evaluation at `step` says of when copying begins, in a line."""
     known = f"at little noise the held-out loss is {ratio:.2f} times the training loss"
