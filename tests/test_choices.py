@@ -254,10 +254,10 @@ def test_a_run_keeps_its_choices_and_tells_what_it_takes(cli: Cli, write_images:
     lines = [line for line in said.splitlines() if line.startswith("warning: ")]
     assert lines == [
         "warning: 40 of the 40 images that were looked at are smaller than 32x32 and are scaled up, which blurs them; "
-        "dataset.resolution=… takes a smaller size",
+        "give a smaller dataset.resolution=…",
         "warning: lr_scheduler.warmup_steps=500 is not shorter than the run of 6 steps: the learning rate ends at "
         "1.2e-05 and never reaches 0.001",
-        "warning: 6 steps of 16 images will show nothing but noise; train.max_steps=… takes more",
+        "warning: 6 steps of 16 images will show nothing but noise; give a larger train.max_steps=…",
     ]
     assert "  equal " not in said and "  look at it ddpm-data dataset=imagefolder dataset.path=photos " in said
     kept = yaml.safe_load((cli.output("photos") / "config.yaml").read_text())["dataset"]

@@ -236,7 +236,9 @@ NO_COMPILER = "import torch._inductor.config as config\nconfig.cpp.cxx = ('/nowh
 def test_a_run_that_is_not_compiled_does_not_claim_it(cli: Cli, program: str, reason: str) -> None:
     run = (*ONE_LEVEL, "train.compile=true", "tracker=none", "evaluation=none")
     said = cli.python("-c", program + "from ddpm_train.cli.train import main\nmain()", *TINY, *run)
-    (warning,) = (line for line in said.splitlines() if line.startswith("warning: goes on without torch.compile"))
+    (warning,) = (
+        line for line in said.splitlines() if line.startswith("warning: the run goes on without torch.compile")
+    )
     assert reason in warning and "compute    fp32 on cpu" in said
     state = json.loads((cli.output() / "checkpoints/step_00000006/state.json").read_text())
     assert state["compute"]["compile"] is False
@@ -318,7 +320,7 @@ def test_the_largest_micro_batch_that_fits_is_found_and_cut_when_it_does_not_fit
     assert "out of memory" not in found
     cut = cli.python(WATCHED, "room_at_3=75", *TINY, *LARGE, "name=cut", "train.micro_batch_size=auto", **LEAN)
     assert "batch      300 = 300 x 1 process" in cut
-    assert "out of memory: goes on with micro-batches of 150" in cut
+    assert "out of memory: the run goes on with micro-batches of 150" in cut
     for name in ("found", "cut"):
         for record, expected in zip(cli.metrics(name), cli.metrics("reference"), strict=True):
             assert record["step"] == expected["step"]
@@ -413,7 +415,7 @@ def test_out_of_memory_on_several_processes_ends_them_all(cli: Cli) -> None:
     codes = {process.returncode for process in processes}
     assert 2 in codes and codes <= {1, 2}
     assert "error: out of memory: " in said
-    assert "Start again with a number for train.micro_batch_size: the same command continues" in said
+    assert "Give a number for train.micro_batch_size; the same command then continues" in said
 
 
 OUT_ONCE = """
@@ -443,7 +445,7 @@ def test_one_of_several_processes_cuts_its_micro_batches(cli: Cli) -> None:
     cli.together(*begin, "name=cut", num_processes=2)
     go_on = (*TINY, "evaluation=none", "lr_scheduler=constant", "train.max_steps=8", "train.micro_batch_size=auto")
     said = cli.python_together("-c", OUT_ONCE, *go_on, "name=cut", count=2)
-    assert "out of memory: goes on with micro-batches of 2" in said
+    assert "out of memory: the run goes on with micro-batches of 2" in said
     assert said.count(" votes") == said.count("7 votes") == 2  # what the processes do together, both do equally often
     cli.together(*begin, "name=whole", "train.max_steps=8", num_processes=2)
     assert relative_difference(*(weights(cli.output(name), step=8) for name in ("cut", "whole"))) <= 1e-5
@@ -468,7 +470,7 @@ main()
 def test_a_single_process_of_a_launcher_cuts_its_micro_batches(cli: Cli) -> None:
     run = (*TINY, "evaluation=none", "tracker=none", "train.micro_batch_size=auto")
     said = cli.python_together("-c", OUT_IN_BACKWARD, *run, "name=cut", count=1)
-    assert "out of memory: goes on with micro-batches of 8" in said
+    assert "out of memory: the run goes on with micro-batches of 8" in said
     cli.train(*run[len(TINY) :], "name=whole")
     assert relative_difference(*(weights(cli.output(name)) for name in ("cut", "whole"))) <= 1e-5
 

@@ -103,7 +103,9 @@ def test_a_value_range_says_what_is_black_and_white() -> None:
 
 
 def test_floating_point_grey_is_refused_for_its_unknown_range() -> None:
-    with pytest.raises(BrokenImage, match="grey values from 0 to 0, of which nobody knows what is black and white"):
+    with pytest.raises(
+        BrokenImage, match="grey values from 0 to 0, and nothing says which of them are black and white"
+    ):
         decoder()(encoded(Image.new("F", (8, 8)), "TIFF"))
 
 

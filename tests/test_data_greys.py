@@ -57,8 +57,8 @@ def test_what_does_not_lie_in_the_range_is_told(opened: Open) -> None:
     assert len(found.train) == 199 and found.broken == [
         (
             "001.tiff",
-            "grey values from 300 to 300, of which nobody knows what is black and white: "
-            "dataset.value_range=[low,high] says it of a dataset",
+            "grey values from 300 to 300, and nothing says which of them are black and white; "
+            "give dataset.value_range=[low,high]",
         )
     ]
     assert len(opened(-1, 300, 400, 70_000).broken) == 2
@@ -77,7 +77,7 @@ def test_arrays_in_a_parquet_column_train_as_they_look(
     most = max(int(cell.max()) for cell in cells)
     assert (
         f"0 to {most} in grey images of more than 8 bits (24 of 24 looked at): 0 is black, 255 white; "
-        "dataset.value_range=[low,high] says otherwise"
+        "give dataset.value_range=[low,high] if that is wrong"
     ) in said
     config = dataset_config("hub", tmp_path / "rows.parquet", resolution=28, channels=1, validation_fraction=0.0)
     assert np.array_equal(open_data(config, progress=False).train.load(range(24))[:, 0], cells)

@@ -61,8 +61,8 @@ def test_a_run_whose_worker_is_killed_saves_and_says_so(cli: Cli) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1 and saved_whole(cli.output()), err
     assert err == (
-        "error: dataset.num_workers=2: a worker was killed (SIGKILL) while it loaded images, perhaps for want of "
-        "memory. The same command continues, also with fewer workers\n"
+        "error: dataset.num_workers=2: a worker was killed (SIGKILL) while it loaded images, perhaps because "
+        "memory ran out. The same command continues, also with fewer workers\n"
     )
     assert not any(each.is_running() for each in loading)
 
@@ -96,7 +96,10 @@ def test_waiting_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_PATIENCE_SECONDS", 0.5)
     seconds: list[float] = []
     hanging = Workers(hang, iter([torch.arange(3)]), num_workers=1, device=CPU, waiting=seconds.append)
-    with closing(hanging), pytest.raises(LoadingFailed, match=r"dataset\.num_workers=1: none has loaded a batch for "):
+    with (
+        closing(hanging),
+        pytest.raises(LoadingFailed, match=r"dataset\.num_workers=1: no worker has loaded a batch for "),
+    ):
         next(iter(hanging))
     assert seconds and seconds[-1] > 0.5
 

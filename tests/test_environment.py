@@ -66,7 +66,10 @@ def test_variables_that_change_numbers_are_recorded(cli: Cli) -> None:
     assert [each["deterministic"] for each in recorded(cli.output())] == [False, True]
     _, warnings = reproduce(cli, "outputs/default")
     assert not [line for line in warnings if "CUBLAS_WORKSPACE_CONFIG" in line]
-    assert "warning: step 1: from here on another deterministic, variables; a repeat rounds otherwise" in warnings
+    assert (
+        "warning: step 1: from here on another deterministic, variables; a repetition is rounded differently"
+        in warnings
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_it_says_what_no_command_repeats(cli: Cli, trained: Path) -> None:
     state.write_text(json.dumps({**json.loads(state.read_text()), "changes": [change]}))
     out, warnings = reproduce(cli, "outputs/default")
     assert len(out.splitlines()) == 1
-    at_the_end = "no command repeats that: the one here has what it was at the end"
+    at_the_end = "no command repeats that change; the command here has the value of the end"
     assert f"warning: loss.name: changed from min_snr to mse at step 3; {at_the_end}" in warnings
     shutil.rmtree(cli.output() / "checkpoints")
     _, warnings = reproduce(cli, "outputs/default")
@@ -184,7 +187,7 @@ def test_it_warns_of_what_is_not_as_it_was(cli: Cli, trained: Path) -> None:
     assert after[-1] == "allow_change=[optimizer.lr]"
     expected = [
         "the config changed on the way: give these 2 commands one after the other",
-        "step 3: from here on another num_processes; a repeat rounds otherwise",
+        "step 3: from here on another num_processes; a repetition is rounded differently",
         "commit: the code then had changes that no commit holds",
         f"torch: 1.0 then, {environment.versions()['torch']} now; pip install torch==1.0",
     ]

@@ -66,8 +66,8 @@ def test_scores_say_what_they_depend_on(evaluated: tuple[Cli, str, dict[str, Any
         assert f"  {score['name']}" in said and f"{score['value']:.4g}" in said
     assert found["copying"]["held_out_rate"] <= 0.1
     cautions = [
-        "15 held-out images do not show how near 1 in 100 comes; hold out more",
-        "40 samples do not show a rate of 1 in 100; make more",
+        "15 held-out images are too few to find how near 1 in 100 of them comes; hold out more",
+        "40 samples are too few to measure a rate of 1 in 100; make more",
     ]
     assert found["scores"][-1]["warning"] == "; ".join(cautions) and found["copying"]["cautions"] == cautions
     rests_on = ("step", "held_out_images", "left_out", "training_images")
@@ -111,7 +111,7 @@ def test_a_second_call_adds_and_the_same_score_replaces_itself(evaluated: tuple[
     assert said.startswith(
         "error: output=more: its precision_efficientnet_lite0_n40 is against 45 images of garments, train"
     )
-    assert "and does not compare with scores against 15 images of garments" in said and len(said.splitlines()) == 1
+    assert "and cannot be compared with scores against 15 images of garments" in said and len(said.splitlines()) == 1
 
 
 def test_held_out_loss_is_that_of_training(cli: Cli, trained: Path) -> None:
@@ -145,7 +145,7 @@ def test_out_of_memory_is_told_in_one_line(evaluated: tuple[Cli, str, dict[str, 
     cli, _, _ = evaluated
     command = ("pipeline=run", "metrics=[kid]", *against("garments"), "output=none", *FAST)
     said = cli.python("-c", NO_ROOM, *command, expect=2)
-    assert said.endswith("error: batch_size=20: out of memory (the host has none left); use less\n")
+    assert said.endswith("error: batch_size=20: out of memory (this machine has no memory left); use less\n")
     assert "Traceback" not in said
 
 

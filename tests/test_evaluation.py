@@ -297,7 +297,7 @@ def test_no_held_out_images_after_all(cli: Cli, write_images: Callable[[Path, in
     dataset = ("dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1", "train.max_steps=1")
     dataset = (*dataset, "dataset.validation_fraction=0.01", "name=default")
     line = (
-        "error: dataset.validation_fraction=0.01: of 20 images that holds none out, and the run is to be judged by "
+        "error: dataset.validation_fraction=0.01: this holds out none of 20 images, and the run is to be judged by "
         "the held-out loss; raise it\n"
     )
     assert cli.train(*dataset, "objective=held_out_loss", expect=2) == line

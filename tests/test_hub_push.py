@@ -147,7 +147,7 @@ FINAL: dict[str, tuple[str, dict[str, str]]] = {
     "role": ("the Hub answers 403: Forbidden: you don't have the rights to write there", {}),
     "down": ("the Hub cannot be reached (ConnectError)", {}),
     "busy": ("the Hub answers 503: Injected failure", {}),
-    "silent": ("the Hub is silent", {}),
+    "silent": ("the Hub does not answer", {}),
 }
 
 

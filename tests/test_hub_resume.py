@@ -104,8 +104,8 @@ def test_mistakes(hub_cli: HubCli) -> None:
     )
     hub_cli.train(*RUN, "hub.push=true", "hub.repo_id=tester/plain", "name=plain", "train.max_steps=2")
     assert told("resume=hf://tester/plain") == (
-        "resume=hf://tester/plain: no checkpoint there; it takes hub.strategy=checkpoint or all_checkpoints to push "
-        "them"
+        "resume=hf://tester/plain: no checkpoint there; only hub.strategy=checkpoint or all_checkpoints pushes "
+        "checkpoints"
     )
     assert "resume=hf://tester/plain@nope: the Hub answers 404: Invalid rev id" in told("resume=hf://tester/plain@nope")
     hub_cli.train(*RUN, *PUSH, "name=other", "seed=1", "train.max_steps=2")

@@ -191,7 +191,7 @@ def test_a_push_that_hangs_is_not_waited_for(hub_cli: HubCli) -> None:
     assert "done: step 6" in said and "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("ERROR")]
     assert line == (
-        "ERROR: step 6 was NOT pushed to tester/cats, because it was not done in 2 s; "
+        "ERROR: step 6 was NOT pushed to tester/cats, because it did not end within 2 s; "
         "`ddpm-push run=outputs/default` pushes it"
     )
     assert not list(hub_cli.output().glob(".push*"))
@@ -245,7 +245,7 @@ def test_several_processes_do_not_wait_for_a_push_that_fails(hub_cli: HubCli) ->
     hub_cli.hub.fault("PUT /upload/", "stall", 1000)
     brief = ("hub.finish_minutes=0.02", "hub.stall_seconds=60", "hub.retry_minutes=0.01")
     said = hub_cli.together(*PUSH, *QUICK, *brief, num_processes=2)
-    assert "done: step 6" in said and "NOT pushed to tester/cats, because it was not done in 1 s" in said
+    assert "done: step 6" in said and "NOT pushed to tester/cats, because it did not end within 1 s" in said
     asked = [request for request in hub_cli.hub.requests if "whoami" in request.path]
     assert len(asked) == 1
 
@@ -278,7 +278,7 @@ def test_all_mistakes_at_once_and_before_anything_else(hub_cli: HubCli) -> None:
     hub.role = "read"
     assert told("hub.repo_id=google/cats") == [
         "hub.push=true: this token may only read; make one that may write, and set HF_TOKEN to it",
-        "hub.repo_id=google/cats: this token is of tester and team; give hub.repo_id=tester/cats",
+        "hub.repo_id=google/cats: this token belongs to tester and team; give hub.repo_id=tester/cats",
     ]
     hub.role = "write"
     for name in ("tester/locked", "tester/open"):

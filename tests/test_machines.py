@@ -95,7 +95,10 @@ def test_what_the_second_machine_lacks_ends_both_in_a_line(
     write_images(machines.second.folder / "photographs", 33)
     next(iter(sorted((machines.second.folder / "photographs").iterdir()))).unlink()
     said = machines.train(*folder, expect=2)
-    assert "as many images, but others; every machine needs the same dataset" in said and said.count("error: ") == 1
+    assert (
+        "the same number of images, but other ones; every machine needs the same dataset" in said
+        and said.count("error: ") == 1
+    )
     shutil.rmtree(machines.second.folder / "photographs")
     (line,) = machines.train(*folder, expect=2).splitlines()
     assert line.startswith("error: dataset.path=photographs: ") and "(process 1 on " in line

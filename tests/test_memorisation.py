@@ -156,6 +156,6 @@ def test_a_run_ends_before_it_copies(cli: Cli, write_images: Callable[[Path, int
     tensors = f"checkpoints/step_{end:08}/unet.safetensors"
     assert (parts / tensors).read_bytes() == (whole / tensors).read_bytes()
     again = cli.train(*MEMORISES, "name=parts")
-    assert f"at step {end}; nothing to do; train.stop_before_copying=false goes on" in again
+    assert f"at step {end}; nothing to do; to go on, add train.stop_before_copying=false" in again
     longer = cli.train(*MEMORISES, "name=parts", "train.stop_before_copying=false", f"train.max_steps={end + 1}")
     assert f"resumes at step {end}" in longer and cli.metrics("parts")[-1]["step"] == end + 1

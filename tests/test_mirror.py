@@ -129,7 +129,7 @@ def test_the_disk_of_a_machine_that_comes_back_is_behind(cli: Cli) -> None:
     assert "resumes at step 6" in said
     assert f"warning: checkpoint.mirror={cli.folder}/mirror/default: " in said
     assert "goes on from step_00000006 on the disk" in said
-    assert "If the run went on elsewhere, beyond that, those steps are computed again" in said
+    assert "If it has gone further elsewhere, it computes those steps again" in said
 
 
 def test_runs_do_not_mix(cli: Cli) -> None:

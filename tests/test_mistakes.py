@@ -128,7 +128,8 @@ TABLE = {
         "train.allow_tf32=abc: must be true or false",
     ],
     "dataset.cache=none dataset.device_cache=true": [
-        "dataset.device_cache=true: copies prepared images, and dataset.cache=none keeps none; use disk or auto"
+        "dataset.device_cache=true: needs prepared images, and dataset.cache=none keeps none; use "
+        "dataset.cache=disk or dataset.device_cache=auto"
     ],
     (
         "optimizer=adamw ema=warmup optimizer.lr=abc optimizer.eps=null optimizer.betas=[0.9,1] "

@@ -432,9 +432,10 @@ def test_what_is_learned_is_told_against_what_no_model_could(run: Path) -> None:
     stored = json.loads((run / "evaluation/step_00000008.json").read_text())
     floor = stored["floor"]
     assert floor["learned"] < 0 and "How much has it learned? Nothing yet" in Page(run / "report.html").text
-    floor["learned"] = 0.6
+    floor["learned"], stored["memorisation"]["forecast"] = 0.6, None
     (run / "evaluation/step_00000008.json").write_text(json.dumps(stored))
     page = Page(write_report(run))
+    assert "Does it copy its training images? Not measured; no copying is in sight" in page.text
     assert f"How much has it learned? At least {100 * floor['learned']:.0f} % of what can be" in page.text
     for name in ("loss", "least", "naive", "copier"):
         assert number(floor[name]) in page.text

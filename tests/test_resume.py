@@ -191,7 +191,7 @@ def test_a_longer_run_branches_before_its_rate_decays(cli: Cli) -> None:
     assert rates == [record["lr"] for record in cli.metrics("undisturbed")][-len(rates) :]
     # In its own place it would go on from the end of the decay.
     said = cli.train(*wsd, "train.max_steps=10")
-    assert f"after step 5; the same command with name=default_longer {where} goes on without that" in said
+    assert f"after step 5; the same command with name=default_longer {where} goes on without the jump" in said
 
 
 def test_nothing_usable_is_an_error(cli: Cli) -> None:

@@ -214,8 +214,8 @@ def test_the_rate_of_copies_is_that_of_the_duplicates(features: dict[str, Tensor
         assert found.interval[0] < found.copy_rate < found.interval[1] or found.copy_rate == 0
         assert found.held_out_rate <= 2 * QUANTILE + 1 / len(held_out)
         assert found.warning == (
-            f"{len(held_out)} held-out images do not show how near 1 in 100 comes; hold out more; "
-            f"{len(fresh)} samples do not show a rate of 1 in 100; make more"
+            f"{len(held_out)} held-out images are too few to find how near 1 in 100 of them comes; hold out more; "
+            f"{len(fresh)} samples are too few to measure a rate of 1 in 100; make more"
         )
         rates.append(found.copy_rate)
     assert rates[0] <= 0.1 and rates[0] + 0.1 < rates[1] < rates[2] and rates[2] >= 24 / len(fresh)

@@ -117,7 +117,10 @@ def test_runs_of_another_length_are_not_compared(swept: tuple[Cli, str], capsys:
         header, *lines = said.splitlines()[:5]
         assert all(len(line) <= width for line in [header, *lines]), said
         assert lines[0].split()[2] == "3" and lines[3].split()[:3] == ["0.001", "3", "9"]
-        assert "  the last 1 run: of another length than those of this command, and not compared with them\n" in said
+        assert (
+            "  the last 1 run in the table: of another length than this command's, and not compared with the others\n"
+            in said
+        )
     assert header.split() == ["held_out_loss", "best_step", "steps", "status", "seconds", "experiment"]
     names = list(table(sweep))
     assert names[0] == "experiment=good" and names[-1] == "experiment=longer"

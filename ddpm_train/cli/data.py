@@ -65,9 +65,9 @@ def output_folder(config: DataConfig) -> Path:
     assert config.dataset is not None  # `cross_field_mistakes`
     if config.output is not None:
         return Path(config.output)
-    name, dataset = named_after_images(config.dataset.path), config.dataset
-    # Many a dataset is itself the folder of that name.
-    return Path(f"about_{name}" if _lies_in(Path("data"), dataset) else f"data/{name}")
+    name = named_after_images(config.dataset.path)
+    # Many a dataset is itself the folder of that name, or the one above it.
+    return Path(f"about_{name}" if _lies_in(Path("data", name), config.dataset) else f"data/{name}")
 
 
 def _lies_in(folder: Path, dataset: Dataset) -> bool:

@@ -150,7 +150,7 @@ def _stretches(run: Path, config: dict[str, Any]) -> tuple[list[dict[str, Any]],
     if stretches is None:
         return [{}], [
             f"{change.key}: changed from {as_written(change.was)} to {as_written(change.to)} at step "
-            f"{change.step}; no command repeats that: the one here has what it was at the end"
+            f"{change.step}; no command repeats that change; the command here has the value of the end"
             for change in state.changes
         ]
     return stretches, [f"the config changed on the way: give these {len(stretches)} commands one after the other"]
@@ -186,7 +186,10 @@ def _history(environments: list[dict[str, Any]]) -> Iterator[str]:
     for before, after in pairwise(environments):
         changed = [key for key in after if key not in ("from_step", "command") and before.get(key) != after[key]]
         if changed:
-            yield f"step {after['from_step']}: from here on another {', '.join(changed)}; a repeat rounds otherwise"
+            yield (
+                f"step {after['from_step']}: from here on another {', '.join(changed)}; a repetition is rounded "
+                "differently"
+            )
 
 
 def _differences(then: _Then) -> Iterator[str]:

@@ -29,7 +29,10 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
             f"train.micro_batch_size={train.micro_batch_size}; choose a multiple of it"
         )
     if config.dataset.device_cache is True and config.dataset.cache == "none":
-        yield "dataset.device_cache=true: copies prepared images, and dataset.cache=none keeps none; use disk or auto"
+        yield (
+            "dataset.device_cache=true: needs prepared images, and dataset.cache=none keeps none; use "
+            "dataset.cache=disk or dataset.device_cache=auto"
+        )
     if noise.rescale_betas_zero_snr and noise.prediction_type == "epsilon":
         reason = "min-SNR weighs it 0/0" if config.loss.name == "min_snr" else "pure noise says nothing of x_0"
         yield (

@@ -92,7 +92,7 @@ def _scalars(node: yaml.Node | None, key: str = "") -> Iterator[tuple[str, str]]
             yield from _scalars(value, f"{key}.{name.value}".lstrip("."))
 
 
-_REMEDY = "a config is read as values, in which ${key} refers to another key; take it out, or say it in the command"
+_REMEDY = "a config is read as values, in which ${key} refers to another key; take it out, or give it in the command"
 
 
 def unresolved_mistakes(values: Mapping[str, Any]) -> Iterator[str]:

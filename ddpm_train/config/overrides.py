@@ -23,7 +23,7 @@ _ASKING = ("token", "api_key", "access_key", "secret", "password")
 _MOST_RUNS = 10_000
 _IDLE = {
     "hydra.run.dir": "another key says where files are written (see --help)",
-    "hydra.sweep.subdir": "the jobs' folders are called by what varies; name='…${seed}' calls them otherwise",
+    "hydra.sweep.subdir": "the jobs' folders are named after what varies; name='…${seed}' gives other names",
     "hydra.output_subdir": "the config stands beside what was made; leave it out",
     "hydra.job.chdir": "paths count from the folder in which the command is given; write absolute ones",
 }

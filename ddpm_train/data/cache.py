@@ -92,8 +92,8 @@ def prepare(
                         _build(staging, source, decoder, keep_pixels, num_workers, progress)
                         if source.fingerprint != fingerprint:
                             raise Mistakes(
-                                "dataset.path: images changed while they were prepared; give the same command once "
-                                "nothing writes there any more"
+                                "dataset.path: images changed while they were prepared; give the same command again "
+                                "when no program writes there any more"
                             )
                     prepared = _open(folder)
         assert prepared is not None
@@ -104,8 +104,8 @@ def prepare(
         raise Mistakes(f"dataset.cache_dir={cache_dir}: {error.strerror or error}; choose another folder") from error
     except BrokenProcessPool:
         raise Mistakes(
-            f"dataset.num_workers={num_workers}: a worker was killed while it prepared images, perhaps for want of "
-            "memory; use fewer"
+            f"dataset.num_workers={num_workers}: a worker was killed while it prepared images, perhaps because memory "
+            "ran out; use fewer"
         ) from None
 
 

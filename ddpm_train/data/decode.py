@@ -155,7 +155,7 @@ class Decoder:
         """Mode I (whatever its dtype) or F to L, scaled and rounded; never cut off unless `value_range` says so.
 
         Raises:
-            BrokenImage: nobody knows what is black and white.
+            BrokenImage: nothing says what is black and white.
         """
         values = np.asarray(image)
         least, most = values.min(), values.max()
@@ -167,8 +167,8 @@ class Decoder:
             low, high = 0, image.info.get(_WHITE) or self.grey_white or white_for(most)
             if image.mode == "F" or least < 0 or most > high:
                 raise BrokenImage(
-                    f"grey values from {least:g} to {most:g}, of which nobody knows what is black and white: "
-                    "dataset.value_range=[low,high] says it of a dataset"
+                    f"grey values from {least:g} to {most:g}, and nothing says which of them are black and "
+                    "white; give dataset.value_range=[low,high]"
                 )
         # Exact for 8 and 16 bits.
         scaled = (values.astype(np.float32).clip(low, high) - low) * np.float32(255 / (high - low))

@@ -31,7 +31,7 @@ class Greys:
     def __str__(self) -> str:
         return (
             f"{self.least} to {self.most} in grey images of more than 8 bits ({self.num_deep} of {self.num_images} "
-            f"looked at): 0 is black, {self.white} white; dataset.value_range=[low,high] says otherwise"
+            f"looked at): 0 is black, {self.white} white; give dataset.value_range=[low,high] if that is wrong"
         )
 
 

@@ -159,7 +159,7 @@ class Workers:
                 waited = time.monotonic() - started
                 self._waiting(waited)
                 if waited > _PATIENCE_SECONDS:
-                    raise self._failed(f"none has loaded a batch for {_PATIENCE_SECONDS:.0f} s") from None
+                    raise self._failed(f"no worker has loaded a batch for {_PATIENCE_SECONDS:.0f} s") from None
                 continue
             if isinstance(arrived, OSError | EOFError):
                 raise self._failed(self._why_ended()) from None
@@ -178,7 +178,7 @@ class Workers:
         code = next((process.exitcode for process in self._processes if process.exitcode is not None), None)
         if code is not None and code < 0:
             name = signal.Signals(-code).name
-            return f"a worker was killed ({name}) while it loaded images, perhaps for want of memory"
+            return f"a worker was killed ({name}) while it loaded images, perhaps because memory ran out"
         return f"a worker has ended{'' if code is None else f' with code {code}'} while it loaded images"
 
 

@@ -123,9 +123,10 @@ def measure_copying(generated: Tensor, training: Tensor, held_out: Tensor) -> Co
 
 def _cautions(num_samples: int, num_unseen: int) -> Iterator[str]:
     if num_unseen * QUANTILE < 1:
-        yield f"{num_unseen} held-out images do not show how near 1 in {1 / QUANTILE:.0f} comes; hold out more"
+        rare = f"1 in {1 / QUANTILE:.0f} of them"
+        yield f"{num_unseen} held-out images are too few to find how near {rare} comes; hold out more"
     if num_samples * QUANTILE < 1:
-        yield f"{num_samples} samples do not show a rate of 1 in {1 / QUANTILE:.0f}; make more"
+        yield f"{num_samples} samples are too few to measure a rate of 1 in {1 / QUANTILE:.0f}; make more"
 
 
 def nearest(features: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ class Cost:
             interval = f"{row.interval[0]:.4g} … {row.interval[1]:.4g}" if row.interval else ""
             numbers = (str(row.num_inference_steps), f"{row.seconds_per_image:.4f}", f"{row.value:.4g}")
             rows.append(["*" if row == fewest else "", row.sampler, *numbers, interval])
-        return [*columns(rows), f"  * the fewest steps within {WITHIN:.0%} of the score of the most"]
+        return [*columns(rows), f"  * the fewest steps within {WITHIN:.0%} of the score that the most steps reach"]
 
     def picture(self) -> Image.Image:
         """The score over seconds for an image, a line for each sampler, steps beside the points."""

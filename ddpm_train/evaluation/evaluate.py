@@ -96,8 +96,8 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     except (RuntimeError, MemoryError) as error:
         if workers.accelerator.num_processes > 1 or not out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or ["the host has none left"])[0]
-        raise Mistakes(f"batch_size={config.batch_size}: out of memory ({reason}); use less") from None
+        reason = (str(error).splitlines() or ["this machine has no memory left"])[0]
+        raise Mistakes(f"batch_size={config.batch_size}: out of memory ({reason}); use a smaller number") from None
 
 
 @dataclass

@@ -64,13 +64,13 @@ def reason(error: Exception) -> str:
         said = getattr(error, "server_message", None) or str(error)
         return f"the Hub answers {status_of(error) or 'with an error'}: {' '.join(said.split())[:200]}"
     if isinstance(error, UnicodeEncodeError):  # of the header that it stands in, which is the only text that is sent
-        return "the token (HF_TOKEN, or what `hf auth login` has stored) holds characters that none has"
+        return "the token (HF_TOKEN, or what `hf auth login` has stored) holds characters that no token has"
     if isinstance(error, UnicodeDecodeError):
         return f"the token in {constants.HF_TOKEN_PATH} is no text (hf auth login stores it anew)"
     if isinstance(error, OSError) and (variable := next(filter(os.environ.get, _CERTIFICATES), None)):
         return f"{variable}={os.environ[variable]} cannot be used: {one_line(error)}"
     if "Timeout" in type(error).__name__:
-        return "the Hub is silent"
+        return "the Hub does not answer"
     if "Error" in type(error).__name__ and not isinstance(error, OSError | ValueError | RuntimeError | ImportError):
         # The HTTP client's own errors (it was requests, then httpx, and may change again).
         return f"the Hub cannot be reached ({type(error).__name__})"

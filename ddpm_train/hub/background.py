@@ -64,7 +64,7 @@ class PushThread:
             self._finishing = True
             if not self._condition.wait_for(lambda: self._waiting is None and not self._busy, seconds):
                 step = checkpoint.step_of(self._waiting) if self._waiting else self._step
-                self._outcome = Outcome(step, error=f"it was not done in {seconds:.0f} s")
+                self._outcome = Outcome(step, error=f"it did not end within {seconds:.0f} s")
             self._over = True
             if self._process is not None:
                 self._process.kill()
@@ -89,7 +89,7 @@ class PushThread:
                 self._condition.notify_all()
             if outcome.error and not self._finishing:
                 missing = f"step {outcome.step:,} was not pushed to {self._shared.hub.repo_id}"
-                self._warn(f"warning: {missing}: {outcome.error}; the next save brings it")
+                self._warn(f"warning: {missing}: {outcome.error}; the next save pushes it")
 
     def _push(self, path: Path) -> dict[str, str]:
         """{"commit": …} or {"error": …}."""
@@ -138,5 +138,5 @@ class PushThread:
             return outcome
         except (ValueError, IndexError):
             return {
-                "error": f"the pushing process ended: {said[-1]}" if said else f"it was not done in {seconds:.0f} s"
+                "error": f"the pushing process ended: {said[-1]}" if said else f"it did not end within {seconds:.0f} s"
             }

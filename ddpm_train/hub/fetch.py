@@ -83,7 +83,7 @@ class HubStore:
             raise Mistakes(f"{self.key}: no checkpoint there can be used; {self.remedy}")
         if self.required:
             strategies = "hub.strategy=checkpoint or all_checkpoints"
-            raise Mistakes(f"{self.key}: no checkpoint there; it takes {strategies} to push them")
+            raise Mistakes(f"{self.key}: no checkpoint there; only {strategies} pushes checkpoints")
 
     def _commits(self) -> Iterator[_Commit]:
         """The revision's commit and those before it, newest first."""

@@ -69,7 +69,7 @@ def push_mistakes(
         return
     owner, name = repo_id.split("/")
     if owner not in places:
-        yield f"{key}={repo_id}: this token is of {' and '.join(places)}; give {key}={me['name']}/{name}"
+        yield f"{key}={repo_id}: this token belongs to {' and '.join(places)}; give {key}={me['name']}/{name}"
     elif role != "read":
         ask = partial(_repository_mistakes, api, key, repo_id, private)
         try:

@@ -13,7 +13,7 @@ from ddpm_train.config.train import FEWEST_IMAGES_SEEN, FEWEST_STEPS
 from ddpm_train.report.evidence import Evidence, Series
 from ddpm_train.report.formatting import count, digits, extractor_name, measured, number
 from ddpm_train.report.stored import Floor, Score
-from ddpm_train.runs.clock import BEGINS, EARLIEST, LATEST
+from ddpm_train.runs.clock import BEGINS, EARLIEST, FARTHEST, LATEST
 
 # A loss that changes by less than this has levelled off.
 LEVEL = 0.01
@@ -38,6 +38,8 @@ RULES = (
     "denoiser of the training images has on these themselves (Karras et al. 2022, appendix B).",
     "“Copying is forecast”: the held-out loss by the training loss, at little noise (signal-to-noise ratios of 40 to "
     f"400), grows above 1 as a power of the steps, and copying is taken to begin where it is {number(BEGINS)}.",
+    f"“No copying is in sight”: that ratio does not grow, or comes to {number(EARLIEST)} only after {FARTHEST} times "
+    "as many steps.",
     "“Yes, some of them”: the whole interval of the samples' rate lies above the rate of unseen real images.",
 )
 
@@ -229,9 +231,11 @@ def when_will_it_copy(evidence: Evidence) -> Iterator[str]:
     )
     if found.forecast is not None:
         yield (
-            f"As it grows now, it is there at {found.forecast}. That time grows with the number of images (Bonnaire et "
-            "al. 2025): twice as many put it off to about twice the step."
+            f"As it grows now, it comes to that at {found.forecast}. That time grows with the number of images "
+            "(Bonnaire et al. 2025): with twice as many, copying begins at about twice the step."
         )
+    else:
+        yield "It does not grow, or so slowly that no copying is in sight."
 
 
 def small_learning_rate(evidence: Evidence) -> bool:
@@ -247,6 +251,8 @@ def does_it_copy(evidence: Evidence) -> Finding:
         if (forecast := evidence.forecast) is not None:
             when = "may have begun" if forecast.step <= (evidence.step or 0) else "is forecast to begin"
             answer = f"Not measured; copying {when} at {forecast}"
+        elif coming:
+            answer = "Not measured; no copying is in sight"
         few = evidence.held_out_images
         why = f" That needs at least {FEWEST_IMAGES} held-out images, and there are {few}."
         text = "Its samples have not been compared with the training images."

@@ -27,7 +27,7 @@ BEGINS, EARLIEST, LATEST = 3.9, 2.2, 5.7
 # The evaluations since this share of the steps show how fast the ratio grows.
 _RECENT = 1 / 3
 # What is so many times as far away as the run has come, no power of the steps can tell.
-_FARTHEST = 100
+FARTHEST = 100
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Clock:
             """The step at which the ratio is reached if it has come so far above 1 by now."""
             return last * ((ratio - 1) / excess) ** (1 / power)
 
-        if (earliest := reached(EARLIEST, high)) > _FARTHEST * last:
+        if (earliest := reached(EARLIEST, high)) > FARTHEST * last:
             return None
         end = reached(LATEST, low) if low > 0 else None
         return Forecast(reached(BEGINS, recent[last]), (earliest, end))

@@ -138,7 +138,7 @@ def fetch_newest(store: Store, directory: Path, local: Path | None, warn: Callab
         if local is None:
             raise Mistakes(f"{store.key}: {store.reason(error)}; {store.remedy}") from None
         warn(
-            f"warning: {store.key}: {store.reason(error)}; goes on from {local.name} on the disk. If the run went on "
-            "elsewhere, beyond that, those steps are computed again"
+            f"warning: {store.key}: {store.reason(error)}; the run goes on from {local.name} on the disk. If it has "
+            "gone further elsewhere, it computes those steps again"
         )
         return local

@@ -67,7 +67,7 @@ def resolution_mistakes(model: Model, wanted: tuple[int, int] | None) -> Iterato
     """A line if the model cannot make pictures of this size, or does not say its own."""
     config = model.unet.config
     if config.in_channels not in MODES:
-        yield f"pipeline: a model of {config.in_channels} channels, which make no picture; 1, 3 or 4 do"
+        yield f"pipeline: a model of {config.in_channels} channels, which make no picture; give a model of 1, 3 or 4"
     resolution = wanted or model.sample_size
     factor = 2 ** (len(config.block_out_channels) - 1)
     if resolution is None:
@@ -170,7 +170,10 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
         for_mask = MaskDecoder(resolution, 1, *as_model)
         mask = decoded("inpaint", for_mask) > 127.5
         if not bool(mask.any()):
-            raise Mistakes(f"inpaint={config.inpaint}: nothing in this mask is white, which is what is painted anew")
+            raise Mistakes(
+                f"inpaint={config.inpaint}: nothing in this mask is white, and only white parts are painted anew; "
+                "give another mask"
+            )
         repaint = (config.inpaint_jump_steps, config.inpaint_repeats)
         inpainting = Inpainting(mask.float(), *repaint, for_mask.of_opacity)
     return Recipe(

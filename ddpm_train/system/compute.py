@@ -205,7 +205,7 @@ def choose_for_training(
         return chosen
     compiled = replace(chosen, compile=True)
     if str(compiled) not in stopwatch.seconds:
-        say("compiling the training step, to measure that, too (about a minute; train.compile=false leaves it out) …")
+        say("compiling the training step, to measure that, too (about a minute; train.compile=false skips it) …")
     torch.compiler.reset()  # what an earlier run of this process compiled may have other kernels in it
     return choose(chosen, {"compile": [True]}, stopwatch)
 

@@ -254,7 +254,7 @@ def compile_chosen(choice: Choice, trial: Trial, num_images: int, warn: Callable
     reasons = [each for each in gather(reason) if each]
     if reasons:
         trial.objective.interpret()
-        warn(f"warning: goes on without torch.compile, which did not work here: {reasons[0]}")
+        warn(f"warning: the run goes on without torch.compile, which did not work here: {reasons[0]}")
         choice = replace(choice, compute=replace(choice.compute, compile=False))
     choice.compute.apply(trial.unet)
     return choice

@@ -32,7 +32,7 @@ def cost(run: Run) -> str | None:
     if needed is not None:
         device = run.accelerator.device
         total = memory_bytes() if device.type == "cpu" else memory(device)[1]
-        remedy = "; train.micro_batch_size=auto takes the largest that fits" if needed > total else ""
+        remedy = "; give train.micro_batch_size=auto, which finds the largest that fits" if needed > total else ""
         parts.append(f"about {needed / _GB:.1f} of {total / _GB:.0f} GB{remedy}")
     return ", ".join(parts) or None
 
@@ -114,7 +114,7 @@ def enlarged(run: Run) -> Iterator[str]:
     if number := num_enlarged(sizes, (height, width)):
         yield (
             f"warning: {number:,} of the {len(sizes):,} images that were looked at are smaller than {height}x{width} "
-            "and are scaled up, which blurs them; dataset.resolution=… takes a smaller size"
+            "and are scaled up, which blurs them; give a smaller dataset.resolution=…"
         )
 
 
@@ -130,4 +130,4 @@ def warnings(run: Run) -> Iterator[str]:
         )
     if too_short(run.max_steps, run.plan.batch_size):
         amount = f"{counted(run.max_steps, 'step')} of {counted(run.plan.batch_size, 'image')}"
-        yield f"warning: {amount} will show nothing but noise; train.max_steps=… takes more"
+        yield f"warning: {amount} will show nothing but noise; give a larger train.max_steps=…"

@@ -181,5 +181,9 @@ class Trainer:
         run = self.run
         run.plan = replace(run.plan, micro_batch_size=run.plan.micro_batch_sizes()[1])
         # Any process may come to this, not only the main one.
-        print(f"out of memory: goes on with micro-batches of {run.plan.micro_batch_size}", file=sys.stderr, flush=True)
+        print(
+            f"out of memory: the run goes on with micro-batches of {run.plan.micro_batch_size}",
+            file=sys.stderr,
+            flush=True,
+        )
         self.micro_batches = run.open_micro_batches()

@@ -1,4 +1,4 @@
-"""What a run says at its start and at its end."""
+"""What a run prints at its start, at its evaluations and at its end."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ _NOT_OF_IMAGES = ("chosen", "random_flip", "device_cache", "num_workers")
 
 
 def announce(run: Run, resumed: bool, changes: list[str]) -> None:
-    """What will run, in a few lines."""
+    """Print what will run, in a few lines."""
     if not run.accelerator.is_main_process:  # whose console is silent
         return
     config, plan, data = run.config, run.plan, run.data
@@ -95,15 +95,15 @@ def _measured(choice: Choice) -> dict[str, str]:
 
 
 def say_finished(run: Run) -> None:
-    """That a run which was given its command again is at its end."""
+    """Print that the run is at its end, when its command is given again."""
     early = run.state.step < run.max_steps
     why = f"stopped early ({_why_early(run)})" if early else "finished"
-    remedy = f"; {_later(run)} goes on" if early else ""
+    remedy = f"; to go on, add {_later(run)}" if early else ""
     run.console.say(f"{run.config.name}: {why} at step {run.state.step:,}; nothing to do{remedy} ({run.output_dir})")
 
 
 def say_what_next(run: Run, seconds: float, failed_evaluations: dict[int, str]) -> None:
-    """What is missing, where the pictures are, and the next commands.
+    """Print what is missing, where the pictures are, and the next commands.
 
     Args:
         failed_evaluations: their steps, and why they failed.
@@ -114,7 +114,7 @@ def say_what_next(run: Run, seconds: float, failed_evaluations: dict[int, str]) 
     overrides, jumps = longer(output, run.values, run.max_steps)
     why, how = "", f"{' '.join(overrides)}{jumps and f'; {jumps}'}"
     if step < run.max_steps:
-        why, how = f", early: {_why_early(run)}", _later(run)
+        why, how = f"; it ended early: {_why_early(run)}", _later(run)
     run.console.say(f"done: step {step:,} after {seconds:.0f} s{why}")
     run.console.table(
         {
@@ -146,7 +146,7 @@ def _why_early(run: Run) -> str:
 
 
 def _later(run: Run) -> str:
-    """What lets a run go on that has ended early."""
+    """The key with which a run goes on that has ended early."""
     if run.begins_to_copy:
         return "train.stop_before_copying=false"
     return f"train.patience={2 * (run.selection.patience or 1)}"
@@ -201,7 +201,7 @@ def out_of_memory_ends(remedy: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        reason = first_line(error) if str(error) else "the host has none left"
+        reason = first_line(error) if str(error) else "this machine has no memory left"
         raise OutOfMemory(f"out of memory: {reason}. {remedy}") from None
 
 
@@ -213,5 +213,5 @@ def evaluation_memory_remedy(config: Config) -> str:
 
 def memory_remedy(config: Config) -> str:
     if config.train.micro_batch_size == "auto":
-        return "Start again with a number for train.micro_batch_size: the same command continues"
+        return "Give a number for train.micro_batch_size; the same command then continues"
     return "The same command with train.micro_batch_size=auto continues with the largest that fits"

@@ -40,7 +40,7 @@ def open_push(run: Run, lock: RunLock) -> PushThread | None:
     if not (config.hub.push and run.accelerator.is_main_process):
         return None
     if is_offline():
-        run.console.warn(f"warning: HF_HUB_OFFLINE is set, so nothing is pushed; `{_by_hand(run)}` does it")
+        run.console.warn(f"warning: HF_HUB_OFFLINE is set, so nothing is pushed; `{_by_hand(run)}` pushes it later")
         return None
     files = pipeline_files(run.state.sampling_unet, run.objective.noise_scheduler)
     licence = functools.cache(lambda: dataset_licence(config.dataset))

@@ -68,9 +68,11 @@ def _jump(run: Run, path: Path, stored: ResumedState) -> str | None:
     if line is None or not isinstance(before.lr_scheduler, Decaying):
         return line
     if (kept := branch(path.parent, before.lr_scheduler, length)) is not None:
-        return f"{line}; the same command with {' '.join(branching(run.values, kept))} goes on without that"
-    remedy = "begin a run that may become longer with lr_scheduler=wsd, or with a lr_scheduler.total_steps"
-    return f"{line}; {remedy}, and it goes on without that"
+        return f"{line}; the same command with {' '.join(branching(run.values, kept))} goes on without the jump"
+    remedy = (
+        "a run that begins with lr_scheduler=wsd, or with a lr_scheduler.total_steps, can be made longer without it"
+    )
+    return f"{line}; {remedy}"
 
 
 def _load(run: Run, path: Path, stored: ResumedState, *, afresh: bool) -> None:

@@ -266,21 +266,25 @@ def _open_data(config: Config, console: Console) -> Data:
     chosen, needed = criterion(config), config.objective != "auto" or config.train.patience is not None
     if data.validation is None and needed and chosen is not None and chosen.name == "held_out_loss":
         raise Mistakes(
-            f"dataset.validation_fraction={config.dataset.validation_fraction}: of {len(data.train)} images that holds "
-            "none out, and the run is to be judged by the held-out loss; raise it"
+            f"dataset.validation_fraction={config.dataset.validation_fraction}: this holds out none of "
+            f"{len(data.train)} images, and the run is to be judged by the held-out loss; raise it"
         )
     held_out = 0 if data.validation is None else len(data.validation)
     if config.train.stop_before_copying and held_out < FEWEST_IMAGES:
         raise Mistakes(
-            f"train.stop_before_copying=true: {held_out} held-out images do not show when copying begins; hold out at "
-            f"least {FEWEST_IMAGES}"
+            f"train.stop_before_copying=true: {held_out} held-out images are too few to show when copying begins; hold "
+            f"out at least {FEWEST_IMAGES}"
         )
     return data
 
 
 def _other_images(here: DataIdentity, there: DataIdentity) -> str:
     counts = [sum(count for _, count in each) for each in (here, there)]
-    told = f"{counts[1]:,} images, not {counts[0]:,}" if counts[0] != counts[1] else "as many images, but others"
+    told = (
+        f"{counts[1]:,} images, not {counts[0]:,}"
+        if counts[0] != counts[1]
+        else "the same number of images, but other ones"
+    )
     return f"{told}; every machine needs the same dataset"
 
 

@@ -43,7 +43,10 @@ def summarize(folder: Path, jobs: Iterable[Path], criterion: Criterion | None) -
     print("\n".join(map(shown, columns(_for_a_person(rows, name)))))
     if others:
         of_them = counted(len(others), "run")
-        print(f"  the last {of_them}: of another length than those of this command, and not compared with them")
+        print(
+            f"  the last {of_them} in the table: of another length than this command's, and not compared with the "
+            "others"
+        )
     from ddpm_train.cli.sweeps.hparams import write_hparams  # TensorBoard takes a second to import
 
     write_hparams(folder / TENSORBOARD, compared, name)
