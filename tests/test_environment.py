@@ -139,7 +139,10 @@ def test_commands_repeat_a_run_that_was_made_longer(cli: Cli) -> None:
     shutil.rmtree(cli.output() / "checkpoints/step_00000006")
     said = cli.train(*saves, "train.max_steps=8")
     rates = [record["lr"] for record in cli.metrics()]
-    assert f"warning: the learning rate jumps from {rates[3]:.2e} to {rates[4]:.2e} after step 4; begin a run" in said
+    assert (
+        f"warning: the learning rate jumps from {rates[3]:.2e} to {rates[4]:.2e} after step 4; a run that begins"
+        in said
+    )
     assert f"longer     the same command with train.max_steps=16; the learning rate jumps from {rates[7]:.2e}" in said
     cli.train(*saves, "train.max_steps=10", "optimizer.lr=2e-3", "allow_change=[optimizer.lr]")
     out, warnings = reproduce(cli, "outputs/default")

@@ -145,7 +145,9 @@ def test_out_of_memory_is_told_in_one_line(evaluated: tuple[Cli, str, dict[str, 
     cli, _, _ = evaluated
     command = ("pipeline=run", "metrics=[kid]", *against("garments"), "output=none", *FAST)
     said = cli.python("-c", NO_ROOM, *command, expect=2)
-    assert said.endswith("error: batch_size=20: out of memory (this machine has no memory left); use less\n")
+    assert said.endswith(
+        "error: batch_size=20: out of memory (this machine has no memory left); use a smaller number\n"
+    )
     assert "Traceback" not in said
 
 

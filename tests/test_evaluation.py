@@ -241,7 +241,7 @@ def test_stopping_and_going_on_changes_nothing_of_the_choice(wild: Cli) -> None:
     assert end < 12 and held_out(wild, "short") == {step: values[step] for step in range(1, end + 1)}
     assert checkpoints(wild.output("short")) == [best, end]
     finished = f"short: stopped early (held_out_loss has not improved for 2 evaluations) at step {end}; nothing to do"
-    assert wild.train(*WILD, "name=short", "train.patience=2").startswith(f"{finished}; train.patience=4 goes on")
+    assert wild.train(*WILD, "name=short", "train.patience=2").startswith(f"{finished}; to go on, add train.patience=4")
     for steps in (end - 1, 12):
         wild.train(*WILD, "name=parts", f"train.max_steps={steps}", "train.patience=2")
     assert checkpoints(wild.output("parts")) == [best, end]

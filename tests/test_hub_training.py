@@ -307,7 +307,9 @@ def test_all_mistakes_at_once_and_before_anything_else(hub_cli: HubCli) -> None:
 def test_offline_is_told_in_one_line_and_pushed_later(hub_cli: HubCli) -> None:
     offline = hub_cli.train(*PUSH, *QUICK, HF_HUB_OFFLINE="1")
     (line,) = [line for line in offline.splitlines() if "HF_HUB_OFFLINE" in line]
-    assert line == "warning: HF_HUB_OFFLINE is set, so nothing is pushed; `ddpm-push run=outputs/default` does it"
+    assert (
+        line == "warning: HF_HUB_OFFLINE is set, so nothing is pushed; `ddpm-push run=outputs/default` pushes it later"
+    )
     assert not hub_cli.hub.requests
     assert hub_cli.push("run=outputs/default", expect=2, HF_HUB_OFFLINE="1") == (
         "error: run=outputs/default: HF_HUB_OFFLINE is set; unset it to push\n"

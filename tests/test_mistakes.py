@@ -199,7 +199,7 @@ TABLE = {
     "train.patience=2 evaluation=none": [
         "train.patience=2: nothing measures whether the run improves; use evaluation=grid or evaluation=full"
     ],
-    "train.patience=2 objective=null": [
+    "train.patience=2 objective=null evaluation.every_steps=null": [
         "train.patience=2: nothing measures whether the run improves; give objective=held_out_loss",
         "train.patience=2: the run evaluates at its end only; give evaluation.every_steps",
     ],
@@ -211,7 +211,7 @@ TABLE = {
         "train.stop_before_copying=true: nothing measures what the run has memorised; use evaluation=grid or "
         "evaluation=full"
     ],
-    "train.stop_before_copying=true dataset.validation_split=null dataset.validation_fraction=0": [
+    "train.stop_before_copying=true dataset.validation_split=null dataset.validation_fraction=0 train.max_steps=699": [
         "train.stop_before_copying=true: needs held-out images; hold images out with dataset.validation_fraction=0.02",
         "train.stop_before_copying=true: the run evaluates at its end only; give evaluation.every_steps",
     ],
@@ -379,8 +379,8 @@ TABLE = {
         "or write optimizer.lr=A,B or range(A,B)"
     ],
     "--multirun seed=1,2 hydra.sweep.subdir=job": [
-        "hydra.sweep.subdir=job: does nothing here; the jobs' folders are called by what varies; name='…${seed}' calls "
-        "them otherwise"
+        "hydra.sweep.subdir=job: does nothing here; the jobs' folders are named after what varies; name='…${seed}' "
+        "gives other names"
     ],
     "--multirun seed=1,2 --cfg job": ["--cfg: shows the config of one run, not of a sweep; leave out --multirun"],
     "--multirun seed=1,2 name=a_${train.batch_size}": [

@@ -240,7 +240,7 @@ def test_duplicates_among_the_held_out_images_hide_no_copier(features: dict[str,
     )
     assert measure_copying(training, training, planted).copy_rate == 1
     found = measure_copying(samples, training, training[:30])
-    assert found.copy_rate == 20 / len(samples) and "0 held-out images do not show" in str(found.warning)
+    assert found.copy_rate == 20 / len(samples) and "0 held-out images are too few" in str(found.warning)
 
 
 def test_the_nearest_images_are_found_exactly() -> None:

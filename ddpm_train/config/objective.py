@@ -59,19 +59,25 @@ def objective_mistakes(config: Config) -> Iterator[str]:
     elif patience is not None and criterion(config) is None:
         remedy = f"give objective={one_of([*known])}" if known else remedy
         yield f"train.patience={patience}: nothing measures whether the run improves; {remedy}"
-    if patience is not None and config.evaluation.every_steps is None and not none_at_all:
+    if patience is not None and _evaluates_once(config) and not none_at_all:
         yield f"train.patience={patience}: the run evaluates at its end only; give evaluation.every_steps"
     if config.train.stop_before_copying:
-        yield from _clock_mistakes(config.evaluation, holds_out="held_out_loss" in known)
+        yield from _clock_mistakes(config, holds_out="held_out_loss" in known)
 
 
-def _clock_mistakes(evaluation: Evaluation, *, holds_out: bool) -> Iterator[str]:
+def _evaluates_once(config: Config) -> bool:
+    """Whether the run evaluates at its end only, as far as the config alone shows its length."""
+    every, max_steps = config.evaluation.every_steps, config.train.max_steps
+    return (every if max_steps is None else config.evaluation.interval(max_steps)) is None
+
+
+def _clock_mistakes(config: Config, *, holds_out: bool) -> Iterator[str]:
     """A line if nothing would show that copying is to come."""
     given = "train.stop_before_copying=true"
-    if evaluation.name == "none":
+    if config.evaluation.name == "none":
         yield f"{given}: nothing measures what the run has memorised; use evaluation=grid or evaluation=full"
         return
     if not holds_out:
         yield f"{given}: needs held-out images; {_HOLD_OUT}"
-    if evaluation.every_steps is None:
+    if _evaluates_once(config):
         yield f"{given}: the run evaluates at its end only; give evaluation.every_steps"

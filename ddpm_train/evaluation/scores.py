@@ -136,8 +136,8 @@ def refuse_other_reference(folder: Path, metrics: Sequence[str], reference: Refe
         other = score["depends_on"].get("reference")
         if score["metric"] in metrics and other is not None and other["hash"] != reference.hash:
             raise Mistakes(
-                f"output={folder}: its {score['name']} is against {_text(other)}, and does not compare with scores "
-                f"against {_text(asdict(reference))}; give another output, or that reference"
+                f"output={folder}: its {score['name']} is against {_text(other)}, and cannot be compared with "
+                f"scores against {_text(asdict(reference))}; give another output, or that reference"
             )
 
 

@@ -108,7 +108,7 @@ class Run:
         return self.clock.may_begin_by(self.next_evaluation(max(self.clock.ratios)))
 
     def next_evaluation(self, step: int) -> int:
-        """The first step after this one that is evaluated: a multiple of `evaluated_every`, `evaluation.first_step` or
+        """The first step after this one with an evaluation: a multiple of `evaluated_every`, `evaluation.first_step` or
         the last."""
         every, first = self.evaluated_every, self.config.evaluation.first_step
         steps = (every and (step // every + 1) * every, first, self.max_steps)
