@@ -23,7 +23,7 @@ from ddpm_train.config.train import Config, too_short
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.models.unet import build_unet
 from ddpm_train.system.compute import PLAIN
-from ddpm_train.training import choices
+from ddpm_train.training import choices, decisions
 from ddpm_train.training.forecast import activation_bytes
 from ddpm_train.training.preflight import PROGRAM
 
@@ -83,8 +83,8 @@ def test_small_images_take_the_small_network(write_images: WriteImages, tmp_path
 )
 def test_the_number_of_images_decides(num_images: int, held_out: int, layout: str, max_steps: int) -> None:
     _, values = composed("dataset=flowers102")
-    left_open = [*choices.OPEN, "model"]
-    made, names = choices._decided(values, left_open, num_images, [(480, 640)] * 10)
+    left_open = [*decisions.OPEN, "model"]
+    made, names = decisions.decided(values, left_open, num_images, [(480, 640)] * 10)
     assert round(made["dataset.validation_fraction"] * num_images) == held_out
     assert f"model={layout}" in names and made["train.max_steps"] == max_steps
     assert ("train.batch_size" in made) == (num_images < 65)
@@ -187,7 +187,7 @@ def test_few_images_get_a_small_network_and_dropout(photographs: Path) -> None:
     assert config.model == replace(chosen.model, dropout=0.1) and config.train == chosen.train
     assert set(config.dataset.chosen) - set(chosen.dataset.chosen) == {"model.dropout"}
     assert choices.described("model.dropout", values) == "model.dropout=0.1  (fewer than 2,000 images)"
-    larger = {**values["model"], **choices.read_choice("model", "unet_64")}
+    larger = {**values["model"], **decisions.read_choice("model", "unet_64")}
     record = {**values, "model": larger, "dataset": {**values["dataset"], "chosen": ["model=unet_64"]}}
     (photographs.parent / "begun").mkdir()
     (photographs.parent / "begun/config.yaml").write_text(yaml.safe_dump(record))
@@ -229,7 +229,7 @@ def test_a_run_is_called_after_the_folder_of_its_images(
 def test_other_datasets_and_experiments_are_as_they_were(photographs: Path) -> None:
     for overrides in ((), ("dataset=cifar10",)):
         config, values = composed(*overrides)
-        assert {key: choices._value(values, key) for key in choices.OPEN} == choices.OPEN | {
+        assert {key: decisions.value_of(values, key) for key in decisions.OPEN} == decisions.OPEN | {
             "dataset.resolution": config.dataset.resolution[0]
         }
         assert config.dataset.chosen == () and config.model.block_out_channels == (32, 64, 64)

@@ -19,7 +19,8 @@ from ddpm_train.system.exit_codes import MISTAKE, CannotGoOn
 from ddpm_train.system.failures import first_line
 from ddpm_train.training import forecast
 from ddpm_train.training.auto import Choice
-from ddpm_train.training.choices import described, read_choice
+from ddpm_train.training.choices import described
+from ddpm_train.training.decisions import read_choice
 from ddpm_train.training.run import Run
 
 # What a dataset of each source is built on, and the keys that `ddpm-data` has no use for.
