@@ -100,7 +100,7 @@ def test_what_a_mistake_needs_is_cheap(name: str) -> None:
 PARSERS = {
     "cli/show.py": "our own conf/",
     "config/idle.py": "our own conf/",
-    "training/choices.py": "our own conf/",
+    "training/decisions.py": "our own conf/",
     "hub/push.py": "what its parent process says",
     "hub/background.py": "what its child process says",
     "evaluation/scores.py": "what it has just written",
