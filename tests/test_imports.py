@@ -84,6 +84,7 @@ CHEAP = [
         "evaluation/image_folder.py",
         "system/launch.py",
         "training/choices.py",
+        "training/decisions.py",
         "training/preflight.py",
     ),
     *(f"runs/{name}.py" for name in ("folder", "best", "environment", "identity", "lock", "state")),
