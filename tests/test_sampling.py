@@ -18,7 +18,8 @@ from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.inpainting import Inpainting, inpaint, visits
 from ddpm_train.sampling.loop import build_sampler, image_generators, image_seed, noised, step_arguments, to_uint8
 from ddpm_train.sampling.recipe import Recipe
-from ddpm_train.sampling.sampler_check import Schedule, is_stochastic, refusal
+from ddpm_train.sampling.sampler_check import is_stochastic, refusal
+from ddpm_train.sampling.schedule import Schedule
 
 # Schedules as trained models have them.
 LINEAR: Mapping[str, Any] = {}

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.ema import Weights, Width
+from ddpm_train.config.guidance import GuidanceChoice
 from ddpm_train.config.idle import idle_mistakes
 from ddpm_train.config.metrics import FEWEST_IMAGES, METRICS, FeatureMetricName, MetricName
 from ddpm_train.config.mistakes import as_written
@@ -58,6 +59,7 @@ class EvaluateConfig(Section):
     bound_timesteps: Positive | None  # of bits_per_dim, for each image; None: all
     cost: CostChoice
     ema: WidthChoice
+    guidance: GuidanceChoice
     output: FilePath | None  # None: `evaluation` in the run's folder, or here
     mixed_precision: Literal["auto", "no", "bf16"]
     compile: bool
@@ -82,6 +84,7 @@ class EvaluateConfig(Section):
 def cross_field_mistakes(config: EvaluateConfig) -> Iterator[str]:
     """What single keys cannot show: a line for each combination that cannot work."""
     yield from config.sampler.mistakes()
+    yield from config.guidance.mistakes()
     if config.dataset is not None:
         yield from config.dataset.mistakes()
     if "bits_per_dim" not in config.model_metrics:

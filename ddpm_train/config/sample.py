@@ -8,6 +8,7 @@ from annotated_types import Gt, Le
 from pydantic import BeforeValidator
 
 from ddpm_train.config.ema import Weights
+from ddpm_train.config.guidance import GuidanceChoice
 from ddpm_train.config.idle import idle_mistakes
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.parts import (
@@ -70,6 +71,7 @@ class SampleConfig(Section):
     inpaint: FilePath | None  # a mask for from_image: white is painted anew
     inpaint_jump_steps: Positive  # how far RePaint goes back, in steps of the sampler
     inpaint_repeats: FrameCount  # how often it passes each stretch of them
+    guidance: GuidanceChoice
     extensions: tuple[str, ...] = ()  # modules to import, which add choices of the user's own
 
     @property
@@ -95,6 +97,7 @@ class SampleConfig(Section):
 def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
     """What single keys cannot show: a line for each combination that cannot work."""
     yield from config.sampler.mistakes()
+    yield from config.guidance.mistakes()
     if bool(config.compare.samplers) != bool(config.compare.steps):
         missing = "steps=[10,20,50]" if config.compare.samplers else "samplers=[ddim,dpm_solver]"
         yield f"compare={as_written(vars(config.compare))}: needs both lists; add compare.{missing}"

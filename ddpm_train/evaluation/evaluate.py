@@ -36,6 +36,7 @@ from ddpm_train.runs.environment import versions
 from ddpm_train.runs.folder import SCORES, run_of
 from ddpm_train.sampling import pictures
 from ddpm_train.sampling.engine import Engine, choose_compute, open_engine
+from ddpm_train.sampling.guidance import Guidance, guidance_of, guide_mistakes, load_guide
 from ddpm_train.sampling.recipe import Recipe, compared
 from ddpm_train.system.compute import device_name, keep_memory, out_of_memory
 from ddpm_train.system.console import Console
@@ -69,7 +70,7 @@ def evaluate(config: EvaluateConfig, stop: StopRequest) -> list[Score]:
 def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     dataset = dataset_of(config)
     folder = image_folder(config.pipeline)
-    scored = images = model = None
+    scored = images = model = guide = None
     of_width = {}
     if folder is not None:
         scored = everywhere(lambda: open_images(folder, dataset, progress=workers.console.live))
@@ -78,8 +79,9 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
         load = partial(load_model, config.pipeline, revision=config.revision)
         model = everywhere(lambda: load(weights=config.weights), fetches=True)
         of_width = {width: everywhere(partial(load, weights=f"ema@{width:g}")) for width in config.ema.widths}
+        guide = everywhere(lambda: load_guide(config.guidance), fetches=True)
         # Before the images, which may take long to prepare.
-        if mistakes := list(model_mistakes(config, dataset, model)):
+        if mistakes := [*model_mistakes(config, dataset, model), *guide_mistakes(config.guidance, guide, model)]:
             raise Mistakes(*mistakes)
     data = everywhere(lambda: open_data(dataset, progress=workers.console.live))
     config, left_out = measurable(config, data)
@@ -90,7 +92,8 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     for opened in (scored, data):
         if opened is not None and opened.frames_text:
             workers.console.say(f"dataset.frames=all: {opened.frames_text}")
-    evaluation = _Evaluation(config, dataset, data, model, of_width, images, workers)
+    guidance = guidance_of(config.guidance, guide)
+    evaluation = _Evaluation(config, dataset, data, model, of_width, guidance, images, workers)
     try:
         return evaluation.carry_out()
     except (RuntimeError, MemoryError) as error:
@@ -109,6 +112,7 @@ class _Evaluation:
     data: InitVar[Data]
     model: Model | None
     of_width: Mapping[float, Model]  # by `ema.widths`
+    guidance: Guidance | None
     folder_images: InitVar[Images | None]
     workers: Workers
 
@@ -154,7 +158,8 @@ class _Evaluation:
             if config.measures_cost:
                 yield from self._cost(extractor)
         if chosen := names_needing("model", config.metrics):
-            known = replace(self.images.depends_on, sampler=None, num_inference_steps=None, seed=config.seed)
+            alone = replace(self.images.depends_on, sampler=None, num_inference_steps=None, guidance=None)
+            known = replace(alone, seed=config.seed)
             assert self.model is not None  # the checks see to it
             yield from measure_model(chosen, self._model_inputs(self.model, _LOSS_BINS), known)
         if self.of_width:
@@ -261,7 +266,8 @@ class _Evaluation:
         return open_engine(model, device, replace(compute, compile=config.compile))
 
     def _recipe(self, sampler: Sampler, num_inference_steps: int) -> Recipe:
-        return Recipe(self.config.seed, sampler, num_inference_steps, self.dataset.resolution)
+        resolution = self.dataset.resolution
+        return Recipe(self.config.seed, sampler, num_inference_steps, resolution, guidance=self.guidance)
 
     def _sampled(self, model: Model, sampler: Sampler, num_inference_steps: int) -> SampledImages:
         config, engine = self.config, self._engine if model is self.model else self._engine_of(model)
@@ -283,6 +289,8 @@ class _Evaluation:
             made = f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
             rows = {"model": self.model.label, "images": f"{count}: {made}"}
         processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+        if self.guidance is not None:
+            rows["guided by"] = str(self.guidance)
         rows["against"] = f"{self.dataset.path}, {self.reference.split}"
         rows["features"] = config.extractor.name
         rows["device"] = f"{device_name(self.workers.device)}{processes}"

@@ -65,6 +65,7 @@ class _Recipe:
     seed: int
     sampler: Annotated[str, Field(pattern=r"\S")]  # its name, and its arguments as KEY=VALUE
     num_inference_steps: int
+    guidance: dict[str, Any] | None = None
 
 
 def made_by(pipeline: str) -> dict[str, Any]:
@@ -83,6 +84,7 @@ def made_by(pipeline: str) -> dict[str, Any]:
         "seed": values.seed,
         "sampler": {"name": name, **{key: parse_yaml(value, SAMPLING) for key, _, value in parsed}},
         "num_inference_steps": values.num_inference_steps,
+        "guidance": values.guidance,
     }
 
 

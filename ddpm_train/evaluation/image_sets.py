@@ -49,6 +49,7 @@ class SampledImages:
             sampler={"name": recipe.sampler.name, **recipe.sampler.arguments},
             num_inference_steps=recipe.num_inference_steps,
             seed=recipe.seed,
+            guidance=None if recipe.guidance is None else recipe.guidance.identity(),
         )
 
     def pixels(self) -> Tensor:

@@ -18,7 +18,7 @@ from ddpm_train.evaluation.image_folder import image_folder, made_by
 from ddpm_train.models.source import INDEX, path_mistakes
 from ddpm_train.runs.folder import EVALUATION as FOLDER
 from ddpm_train.runs.folder import read_part, run_of
-from ddpm_train.sampling.preflight import precision_mistakes
+from ddpm_train.sampling.preflight import guide_mistakes, precision_mistakes
 from ddpm_train.system.files import expanded, output_mistakes
 from ddpm_train.system.launch import launch_mistakes
 
@@ -42,6 +42,7 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
     if image_folder(config.pipeline) is not None:
         yield from _model_mistakes(config)
     yield from sampler_package_mistakes(config.sampler.name)
+    yield from guide_mistakes(config.guidance)
     samplers = config.cost.samplers
     yield from sampler_package_mistakes(*samplers, given=f"cost.samplers={as_written(samplers)}")
     try:
@@ -96,6 +97,8 @@ def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
         yield f"ema.widths={as_written(config.ema.widths)}: needs a run, and {place}; leave it out"
     if config.measures_cost:
         yield f"cost.samplers={as_written(config.cost.samplers)}: needs a model to sample, and {place}; leave it out"
+    for key, value in config.guidance.changes.items():
+        yield f"{key}={value}: does nothing where {place}; leave it out"
     of_a_model = ("weights", "num_images", "num_inference_steps", "mixed_precision", "compile")
     yield from idle_mistakes(config, "evaluate", [(key, f"where {place}") for key in of_a_model])
 

@@ -40,6 +40,7 @@ class DependsOn:
         step: how long the model was trained.
         weights: "ema" or "unet".
         sampler: its name and arguments.
+        guidance: the hash of the model that guides, the scale and the interval.
         versions: of the packages that compute it, the precision, and a hash of the extractor's weights.
     """
 
@@ -47,6 +48,7 @@ class DependsOn:
     weights: str | None = None
     sampler: dict[str, Any] | None = None
     num_inference_steps: int | None = None
+    guidance: dict[str, Any] | None = None
     seed: int | None = None
     num_images: int | None = None
     extractor: str | None = None
@@ -153,7 +155,9 @@ def add_results(folder: Path, scores: Sequence[Score], details: Mapping[str, Any
 
 
 def _identity(score: Mapping[str, Any]) -> list[Any]:
-    return [score["name"], {key: value for key, value in score["depends_on"].items() if key != "versions"}]
+    # None is as good as nothing: scores of older versions hold fewer keys.
+    known = {key: value for key, value in score["depends_on"].items() if value is not None and key != "versions"}
+    return [score["name"], known]
 
 
 def _text(reference: Mapping[str, Any]) -> str:

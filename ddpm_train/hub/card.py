@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ddpm_train.config.metrics import METRICS, metric_label
 from ddpm_train.config.text import printable, without_secrets
 from ddpm_train.report.certificate import Certificate
-from ddpm_train.report.formatting import count, duration
+from ddpm_train.report.formatting import count, duration, guidance_text
 from ddpm_train.report.stored import Score
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.state import ResumedState
@@ -151,6 +151,7 @@ def _measured_with(score: Mapping[str, Any]) -> str:
         {"ema": "average of the weights", "unet": "raw weights"}.get(on.get("weights") or "", on.get("weights") or ""),
         f"{on['num_images']:,} images" if on.get("num_images") else "",
         f"{sampler}, {on.get('num_inference_steps')} steps" if sampler else "",
+        guidance_text(on),
         f"features of {on['extractor']}" if on.get("extractor") else "",
         f"against {reference.get('num_images', 'the')} images of split {reference['split']}" if reference else "",
         f"seed {on['seed']}" if on.get("seed") is not None else "",

@@ -21,7 +21,8 @@ def path_mistakes(pipeline: str, key: str = "pipeline", revision: str | None = N
     path = expanded(pipeline)
     if path.is_dir() or is_best(pipeline):
         if revision is not None:
-            yield f"revision={revision}: does nothing with {key}={pipeline}, which is no repository; leave it out"
+            name = key.removesuffix("pipeline") + "revision"
+            yield f"{name}={revision}: does nothing with {key}={pipeline}, which is no repository; leave it out"
         if (model := _model_within(path)) is not None:
             which = "the average of its weights" if model.name == "unet_ema" else "its weights"
             yield f"{key}={pipeline}: no {INDEX} in it, but a UNet further down; use {key}={model}, {which}"

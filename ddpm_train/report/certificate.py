@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_train.report.formatting import count, extractor_name, measured, number
+from ddpm_train.report.formatting import count, extractor_name, guidance_text, measured, number
 from ddpm_train.report.stored import Score
 
 
@@ -63,4 +63,5 @@ def _rows(copying: Mapping[str, Any], score: Score | None) -> Iterator[tuple[str
         )
     on = score.depends_on if score is not None else {}
     if sampler := on.get("sampler"):  # no more than that: whoever reads the card need not know where the images lie
-        yield "Samples by", f"{sampler['name']}, {on.get('num_inference_steps')} steps"
+        made = f"{sampler['name']}, {on.get('num_inference_steps')} steps"
+        yield "Samples by", ", ".join(filter(None, (made, guidance_text(on))))

@@ -1,7 +1,8 @@
 """Numbers and names as a person reads them."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ddpm_train.config.metrics import METRICS
 
@@ -94,6 +95,12 @@ def weights_name(weights: str) -> str:
     return {"ema": "averaged weights (EMA)", "unet": "raw weights"}.get(weights, other)
 
 
+def guidance_text(depends_on: Mapping[str, Any]) -> str:
+    """That another model guided, and how much; empty if none did."""
+    guidance = depends_on.get("guidance")
+    return f"autoguidance, scale {guidance.get('scale')}" if isinstance(guidance, dict) else ""
+
+
 def circumstances(score: "Score") -> str:
     """What a score depends on, in one line: scores of different lines are not to be compared."""
     known = score.depends_on
@@ -103,6 +110,7 @@ def circumstances(score: "Score") -> str:
         f"{count(score.num_images)} images" if score.num_images else "",
         f"{extractor_name(known['extractor'])} features" if known.get("extractor") else "",
         sampler["name"] + (f", {steps} steps" if steps else "") if sampler else "",
+        guidance_text(known),
         weights_name(known.get("weights") or ""),
         f"at step {count(known['step'])}" if known.get("step") is not None else "",
         f"against {reference['dataset']}{split}" if reference.get("dataset") else "",

@@ -32,8 +32,8 @@ class Score:
 
     @property
     def sampled(self) -> tuple[str, int]:
-        """The sampler, with its arguments, and its number of steps."""
-        sampler = json.dumps(self.depends_on.get("sampler"), sort_keys=True)
+        """The sampler, with its arguments and what guided it, and its number of steps."""
+        sampler = json.dumps([self.depends_on.get(key) for key in ("sampler", "guidance")], sort_keys=True)
         return sampler, self._number("num_inference_steps")
 
     def _number(self, key: str) -> int:

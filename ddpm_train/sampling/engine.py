@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.models.load import Model
+from ddpm_train.sampling.guidance import GuidedUNet, network_at
 from ddpm_train.sampling.inpainting import inpaint, visits
 from ddpm_train.sampling.loop import (
     Observer,
     build_sampler,
     denoise,
-    embedded,
     first_step,
     ignore,
     image_generators,
@@ -27,6 +27,7 @@ from ddpm_train.sampling.loop import (
     to_uint8,
 )
 from ddpm_train.sampling.recipe import Recipe
+from ddpm_train.sampling.schedule import Schedule, embedded
 from ddpm_train.system.compute import PLAIN, Compute, Stopwatch, choose, multiplies_in_bf16, out_of_memory
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Engine:
         self.noise_scheduler = noise_scheduler
         self.compute = compute
         self._compiled_batch = 0
+        self._guides: dict[str, UNet2DModel] = {}  # by the model's hash, as the UNet is laid out
 
     @property
     def device(self) -> torch.device:
@@ -83,15 +85,16 @@ class Engine:
     ) -> Tensor:
         """x_0 from this noise (with the recipe's picture in it, if it has one), float32 [B, C, H, W]."""
         sampler, arguments = self._sampler(recipe), recipe.sampler.arguments
+        network = self._network(recipe)
         with self.compute.attention_kernels():
             if recipe.inpainting is not None:
                 assert recipe.picture is not None
                 given = (recipe.picture, recipe.inpainting, noise, generators)
-                return inpaint(self.unet, sampler, *given, arguments=arguments, observe=observe)
+                return inpaint(network, sampler, *given, arguments=arguments, observe=observe)
             x_t, start = noise * sampler.init_noise_sigma, 0
             if recipe.picture is not None:
                 x_t, start = noised(sampler, recipe.picture.to(self.device), noise, recipe.strength)
-            return denoise(self.unet, sampler, x_t, generators, start=start, arguments=arguments, observe=observe)
+            return denoise(network, sampler, x_t, generators, start=start, arguments=arguments, observe=observe)
 
     def call(self, x_t: Tensor) -> Tensor:
         """One call of the UNet, at timestep 0: what a step costs."""
@@ -100,13 +103,27 @@ class Engine:
             return self.unet(x_t.to(self.unet.dtype), timestep).sample.float()
 
     def num_steps(self, recipe: Recipe) -> int:
-        """How often the loop calls the UNet for a batch."""
+        """How often the loop calls the UNet for a batch, and tells the observer."""
         sampler = self._sampler(recipe)
         if recipe.inpainting is not None:
             jumps = visits(len(sampler.timesteps), recipe.inpainting.jump_steps, recipe.inpainting.repeats)
             return sum(there < here for here, there in jumps)
         start = 0 if recipe.picture is None else first_step(sampler, recipe.strength)
         return len(sampler.timesteps) - start
+
+    def num_calls(self, recipe: Recipe) -> int:
+        """How often a batch calls a network: the UNet at each step, and a guide in its interval."""
+        network, timesteps = self._network(recipe), self._sampler(recipe).timesteps
+        return sum(2 if isinstance(network_at(network, timestep), GuidedUNet) else 1 for timestep in timesteps)
+
+    def _network(self, recipe: Recipe) -> UNet2DModel | GuidedUNet:
+        guidance = recipe.guidance
+        if guidance is None:
+            return self.unet
+        guide = self._guides.get(guidance.model.digest)
+        if guide is None:
+            guide = self._guides[guidance.model.digest] = _prepared(guidance.model.unet, self.device, self.compute)
+        return GuidedUNet(self.unet, guide, guidance, Schedule(self.noise_scheduler))
 
     def _sampler(self, recipe: Recipe) -> Any:
         sampler = build_sampler(recipe.sampler.name, self.noise_scheduler, recipe.sampler.arguments)
@@ -116,12 +133,16 @@ class Engine:
 
 def open_engine(model: Model, device: torch.device, compute: Compute = PLAIN) -> Engine:
     """The model on a device; what computes in another than the plain way is a copy of it."""
-    unet = model.unet if compute == PLAIN else copy.deepcopy(model.unet)
+    return Engine(_prepared(model.unet, device, compute), model.noise_scheduler, compute)
+
+
+def _prepared(unet: UNet2DModel, device: torch.device, compute: Compute) -> UNet2DModel:
+    unet = unet if compute == PLAIN else copy.deepcopy(unet)
     dtype = torch.bfloat16 if compute.mixed_precision == "bf16" else torch.float32
     # Not ModelMixin's `to`, which warns of float32 modules even where it finds none.
     unet = nn.Module.to(unet, device=device, dtype=dtype)
     compute.apply(unet)
-    return Engine(unet, model.noise_scheduler, compute)
+    return unet
 
 
 def choose_compute(

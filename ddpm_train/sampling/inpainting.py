@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_train.data.decode import Decoder, upright
+from ddpm_train.sampling.guidance import GuidedUNet, network_at
 from ddpm_train.sampling.loop import Observer, ignore, step_arguments
 
 
@@ -65,7 +66,7 @@ def visits(num_inference_steps: int, jump_steps: int, repeats: int) -> Iterator[
 
 @torch.no_grad()
 def inpaint(
-    unet: UNet2DModel,
+    unet: UNet2DModel | GuidedUNet,
     sampler: Any,
     picture: Tensor,
     inpainting: Inpainting,
@@ -104,7 +105,8 @@ def inpaint(
             x_t = kept.sqrt() * x_t + (1 - kept).sqrt() * noise()
             continue
         timestep = sampler.timesteps[total - here]
-        prediction = unet(x_t.to(dtype), on_device[total - here]).sample.float()
+        network = network_at(unet, timestep)
+        prediction = network(x_t.to(dtype), on_device[total - here]).sample.float()
         observe(number, timestep, x_t, prediction)
         number += 1
         painted = sampler.step(prediction, timestep, x_t, **taken).prev_sample

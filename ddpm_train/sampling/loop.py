@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm_train.config import samplers
+from ddpm_train.sampling.guidance import GuidedUNet, network_at
+from ddpm_train.sampling.schedule import embedded
 
 # Takes a step's number, timestep, model input (x_t, variance-preserving) and prediction.
 Observer = Callable[[int, Tensor, Tensor, Tensor], None]
@@ -58,7 +60,7 @@ def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]
 
 @torch.no_grad()
 def denoise(
-    unet: UNet2DModel,
+    unet: UNet2DModel | GuidedUNet,
     sampler: Any,
     x_t: Tensor,
     generators: list[torch.Generator],
@@ -88,20 +90,11 @@ def denoise(
     on_device = embedded(unet, timesteps).to(x_t.device)
     for number, timestep in enumerate(timesteps):
         model_input = sampler.scale_model_input(x_t, timestep)
-        prediction = unet(model_input.to(dtype), on_device[number]).sample.float()
+        network = network_at(unet, timestep)
+        prediction = network(model_input.to(dtype), on_device[number]).sample.float()
         observe(number, timestep, model_input, prediction)
         x_t = sampler.step(prediction, timestep, x_t, **taken).prev_sample
     return x_t
-
-
-def embedded(unet: UNet2DModel, timesteps: Tensor) -> Tensor:
-    """Timesteps as the UNet takes them: a learned embedding has a row for each whole one, and the nearest counts.
-
-    Some samplers have them in float64, which Apple's GPUs do not know.
-    """
-    if isinstance(getattr(unet, "time_proj", None), nn.Embedding):
-        return timesteps.round().long()
-    return timesteps.float() if timesteps.is_floating_point() else timesteps
 
 
 def first_step(sampler: Any, strength: float) -> int:

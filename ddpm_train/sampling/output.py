@@ -66,8 +66,9 @@ def _changes(config: SampleConfig) -> dict[str, str]:
     own, sampler = own_values("sample"), config.sampler
     of_sampler = {"sampler": sampler.name} if sampler.name != own["sampler"]["name"] else {}
     of_sampler |= {f"sampler.{name}": as_written(argument) for name, argument in sampler.arguments.items()}
-    others = [key for key in own if key not in ("sampler", *_UNNAMED)]
-    return of_sampler | {key: as_written(value) for key in others if (value := getattr(config, key)) != own[key]}
+    others = [key for key in own if key not in ("sampler", "guidance", *_UNNAMED)]
+    of_others = {key: as_written(value) for key in others if (value := getattr(config, key)) != own[key]}
+    return of_sampler | config.guidance.changes | of_others
 
 
 class ImageFolder:

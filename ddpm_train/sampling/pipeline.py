@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_train.config.extensions import import_modules
+from ddpm_train.config.guidance import GuidanceChoice
 from ddpm_train.config.idle import own_values
 from ddpm_train.config.mistakes import Mistakes, as_written, no_such_choice, no_such_key
 from ddpm_train.config.overrides import secret_mistakes
@@ -24,6 +25,7 @@ from ddpm_train.config.schema import dotted, dotted_values
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.sampling import pictures, visualizations
 from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_engine
+from ddpm_train.sampling.guidance import load_guide
 from ddpm_train.sampling.output import to_picture
 from ddpm_train.sampling.preflight import loading_mistakes, making_mistakes
 from ddpm_train.sampling.recipe import Recipe, build_recipe
@@ -89,6 +91,7 @@ class Pipeline:
         self._mixed_precision = mixed_precision
         self._compile = compile
         self._engine: Engine | None = None
+        self._guides: dict[tuple[str | None, str | None, str], Model | None] = {}
 
     def sample(
         self, num_images: int = 1, *, output: Literal["pil", "np"] = "pil", **keys: Any
@@ -134,12 +137,19 @@ class Pipeline:
         given = {key: value for key, value in keys.items() if isinstance(value, Image.Image)}
         values = {**keys, **dict.fromkeys(given, "<image>"), "num_images": num_images}
         config = _checked(values, partial(making_mistakes, pictures=given), loaded=True)
-        recipe = build_recipe(config, self.model, given)
+        recipe = build_recipe(config, self.model, given, self._guide(config.guidance))
         if self._engine is None:
             limits = (config.num_images, config.batch_size)
             compute = choose_compute(self.model, self._device, recipe, self._mixed_precision, *limits)
             self._engine = open_engine(self.model, self._device, replace(compute, compile=self._compile))
         return self._engine, recipe, config
+
+    def _guide(self, choice: GuidanceChoice) -> Model | None:
+        """Loaded once."""
+        named = (choice.pipeline, choice.revision, choice.weights)
+        if named not in self._guides:
+            self._guides[named] = load_guide(choice)
+        return self._guides[named]
 
 
 def _checked(

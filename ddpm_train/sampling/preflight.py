@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterator, Sequence
 
+from ddpm_train.config.guidance import GuidanceChoice
 from ddpm_train.config.mistakes import as_written, one_of
 from ddpm_train.config.program import Program
 from ddpm_train.config.sample import SAMPLING, SampleConfig
@@ -37,8 +38,15 @@ def making_mistakes(config: SampleConfig, pictures: Collection[str] = ()) -> Ite
         if path is not None and key not in pictures and not expanded(path).is_file():
             yield f"{key}={path}: no such file"
     yield from sampler_package_mistakes(config.sampler.name)
+    yield from guide_mistakes(config.guidance)
     samplers = config.compare.samplers
     yield from sampler_package_mistakes(*samplers, given=f"compare.samplers={as_written(samplers)}")
+
+
+def guide_mistakes(choice: GuidanceChoice) -> Iterator[str]:
+    """A line if the guide cannot be a model."""
+    if choice.pipeline is not None:
+        yield from path_mistakes(choice.pipeline, "guidance.pipeline", choice.revision)
 
 
 def precision_mistakes(key: str, mixed_precision: str, choices: Sequence[str]) -> Iterator[str]:

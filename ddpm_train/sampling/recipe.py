@@ -16,6 +16,7 @@ from ddpm_train.config.sample import SampleConfig
 from ddpm_train.config.samplers import SAMPLERS, sampler_package_mistakes
 from ddpm_train.data.decode import MODES, BrokenImage, Decoder
 from ddpm_train.models.load import Model
+from ddpm_train.sampling.guidance import Guidance, guidance_of, guide_mistakes
 from ddpm_train.sampling.inpainting import Inpainting, MaskDecoder
 from ddpm_train.sampling.sampler_check import refusal
 from ddpm_train.system.files import expanded
@@ -38,6 +39,7 @@ class Recipe:
     picture: Tensor | None = None
     strength: float = 1.0
     inpainting: Inpainting | None = None
+    guidance: Guidance | None = None
 
     def identity(self) -> dict[str, Any]:
         """The same as plain values, pictures by their hash."""
@@ -54,6 +56,8 @@ class Recipe:
             values["inpaint_repeats"] = self.inpainting.repeats
         elif self.picture is not None:
             values["strength"] = self.strength
+        if self.guidance is not None:
+            values["guidance"] = self.guidance.identity()
         return values
 
     @property
@@ -139,16 +143,23 @@ def _mistakes_of(
     )
 
 
-def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Image.Image] | None = None) -> Recipe:
+def build_recipe(
+    config: SampleConfig,
+    model: Model,
+    pictures: Mapping[str, Image.Image] | None = None,
+    guide: Model | None = None,
+) -> Recipe:
     """What the config asks of this model.
 
     Args:
         pictures: opened images in the place of the files that `from_image` and `inpaint` name.
+        guide: see `load_guide`.
 
     Raises:
         Mistakes: all that the model cannot do.
     """
-    if lines := [*resolution_mistakes(model, config.resolution), *_sampler_mistakes(config, model)]:
+    lines = [*resolution_mistakes(model, config.resolution), *_sampler_mistakes(config, model)]
+    if lines := [*lines, *guide_mistakes(config.guidance, guide, model)]:
         raise Mistakes(*lines)
     resolution = config.resolution or model.sample_size
     assert resolution is not None  # resolution_mistakes sees to it
@@ -184,6 +195,7 @@ def build_recipe(config: SampleConfig, model: Model, pictures: Mapping[str, Imag
         picture=picture,
         strength=config.strength,
         inpainting=inpainting,
+        guidance=guidance_of(config.guidance, guide),
     )
 
 

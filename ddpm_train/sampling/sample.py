@@ -16,6 +16,7 @@ from ddpm_train.config.sample import SampleConfig
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.sampling import pictures, visualizations
 from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_engine
+from ddpm_train.sampling.guidance import load_guide
 from ddpm_train.sampling.loop import Observer
 from ddpm_train.sampling.output import ImageFolder, default_folder
 from ddpm_train.sampling.recipe import Recipe, build_recipe
@@ -40,7 +41,8 @@ def sample_images(config: SampleConfig) -> None:
         model = everywhere(
             lambda: load_model(config.pipeline, revision=config.revision, weights=config.weights), fetches=True
         )
-        recipe = build_recipe(config, model)
+        guide = everywhere(lambda: load_guide(config.guidance), fetches=True)
+        recipe = build_recipe(config, model, guide=guide)
         folder = ImageFolder(Path(config.output) if config.output else default_folder(config, model.step))
         compute = on_main(lambda: _claim(config, model, recipe, folder, state.device))
         engine = open_engine(model, state.device, replace(compute, compile=config.compile))
@@ -88,6 +90,8 @@ class _Sampling:
         rows = {"model": f"{model.label}: {parameters:.2f}M parameters, {height}x{width}x{channels}"}
         if config.visualization != "compare":
             rows["sampler"] = f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
+        if recipe.guidance is not None:
+            rows["guided by"] = str(recipe.guidance)
         if recipe.inpainting is not None and recipe.inpainting.of_opacity:
             rows["mask"] = f"{config.inpaint} shows one colour: what is opaque in it is painted anew, as white would be"
         rows["compute"] = f"{self.engine.compute} on {device_name(state.device)}{processes}"

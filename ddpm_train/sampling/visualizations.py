@@ -12,7 +12,8 @@ from ddpm_train.config.sample import SampleConfig
 from ddpm_train.sampling.engine import Engine, in_batches
 from ddpm_train.sampling.loop import Observer, ignore, image_generators, to_uint8
 from ddpm_train.sampling.recipe import Recipe, compared
-from ddpm_train.sampling.sampler_check import Schedule, is_stochastic, refusal
+from ddpm_train.sampling.sampler_check import is_stochastic, refusal
+from ddpm_train.sampling.schedule import Schedule
 
 # The result of many steps that others are compared with; also a multiple of the most that were asked for.
 _REFERENCE_STEPS = 200
@@ -92,7 +93,7 @@ class Compared:
 
     Attributes:
         images: uint8 [B, C, H, W].
-        model_calls: how often the UNet was called for each image.
+        model_calls: how often the UNet, or its guide, was called for each image.
         seconds: for all images.
         distance: root mean square difference to the many-step result, in levels of 0 … 255; None for a sampler that
             draws noise on its way and so goes elsewhere.
@@ -121,7 +122,7 @@ def comparison(engine: Engine, recipe: Recipe, config: SampleConfig) -> tuple[li
             images = engine.images(tried, indices).cpu()
             seconds = time.perf_counter() - started
             distance = None if stochastic else (images.float() - many_steps).square().mean().sqrt().item()
-            results.append(Compared(name, count, images, engine.num_steps(tried), seconds, distance))
+            results.append(Compared(name, count, images, engine.num_calls(tried), seconds, distance))
     return results, f"{reference.sampler.name} at {reference.num_inference_steps} steps"
 
 
