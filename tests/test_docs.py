@@ -23,6 +23,7 @@ from PIL import Image
 
 import ddpm_train
 from ddpm_train.cli import data, flags, push
+from ddpm_train.cli.export import PROGRAM as EXPORT
 from ddpm_train.cli.sweeps import plan
 from ddpm_train.cli.sweeps.sweep import Sweep
 from ddpm_train.config.mistakes import Mistakes
@@ -198,6 +199,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "ddpm-evaluate": partial(composed, EVALUATE),
     "ddpm-data": partial(composed, data.PROGRAM),
     "ddpm-push": partial(composed, PUSH),
+    "ddpm-export": partial(composed, EXPORT),
     "ddpm-reproduce": reproduced,
     "python": python,
     "accelerate": accelerate,

@@ -53,12 +53,16 @@ def default_folder(config: SampleConfig, step: int | None) -> Path:
     Args:
         step: of the model; None: not known.
     """
-    folder = expanded(config.pipeline)
-    name = (run_of(config.pipeline) or folder).absolute().name if folder.exists() else config.pipeline
-    parts = [name] if step is None else [name, step_name(step)]
     changed = [] if config.visualization is None else [config.visualization]
     changed += [folder_name(changes)] if (changes := _changes(config)) else []
-    return Path("samples", *parts, *([",".join(changed)] if changed else []))
+    return Path("samples", model_folder(config.pipeline, step), *([",".join(changed)] if changed else []))
+
+
+def model_folder(pipeline: str, step: int | None) -> Path:
+    """RUN/step_NNNNNNNN, or the name of what is no run; see `default_folder`."""
+    folder = expanded(pipeline)
+    name = (run_of(pipeline) or folder).absolute().name if folder.exists() else pipeline
+    return Path(name) if step is None else Path(name, step_name(step))
 
 
 def _changes(config: SampleConfig) -> dict[str, str]:
