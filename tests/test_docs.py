@@ -280,7 +280,7 @@ def test_the_keys_and_choices_in_its_sentences_exist(page: Path) -> None:
     sections = {key.split(".")[0] for key in keys if "." in key} - OPEN
     for word in (word for span in spans(page) for word in span.split()):
         found = KEY.fullmatch(word)
-        if found is None or word.endswith((".py", ".yaml", ".json", ".jsonl", ".md", ".pt")):
+        if found is None or word.endswith((".py", ".yaml", ".json", ".jsonl", ".md", ".pt", ".onnx")):
             continue
         key, value = found.groups()
         if "." in key and key.split(".")[0] in sections:

@@ -13,7 +13,10 @@ from PIL import Image
 
 import ddpm_train
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.evaluation.image_folder import made_by
 from ddpm_train.models.load import load_model
+from ddpm_train.report.formatting import circumstances
+from ddpm_train.report.stored import Score
 from ddpm_train.sampling.loop import image_generators, to_uint8
 
 STEPS, SCALE = 6, 1.7
@@ -64,6 +67,7 @@ def test_the_paper_s_loop_from_the_command_line(cli: Cli, trained: Path, pipelin
     # What the images are made of stands beside them: nothing else is added to them.
     guidance = json.loads((cli.folder / "guided/sampling.json").read_text())["guidance"]
     assert guidance == {"model": load_model(early(trained)).digest, "scale": SCALE, "interval": [0.3, 5.0]}
+    assert made_by(str(cli.folder / "guided"))["guidance"] == guidance
     (cli.folder / "guided/images/000001.png").unlink()
     assert "found      2 of 3 images" in cli.sample(f"pipeline={trained}", *FAST, *keys, "output=guided")
     again = np.asarray(Image.open(cli.folder / "guided/images/000001.png"))
@@ -72,6 +76,15 @@ def test_the_paper_s_loop_from_the_command_line(cli: Cli, trained: Path, pipelin
     assert "holds images of another kind (guidance=" in said
     choice = {"pipeline": early(trained), "scale": SCALE, "interval": interval}
     assert np.array_equal(pipeline.sample(3, guidance=choice, **given)[..., 0], made)
+
+
+def test_a_score_says_what_guided(cli: Cli, trained: Path) -> None:
+    few = ("num_images=10", "num_inference_steps=2", "reference=held_out", "num_reference_images=10")
+    given = (f"pipeline={trained}", "metrics=[kid]", *few, "output=scored")
+    said = cli.evaluate(*given, f"guidance.pipeline={early(trained)}", "guidance.scale=3")
+    assert "guided by" in said
+    (score,) = (Score(**each) for each in json.loads((cli.folder / "scored/scores.json").read_text())["scores"])
+    assert score.depends_on["guidance"]["scale"] == 3 and "autoguidance, scale 3" in circumstances(score)
 
 
 def test_outside_the_interval_only_one_network_is_called(trained: Path, pipeline: ddpm_train.Pipeline) -> None:
