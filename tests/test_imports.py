@@ -107,6 +107,7 @@ PARSERS = {
     "evaluation/scores.py": "what it has just written",
     "models/unet.py": "what it has just written",
     "runs/environment.py": "what pip notes of this package",
+    "sampling/onnx_sampler.py": "what the export has written beside it",
     "hub/share.py": "the manifest of a checkpoint that was verified",
 }
 
