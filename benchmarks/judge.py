@@ -125,7 +125,8 @@ def main(texts: Sequence[str] | None = None) -> None:
         sets[str(run)] = torch.from_numpy(samples).permute(0, 3, 1, 2)
     found = {name: judged(samples, judge, real) for name, samples in sets.items()}
     rows = [("the judge is right about", f"{right:.1%} of the test images")]
-    rows += [(name, f"{far:.1f}   of each class: {' '.join(map(str, counts))}") for name, (far, counts) in found.items()]
+    for name, (far, counts) in found.items():
+        rows.append((name, f"{far:.1f}   of each class: {' '.join(map(str, counts))}"))
     told = {name: {"distance": far, "classes": counts} for name, (far, counts) in found.items()}
     report.tell(arguments.result, rows, {"right": right, "num_images": arguments.num_images, "sets": told})
 
