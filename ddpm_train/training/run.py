@@ -13,13 +13,10 @@ from diffusers import UNet2DModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.objective import criterion
-from ddpm_train.config.schema import dotted_values
 from ddpm_train.config.train import Config, Train
 from ddpm_train.data.images import fits
-from ddpm_train.data.loader import Batches, Data, DataIdentity, MicroBatch, micro_batches, num_workers, open_data
+from ddpm_train.data.loader import Batches, Data, MicroBatch, micro_batches, num_workers
 from ddpm_train.data.spectrum import power_spectrum
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.diffusion.timesteps import Timesteps, timestep_edges
@@ -33,10 +30,10 @@ from ddpm_train.runs.identity import identity
 from ddpm_train.runs.state import ResumedState
 from ddpm_train.system.compute import device_name, set_backends
 from ddpm_train.system.console import Console
-from ddpm_train.system.ranks import everywhere, join, on_main, require_same
+from ddpm_train.system.ranks import everywhere, join, on_main
 from ddpm_train.system.signals import StopRequest
 from ddpm_train.training.auto import Choice, Trial, choose_compute, compile_chosen, plan_batch
-from ddpm_train.training.choices import is_chosen
+from ddpm_train.training.images import open_same_data
 from ddpm_train.training.state import BatchPlan, TrainState
 
 
@@ -167,7 +164,7 @@ def build_run(
         Mistakes: the dataset cannot be had or is too small, or one image does not fit into memory.
     """
     device, output_dir = join().device, Path(config.output_dir)
-    config, values, data = _open_same_data(config, values, console)
+    config, values, data = open_same_data(config, values, console)
     set_backends(config.train)
     objective = _objective(config, data, device)
     unet = build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed).to(device)
@@ -237,55 +234,9 @@ def _exchanging(model: nn.Module, train: Train) -> nn.Module:
     return DistributedDataParallel(model, find_unused_parameters=train.deterministic)
 
 
-def _open_same_data(config: Config, values: dict[str, Any], console: Console) -> tuple[Config, dict[str, Any], Data]:
-    """The same dataset on all processes, and the config, typed and as plain values, with the dataset's commit."""
-    data = everywhere(lambda: _open_data(config, console))
-    require_same(f"dataset.path={config.dataset.path}", data.identity(), _other_images)
-    chosen = {key: value for key, value in dotted_values(values) if is_chosen(key, values)}
-    require_same("dataset.chosen", chosen, lambda *_: "copy config.yaml of the run's folder to every machine")
-    if data.commit is not None:
-        # What was asked for, a branch or nothing, may mean other images tomorrow.
-        config = replace(config, dataset=replace(config.dataset, revision=data.commit))
-        values = {**values, "dataset": {**values["dataset"], "revision": data.commit}}
-    return config, values, data
-
-
 def _steps_of_epochs(train: Train, num_images: int) -> int:
     assert train.epochs is not None  # the checks of the config see to it
     return math.ceil(train.epochs * num_images / train.batch_size)
-
-
-def _open_data(config: Config, console: Console) -> Data:
-    """Raises `Mistakes` also if there are too few images, or none held out where the run is to be judged by them."""
-    data = open_data(config.dataset, progress=console.live)
-    if len(data.train) < config.train.batch_size:
-        raise Mistakes(
-            f"train.batch_size={config.train.batch_size}: more than the {len(data.train)} training images; "
-            f"use at most {len(data.train)}"
-        )
-    chosen, needed = criterion(config), config.objective != "auto" or config.train.patience is not None
-    if data.validation is None and needed and chosen is not None and chosen.name == "held_out_loss":
-        raise Mistakes(
-            f"dataset.validation_fraction={config.dataset.validation_fraction}: this holds out none of "
-            f"{len(data.train)} images, and the run is to be judged by the held-out loss; raise it"
-        )
-    held_out = 0 if data.validation is None else len(data.validation)
-    if config.train.stop_before_copying and held_out < FEWEST_IMAGES:
-        raise Mistakes(
-            f"train.stop_before_copying=true: {held_out} held-out images are too few to show when copying begins; hold "
-            f"out at least {FEWEST_IMAGES}"
-        )
-    return data
-
-
-def _other_images(here: DataIdentity, there: DataIdentity) -> str:
-    counts = [sum(count for _, count in each) for each in (here, there)]
-    told = (
-        f"{counts[1]:,} images, not {counts[0]:,}"
-        if counts[0] != counts[1]
-        else "the same number of images, but other ones"
-    )
-    return f"{told}; every machine needs the same dataset"
 
 
 def _take_weights(unet: UNet2DModel, config: Config, console: Console) -> None:
