@@ -141,6 +141,9 @@ def test_weights_are_chosen_by_their_width(tracked: tuple[Cli, Path], trained: P
     said = cli.sample(f"pipeline={run}", "weights=ema@.1", "output=wide", *(f"{key}={keys[key]}" for key in keys))
     assert "EMA weights, ema@0.1" in said
     assert np.array_equal(wide[0].squeeze(), np.array(Image.open(cli.folder / "wide/images/000000.png")))
+    guide = {"pipeline": str(run), "weights": "ema@0.1"}
+    alone = ddpm_train.sample(run, weights="unet", guidance={**guide, "scale": 0.0}, output="np", **keys)
+    assert np.array_equal(alone, wide)  # at scale 0 the guide alone
     told = [
         (run, "ema@0.01", "the 32 averages that are there up to step 16 come no nearer to it than "),
         (run, "ema@0.3", "must be ema@WIDTH, of a width above 0 and below 0.2887, such as ema@0.1"),

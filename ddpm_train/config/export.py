@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ddpm_train.config.ema import Weights
 from ddpm_train.config.parts import FilePath, Required, Resolution, Section
 from ddpm_train.config.schema import Schema
 
@@ -13,7 +14,7 @@ class ExportConfig(Section):
 
     pipeline: Annotated[FilePath, Required]  # what ddpm-sample loads
     revision: str | None  # of the Hub repository
-    weights: Literal["auto", "ema", "unet"]
+    weights: Weights
     format: Literal["onnx"]
     resolution: Resolution | None  # None: what the model was made for
     output: FilePath | None  # None: by what is exported, see `model_folder`

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Le
 from pydantic import BeforeValidator
 
+from ddpm_train.config.ema import Weights
 from ddpm_train.config.idle import own_values
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.parts import FilePath, Real, Section
@@ -32,7 +33,7 @@ class GuidanceChoice(Section):
 
     pipeline: FilePath | None
     revision: str | None
-    weights: Literal["auto", "ema", "unet"]
+    weights: Weights
     scale: Annotated[Real, Ge(0), Le(100)]
     interval: Annotated[tuple[NoiseLevel, NoiseLevel] | None, BeforeValidator(_pair)]
 
