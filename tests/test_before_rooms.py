@@ -86,15 +86,17 @@ def test_the_checkpoint_is_whole() -> None:
         assert expected == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def test_the_same_command_goes_on_without_a_word(resumed: tuple[Cli, str]) -> None:
-    """The checkpoint verifies, and its config is this one's: neither a warning nor a change is told."""
+def test_the_same_command_goes_on(resumed: tuple[Cli, str]) -> None:
+    """The checkpoint verifies, and its config is this one's, but for a default that is another since."""
     cli, said = resumed
     assert "resumes at step 3" in said and "done: step 6" in said
-    assert not [line for line in said.splitlines() if "warning" in line or "changed" in line]
+    told = [line for line in said.splitlines() if "warning" in line or "changed" in line]
+    assert told == ["  changed    evaluation.every_steps: None -> auto"]
     state = json.loads((cli.output("old") / "checkpoints/step_00000006/state.json").read_text())
     before = json.loads((START / "state.json").read_text())
     # There may be keys now that there were not then.
-    assert {key: state["identity"][key] for key in before["identity"]} == before["identity"] and not state["changes"]
+    then = before["identity"] | {"evaluation.every_steps": "auto"}
+    assert {key: state["identity"][key] for key in then} == then and not state["changes"]
     assert state["environments"][0] == before["environments"][0] and state["compute"] == before["compute"]
 
 

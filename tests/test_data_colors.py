@@ -327,7 +327,7 @@ def test_tiff_greys_keep_their_sign() -> None:
         ((columns * 500_000_000).astype(np.uint32), 1, 0, 3_500_000_000),
     ):
         with pytest.raises(
-            BrokenImage, match=f"^grey values from {low:g} to {re.escape(f'{high:g}')}, of which nobody"
+            BrokenImage, match=f"^grey values from {low:g} to {re.escape(f'{high:g}')}, and nothing says which"
         ):
             decoder(1)(stored(samples, kind))
         ranged = replace(decoder(1), value_range=(low, high))

@@ -1,6 +1,7 @@
 """A key that nothing follows from is a mistake, if the user has changed it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ INSTEAD = "give the path of that part instead"
 
 
 def told(program: Program[Any], overrides: Sequence[str]) -> list[str]:
-    """The lines that refuse a command; none: it is taken."""
+    """The lines that refuse a command before its images are loaded; none: it is taken."""
     try:
-        compose_configs(program, overrides)
+        compose_configs(replace(program, settle=lambda config, values, overrides: values), overrides)
     except Mistakes as mistakes:
         return list(mistakes.lines)
     return []

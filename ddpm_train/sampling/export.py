@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -102,6 +103,7 @@ def _write(network: nn.Module, shape: tuple[int, ...], about: dict[str, Any], pa
 
 
 def _difference(network: nn.Module, path: Path, shape: tuple[int, ...], batch: int) -> float:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would tell its makers of each use; read at its import
     import onnxruntime  # an extra
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -1,12 +1,15 @@
 """Writes images of model.onnx beside this file: python sample.py [COUNT] [STEPS] [SEED]; needs numpy, onnxruntime."""
 
 import json
+import os
 import struct
 import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at its import
 import onnxruntime
 
 
