@@ -69,16 +69,15 @@ ARMS = {
     "perturbation": ("noise.perturbation=0.1",),
     "nearest_of_4": ("noise.nearest_of=4",),
     "muon": ("optimizer=muon",),
+    "muon_lognormal": ("optimizer=muon", "timestep_distribution=lognormal"),
     "high_rate": ("optimizer.lr=4e-3",),
     "scale_shift": ("model.resnet_time_scale_shift=scale_shift",),
     "no_attention": ("model.add_attention=false",),
 }
-OFF = "off"
-ALWAYS = ("evaluation=none", "tracker=none")
+OFF, ALWAYS = "off", ("evaluation=none", "tracker=none")
 # With another of these, runs would not share what they are to share, or not be measured at the same noise.
 SHARED = ("seed", "dataset", "noise_scheduler")
-CONFIDENCE = 0.95
-BATCH_SIZE = 256
+CONFIDENCE, BATCH_SIZE = 0.95, 256
 
 
 class NoiseError(Loss):
@@ -234,17 +233,14 @@ HEAD = f"""# Ablations
 
 Written by `benchmarks/ablation.py`, which says how. An arm differs from "{OFF}" in the keys of its row; whatever these do not change is the same for both: images, order, noise, timesteps, first weights. *Better by* is the mean over the seeds of the paired differences, positive for the better arm, with its {CONFIDENCE:.0%} interval and the p of each comparison alone: of twenty without a difference one has p < 0.05. *Unpaired* is the interval if the seeds had nothing in common, and the seeds of each arm that it would take to be as short as the paired one. `held_out_loss` is the error in noise at uniform timesteps, whatever an arm was trained for; samples are compared with the held-out images. On a busy machine `seconds` says little.
 """  # noqa: E501
+TABLE = "| Arm | Metric | Seeds | Off | Arm's | Better by | p | Unpaired | Seeds it takes |\n" + 9 * "|---" + "|"
 
 
 def page(name: str, where: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     """A series as a section."""
     versions = ", ".join(f"{package} {where[package]}" for package in ("python", *report.PACKAGES))
     device = where["gpu"] or where["cpu"]
-    lines = [f"\n## {name}\n", f"`{where['command']}` on {where['date']}: {device}; {versions}.\n"]
-    lines += [
-        "| Arm | Metric | Seeds | Off | Arm's | Better by | p | Unpaired | Seeds it takes |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"\n## {name}\n", f"`{where['command']}` on {where['date']}: {device}; {versions}.\n", TABLE]
     for arm, by_metric in figures["comparisons"].items():
         for metric, found in by_metric.items():
             seeds = len(figures["measured"][arm])

@@ -1,6 +1,5 @@
-"""Muon on convolutions: torch's own on the same matrices, whatever their layout, beside AdamW for the rest."""
+"""Muon on convolutions: that of torch on the same matrices, whatever their layout, beside AdamW for the rest."""
 
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from helpers.runs import weights
 from torch import Tensor, nn
 
 import ddpm_train
-from ddpm_train.config import mistakes
 from ddpm_train.config.optimizers import Muon
 from ddpm_train.config.program import compose_configs
 from ddpm_train.models.unet import build_unet
@@ -39,7 +37,10 @@ def trained(layout: torch.memory_format, config: Muon) -> tuple[dict[str, Tensor
     return dict(model.named_parameters()), gradients
 
 
-def test_it_is_torchs_muon_on_matrices_in_any_layout() -> None:
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has it from 2.9 on")
+def test_it_is_torchs_muon_on_matrices_in_any_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which iterates in bfloat16, but for this test, in float32 as ours does on a CPU."""
+    monkeypatch.setattr(Tensor, "bfloat16", Tensor.clone)
     config = Muon("muon", 1e-2, 1e-3, 0.9, (0.9, 0.99), 1e-8, 0.1)
     ours, gradients = trained(torch.contiguous_format, config)
     last, _ = trained(torch.channels_last, config)
@@ -57,11 +58,15 @@ def test_it_is_torchs_muon_on_matrices_in_any_layout() -> None:
         adamw.step()
     assert len(blocks) == 2
     for name, parameter in {**matrices, **rest}.items():
-        assert torch.allclose(ours[name].view_as(parameter), parameter, atol=1e-6), name
+        assert torch.allclose(ours[name].view_as(parameter), parameter, atol=1e-7), name
 
 
 def test_the_two_rates_keep_their_ratio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """While the schedule moves them; and what is AdamW's are norms, biases, first and last layers, and embeddings."""
+    """While the schedule moves them; and what is AdamW's are norms, biases, first and last layers, and embeddings.
+
+    A torch before 2.9, which has no Muon, does for it.
+    """
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     keys = {key: yaml.safe_load(value) for key, value in (override.split("=", 1) for override in TINY)}
     keys |= {"optimizer": "muon", "optimizer.lr": 1e-3, "optimizer.adamw_lr": 1e-30, "optimizer.weight_decay": 0.0}
@@ -73,12 +78,3 @@ def test_the_two_rates_keep_their_ratio(monkeypatch: pytest.MonkeyPatch, tmp_pat
     moved = {name for name in now if not torch.allclose(now[name], begun[name], rtol=0, atol=1e-20)}
     blocks = {name for name, value in begun.items() if "_block" in name and value.ndim > 1}
     assert moved == blocks and len(blocks) == 47
-
-
-def test_a_torch_without_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mistakes, "version", lambda name: "2.8.1+cu126" if name == "torch" else metadata.version(name))
-    with pytest.raises(ddpm_train.Mistakes) as refused:
-        compose_configs(PROGRAM, ["optimizer=muon"])
-    assert refused.value.lines == (
-        "optimizer=muon: needs torch 2.9, and 2.8.1+cu126 is installed; pip install 'torch>=2.9'",
-    )

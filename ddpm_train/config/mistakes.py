@@ -2,9 +2,7 @@
 
 import difflib
 import importlib.util
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 
 from ddpm_train.config.text import shown
 
@@ -62,15 +60,6 @@ def not_installed(given: str, package: str, extra: str) -> Iterator[str]:
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:  # a folder of that name, as packages leave where they have worked
         yield f"{given}: {package} is not installed; pip install 'ddpm-train[{extra}]'"
-
-
-def too_old(given: str, package: str, needed: tuple[int, int]) -> Iterator[str]:
-    """A line if what the user wrote needs a newer version of an installed package."""
-    installed = version(package)
-    found = re.match(r"(\d+)\.(\d+)", installed)
-    if found and tuple(map(int, found.groups())) < needed:
-        least = ".".join(map(str, needed))
-        yield f"{given}: needs {package} {least}, and {installed} is installed; pip install '{package}>={least}'"
 
 
 def one_of(names: Sequence[object]) -> str:

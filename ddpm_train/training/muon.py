@@ -1,21 +1,26 @@
 """Muon for the weights of a network's blocks and AdamW for all else, as one optimizer."""
 
-from collections import defaultdict
+import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+
+# Of the odd polynomial of degree 5 that brings singular values near 1 fast (Jordan et al. 2024), and how often.
+_COEFFICIENTS, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+_EPS = 1e-7
 
 
 class MuonAndAdamW(Optimizer):
-    """torch's own Muon and AdamW (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+    """Muon with Nesterov's momentum (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) beside AdamW.
 
     A convolution's weight counts as the matrix [out, in * height * width]. An update of Muon has the root mean square
-    of one of AdamW (Liu et al. 2025, arXiv 2502.16982, section 2.2), so that the same learning rate serves both.
+    of one of AdamW (Liu et al. 2025, arXiv 2502.16982, section 2.2), so that the same learning rate serves both. It
+    does what `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` does, which torch has from 2.9 on.
 
-    This optimizer holds the groups and the state of both, and lends them for a step: so they are saved, clipped and
-    scaled as any optimizer's are.
+    This optimizer holds the groups and the state of both, and lends AdamW its own for a step: so they are saved,
+    clipped and scaled as any optimizer's are.
 
     Args:
         matrices: what Muon is for, of two dimensions or more.
@@ -26,11 +31,9 @@ class MuonAndAdamW(Optimizer):
     def __init__(
         self, matrices: list[nn.Parameter], adamw: AdamW, *, lr: float, momentum: float, weight_decay: float
     ) -> None:
-        # torch's Muon admits matrices only. At each step it is given new ones, which stand for the weights.
-        arguments = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        self._muon = torch.optim.Muon(_as_matrices(matrices), **arguments, adjust_lr_fn="match_rms_adamw")
         self._adamw = adamw
-        super().__init__([{"params": matrices}, *adamw.param_groups], {"lr": lr})
+        group = {"params": matrices, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__([group, *adamw.param_groups], {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -38,18 +41,31 @@ class MuonAndAdamW(Optimizer):
         matrices, *rest = self.param_groups
         self._adamw.param_groups, self._adamw.state = rest, self.state
         self._adamw.step()
-        weights = [weight for weight in matrices["params"] if weight.grad is not None]
-        as_matrices = _as_matrices(weights)
-        for weight, matrix in zip(weights, as_matrices, strict=True):
-            matrix.grad = weight.grad.flatten(1)
-        self._muon.param_groups[0] |= {"params": as_matrices, "lr": matrices["lr"]}
-        self._muon.state = defaultdict(dict, zip(as_matrices, map(self.state.__getitem__, weights), strict=True))
-        self._muon.step()
-        for weight, matrix in zip(weights, as_matrices, strict=True):
-            if not weight.is_contiguous():
-                weight.copy_(matrix.view_as(weight))
+        lr, momentum = matrices["lr"], matrices["momentum"]
+        for weight in matrices["params"]:
+            if weight.grad is None:
+                continue
+            gradient = weight.grad.flatten(1)
+            state = self.state[weight]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            average = state["momentum_buffer"]
+            average.lerp_(gradient, 1 - momentum)
+            update = orthogonalized(gradient.lerp(average, momentum))
+            weight.mul_(1 - lr * matrices["weight_decay"])
+            weight.add_(update.reshape(weight.shape), alpha=-lr * 0.2 * math.sqrt(max(gradient.shape)))
 
 
-def _as_matrices(weights: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Each weight itself, as [out, in * height * width], or a copy of one that lies in memory otherwise."""
-    return [nn.Parameter(weight.detach().flatten(1)) for weight in weights]
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """U V^T of its singular value decomposition U S V^T, but for singular values between about 0.7 and 1.2.
+
+    By the iteration of Newton and Schulz: in bfloat16, as is usual, but in float32 on a CPU, where that is faster.
+    """
+    a, b, c = _COEFFICIENTS
+    x = matrix if matrix.device.type == "cpu" else matrix.bfloat16()
+    x = x.T if matrix.shape[0] > matrix.shape[1] else x
+    x = x / x.norm().clamp(min=_EPS)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)

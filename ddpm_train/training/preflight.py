@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_train.config.checks import TRAINING
-from ddpm_train.config.mistakes import Mistakes, not_installed, one_of, too_old
+from ddpm_train.config.mistakes import Mistakes, not_installed, one_of
 from ddpm_train.config.program import Program
 from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.config.train import Config, Evaluation
@@ -90,8 +90,6 @@ def _extras_mistakes(config: Config) -> Iterator[str]:
             yield from not_installed(f"tracker={tracker}", tracker, tracker)
     if config.optimizer.name == "adamw_8bit":
         yield from not_installed("optimizer=adamw_8bit", "bitsandbytes", "8bit")
-    if config.optimizer.name == "muon":
-        yield from too_old("optimizer=muon", "torch", (2, 9))
 
 
 def _mirror_mistakes(url: str | None) -> Iterator[str]:
