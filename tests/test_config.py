@@ -175,6 +175,25 @@ def test_cifar10_is_the_recipe_of_ho_et_al() -> None:
     assert (config.model.dropout, config.noise_scheduler.variance_type) == (0.1, "fixed_large")
 
 
+def test_celeba_64_is_as_its_header_says() -> None:
+    config = composed("experiment=celeba_64")
+    optimizer, ema, train = config.optimizer, config.ema, config.train
+    with torch.device("meta"):
+        unet = UNet2DModel(in_channels=3, out_channels=3, **unet_arguments(config.model))
+    assert unet.num_parameters() == 78_700_803
+    assert (optimizer.name, optimizer.lr, train.batch_size) == ("adam", 2e-4, 128)
+    assert ema.name == "warmup" and ema.min_decay == ema.max_decay == 0.9999
+    assert config.dataset.chosen == () and config.dataset.resolution == (64, 64)
+
+
+def test_small_data_says_all_itself(tmp_path: Path) -> None:
+    """And the images decide nothing, however few they are."""
+    config = composed("experiment=small_data", f"dataset.path={tmp_path}")
+    assert config.dataset.chosen == () and config.dataset.validation_fraction == 0.1
+    assert replace(config.model, dropout=0.0) == composed("model=unet_small").model and config.model.dropout == 0.1
+    assert config.augmentation.name == "edm" and not config.dataset.random_flip and config.train.stop_before_copying
+
+
 @pytest.mark.parametrize("name", ["flowers102_64", "cifar10"])
 def test_an_experiment_gives_way_to_the_command_line(cli: Cli, name: str) -> None:
     command = (TRAIN, "--cfg", "job", f"experiment={name}", "optimizer=sgd", "train.batch_size=3")
@@ -248,7 +267,7 @@ def test_configs_of_ones_own(cli: Cli) -> None:
     assert yaml.safe_load(cli.python(*run, "model=mine"))["model"]["dropout"] == 0.3
     values = yaml.safe_load(cli.python(*run, "experiment=mine"))
     assert (values["model"]["dropout"], values["train"]["batch_size"]) == (0.3, 5)
-    assert "experiment: cifar10, flowers102_64, mine" in cli.python(*run[:-2], "--help")
+    assert "experiment: celeba_64, cifar10, flowers102_64, mine, small_data" in cli.python(*run[:-2], "--help")
     # Checked like the others: 10 does not divide by the four levels of `mine`.
     wrong = cli.python(*run[:-2], "model=mine", "dataset.resolution=10", expect=2)
     assert (
