@@ -30,6 +30,7 @@ TRAIN = str(ROOT / "train.py")
 NEEDS = {
     "dataset=base": ["dataset.source=folder", "dataset.path=images"],
     "dataset=imagefolder": ["dataset.path=images"],
+    "experiment=small_data": ["dataset.path=images"],
     "dataset=hub": ["dataset.path=owner/name"],
 }
 RESOLUTIONS = {
