@@ -107,7 +107,7 @@ def composed(program: Program[Any], *texts: str) -> None:
     Raises:
         Mistakes: but for packages that only the reader needs, and for the small runs that stand for the reader's.
     """
-    arguments = flags.read(texts, program, sweeps_itself=program is TRAIN)
+    arguments = flags.read(texts, program, sweeps_itself=program is TRAIN, plans=program is TRAIN)
     try:
         if arguments.multirun:
             plan.sweep(arguments)
@@ -339,25 +339,24 @@ def figures(name: str) -> dict[str, Any]:
     return result
 
 
-def test_the_tables_of_networks_hold_what_was_counted() -> None:
+def test_the_tables_of_networks_hold_what_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters, memory and operations; and hours at the rate that was measured in training."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from models import PAGE, tables  # type: ignore[import-not-found]
+
     counted, measured = figures("models"), figures("throughput")
     ours = measured["ours"]["images_per_second"]
     rate = sum(ours) / len(ours) * measured["limits"]["flops_per_image"]
-    readme, page = (path.read_text() for path in (ROOT / "README.md", ROOT / "docs/performance.md"))
-    for name, network in counted.items():
-        model, side, _ = name.split()
+    assert PAGE.read_text().endswith(tables(counted))
+    rows = re.findall(r"\| `(\w+)` \| (\d+) px \|(.*)\|\n", (ROOT / "README.md").read_text())
+    for model, side, row in rows:
+        network = counted[f"{model} {side} px"]
         batch, flops = network["batch_size"], network["flops_of_1000_steps"]
-        sizes = {precision: f"{network[f'bytes_{precision}'] / 1e9:.1f} GB" for precision in ("float32", "bf16")}
-        work = f"{flops / 1e15:.{1 if flops > 1e15 else 2}f} PFLOP"
-        assert f"| `{model}`, {side} px | {batch} | {sizes['float32']} | {sizes['bf16']} | {work} |" in page
-        if f"| `{model}` | {side} px |" not in readme:
-            continue
-        (row,) = re.findall(rf"\| `{model}` \| {side} px \|(.*)\|\n", readme)
         parameters, memory, time = (cell.strip() for cell in row.split("|"))
         assert parameters in (f"{network['parameters'] / 1e6:.{digits}f}M" for digits in (1, 2))
-        assert memory == f"{sizes['bf16']} ({batch})"
+        assert memory == f"{network['bytes']['bf16'] / 1e9:.1f} GB ({batch})"
         assert time.endswith("measured") or time == f"{flops / rate / 3600:.{0 if flops / rate > 36000 else 1}f} h"
+    assert len(rows) == 6
 
 
 def test_what_was_counted_is_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

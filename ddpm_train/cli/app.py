@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar, cast
 
 from ddpm_train.cli import flags, show
@@ -25,6 +26,7 @@ def main(
     job: Callable[[C, dict[str, Any]], None],
     sweep: Callable[[Arguments], None] | None = None,
     *,
+    plan: Callable[[C], None] | None = None,
     alone: bool = False,
 ) -> None:
     """Do what the command line asks of a program.
@@ -32,6 +34,7 @@ def main(
     Args:
         job: takes the config, and the same as plain values to be saved with the run.
         sweep: does a sweep; None: its jobs run one after the other in this process.
+        plan: prints what a run would take.
         alone: the program has but one process, wherever it is started.
     """
     take_every_character()
@@ -45,10 +48,13 @@ def main(
 
     try:
         try:
-            arguments = flags.read(sys.argv[1:], program, sweeps_itself=sweep is not None)
+            arguments = flags.read(sys.argv[1:], program, sweeps_itself=sweep is not None, plans=plan is not None)
             if arguments.help or arguments.cfg:
                 with printing():
                     show.show(program, arguments)
+            elif arguments.plan and plan is not None:
+                with printing():
+                    _plan(program, plan, arguments)
             else:
                 sys.stdout = forgiving(sys.stdout)
                 _work(program, job, sweep, arguments, alone)
@@ -63,6 +69,20 @@ def main(
     except SystemExit as left:
         exit_codes.note(left.code)
         raise
+
+
+def _plan(program: Program[C], plan: Callable[[C], None], arguments: Arguments) -> None:
+    # What images that must be loaded first would decide is left as it is.
+    program = replace(program, settle=lambda config, values, overrides: values)
+    ((config, _),) = compose_configs(
+        program,
+        arguments.overrides,
+        name=arguments.config_name,
+        path=arguments.config_path,
+        config_dir=arguments.config_dir,
+    )
+    if exit_codes.is_first_process():
+        plan(config)
 
 
 def _work(

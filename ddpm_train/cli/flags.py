@@ -18,6 +18,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--help -h": {"action": "store_true"},
     "--cfg -c": {"choices": ["job"]},
     "--multirun -m": {"action": "store_true"},
+    "--plan": {"action": "store_true"},
     "--config-path -cp": {"type": Path, "default": CONF},
     "--config-name -cn": {},
     "--config-dir -cd": {"type": Path},
@@ -31,6 +32,7 @@ class Arguments:
 
     Attributes:
         cfg: "job" to show the composed config instead of running.
+        plan: whether to show what a run would take instead of running.
         config_path: the folder of the config that `config_name` names.
         config_dir: a folder with further choices.
     """
@@ -39,6 +41,7 @@ class Arguments:
     help: bool
     cfg: str | None
     multirun: bool
+    plan: bool
     config_path: Path
     config_name: str
     config_dir: Path | None
@@ -54,11 +57,12 @@ class _Parser(argparse.ArgumentParser):
         raise Mistakes(message)
 
 
-def read(texts: Sequence[str], program: Program[Any], *, sweeps_itself: bool) -> Arguments:
+def read(texts: Sequence[str], program: Program[Any], *, sweeps_itself: bool, plans: bool = False) -> Arguments:
     """Read a command line.
 
     Args:
         sweeps_itself: whether the program starts the jobs of a sweep as processes of their own.
+        plans: whether it knows what a run would take.
 
     Raises:
         Mistakes: a line for each that the flags have.
@@ -69,6 +73,8 @@ def read(texts: Sequence[str], program: Program[Any], *, sweeps_itself: bool) ->
     parser.add_argument("--version", action="version", version=f"{program.name} {ddpm_train.__version__}")
     parser.add_argument("overrides", nargs="*")
     given, unknown = parser.parse_known_args(texts)
+    if given.plan and not plans:
+        unknown.append("--plan")
     # argparse takes no overrides after a flag that stands between them.
     given.overrides += [text for text in unknown if not text.startswith("-")]
     given.config_path = given.config_path.resolve()
@@ -88,6 +94,8 @@ def _flag_mistakes(arguments: Arguments, unknown: Sequence[str], sweeps_itself: 
     yield from _place_mistakes(arguments)
     if arguments.multirun and arguments.cfg:
         yield "--cfg: shows the config of one run, not of a sweep; leave out --multirun"
+    if arguments.multirun and arguments.plan:
+        yield "--plan: shows what one run would take, not a sweep; leave out --multirun"
     countable = not any(launch.variable_mistakes())  # which are told by themselves
     if arguments.multirun and countable and (count := launch.num_processes()) > 1:
         remedy = f" with hydra/launcher=accelerate hydra.launcher.num_processes={count}" if sweeps_itself else ""

@@ -11,7 +11,7 @@ from ddpm_train.training.preflight import PROGRAM
 
 
 def main() -> None:
-    app.main(PROGRAM, job, sweep)
+    app.main(PROGRAM, job, sweep, plan=foresee)
 
 
 def job(config: Config, values: dict[str, Any]) -> None:
@@ -22,6 +22,13 @@ def job(config: Config, values: dict[str, Any]) -> None:
 
     with ends_by_exit_code(again="the same command continues") as stop:
         train_run(config, values, arguments=sys.argv[1:], stop=stop)
+
+
+def foresee(config: Config) -> None:
+    from ddpm_train.system.console import Console
+    from ddpm_train.training.plan import say_plan
+
+    say_plan(config, Console(enabled=True))
 
 
 def sweep(arguments: Arguments) -> None:
