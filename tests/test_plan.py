@@ -55,7 +55,8 @@ def test_what_fits() -> None:
 def test_it_is_told_and_nothing_begins(cli: Cli) -> None:
     """Also of a dataset that cannot be had; bad input is told as always, and other programs have no plan."""
     keys = ("dataset=hub", "dataset.path=nobody/nothing", "dataset.resolution=64", "dataset.channels=3")
-    said = cli.train("--plan", *keys, "model=unet_small", "train.batch_size=64", HF_ENDPOINT="http://127.0.0.1:9")
+    command = ("-m", "ddpm_train.cli.train", "--plan", *keys, "model=unet_small", "train.batch_size=64")
+    said = cli.python(*command, HF_ENDPOINT="http://127.0.0.1:9")
     assert "images     64x64x3\n" in said and "model      UNet2DModel, 13.21M parameters\n" in said
     assert re.search(r"\n  64 +7\.5 GB +4\.7 GB +4\.4 GB +3\.2 GB\n", said)
     (work,) = re.findall(r"work       ([\d.]+) GFLOP", said)
