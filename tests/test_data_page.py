@@ -18,7 +18,7 @@ from ddpm_train.data.loader import open_data
 from ddpm_train.data.overview import look_at
 from ddpm_train.data.pixels import read_pixels, robust_scores
 from ddpm_train.data.split import hold_out
-from ddpm_train.report.dataset import Facts
+from ddpm_train.report.dataset import Facts, rows
 
 COUNT, SIDE = 36, 32
 HOSTILE = "<script>\x1b[31m&"
@@ -69,6 +69,7 @@ def test_a_folder_with_a_fault_of_each_kind(cli: Cli, garments: list[Image.Image
     page = Page(cli.folder / "data/photos/report.html")
 
     assert [found[key] for key in ("num_images", "num_train", "num_held_out")] == [COUNT, len(train), len(held_out)]
+    assert found["schedule_shift"] is None and "log_snr_shift" not in said  # at 32 pixels there is none
     assert found["kinds"] == {"PNG RGB": 34, "JPEG RGB": 2}
     assert found["sizes"] == {"56": 33, "[20,40]": 1, "64": 1, "[80,40]": 1}
     assert (found["num_upscaled"], found["shorter_side"]["least"], found["shorter_side"]["most"]) == (1, 20, 64)
@@ -151,6 +152,18 @@ def test_what_belongs_together_is_found_and_the_key_divides_it_no_more(
         "duplicates": "1 image left out, with the same pixels as another",
     }
     assert grouped.advice == [] and grouped.alike.num_groups == 10 and not grouped.alike.num_held_out
+
+
+def test_images_above_32_pixels_are_told_a_shift_of_the_schedule(tmp_path: Path, garments: list[Image.Image]) -> None:
+    for number in range(COUNT):
+        colourful(garments, number).resize((64, 64)).save(tmp_path / f"{number:02}.png")
+    values = {"resolution": 64, "num_workers": 0, "validation_fraction": 0.2, "cache_dir": str(tmp_path / "cache")}
+    facts = look_at(dataset_config("folder", tmp_path, **values), progress=False).facts
+    shift = facts.schedule_shift
+    assert shift is not None and shift.of_pixels == pytest.approx(-1.386, abs=1e-3)
+    assert shift.of_pixels < shift.half < -0.3
+    told = dict(rows(facts))["schedule"]
+    assert f"noise_scheduler.log_snr_shift={shift.half:.1f} (" in told and "no training has tested it here" in told
 
 
 def test_robust_scores() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from helpers.inputs import half_held_out, model_inputs
+from helpers.inputs import half_held_out, model_inputs, noise_schedule
 from PIL import Image
 
 from ddpm_train.config.losses import MSE, MinSNR
@@ -47,7 +47,11 @@ def test_it_is_the_loss_of_the_optimal_denoiser(
 ) -> None:
     """Written out in float64, image by image."""
     monkeypatch.setattr(floor, "NUM_NOISED", 60)
-    schedule = DDPMScheduler(prediction_type=kind)
+    shift = -0.7 if mirrored else 0.0
+    schedule = noise_schedule(
+        *("noise_scheduler=linear", f"noise_scheduler.prediction_type={kind}"),
+        f"noise_scheduler.log_snr_shift={shift}",
+    )
     objective = Objective(schedule, MinSNR("min_snr", 5.0), seed=3)
     found = measured(data, objective, random_flip=mirrored)
     assert data.validation is not None and found.num_images == 30

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
+from helpers.inputs import noise_schedule
 
 from ddpm_train.config.losses import MSE
 from ddpm_train.config.noise import Noise
@@ -30,6 +31,22 @@ def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Seen:
         return list(micro_batches(batches, objective, parts, device=torch.device("cpu"), resident=False, num_workers=0))
 
     return of
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "zero_snr"])
+def test_a_shift_is_added_to_every_log_snr(name: str, tmp_path: Path) -> None:
+    """Plain diffusers reads the shifted schedule from the disk; without a shift it is the one it was."""
+    plain = noise_schedule(f"noise_scheduler={name}")
+    shifted = noise_schedule(f"noise_scheduler={name}", "noise_scheduler.log_snr_shift=-1.39")
+    added = shifted.alphas_cumprod.double().logit() - plain.alphas_cumprod.double().logit()
+    inner = slice(-1) if name == "zero_snr" else slice(None)
+    assert torch.allclose(added[inner], torch.tensor(-1.39).double(), atol=1e-3)
+    assert plain.config.trained_betas is None
+    assert (float(shifted.alphas_cumprod[-1]) == 0) == (name == "zero_snr") == (float(plain.alphas_cumprod[-1]) == 0)
+    shifted.save_pretrained(tmp_path)
+    assert "log_snr_shift" not in (tmp_path / "scheduler_config.json").read_text()
+    for scheduler in (DDPMScheduler, DDIMScheduler):
+        assert torch.equal(scheduler.from_pretrained(tmp_path).alphas_cumprod, shifted.alphas_cumprod)
 
 
 def test_the_nearest_noise_has_the_least_distance() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, RePaintScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
+from helpers.inputs import noise_schedule
 from torch import Tensor
 
 from ddpm_train.config.parts import Sampler
@@ -143,8 +144,8 @@ def test_a_class_from_outside_samples_like_the_others(unet: UNet2DModel, monkeyp
 def test_the_models_own_schedule_is_used(name: str) -> None:
     """diffusers' `from_config` drops what stands at the default of DDPMScheduler; Heun's and others' differ."""
     skip_without_package(name)
-    noise_scheduler = DDPMScheduler()
-    assert torch.equal(build_sampler(name, noise_scheduler).alphas_cumprod, noise_scheduler.alphas_cumprod)
+    for noise_scheduler in (DDPMScheduler(), noise_schedule("noise_scheduler.log_snr_shift=-1.4")):
+        assert torch.equal(build_sampler(name, noise_scheduler).alphas_cumprod, noise_scheduler.alphas_cumprod)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -1,5 +1,6 @@
 """How often each timestep is drawn: closed forms, and the run that trains so."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import DDPMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler
 from helpers.cli import TINY
+from helpers.images import dataset_config
+from helpers.inputs import noise_schedule
 from helpers.runs import records, same_checkpoint
+from PIL import Image
 from torch import Tensor
 
 import ddpm_train
@@ -18,7 +22,7 @@ from ddpm_train.config.losses import MSE
 from ddpm_train.config.program import compose_configs
 from ddpm_train.config.timesteps import UNIFORM, FromData, LogitNormal, LogNormal, TimestepDistribution, Uniform
 from ddpm_train.data.loader import open_data
-from ddpm_train.data.spectrum import power_spectrum
+from ddpm_train.data.spectrum import log_snr_shifts, power_spectrum
 from ddpm_train.diffusion.noise import signal_to_noise
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.diffusion.timesteps import LEAST_SHARE, Timesteps, timestep_edges
@@ -110,6 +114,24 @@ def test_the_spectrum_is_the_variance_of_the_images(monkeypatch: pytest.MonkeyPa
     assert 0.8 < shares[0] <= shares[1]
 
 
+def test_the_shift_of_the_schedule_is_that_of_the_pixels_where_there_is_no_fine_detail(
+    tmp_path: Path, garments: list[Image.Image]
+) -> None:
+    """And a smaller one where there is."""
+    shifts = {}
+    for kind in ("coarse", "fine"):
+        (tmp_path / kind).mkdir()
+        for number, garment in enumerate(garments[:200]):
+            side = 8 if kind == "coarse" else 28
+            smooth = garment.resize((side, side), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BICUBIC)
+            smooth.save(tmp_path / kind / f"{number:03}.png")
+        values = {"resolution": 32, "channels": 1, "validation_fraction": 0, "cache_dir": str(tmp_path / "cache")}
+        images = open_data(dataset_config("folder", tmp_path / kind, **values), progress=False).train
+        shifts[kind] = log_snr_shifts(images, 16)
+    assert shifts["coarse"] == pytest.approx([-2 * math.log(2)] * 3, abs=0.05)
+    assert -1.35 < shifts["fine"][0] < shifts["fine"][1] < shifts["fine"][2] < -0.5
+
+
 @pytest.mark.parametrize("distribution", [Uniform("uniform", True), LogNormal("lognormal", True, False, -1.2, 1.2)])
 def test_stratified_timesteps_lie_evenly_in_every_batch(distribution: TimestepDistribution) -> None:
     """Wherever a batch begins: in each of 16 equally likely parts of the schedule lie 3 to 5 of 64 images."""
@@ -160,14 +182,23 @@ def test_a_run_resumes_exactly_and_is_judged_at_uniform_timesteps_and_plain_nois
         return ddpm_train.train(tmp_path / name, given, timestep_distribution=distribution)
 
     chosen = {"noise.perturbation": 0.1, "noise.nearest_of": 3, "optimizer": "muon"}
-    run("whole", 4, from_data, **chosen)
-    run("parts", 2, from_data, **chosen, evaluation="none")
-    run("parts", 4, from_data, **chosen)
+    shifted = {**chosen, "noise_scheduler.log_snr_shift": -0.7}
+    run("whole", 4, from_data, **shifted)
+    run("parts", 2, from_data, **shifted, evaluation="none")
+    run("parts", 4, from_data, **shifted)
     same_checkpoint(tmp_path / "parts", tmp_path / "whole", 4)
     with pytest.raises(ddpm_train.Mistakes) as refused:
         run("whole", 6, {"name": "uniform"})
-    for change in (r"timestep_distribution.name +from_data +None", r"noise.perturbation +0.1 +None"):
+    for change in (
+        r"timestep_distribution.name +from_data +None",
+        r"noise.perturbation +0.1 +None",
+        r"noise_scheduler.log_snr_shift +-0.7 +None",
+    ):
         assert re.search(change, str(refused.value))
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "whole/pipeline")
+    assert torch.equal(
+        pipeline.scheduler.alphas_cumprod, noise_schedule("noise_scheduler.log_snr_shift=-0.7").alphas_cumprod
+    )
     # With weights that do not move, the held-out loss is the same, whatever timesteps and noise a run trains at.
     still = {"optimizer.lr": 1e-30}
     uniform = run("uniform", 1, {"name": "uniform"}, **still)

@@ -1,5 +1,6 @@
 """The noise schedule, and the noise that a run trains with."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -37,7 +38,12 @@ PLAIN_NOISE = Noise()
 
 @dataclass(frozen=True)
 class NoiseScheduler(Section):
-    """DDPMScheduler's arguments."""
+    """DDPMScheduler's arguments, and one more.
+
+    Attributes:
+        log_snr_shift: is added to log SNR at every timestep. Hoogeboom et al. 2023 (arXiv 2301.11093, eq. 10) take
+            2 ln(b / r) for images of r pixels a side and a schedule that was made for b.
+    """
 
     num_train_timesteps: Annotated[Positive, Le(10_000)]
     beta_start: Annotated[Real, Gt(0), Lt(1)]
@@ -56,6 +62,8 @@ class NoiseScheduler(Section):
     timestep_spacing: Literal["linspace", "leading", "trailing"]
     steps_offset: NonNegative
     rescale_betas_zero_snr: bool
+    # Further up or down, float32 has no room for the schedule's ends.
+    log_snr_shift: Annotated[Real, Ge(-10), Le(2)] = 0.0
 
     def mistakes(self) -> Iterator[str]:
         if self.variance_type.startswith("learned"):
@@ -72,11 +80,28 @@ class NoiseScheduler(Section):
             )
 
     def build(self) -> "DDPMScheduler":
-        """diffusers' scheduler. The betas of an extension stand in it as numbers, which diffusers reads alone."""
+        """diffusers' scheduler. The betas of an extension, and shifted ones, stand in it as numbers, which diffusers
+        reads alone."""
         from diffusers import DDPMScheduler
 
         arguments = asdict(self)
+        del arguments["log_snr_shift"]
         compute_betas = BETA_SCHEDULES[self.beta_schedule]
         if compute_betas is not None:
             arguments["trained_betas"] = [float(beta) for beta in compute_betas(self)]
-        return DDPMScheduler(**arguments)
+        scheduler = DDPMScheduler(**arguments)
+        if not self.log_snr_shift:
+            return scheduler
+        return DDPMScheduler(**arguments | {"trained_betas": _shifted(scheduler.betas.tolist(), self.log_snr_shift)})
+
+
+def _shifted(betas: Sequence[float], log_snr_shift: float) -> list[float]:
+    """The betas of the same schedule with SNR(t) exp(log_snr_shift)."""
+    kept, last, shifted = 1.0, 1.0, []
+    for beta in betas:
+        kept *= 1 - beta
+        signal = kept * math.exp(log_snr_shift)
+        now = signal / (signal + 1 - kept)
+        shifted.append(1 - now / last)
+        last = now
+    return shifted

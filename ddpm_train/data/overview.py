@@ -3,6 +3,7 @@
 Of each image some bytes are kept, whatever its size.
 """
 
+import math
 import shlex
 from array import array
 from collections import Counter
@@ -22,11 +23,23 @@ from ddpm_train.data.duplicates import duplicates, near_duplicates
 from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.data.pixels import Pixels, read_pixels, robust_scores
+from ddpm_train.data.spectrum import log_snr_shifts
 from ddpm_train.data.split import group_numbers
-from ddpm_train.report.dataset import FAR, Advice, Distribution, Duplicates, Facts, Outlier, Overview, Shown
+from ddpm_train.report.dataset import (
+    FAR,
+    Advice,
+    Distribution,
+    Duplicates,
+    Facts,
+    Outlier,
+    Overview,
+    ScheduleShift,
+    Shown,
+)
 from ddpm_train.system.console import counted
 
 _SHOWN = 12  # images, of each kind
+_BASE = 32  # pixels a side: where the noise schedules come from, and where no shift is needed
 _LISTED_GROUPS = 100
 _BINS = 20
 _THUMBNAIL_SIDE = 224  # pixels
@@ -149,8 +162,17 @@ class _Gathered:
             chroma=self._distribution(chroma),
             mean=self.pixels[0].mean,
             std=self.pixels[0].std,
+            schedule_shift=self._schedule_shift(),
             advice=[*_on_equal(equal), *self._on_alike(not_equal)],
         )
+
+    def _schedule_shift(self) -> ScheduleShift | None:
+        """None: the images are no larger than those that the schedules were made for, or too few, or all the same."""
+        images, side = self.sets[0], min(self.config.resolution)
+        if side <= _BASE or len(images) < 2 or not any(self.pixels[0].std):
+            return None
+        quarter, half, three_quarters = log_snr_shifts(images, _BASE)
+        return ScheduleShift(half, quarter, three_quarters, 2 * math.log(_BASE / side))
 
     def _on_alike(self, groups: list[np.ndarray]) -> Iterator[Advice]:
         """How to hold out together what looks alike, where that is divided and the source knows groups."""

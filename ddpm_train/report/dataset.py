@@ -58,6 +58,16 @@ class Advice:
 
 
 @dataclass(frozen=True)
+class ScheduleShift:
+    """By how much log SNR may fall until a share of the images' variance is as visible as at 32 pixels a side."""
+
+    half: float  # of the variance
+    quarter: float
+    three_quarters: float
+    of_pixels: float  # what Hoogeboom et al. (2023) take, from the number of pixels alone
+
+
+@dataclass(frozen=True)
 class Facts:
     """What `data.json` holds."""
 
@@ -84,6 +94,7 @@ class Facts:
     chroma: Distribution
     mean: list[float]  # of each channel of the training images, in [-1, 1]
     std: list[float]
+    schedule_shift: ScheduleShift | None  # None: there is nothing to suggest
     advice: list[Advice]
 
 
@@ -129,6 +140,13 @@ def rows(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "chroma", _distribution(facts.chroma)
     yield "mean", ", ".join(f"{value:.3f}" for value in facts.mean) + " in [-1, 1], of each channel"
     yield "spread", ", ".join(f"{value:.3f}" for value in facts.std) + " (standard deviation)"
+    if shift := facts.schedule_shift:
+        ends = sorted((shift.quarter, shift.three_quarters))
+        yield (
+            "schedule",
+            f"to try: noise_scheduler.log_snr_shift={shift.half:.1f} (by these images {ends[0]:.1f} to {ends[1]:.1f}, "
+            f"by the number of pixels {shift.of_pixels:.1f}); no training has tested it here",
+        )
 
 
 def _first(items: list[T]) -> list[T]:

@@ -45,6 +45,7 @@ _AS_EVER = {
     "loss.learned_uncertainty": False,
     "noise.perturbation": 0.0,
     "noise.nearest_of": 1,
+    "noise_scheduler.log_snr_shift": 0.0,
 }
 # Where the run lies and how it was asked to start say nothing about it.
 _UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
