@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +25,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ddpm_train import report
 from ddpm_train.report import commands, write_report
+from ddpm_train.report.advice import verdict
 from ddpm_train.report.charts import loss_by_timestep, over_steps, shorten
 from ddpm_train.report.evidence import Series, read_folder
 from ddpm_train.report.findings import share_at_twice_the_steps, trend
 from ddpm_train.report.formatting import count, digits, duration, measured, number, tick
 from ddpm_train.report.plots import HEIGHT, WIDTH, Chart, new_axes
+from ddpm_train.runs.clock import Forecast
 
 NOISE = "How good is it? Noise: it was trained too briefly. "
 HOSTILE = '<script>alert(1)</script> & "quoted" \'ü→'
@@ -100,6 +103,7 @@ def test_a_run_leaves_a_report_that_says_how_it_went(told: tuple[Cli, str]) -> N
     assert "report     outputs/default/report.html" in said
     page, records = Page(path), cli.metrics()
     assert f"{NOISE}KID " in page.text and " after 8 steps" in page.text
+    assert "What to do now? Go on It was trained too briefly to judge it. How good is it?" in page.text
     assert "It has seen 128 images: each of the 45 about 2.8 times." in page.text
     assert "the loss on 15 images that training never sees" in page.text and "EfficientNet-Lite0 features" in page.text
     assert "Does it copy its training images? Not measured" in page.text
@@ -436,7 +440,7 @@ def test_what_is_learned_is_told_against_what_no_model_could(run: Path) -> None:
     (run / "evaluation/step_00000008.json").write_text(json.dumps(stored))
     page = Page(write_report(run))
     assert "Does it copy its training images? Not measured; no copying is in sight" in page.text
-    assert f"How much has it learned? At least {100 * floor['learned']:.0f} % of what can be" in page.text
+    assert f"How much has it learned? At least {100 * floor['learned']:.0f} % of what can be learned" in page.text
     for name in ("loss", "least", "naive", "copier"):
         assert number(floor[name]) in page.text
     drawing = charts(run / "report.html")["What is left, by timestep"]
@@ -444,6 +448,42 @@ def test_what_is_learned_is_told_against_what_no_model_could(run: Path) -> None:
         assert f">{label}<" in drawing
     gaps = np.array(floor["by_timestep"]["loss"], float) - np.array(floor["by_timestep"]["least"], float)
     assert f"Most may be left to learn for t from {100 * np.nanargmax(gaps):.0f} to " in drawing
+
+
+@pytest.mark.parametrize(
+    ("losses", "changes", "answer"),
+    [
+        ([0.9, 0.5, 0.4, 0.3], {}, "Go on It was still getting better"),
+        ([0.9, 0.5, 0.4, 0.3], {"forecast": Forecast(7_000.0, (3_000.0, None))}, "Get more images Copying"),
+        ([0.9, 0.5, 0.4, 0.3], {"forecast": Forecast(9_000.0, (3_000.0, None))}, "Go on"),
+        ([0.9, 0.5, 0.4, 0.3], {"interval": [0.04, 0.06]}, "Stop, and get more images Some of its samples are copies"),
+        ([0.9, 0.5, 0.4, 0.3], {"held_out": 1}, "Get more images 1 held-out image cannot"),
+        ([0.9, 0.5, 0.4, 0.3], {"finished": False}, "Let it go on"),
+        ([0.9, 0.5, 0.4, 0.4], {}, "Stop More steps of this run bring little."),
+        ([0.9, 0.5, 0.4, 0.6], {}, "Stop, and get more images It got worse"),
+        ([0.9], {}, "Not known"),
+    ],
+)
+def test_the_first_answer_says_whether_to_go_on(
+    run: Path, losses: list[float], changes: dict[str, Any], answer: str
+) -> None:
+    """The run as it would be after a thousand steps for each of these losses, of 64 images."""
+    evidence = read_folder(run)
+    steps = 1000.0 * np.arange(1, len(losses) + 1)
+    values = {"loss": np.ones(len(losses)), "images_seen": 64 * steps, "held_out_loss": np.array(losses)}
+    last = evidence.evaluations[-1]
+    assert last.memorisation is not None
+    memorisation = replace(last.memorisation, forecast=changes.get("forecast"))
+    last = replace(last, held_out_images=changes.get("held_out", 15), memorisation=memorisation)
+    found = replace(
+        evidence,
+        metrics={key: Series(steps, series) for key, series in values.items()},
+        evaluations=[last],
+        copying={"interval": changes["interval"], "held_out_rate": 0.01} if "interval" in changes else {},
+        pipeline={"step": int(steps[-1]) if changes.get("finished", True) else 0},
+    )
+    told = verdict(found)
+    assert f"{told.answer} {told.details[0]}".startswith(answer)
 
 
 def test_what_more_steps_would_add() -> None:

@@ -1,16 +1,47 @@
-"""What to do next with a run, at the top of its report."""
+"""What to do next with a run, at the top of its report: go on, stop or get more images, and the commands."""
 
 from collections.abc import Iterator, Sequence
 
 from ddpm_train.config.metrics import FEWEST_IMAGES, metric_label
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.report import commands
+from ddpm_train.report.certificate import shows_copies
 from ddpm_train.report.evidence import Evidence
-from ddpm_train.report.findings import main_score, small_learning_rate, trend
+from ddpm_train.report.findings import Finding, main_score, small_learning_rate, trend
 from ddpm_train.report.formatting import count, duration
 from ddpm_train.runs.checkpoint import step_name
 from ddpm_train.runs.folder import BEST, CHECKPOINTS
 from ddpm_train.runs.length import longer
+from ddpm_train.system.console import counted
+
+
+def verdict(evidence: Evidence) -> Finding:
+    """Whether to go on with a run, to stop or to get more images."""
+    answer, why = _verdict(evidence)
+    return Finding("What to do now?", answer, [why])
+
+
+def _verdict(evidence: Evidence) -> tuple[str, str]:
+    kind, forecast, held_out = trend(evidence.held_out_loss).kind, evidence.forecast, evidence.held_out_images
+    if not evidence.finished:
+        return "Let it go on", "It has not come to its last step yet."
+    if evidence.copying and shows_copies(evidence.copying):
+        return "Stop, and get more images", "Some of its samples are copies of training images."
+    if evidence.is_noise:
+        return "Go on", "It was trained too briefly to judge it."
+    if held_out is not None and held_out < FEWEST_IMAGES:
+        return "Get more images", f"{counted(held_out, 'held-out image')} cannot tell whether more steps help."
+    if kind == "rose":
+        return "Stop, and get more images", "It got worse, since it has begun to learn its training images by heart."
+    ahead = 2 if kind == "falling" else 1  # times the steps that it has
+    if forecast is not None and forecast.step <= ahead * (evidence.step or 0):
+        return "Get more images", f"Copying of training images may begin at {forecast}. More images put that off."
+    answers = {
+        "falling": ("Go on", "It was still getting better at the end."),
+        "level": ("Stop", "More steps of this run bring little. More images, or a larger model, may do better."),
+        "unknown": ("Not known", "The held-out loss at several steps would say whether more steps help."),
+    }
+    return answers[kind]
 
 
 def advice(evidence: Evidence) -> Iterator[tuple[str, str]]:

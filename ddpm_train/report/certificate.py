@@ -36,9 +36,14 @@ def certificate(copying: Mapping[str, Any], scores: Sequence[Score]) -> Certific
     score = next(same, None)
     cautions = copying.get("cautions", [score.warning] if score and score.warning else [])
     answer = "Too uncertain to tell" if cautions else "No sign of it"
-    if copying["interval"][0] > copying["held_out_rate"]:
+    if shows_copies(copying):
         answer = "Yes, some of them"
     return Certificate(answer, [*_rows(copying, score), *(("Caution", f"{each}.") for each in cautions)], score)
+
+
+def shows_copies(copying: Mapping[str, Any]) -> bool:
+    """Whether the whole interval of the copy rate lies above the rate of unseen real images."""
+    return bool(copying["interval"][0] > copying["held_out_rate"])
 
 
 def _rows(copying: Mapping[str, Any], score: Score | None) -> Iterator[tuple[str, str]]:

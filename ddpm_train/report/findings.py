@@ -23,6 +23,8 @@ LAST_SHARE = 0.25
 SMALL_LR = 0.1
 
 RULES = (
+    "“What to do now” follows from the other answers: copies, or a loss that got worse, say “stop”; a loss that still "
+    "falls says “go on”; copying that is forecast before twice the steps says “get more images”.",
     f"“Got worse again”: the last held-out loss is more than {100 * LEVEL:.0f} % above the lowest.",
     f"“Still getting better”: otherwise, it fell by at least {100 * LEVEL:.0f} % since the evaluation nearest to "
     f"{100 * (1 - LAST_SHARE):.0f} % of the steps.",
@@ -186,7 +188,7 @@ def how_much_is_learned(floor: Floor, learned: Series) -> Finding:
     """
     share, ends = digits(floor.learned, floor.interval, percent=True)
     loss, least, naive, copier = map(number, (floor.loss, floor.least, floor.naive, floor.copier))
-    answer = f"At least {100 * floor.learned:.0f} % of what can be"
+    answer = f"At least {100 * floor.learned:.0f} % of what can be learned"
     told = f"So at least {share} of what lies between is learned (interval {ends})."
     if floor.learned <= 0:
         answer, told = "Nothing yet", "So this model has learned nothing yet that such a model does not know."

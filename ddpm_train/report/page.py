@@ -17,7 +17,7 @@ from ddpm_train.config.metrics import metric_label
 from ddpm_train.config.mistakes import as_written
 from ddpm_train.config.text import without_secrets
 from ddpm_train.report import charts, commands, formatting
-from ddpm_train.report.advice import advice
+from ddpm_train.report.advice import advice, verdict
 from ddpm_train.report.evidence import Evidence
 from ddpm_train.report.findings import RULES, findings
 from ddpm_train.report.formatting import count, duration, number, weights_name
@@ -40,7 +40,7 @@ def render(evidence: Evidence) -> str:
         .render(
             evidence=evidence,
             subtitle=" · ".join(_subtitle(evidence)),
-            findings=findings(evidence),
+            findings=[*([verdict(evidence)] if evidence.is_run else []), *findings(evidence)],
             rules=RULES,
             advice=list(advice(evidence)),
             frames=frames,
