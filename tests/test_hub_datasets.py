@@ -76,7 +76,7 @@ def test_private_repositories_and_revisions(cli: Cli, hub: LoopbackHub) -> None:
     assert "someone/secret: 44 images 8x8x3, 4 held out" in said and "  output     outputs/secret (new run)" in said
     assert [line for line in said.splitlines() if line.startswith("  chosen ")] == [
         "  chosen     name=secret  (after the images)",
-        "  chosen     dataset.validation_fraction=0.0833  (held out: 2 %, at least 10 images, at most 10%)",
+        "  chosen     dataset.validation_fraction=0.0833  (held out: 2 %, but at least 10 images, and at most 10%)",
     ]
     storage = hub.storage_url.removeprefix("http://")
     assert any(request.had_token for request in hub.requests)

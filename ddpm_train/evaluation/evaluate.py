@@ -32,6 +32,7 @@ from ddpm_train.evaluation.workers import Workers
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.models.save import save_pipeline
 from ddpm_train.report import try_to_write_report
+from ddpm_train.report.formatting import measured
 from ddpm_train.runs.environment import versions
 from ddpm_train.runs.folder import SCORES, run_of
 from ddpm_train.sampling import pictures
@@ -180,7 +181,10 @@ class _Evaluation:
         seen, unseen = self.reference.features(extractor), held_out.features(extractor)
         found = on_main(lambda: kid_between(unseen, seen))
         count = f"{len(held_out.images):,}"
-        self.workers.console.say(f"  for comparison: the KID of the {count} real held-out images is {found.value:.4g}")
+        value = measured(found.value, found.interval)
+        self.workers.console.say(
+            f"  for comparison: the KID of the {count} real held-out images is {value}; 0 is perfect"
+        )
         known = {"metric": "kid", "extractor": extractor.name, "num_images": len(held_out.images)}
         yield "yardstick", known | {"value": found.value, "interval": list(found.interval or ())}
 

@@ -72,7 +72,7 @@ class RealImages:
             path, shape = self._path(extractor), (len(self.images), extractor.dimension)
             kept = _read(path, shape) if is_main else None
             if on_main(lambda: kept is None):
-                kept = extract(extractor, self.images, self.workers, "features of real images")
+                kept = extract(extractor, self.images, self.workers, "real image")
                 if is_main:
                     _write(path, kept)
             self._features = kept if kept is not None and is_main else torch.zeros(0, extractor.dimension)

@@ -116,7 +116,8 @@ class Console:
             return words
         if done < self._total:
             words.insert(0, f"ETA {as_clock(seconds * (self._total - done) + self._seconds_besides())}")
-        words.append(f"{seconds:.2f} s/{self._unit}" if seconds >= 1 else f"{1000 * seconds:.0f} ms/{self._unit}")
+        each = self._unit.split()[-1]  # of a "real image", an image
+        words.append(f"{seconds:.2f} s/{each}" if seconds >= 1 else f"{1000 * seconds:.0f} ms/{each}")
         return words + ([f"{self._batch_size / seconds:.0f} img/s"] if self._batch_size else [])
 
     def finish(self) -> None:

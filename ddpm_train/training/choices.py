@@ -26,9 +26,9 @@ from ddpm_train.training.decisions import (
     OF_A_LAYOUT,
     OPEN,
     WHY,
-    WHY_LAYOUT,
     decided,
     value_of,
+    why_layout,
     with_changes,
 )
 
@@ -102,7 +102,8 @@ def described(chosen: str, values: Mapping[str, Any]) -> str:
     settled = any(not each.startswith("model") for each in values["dataset"]["chosen"])
     is_known = settled or values["dataset"]["source"] in _COUNTED
     unknown = "" if is_known else "; how many images there are was not known"
-    return f"model={name}  ({WHY_LAYOUT[name]}{unknown})"
+    why = why_layout(name, value_of(values, "dataset.resolution"))
+    return f"model={name}  ({why}{unknown})"
 
 
 def is_chosen(key: str, values: Mapping[str, Any]) -> bool:

@@ -29,16 +29,19 @@ _PASSES, _FEWEST_STEPS, _MOST_STEPS = 100, 10_000, 100_000
 # A first picture within minutes also on a CPU. A shorter run has one at its end.
 _FIRST_EVALUATION, _EVALUATED_FROM = 100, 1_000
 WHY_LAYOUT = {
-    "unet_tiny": "at most 16 pixels, or a side that is no multiple of 8",
+    "unet_tiny": "at most 16 pixels",
     "unet_small": f"fewer than {FEW_IMAGES:,} images, which a larger network learns by heart",
     "unet_32": "at most 32 pixels",
     "unet_64": "more than 32 pixels",
     "unet_128": "more than 64 pixels",
 }
+_SIDE = "a side that is no multiple of 8"
 WHY = {
     "name": "after the images",
     "dataset.resolution": f"at most {_MOST_ENLARGED:.0%} of the images are smaller, and 64 is the most",
-    "dataset.validation_fraction": f"held out: 2 %, at least {_FEWEST_HELD_OUT} images, at most {_MOST_HELD_OUT:.0%}",
+    "dataset.validation_fraction": (
+        f"held out: 2 %, but at least {_FEWEST_HELD_OUT} images, and at most {_MOST_HELD_OUT:.0%}"
+    ),
     "train.batch_size": "no more than there are images",
     "model.dropout": f"fewer than {_VERY_FEW_IMAGES:,} images",
     "train.max_steps": f"{_PASSES} passes over the images, within {_FEWEST_STEPS:,} and {_MOST_STEPS:,} steps",
@@ -103,7 +106,7 @@ def _validation_fraction(num_images: int) -> float:
 
 def _layout(resolution: int | Sequence[int], num_images: int) -> str:
     """The name of a model that can be cut as often as these sides."""
-    sides = [resolution] if isinstance(resolution, int) else [*resolution]
+    sides = _sides(resolution)
     if max(sides) <= 16 or any(side % 8 for side in sides):
         return "unet_tiny"
     if num_images < FEW_IMAGES:
@@ -111,6 +114,15 @@ def _layout(resolution: int | Sequence[int], num_images: int) -> str:
     if max(sides) <= 32:
         return "unet_32"
     return "unet_128" if max(sides) > 64 and not any(side % 32 for side in sides) else "unet_64"
+
+
+def why_layout(name: str, resolution: int | Sequence[int]) -> str:
+    """Why these sides have this model."""
+    return _SIDE if name == "unet_tiny" and max(_sides(resolution)) > 16 else WHY_LAYOUT[name]
+
+
+def _sides(resolution: int | Sequence[int]) -> list[int]:
+    return [resolution] if isinstance(resolution, int) else [*resolution]
 
 
 def _of_layout(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,4 +130,4 @@ def warnings(run: Run) -> Iterator[str]:
         )
     if too_short(run.max_steps, run.plan.batch_size):
         amount = f"{counted(run.max_steps, 'step')} of {counted(run.plan.batch_size, 'image')}"
-        yield f"warning: {amount} will show nothing but noise; give a larger train.max_steps=…"
+        yield f"warning: {amount} will show noise, or spots of colour; give a larger train.max_steps=…"

@@ -163,10 +163,11 @@ def learned(loss: float, least: float, share: float) -> str:
 
 def memorisation(ratio: float, forecast: Forecast | None, step: int) -> str:
     """What an evaluation at `step` says of when copying begins, in a line."""
-    known = f"at little noise the held-out loss is {ratio:.2f} times the training loss"
+    known = f"where little noise is added, the held-out loss is {ratio:.2f} times the training loss"
     if forecast is None:
-        return f"{known}; no copying is in sight"
-    return f"{known}; copying {'began' if forecast.step <= step else 'is forecast to begin'} at {forecast}"
+        return f"no copying of training images is in sight: {known}"
+    when = "may have begun" if forecast.step <= step else "is forecast to begin"
+    return f"copying of training images {when} at {forecast}: {known}"
 
 
 def _best(run: Run) -> dict[str, str]:
