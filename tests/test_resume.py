@@ -29,6 +29,8 @@ from helpers.runs import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ddpm_train.runs.identity import accept
+
 HARD = (
     "model.dropout=0.1",
     "train.micro_batch_size=4",
@@ -192,6 +194,14 @@ def test_a_longer_run_branches_before_its_rate_decays(cli: Cli) -> None:
     # In its own place it would go on from the end of the decay.
     said = cli.train(*wsd, "train.max_steps=10")
     assert f"after step 5; the same command with name=default_longer {where} goes on without the jump" in said
+    # Nothing makes a shorter one go on as if it had always been so.
+    said = cli.train(*wsd, "train.max_steps=9", "name=shorter", "resume=outputs/undisturbed/checkpoints/step_00000008")
+    assert "the learning rate jumps from 1.00e-03 to " in said and "without" not in said
+
+
+def test_changes_that_only_keep_the_books_are_not_told() -> None:
+    there, now = ({"dataset.chosen": chosen, "train.max_steps": steps} for chosen, steps in ((["name"], 5), ([], 10)))
+    assert accept(there, now, allowed=(), where="there") == (["train.max_steps: 5 -> 10"], [])
 
 
 def test_nothing_usable_is_an_error(cli: Cli) -> None:

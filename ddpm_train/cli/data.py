@@ -43,13 +43,14 @@ def preflight(config: DataConfig) -> Iterator[str]:
 
 
 def job(config: DataConfig, values: dict[str, Any]) -> None:
+    console = Console(enabled=True)
+    console.say("loading torch, then looking at every image …")
     # torch and matplotlib take seconds to import; a typo must not wait for them.
     from ddpm_train.data.overview import look_at
     from ddpm_train.report.dataset import render, rows
 
     assert config.dataset is not None
     handle_signals(lambda *_: sys.exit(exit_codes.REQUEUE))  # which ends the workers that prepare images, too
-    console = Console(enabled=True)
     overview = look_at(config.dataset, progress=console.live)
     folder = output_folder(config)
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,8 @@ def preflight(config: ExportConfig) -> Iterator[str]:
 
 
 def job(config: ExportConfig, values: dict[str, Any]) -> None:
+    console = Console(enabled=True)
+    console.say("loading torch, then writing and checking the file …")
     # torch takes seconds to import; a typo must not wait for it.
     from ddpm_train.models.load import load_model
     from ddpm_train.sampling.export import export_onnx
@@ -42,7 +44,7 @@ def job(config: ExportConfig, values: dict[str, Any]) -> None:
     folder = Path(config.output) if config.output else Path("exports", model_folder(config.pipeline, model.step))
     difference = export_onnx(model, folder, config.resolution)
     rows = {"model": model.label, "onnx": str(folder / "model.onnx"), "sampler": f"python {folder / 'sample.py'} 16"}
-    Console(enabled=True).table(rows | {"checked": f"differs from the pipeline by at most {difference:.1e}"})
+    console.table(rows | {"checked": f"differs from the pipeline by at most {difference:.1e}"})
 
 
 PROGRAM = Program("ddpm-export", "export", "output", "output='exports/{}'", EXPORT, preflight)

@@ -42,7 +42,7 @@ class SamplerClass:
 
 
 _DIFFUSERS = {
-    "ddpm": ("ddpm:DDPM", "Ho et al. 2020: draws noise at each step; wants hundreds of steps"),
+    "ddpm": ("ddpm:DDPM", "Ho et al. 2020: draws noise at each step; needs hundreds of steps"),
     "ddim": ("ddim:DDIM", "Song et al. 2021: the same model without noise; sampler.eta=1 adds the noise again"),
     "pndm": ("pndm:PNDM", "Liu et al. 2022: linear multistep on DDIM; 5 steps or more"),
     "dpm_solver": (

@@ -63,7 +63,7 @@ class Checkpoint(Section):
     every_steps: Positive | None
     every_minutes: Minutes | None
     keep_last: Positive | None  # None: all
-    keep_every_steps: Positive | None  # multiples of this are kept besides
+    keep_every_steps: Positive | None  # checkpoints at multiples of this are kept, too
     keep_best: bool  # the best evaluated step by `objective` is saved, and kept besides
     max_failures: Positive  # saves that may fail in a row before the run stops
     mirror: str | None  # an fsspec URL that each checkpoint is copied to, below the run's name

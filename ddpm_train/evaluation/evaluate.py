@@ -181,7 +181,7 @@ class _Evaluation:
         seen, unseen = self.reference.features(extractor), held_out.features(extractor)
         found = on_main(lambda: kid_between(unseen, seen))
         count = f"{len(held_out.images):,}"
-        value = measured(found.value, found.interval)
+        value = measured(found.value, [*(found.interval or ())])
         self.workers.console.say(
             f"  for comparison: the KID of the {count} real held-out images is {value}; 0 is perfect"
         )

@@ -47,8 +47,8 @@ _AS_EVER = {
     "noise.nearest_of": 1,
     "noise_scheduler.log_snr_shift": 0.0,
 }
-# Where the run lies and how it was asked to start say nothing about it.
-_UNMENTIONED = ("name", "output_dir", "resume", "allow_change")
+# Where the run lies and how it was asked to start say nothing about it; what was chosen is told by its own keys.
+_UNMENTIONED = ("name", "output_dir", "resume", "allow_change", "dataset.chosen")
 
 
 def identity(

@@ -65,7 +65,7 @@ def _jump(run: Run, path: Path, stored: ResumedState) -> str | None:
         return None
     length = stored.max_steps or run.max_steps
     line = jump(stored.step, (before, length), (now, run.max_steps))
-    if line is None or not isinstance(before.lr_scheduler, Decaying):
+    if line is None or not isinstance(before.lr_scheduler, Decaying) or run.max_steps < length:
         return line
     if (kept := branch(path.parent, before.lr_scheduler, length)) is not None:
         return f"{line}; the same command with {' '.join(branching(run.values, kept))} goes on without the jump"
