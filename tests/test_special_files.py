@@ -1,8 +1,10 @@
 """Pipes where files should be are told and not waited for; what killed processes were writing does not stay."""
 
+import ctypes
 import importlib
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +159,27 @@ def test_a_library_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match="10s") as raised:
         importlib.import_module("outer_library").inner_library.fail()
     assert imported_in_vain(raised.value) is None
+
+
+def test_a_system_of_odd_names_and_without_proc(tmp_path: Path) -> None:
+    """Sandboxes lack /proc, by which living processes are told from dead ones; Linux takes any name of a host."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if ctypes.CDLL(None).unshare(0x20000 | 0x4000000):  # CLONE_NEWNS, CLONE_NEWUTS
+                os._exit(77)
+            socket.sethostname("rack/7")
+            write_atomic(tmp_path / "file", b"whole")
+            subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+            subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
+            compose_configs(PROGRAM, [])
+        except Mistakes as mistakes:
+            (tmp_path / "said").write_text(str(mistakes))
+            code = 0
+        finally:
+            os._exit(code)
+    if (code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) == 77:
+        pytest.skip("needs root")
+    assert code == 0 and (tmp_path / "file").read_bytes() == b"whole"
+    assert (tmp_path / "said").read_text().startswith("/proc: not mounted")

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,8 @@ def compose_configs(
         os.getcwd()
     except FileNotFoundError:
         raise Mistakes("the current folder has been deleted; change to one that exists (cd)") from None
+    if sys.platform == "linux" and not os.path.exists("/proc/self/stat"):  # psutil takes every process for dead
+        raise Mistakes("/proc: not mounted, so that memory and processes cannot be seen; mount -t proc proc /proc")
     parsed, lines = read_overrides(overrides, config_dir, multirun=multirun)
     lines += choice_mistakes(parsed, multirun=multirun)
     jobs = list(itertools.product(*(texts for override in parsed if (texts := _looked_at(override, multirun)))))

@@ -97,7 +97,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
     What processes that were killed have left of such files is removed.
     """
-    name, host = f".{path.name}.staging-", socket.gethostname()
+    name, host = f".{path.name}.staging-", socket.gethostname().replace("/", "_")
     for left in path.parent.glob(f"{glob.escape(name)}*"):
         its_host, _, pid = left.name.removeprefix(name).rpartition("-")
         with suppress(FileNotFoundError):
