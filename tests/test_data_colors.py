@@ -3,6 +3,7 @@
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,30 @@ def test_colours_are_those_of_the_profile(format: str) -> None:
         assert np.abs(decoder()(data)[:, 0, 0] - np.array(SRGB_RED)).max() <= 2
         grey = np.rint(np.array(SRGB_RED) @ (0.299, 0.587, 0.114))
         assert np.abs(decoder(1)(data)[0, 0, 0] - grey) <= 2
+
+
+def in_jpeg_2000() -> bytes:
+    """With the profile in place of the number of its colours (ISO/IEC 15444-1, annex I)."""
+    data = encoded(Image.new("RGB", (8, 8), P3_RED), "JPEG2000")
+    header, box = data.index(b"jp2h") - 4, data.index(b"colr") - 4
+    length = int.from_bytes(data[header : header + 4]) - 15 + 11 + len(P3)
+    profiled = struct.pack(">I4s3B", 11 + len(P3), b"colr", 2, 0, 0) + P3
+    return data[:header] + length.to_bytes(4) + data[header + 4 : box] + profiled + data[box + 15 :]
+
+
+def in_bmp() -> bytes:
+    """Behind the pixels, as version 5 of the header tells."""
+    rows = (bytes(P3_RED[::-1]) * 2 + bytes(2)) * 2
+    header = struct.pack("<I2i2H6I", 124, 2, 2, 1, 24, 0, len(rows), 0, 0, 0, 0) + bytes(16) + b"DEBM" + bytes(52)
+    header += struct.pack("<3I", 124 + len(rows), len(P3), 0)
+    return struct.pack("<2s3I", b"BM", 138 + len(rows) + len(P3), 0, 138) + header + rows + P3
+
+
+@pytest.mark.parametrize("written", [in_jpeg_2000, in_bmp])
+def test_profiles_that_pillow_does_not_read(written: Callable[[], bytes], tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(written())
+    for picture in (written(), tmp_path / "picture"):
+        assert np.abs(decoder()(picture)[:, 0, 0] - np.array(SRGB_RED)).max() <= 2
 
 
 def test_a_profile_leaves_transparency_alone() -> None:

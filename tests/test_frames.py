@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data import decode_all
-from ddpm_train.data.decode import Decoder
+from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.frames import MOST_FRAMES, FrameReader
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.data.order import image_indices
@@ -175,6 +175,20 @@ def test_pages_that_are_copies_or_masks_of_others_are_none(tmp_path: Path) -> No
     (tmp_path / "data/pages.tiff").write_bytes(tiff(pages))
     assert pixels(opened(tmp_path / "data", channels=1))[:, 0, 0, 0].tolist() == [10, 20]
     assert opened(tmp_path / "data", channels=1, frames="first").train.prepared.unused_frames == (1, 1)
+
+
+def test_the_first_page_that_is_no_copy_is_the_picture(tmp_path: Path) -> None:
+    """Scanners and cameras put a thumbnail before it."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/scan.tiff").write_bytes(tiff([(flat(11, "L", 4), 1), (flat(10, "L"), 0), (flat(20, "L"), 2)]))
+    (tmp_path / "data/thumbnail.tiff").write_bytes(tiff([(flat(12, "L", 4), 1)]))
+    assert pixels(opened(tmp_path / "data", channels=1))[:, 0, 0, 0].tolist() == [10, 20, 12]
+    first = opened(tmp_path / "data", channels=1, frames="first")
+    assert pixels(first)[:, 0, 0, 0].tolist() == [10, 12] and first.train.prepared.unused_frames == (1, 1)
+    samples, sub_files = (struct.pack("<2H", tag, 4) for tag in (277, 330))
+    raw = (tmp_path / "data/thumbnail.tiff").read_bytes().replace(samples, sub_files)
+    with pytest.raises(BrokenImage, match="a raw photo, of which Pillow reads a preview alone"):
+        Decoder((8, 8), 1, (0, 0, 0), "center", 10**6)(raw)
 
 
 def tiff(pages: list[tuple[Image.Image, int]]) -> bytes:

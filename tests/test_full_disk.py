@@ -125,8 +125,11 @@ def test_records(disk: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+WAIT = "Wait until the disk works again"
+
+
 def test_what_helps() -> None:
     """Making room does not help against a server of files that has lost them."""
-    for number, remedy in {errno.EDQUOT: "Make room", errno.ESTALE: "Wait until the disk works again"}.items():
+    for number, remedy in {errno.EDQUOT: "Make room", **dict.fromkeys((errno.ESTALE, errno.ENOTCONN), WAIT)}.items():
         error = OSError(number, os.strerror(number))
         assert is_refused_by_disk(error) and disk_remedy(error) == remedy

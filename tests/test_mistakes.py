@@ -522,6 +522,8 @@ FIRST_OF_TWO = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR"
         ),
         ("ACCELERATE_DYNAMO_BACKEND", "inductor", "compiles beside the run, which would not know it; launch with "),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "runs compute in no, bf16 or fp16; launch with one of them"),
+        ("ACCELERATE_DEBUG_MODE", "maybe", "neither true nor false; unset it"),
+        ("ACCELERATE_TORCH_DEVICE", "gpu", "Expected one of cpu, cuda, "),
         ("ACCELERATE_DOWNCAST_BF16", "true", "changes the precision on TPUs, where no run computes; unset it"),
     ],
 )

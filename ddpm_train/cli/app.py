@@ -12,13 +12,17 @@ from ddpm_train.cli.flags import Arguments
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.program import Program, compose_configs
 from ddpm_train.system import exit_codes, launch
-from ddpm_train.system.failures import disk_remedy, first_line, imported_in_vain, is_refused_by_disk, one_line
+from ddpm_train.system.failures import disk_remedy, imported_in_vain, is_refused_by_disk, one_line
 from ddpm_train.system.output import forgiving, take_every_character
 from ddpm_train.system.signals import Stopped, StopRequest, handle_signals
 from ddpm_train.system.threads import wait_briefly
 
 C = TypeVar("C")
 T = TypeVar("T")
+
+# Charts go into files: what a notebook names for the programs that it starts is often not installed with them, and then
+# matplotlib cannot be imported. By the others diffusers does without torch or without safetensors.
+_MEANT_FOR_OTHERS = ("MPLBACKEND", "USE_TORCH", "USE_TF", "USE_SAFETENSORS")
 
 
 def main(
@@ -38,9 +42,8 @@ def main(
         alone: the program has but one process, wherever it is started.
     """
     take_every_character()
-    # Charts go into files. What a notebook names for the programs that it starts is often not installed with them, and
-    # then matplotlib cannot be imported.
-    os.environ.pop("MPLBACKEND", None)
+    for name in _MEANT_FOR_OTHERS:
+        os.environ.pop(name, None)
     sys.stderr = forgiving(sys.stderr)
     wait_briefly()
     # Until `StopRequest` takes over, after seconds of imports, there is nothing to save.
@@ -62,9 +65,9 @@ def main(
             tell(mistakes, everyone=alone)
         except Exception as error:
             _end_if_disk_is_full(error)
-            if library := imported_in_vain(error):
+            if line := imported_in_vain(error):
                 remedy = "correct what it reads from the environment, or install it anew"
-                tell(Mistakes(f"{library} cannot be imported: {first_line(error)}; {remedy}"), everyone=alone)
+                tell(Mistakes(f"{line}; {remedy}"), everyone=alone)
             raise
     except SystemExit as left:
         exit_codes.note(left.code)

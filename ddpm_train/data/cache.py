@@ -26,7 +26,7 @@ from ddpm_train.data.frames import MOST_FRAMES, frame_name
 from ddpm_train.data.sources import Source
 from ddpm_train.system.files import file_lock, replace_folder
 
-_FORMAT = 6
+_FORMAT = 7
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _SAME_LEVELS = 3
 # Adobe RGB (1998), which cameras tell by EXIF alone.
 _ADOBE_PRIMARIES, _ADOBE_GAMMA = ((0.640, 0.330), (0.210, 0.710), (0.150, 0.060)), 563 / 256
 _INTEROPERABILITY, _INDEX, _ADOBE_INDEX = 0xA005, 1, "R03"  # of EXIF: a directory, a tag in it, a value of that
+_BMP_HEADER_5 = 124  # bytes, of the version that may have a profile
 _SRGB_GAMMA = 0.45455  # what a PNG file says that holds sRGB, or something near it
 _NEAR_SRGB = 0.02
 # ITU-T H.273 numbers colours by their primaries and their transfer function; 2 says nothing.
@@ -122,15 +123,24 @@ def with_srgb_gamma(image: Image.Image) -> Image.Image:
     return image.convert(mode).point(table * (len(mode) - bool(alpha)) + alpha)
 
 
-def note_code_points(image: Image.Image, encoded: bytes | Path) -> None:
-    """Note in an image opened from such a file what an AVIF or HEIF file says of its colours by numbers.
+def note_unread_colors(image: Image.Image, encoded: bytes | Path) -> None:
+    """Note in an image opened from such a file what it says of its colours, where Pillow does not read that.
 
-    Of PNG, Pillow hands it over: see below.
+    AVIF and HEIF name them by numbers; JPEG 2000 and BMP may hold a profile. Of PNG, Pillow hands it over: see below.
     """
-    if image.format in ("AVIF", "HEIF") and "icc_profile" not in image.info:
-        data = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
-        if (place := data.find(b"colrnclx") + 8) >= 8:
-            image.info[_CODE_POINTS] = struct.unpack_from(">HH", data, place)
+    if image.format not in ("AVIF", "HEIF", "JPEG2000", "BMP") or "icc_profile" in image.info:
+        return
+    data = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
+    if image.format == "JPEG2000":
+        if (place := data.find(b"colr\2")) >= 4:  # a box: its length, its name, a method and two bytes more
+            length = int.from_bytes(data[place - 4 : place])
+            image.info["icc_profile"] = data[place + 7 : place - 4 + length]
+    elif image.format == "BMP":
+        if data[14:18] == struct.pack("<I", _BMP_HEADER_5) and data[70:74] == b"DEBM":
+            place, length = struct.unpack_from("<2I", data, 14 + 112)
+            image.info["icc_profile"] = data[14 + place : 14 + place + length]
+    elif (place := data.find(b"colrnclx") + 8) >= 8:
+        image.info[_CODE_POINTS] = struct.unpack_from(">HH", data, place)
 
 
 def _png_code_points(stream: Any, place: int, length: int) -> bytes:

@@ -13,12 +13,12 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from ddpm_train.data import gif
+from ddpm_train.data import gif, tiff
 from ddpm_train.data.colors import (
     blank_alpha,
     has_other_colors,
     in_srgb,
-    note_code_points,
+    note_unread_colors,
     stated_white,
     transparent_color,
     use_camera_profile,
@@ -75,7 +75,7 @@ class Decoder:
     value_range: tuple[float, float] | None = None
     grey_white: int | None = None  # None: 255 or 65535, as each image's own values have it
     frames: str = "first"  # which frames or pages of a file are images of the dataset: "first" or "all"
-    frame: int = 0  # the one that is decoded, composed with those before it as viewers do
+    frame: int = 0  # the one that is decoded, composed with those before it as viewers do; 0: the first picture
 
     def at(self, frame: int) -> Self:
         """A decoder of another frame."""
@@ -114,7 +114,7 @@ class Decoder:
         """Opened for as long as it is decoded."""
         file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         image = Image.open(file, formats=formats_of(encoded))
-        note_code_points(image, encoded)
+        note_unread_colors(image, encoded)
         return image
 
     def from_image(self, image: Image.Image) -> np.ndarray:
@@ -148,6 +148,8 @@ class Decoder:
                 raise
             finally:
                 Image.MAX_IMAGE_PIXELS = None
+        elif image.format == "TIFF" and not tiff.seek_first(image):
+            raise BrokenImage("a raw photo, of which Pillow reads a preview alone (convert to .png)")
         if (pixels := image.width * image.height) > self.max_pixels:
             raise BrokenImage(f"{pixels / 1e6:.0f} megapixels, more than dataset.max_pixels={self.max_pixels}")
 

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddpm_train.data import tiff
 from ddpm_train.data.decode import DAMAGE, BrokenImage, Decoder, LastFrame
 
 # Of the others, further frames are previews, layers and sizes of the same picture.
 _PAGES = ("TIFF", "DCX")  # where each picture stands for itself
 _WITH_FRAMES = ("GIF", "WEBP", "PNG", "AVIF", *_PAGES)
 MOST_FRAMES = 10_000  # of one file: some bytes are enough to claim a million, or to hold them
-# Of TIFF: the tag NewSubfileType, and its bits of what is a smaller copy of another page, or a mask for it.
-_SUBFILE_TYPE, _NO_PAGE = 254, 1 | 4
 
 
 def frame_numbers(image: Image.Image) -> Sequence[int]:
@@ -48,7 +47,7 @@ def _pages(image: Any) -> Sequence[int]:
     for page in range(MOST_FRAMES + 1):
         try:
             image.seek(page)
-            if image.tag_v2.get(_SUBFILE_TYPE, 0) & _NO_PAGE:
+            if not tiff.is_picture(image):
                 continue
         except EOFError:
             break
@@ -58,7 +57,7 @@ def _pages(image: Any) -> Sequence[int]:
                 break
         pages.append(page)
     image.seek(0)
-    return pages or (0,)
+    return (0, *pages[1:])
 
 
 def frame_name(file: str, number: int) -> str:
@@ -123,5 +122,5 @@ def sizes(image: Image.Image, frames: str) -> Iterator[tuple[int, int]]:
     """(height, width) of what is used of an opened image, without decoding it. Only pages differ in size."""
     for number in frame_numbers(image) if frames == "all" and image.format in _PAGES else (0,):
         with suppress(*DAMAGE):
-            image.seek(number)
+            tiff.seek_first(image) if image.format == "TIFF" and not number else image.seek(number)
             yield image.height, image.width

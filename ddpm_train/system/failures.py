@@ -11,8 +11,11 @@ T = TypeVar("T")
 _LONGEST_PAUSE_SECONDS = 30.0
 # No space, a quota used up, a limit on the size of files.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# A disk that is read-only or broken, or a server of files that has lost them.
-_FAILING = (errno.EROFS, errno.EIO, errno.ESTALE)
+# A disk that is read-only or broken, a server of files that has lost them, a drive of a notebook that has gone (FUSE).
+_FAILING = (
+    *(errno.EROFS, errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG, errno.ESHUTDOWN),
+    *(errno.ENOTCONN, errno.EREMOTEIO, errno.EHOSTDOWN),
+)
 
 
 def retry(
@@ -64,21 +67,25 @@ def _number(error: BaseException) -> int | None:
     return int(told[1]) if told else number
 
 
-def imported_in_vain(error: Exception) -> str | None:
-    """The library that could not be imported for this error, if that is what happened.
+def imported_in_vain(error: BaseException) -> str | None:
+    """Which library could not be imported, and why, if that is what happened.
 
     Libraries read the environment when they are imported (TORCH_LOGS, HF_HUB_DOWNLOAD_TIMEOUT), and miss other ones.
     """
+    if error.__cause__ is not None and (line := imported_in_vain(error.__cause__)):
+        return line  # diffusers imports its parts when they are asked for, and raises another error from that one
     modules = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>")
     names = [str(module.f_globals.get("__name__")).partition(".")[0] for module in modules]
-    return next((name for name in reversed(names) if name not in (__name__.partition(".")[0], "__main__")), None)
+    own = (__name__.partition(".")[0], "__main__")
+    library = next((name for name in reversed(names) if name not in own), None)
+    return library and f"{library} cannot be imported: {first_line(error)}"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The error's text in one line; its kind if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of the error's text; its kind if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

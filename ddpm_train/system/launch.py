@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ddpm_train.system.exit_codes import is_first_process
+from ddpm_train.system.failures import first_line
 
 # What Accelerate reads from its environment, and `accelerate launch` writes there for a config file or its flags. Of
 # these, runs take over the precision and the CPU; the rest would change gradients, or wait for what never comes.
@@ -25,6 +26,8 @@ _SHARDED = {
 }
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 _OFF = ("", "0", "false", "no", "off", "n", "f")
+_FLAGS = ("ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY", "FORK_LAUNCHED")
+_BOTH_WAYS = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")
 _STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 # Words of their command lines, or the ends of such: `accelerate launch`, `python -m torch.distributed.run`, …
 _LAUNCHERS = (
@@ -186,6 +189,16 @@ def _accelerate_mistakes() -> Iterator[str]:
     def value(name: str, default: str = "") -> str:
         return os.environ.get(name, default).lower()
 
+    for name in _FLAGS:
+        if name in os.environ and value(name) not in _BOTH_WAYS:
+            yield f"{name}={os.environ[name]}: neither true nor false; unset it"
+    if device := os.environ.get("ACCELERATE_TORCH_DEVICE"):
+        import torch
+
+        try:
+            torch.empty(1, device=device)
+        except Exception as error:  # by the kind of device
+            yield f"ACCELERATE_TORCH_DEVICE={device}: {first_line(error)}; unset it, or give cpu or cuda:0"
     for name, what in _SHARDED.items():
         if value(name) not in _OFF:
             yield (
