@@ -140,3 +140,27 @@ def test_what_disagrees_is_told_side_by_side(hub_cli: HubCli, unet: Path) -> Non
     (hub_cli.folder / "half/diffusion_pytorch_model.safetensors").unlink()
     (line,) = [line for line in tuned(hub_cli, "model.pretrained=half", expect=2).splitlines() if "error" in line]
     assert line == "error: model.pretrained=half: no weights in half; it must hold diffusion_pytorch_model.safetensors"
+
+
+def test_gated_renamed_and_missing(hub_cli: HubCli, unet: Path) -> None:
+    """A name of old leads to the new one; whom the owner has not let in is told so; a commit may lose its files."""
+    hub = hub_cli.hub
+    for name in ("owner/new", "owner/gated"):
+        shutil.copytree(unet, hub.root / "models" / name)
+    hub.renamed["owner/old"] = "owner/new"
+    hub.gated.add("owner/gated")
+    sampled = ("num_images=1", "num_inference_steps=1", "mixed_precision=no")
+    hub_cli.run_main("sample", "pipeline=owner/old", *sampled)
+    gated = (
+        "owner/gated: gated, and its owner has not let in the owner of this HF_TOKEN; ask for access on its page at the"
+    )
+    assert gated in hub_cli.run_main("sample", "pipeline=owner/gated", *sampled, expect=2)
+    assert gated in tuned(hub_cli, "model.pretrained=owner/gated", expect=2)
+    shutil.rmtree(hub_cli.folder / "hf")
+    hub.fault("GET /owner/new/resolve", 404, times=100, **{"X-Error-Code": "EntryNotFound"})
+    hub.fault("HEAD /owner/new/resolve", 404, times=100, **{"X-Error-Code": "EntryNotFound"})
+    said = hub_cli.run_main("sample", "pipeline=owner/new", *sampled, expect=2)
+    assert said.startswith("error: pipeline=owner/new: the Hub answers 404: ") and said.count("\n") == 1
+    assert "owner/new: no UNet in it (looked for unet/config.json and config.json)" in tuned(
+        hub_cli, "model.pretrained=owner/new", expect=2
+    )

@@ -88,7 +88,10 @@ TABLE = {
     ],
     "model.block_out_channels=[8,16": ["model.block_out_channels=[8,16: must be a list"],
     "dataset=imagefolder dataset.path=~nosuch/x": ["dataset.path=~nosuch/x: no such folder"],
-    "train.batch_size=${xyz}": ["train.batch_size=${xyz}: Interpolation key 'xyz' not found"],
+    "train.batch_size=${xyz}": [
+        "train.batch_size=${xyz}: Interpolation key 'xyz' not found; in a value, ${name} stands for the value of the "
+        "key of that name"
+    ],
     "hydra.xyz=3": ["hydra.xyz=3: Could not override 'hydra.xyz'."],
     "hydra.run.dir=mine hydra.output_subdir=.hydra hydra.job.chdir=true": [
         "hydra.run.dir=mine: does nothing here; another key says where files are written (see --help)",

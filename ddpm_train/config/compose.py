@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
 from ddpm_train.config.elsewhere import Choices, RunConfig
 from ddpm_train.config.grammar import SEVERAL_AT_ONCE, parse
@@ -203,16 +203,23 @@ def blame(name: str, certain: Sequence[str], suspects: Sequence[str]) -> list[st
             elif isinstance(reason.__cause__, GrammarParseError):
                 lines.append(f"{text}: ${{ begins a reference to another key, as ${{name}} is one; leave it out")
             else:
-                lines.append(f"{text}: {_first_line(reason)}")
+                lines.append(f"{text}: {_first_line(reason, text)}")
     return lines
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException, text: str = "") -> str:
+    """What an error says; `text` is the override that stands before it."""
+    if not str(error) and error.__cause__ is not None:
+        return _first_line(error.__cause__, text)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
     if isinstance(error, RecursionError):
         return "leads back to itself, in its list of defaults or in its values"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if (key := getattr(error, "full_key", None)) and not text.startswith(key):
+        first = f"{key}: {first}"
+    refers = isinstance(error, InterpolationResolutionError)
+    return f"{first}; in a value, ${{name}} stands for the value of the key of that name" if refers else first
 
 
 def _groups(composed: DictConfig) -> list[str]:

@@ -79,8 +79,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = parse_yaml(_read(path).decode(), str(path))
     except UnicodeDecodeError as error:
         raise BadFile(printable(f"{path}: is not UTF-8: {error}; save it as UTF-8")) from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise BadFile(printable(f"{path}: is not a mapping of keys to values"))
+    if others := [key for key in values if not isinstance(key, str)]:
+        raise BadFile(printable(f"{path}: YAML takes a key for {others[0]}, which is no text; put it in quotes"))
     return values
 
 

@@ -181,7 +181,10 @@ def _explain(detail: Any, values: Mapping[str, Any], known_keys: list[str]) -> s
     else:
         return f"{given}: must be {_WANTED.get(kind, detail['msg']).format_map(context)}"
     known = [choice.strip("' ") for choice in expected.replace(" or ", ", ").split(",")]
-    return f"{given}: not one of {', '.join(known)};{did_you_mean(str(word), known)}".rstrip(";")
+    remedy = did_you_mean(str(word), known)
+    if word is False and "no" in known:
+        remedy = " in a file, write 'no' in quotes, which YAML takes for false without them"
+    return f"{given}: not one of {', '.join(known)};{remedy}".rstrip(";")
 
 
 _NO_SECTION = ("dict_type", "dataclass_type", "model_attributes_type")

@@ -94,11 +94,15 @@ def blank_alpha(image: Image.Image) -> bool:
     return unsaid and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
 
 
-def with_palette_of_8_bits(image: Image.Image) -> None:
-    """Correct the palette of a loaded TIFF file whose writer took the 16-bit entries for 8-bit ones.
+def correct_palette(image: Image.Image) -> None:
+    """Correct the palette of a loaded image: inks that Pillow takes for colours, and entries of a TIFF file whose
+    writer took those of 16 bits for 8-bit ones.
 
-    All of it would be black. The tools of libtiff tell such palettes by their values, too.
+    All of the latter would be black. The tools of libtiff tell such palettes by their values, too.
     """
+    if image.mode == "P" and image.palette is not None and image.palette.mode == "CMYK":  # of JPEG 2000
+        inks = image.palette.tobytes()
+        image.putpalette(Image.frombytes("CMYK", (len(inks) // 4, 1), inks).convert("RGB").tobytes())
     entries = _tags(image).get(_COLOR_MAP, ())
     if image.mode == "P" and entries and max(entries) <= 255:
         image.putpalette(bytes(entries), "RGB;L")

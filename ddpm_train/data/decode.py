@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ddpm_train.data import gif, tiff
 from ddpm_train.data.colors import (
     blank_alpha,
+    correct_palette,
     has_other_colors,
     in_srgb,
     note_unread_colors,
@@ -24,13 +25,23 @@ from ddpm_train.data.colors import (
     use_camera_profile,
     use_code_points,
     white_is_zero,
-    with_palette_of_8_bits,
     with_srgb_gamma,
     with_stored_numbers,
 )
 from ddpm_train.data.formats import formats_of, what_it_is
 
 _WHITE_IS_ZERO, _WHITE = "white is zero", "white"  # among what an image says of itself
+# Of EXIF: a tag, and what its values are undone by.
+_ORIENTATION = 274
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # What Pillow converts to one other mode only.
 _SINGLE_WAYS = {"LAB": "RGB", "La": "LA"}
@@ -226,19 +237,31 @@ def upright(image: Image.Image) -> Image.Image:
     color = transparent_color(image)
     if image.format == "GIF" and not image.tell():
         gif.load_first(image)
+    if image.format == "TIFF" and not isinstance(image.info.get("xmp"), bytes):
+        image.info.pop("xmp", None)  # which Pillow would look for an orientation in
     image.load()  # damage to the pixels shows here
-    with_palette_of_8_bits(image)
+    correct_palette(image)
     with suppress(*DAMAGE):
         use_camera_profile(image)
-    try:
-        picture = ImageOps.exif_transpose(image)
-    except DAMAGE:
-        picture = image.copy()  # damaged EXIF says nothing about the pixels
-    picture = with_stored_numbers(image, picture)
+    turn = _TURNS.get(_orientation(image))
+    picture = with_stored_numbers(image, image.copy() if turn is None else image.transpose(turn))
     if color is not None:
         picture.info["transparency"] = color
     picture.info |= {_WHITE_IS_ZERO: white_is_zero(image), _WHITE: stated_white(image)}
     return picture.convert("RGB") if blank_alpha(image) else picture
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What the EXIF or XMP of a loaded image says; Pillow has turned TIFF already.
+
+    Not by `ImageOps.exif_transpose`, which writes the rest of the EXIF anew: what is odd in it would keep the picture
+    from being turned.
+    """
+    with suppress(*DAMAGE):
+        image.getexif()  # as far as it can be read
+    with suppress(*DAMAGE):
+        return image.getexif().get(_ORIENTATION)
+    return None
 
 
 def to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:

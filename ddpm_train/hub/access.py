@@ -102,11 +102,18 @@ def into_cache(place: str, download: Callable[[], T]) -> T:
         place: how the user wrote what is downloaded, for the message.
 
     Raises:
-        Mistakes: the client's cache cannot be written.
+        Mistakes: the client's cache cannot be written, or the owner has not let this user in.
         Exception: the client's other errors.
     """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import GatedRepoError
+
     try:
         return download()
+    except GatedRepoError:
+        whose = "the owner of this HF_TOKEN" if get_token() else "you, without a token"
+        remedy = "ask for access on its page at the Hub, and set HF_TOKEN"
+        raise Mistakes(f"{place}: gated, and its owner has not let in {whose}; {remedy}") from None
     except OSError as error:
         if error.filename is None or error.errno not in _UNWRITABLE:
             raise

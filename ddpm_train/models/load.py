@@ -18,7 +18,7 @@ from ddpm_train.config.ema import width_of
 from ddpm_train.config.foreign import BadFile, printable
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Judging
-from ddpm_train.hub.access import find_commit, into_cache
+from ddpm_train.hub.access import find_commit, into_cache, reason
 from ddpm_train.models.averages import average_of_width
 from ddpm_train.models.schedule import stored_scheduler
 from ddpm_train.models.source import CONFIG as UNET_CONFIG
@@ -261,7 +261,7 @@ def _download(pipeline: str, revision: str | None) -> Path:
     if lines := list(path_mistakes(pipeline)):
         raise Mistakes(*lines)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
@@ -287,3 +287,8 @@ def _download(pipeline: str, revision: str | None) -> Path:
             f"pipeline={pipeline}: no such folder; {problem or 'the Hub went away'}, and there is no copy of it in the "
             "cache; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         ) from None
+    except GatedRepoError:
+        raise
+    except HfHubHTTPError as error:
+        remedy = "give the same command again, or another revision=…"
+        raise Mistakes(f"pipeline={pipeline}: {reason(error)}; {remedy}") from None

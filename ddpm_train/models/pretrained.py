@@ -10,7 +10,7 @@ from typing import Any
 
 from ddpm_train.config.foreign import BadFile, printable
 from ddpm_train.config.mistakes import Mistakes, as_written
-from ddpm_train.hub.access import ASKING_SECONDS, find_commit, into_cache, limit_waiting
+from ddpm_train.hub.access import ASKING_SECONDS, find_commit, into_cache, limit_waiting, reason
 from ddpm_train.hub.preflight import parse_uri
 from ddpm_train.models.source import path_mistakes
 from ddpm_train.models.stored import UNET, Kind, check_weights, read
@@ -135,6 +135,8 @@ def _find_config(source: str) -> Path:
         if not found:
             raise Mistakes(f"model.pretrained={source}: no UNet in it (looked for {', '.join(_PLACES)})")
         return found[0]
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
     limit_waiting(ASKING_SECONDS)
     _, problem = find_commit("model", source, None, key="model.pretrained", revision_key="model.pretrained")
     for place in _PLACES[:2]:
@@ -142,8 +144,12 @@ def _find_config(source: str) -> Path:
             return into_cache(f"model.pretrained={source}", partial(_download, source, place, None))
         except Mistakes:
             raise
+        except RemoteEntryNotFoundError:
+            continue
         except Exception as error:
-            problem = problem or f"no UNet in it ({type(error).__name__})"
+            problem = problem or reason(error)
+    if problem is None:
+        raise Mistakes(f"model.pretrained={source}: no UNet in it (looked for {' and '.join(_PLACES[:2])})")
     raise Mistakes(f"model.pretrained={source}: {problem}; check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
 
 

@@ -49,11 +49,13 @@ class Request(NamedTuple):
 class Refusal(Exception):
     """An error to answer; the clients choose the exception that they raise by `code` before the status."""
 
-    def __init__(self, status: int, message: str, code: str = "", commit: str = "", **values: object) -> None:
+    def __init__(
+        self, status: int, message: str, code: str = "", commit: str = "", location: str = "", **values: object
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.values = values
-        named = {"X-Error-Message": message, "X-Error-Code": code, "X-Repo-Commit": commit}
+        named = {"X-Error-Message": message, "X-Error-Code": code, "X-Repo-Commit": commit, "Location": location}
         self.headers = {name: value for name, value in named.items() if value}
 
 

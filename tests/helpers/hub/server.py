@@ -83,6 +83,9 @@ class HubHandler(Writing, Handler):
         """The commit asked for. A private repository is refused as a missing one: nothing is told of it."""
         if self.token and self.token != self.hub.token:
             raise Refusal(401, "Invalid credentials in Authorization header")
+        if repo in self.hub.renamed:
+            to = self.path.replace(repo, self.hub.renamed[repo], 1)
+            raise Refusal(307, "Moved", location=to)
         folder = self.hub.root / kind / repo
         if not folder.is_dir() or (repo in self.hub.private and not self.token):
             raise Refusal(404 if self.token else 401, "Repository not found", "RepoNotFound")
@@ -124,6 +127,8 @@ class HubHandler(Writing, Handler):
 
     def resolve(self, kind: str, repo: str, revision: str, path: str) -> None:
         commit = self.commit(kind or "models", repo, revision)
+        if repo in self.hub.gated:
+            raise Refusal(403 if self.token else 401, f"Access to {repo} is restricted", "GatedRepo")
         entry = commit.entries.get(path, {"type": "none"})
         if entry["type"] != "file":
             raise Refusal(404, "Entry not found", "EntryNotFound", commit.id)
@@ -176,6 +181,8 @@ class LoopbackHub:
 
     Attributes:
         user, orgs: who the token belongs to, and where else it may write.
+        renamed: the new names of repositories.
+        gated: whose files nobody may have who has not asked for them.
         role: of the token: "write", or "read" for one that may not push.
         multipart_bytes: larger LFS files are uploaded in parts of this size.
     """
@@ -185,6 +192,8 @@ class LoopbackHub:
         self.token = token
         self.private = set(private)
         self.user, self.orgs, self.role = "tester", ["team"], "write"
+        self.renamed: dict[str, str] = {}
+        self.gated: set[str] = set()
         self.licences: dict[str, str] = {}
         self.multipart_bytes = 5 * 2**20
         self.requests: list[Request] = []
