@@ -61,6 +61,22 @@ def in_jpeg_2000() -> bytes:
     return data[:header] + length.to_bytes(4) + data[header + 4 : box] + profiled + data[box + 15 :]
 
 
+def boxed(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def test_a_palette_of_inks() -> None:
+    """In JPEG 2000; Pillow takes the inks for colours."""
+    data = encoded(Image.new("L", (8, 8), 1), "JPEG2000")
+    header, colours = data.index(b"jp2h") - 4, data.index(b"colr") - 4
+    red, cyan = (0, 255, 255, 0), (255, 0, 0, 0)
+    palette = boxed(b"pclr", struct.pack(">HB4B", 2, 4, 7, 7, 7, 7) + bytes((*cyan, *red)))
+    mapped = boxed(b"cmap", b"".join(struct.pack(">HBB", 0, 1, ink) for ink in range(4)))
+    inks = boxed(b"colr", struct.pack(">3BI", 1, 0, 0, 12))
+    content = data[header + 8 : colours] + inks + palette + mapped
+    assert decoder()(data[:header] + boxed(b"jp2h", content) + data[colours + 15 :])[:, 0, 0].tolist() == [255, 0, 0]
+
+
 def in_bmp() -> bytes:
     """Behind the pixels, as version 5 of the header tells."""
     rows = (bytes(P3_RED[::-1]) * 2 + bytes(2)) * 2

@@ -1,4 +1,5 @@
 import io
+import struct
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.images import encoded, png_bomb
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
 
@@ -137,6 +139,41 @@ def test_damaged_exif_does_not_spoil_the_picture() -> None:
     image = Image.new("RGB", (8, 8), (9, 99, 199))
     junk = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x07\0\xff\xff\xff\xff" * 3
     assert np.abs(decoder()(encoded(image, "JPEG", quality=100, exif=junk))[:, 0, 0] - (9, 99, 199)).max() <= 3
+
+
+def tags(*entries: tuple[int, int, bytes]) -> bytes:
+    """EXIF of tags, each with its type and its value: of 4 bytes, or of 8, which stand behind the others."""
+    end = 8 + 2 + 12 * len(entries) + 4
+    data, behind = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)), b""
+    for tag, kind, value in entries:
+        inside = value if len(value) == 4 else struct.pack("<I", end + len(behind))
+        behind += b"" if len(value) == 4 else value
+        data += struct.pack("<HHI", tag, kind, 1) + inside
+    return b"Exif\0\0" + data + bytes(4) + behind
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_odd_exif_does_not_keep_a_picture_from_being_turned(format: str) -> None:
+    """Pillow could not write these again: a negative number where none should be, no number, an unknown kind."""
+    orientation = (EXIF_ORIENTATION, 3, struct.pack("<HH", 6, 0))
+    half = Image.new("L", (8, 8), 0)
+    half.paste(255, (0, 0, 8, 4))
+    odd = ((282, 10, struct.pack("<ii", -1, 0)), (700, 12, struct.pack("<d", np.nan)), (700, 9, struct.pack("<i", -1)))
+    for entry in odd:
+        pixels = decoder(channels=1)(encoded(half, format, exif=tags(orientation, entry)))[0]
+        assert pixels[:, 5:].min() > 200 and pixels[:, :3].max() < 50
+    twice = b"Exif\0\0" + tags(orientation)
+    assert decoder(channels=1)(encoded(half, format, exif=twice))[0, :, 5:].min() > 200
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
+def test_xmp_of_a_tiff_file_that_is_no_text() -> None:
+    directory = ImageFileDirectory_v2()
+    directory[700], directory.tagtype[700] = (1, 2, 3), 4
+    half = Image.new("L", (8, 8), 0)
+    half.paste(255, (0, 0, 8, 4))
+    directory[EXIF_ORIENTATION] = 6
+    assert decoder(channels=1)(encoded(half, "TIFF", tiffinfo=directory))[0, :, 4:].min() == 255
 
 
 def test_a_fine_checkerboard_becomes_grey() -> None:

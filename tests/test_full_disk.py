@@ -80,6 +80,15 @@ def test_a_disk_that_turns_read_only_under_a_run(cli: Cli, disk: Path) -> None:
     cli.train(*long, f"train.max_steps={steps_written(run) + 1}")
 
 
+def test_tensorboard(cli: Cli, disk: Path) -> None:
+    """A disk of its own that is full does not end the run, and is told in lines."""
+    cli.output().mkdir(parents=True)
+    (cli.output() / "tensorboard").symlink_to(disk)
+    fill(disk, leave=0)
+    said = cli.train("train.max_steps=2", "train.log_every_steps=1", "evaluation=none")
+    assert "done: step 2" in said and "No space left on device" in said and "Traceback" not in said
+
+
 def test_samples_and_scores(cli: Cli, disk: Path, trained: Path) -> None:
     """Also of two processes, which both end with that code; what is there is completed later."""
     sample = (f"pipeline={trained}", "num_inference_steps=1", "mixed_precision=no", f"output={disk}/samples")

@@ -14,7 +14,7 @@ from ddpm_train.runs import checkpoint, snapshots
 from ddpm_train.runs.lock import RunLock, TakenOver
 from ddpm_train.runs.mirror import MirrorThread
 from ddpm_train.system.exit_codes import NOT_SAVED, CannotGoOn
-from ddpm_train.system.failures import one_line
+from ddpm_train.system.failures import disk_remedy, is_refused_by_disk, one_line
 from ddpm_train.system.ranks import on_main
 from ddpm_train.training.push import open_push
 from ddpm_train.training.records import Records
@@ -22,13 +22,18 @@ from ddpm_train.training.run import Run
 from ddpm_train.training.start import run_mirror
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
-_REMEDY = "Make room or choose another output_dir; the same command continues"
 
 
 class SavingFailed(CannotGoOn):
     """`checkpoint.max_failures` saves in a row have failed, or the last of the run."""
 
     exit_code = NOT_SAVED
+
+
+def _with_remedy(error: Exception) -> str:
+    """Why a save failed, and what helps."""
+    otherwise = f"{disk_remedy(error)}, or choose" if is_refused_by_disk(error) else "Choose"
+    return f"{one_line(error)}. {otherwise} another output_dir; the same command continues"
 
 
 @dataclass
@@ -80,7 +85,7 @@ class Saver:
         if self._failures >= self.max_failures:
             raise SavingFailed(
                 f"checkpoint.max_failures={self.max_failures}: that many saves in a row failed, the last "
-                f"with: {one_line(self._error)}. {_REMEDY}"
+                f"with: {_with_remedy(self._error)}"
             )
         if refused is not None:
             self._fail(step, refused)
@@ -94,7 +99,7 @@ class Saver:
     def check_saved(self) -> None:
         """Raise `SavingFailed` if the newest save, which must be over, has failed."""
         if self._failures:
-            raise SavingFailed(f"the last checkpoint could not be saved: {one_line(self._error)}. {_REMEDY}")
+            raise SavingFailed(f"the last checkpoint could not be saved: {_with_remedy(self._error)}")
 
     def settle(self) -> None:
         """The step that is being saved has been evaluated, if it is to be: which checkpoints stay depends on that."""

@@ -1,5 +1,6 @@
 """Accelerate's trackers: TensorBoard, and others as extras."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class RunTrackers:
         flat |= {key: str(value) for key, value in flat.items() if not isinstance(value, str | float | int)}
         self._hyperparameters = flat
         self._trackers: list[GeneralTracker] = []
+        if config.tracker.tensorboard is not None:
+            threading.excepthook = _told_by_its_writer
         with self._reopened_after_errors():
             self._trackers = self._open(start_step)
 
@@ -105,6 +108,12 @@ class RunTrackers:
             # One that is away for long may take a minute for each try: the run must not wait for it all the time.
             self._rest_until = time.monotonic() + min(_LONGEST_REST_SECONDS, 10 * self._failures)
             self._failures += 1
+
+
+def _told_by_its_writer(arguments: threading.ExceptHookArgs) -> None:
+    """Leave out the traceback of TensorBoard's own thread: the next that writes there gets its error, and tells it."""
+    if type(arguments.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(arguments)
 
 
 def _log_image(tracker: GeneralTracker, name: str, image: Image.Image, step: int) -> None:
