@@ -277,7 +277,10 @@ def tiff(tags: dict[int, tuple[int, ...]], pixels: bytes) -> bytes:
     """An uncompressed TIFF file of 8 x 8 pixels."""
     every = {256: (8,), 257: (8,), 259: (1,), 277: (1,), 278: (8,), 279: (len(pixels),), 273: (0,), **tags}
     start = 8 + 2 + 12 * len(every) + 4
-    every[273] = (start + sum(4 * len(values) for values in every.values() if len(values) > 1),)
+    planes = len(every[279])
+    every[273] = (0,) * planes
+    first = start + sum(4 * len(values) for values in every.values() if len(values) > 1)
+    every[273] = tuple(first + plane * len(pixels) // planes for plane in range(planes))
     entries, beyond = b"", b""
     for tag, values in sorted(every.items()):
         packed = struct.pack(f"<{len(values)}I", *values)
@@ -293,6 +296,14 @@ def test_a_fourth_sample_that_nobody_calls_alpha() -> None:
     pixels = bytes((*rgb, 0)) * 64
     assert decoder(4)(tiff(blank, pixels))[:, 0, 0].tolist() == [*rgb, 255]
     assert decoder(4)(tiff({**blank, 338: (2,)}, pixels))[3].max() == 0
+
+
+def test_planes_of_16_bits() -> None:
+    """Each colour, or the only grey, for itself; Pillow reads the bytes of uncompressed ones as values of 8 bits."""
+    values = [np.full(64, value, np.uint16).tobytes() for value in (100, 3000, 60000)]
+    colours = {258: (16, 16, 16), 262: (2,), 277: (3,), 279: (128, 128, 128), 284: (2,)}
+    assert decoder()(tiff(colours, b"".join(values)))[:, 0, 0].tolist() == [0, 11, 234]
+    assert decoder(1)(tiff({258: (16,), 262: (1,), 284: (2,)}, values[2]))[0, 0, 0] == 233
 
 
 @pytest.mark.parametrize("scale", [1, 257])

@@ -156,6 +156,12 @@ def test_choices_of_ones_own_build_on_others(tmp_path: Path) -> None:
         (GLOBAL + "train: {batch_size: 016}\n", "FILE, line 2: 016 is 14 in YAML; write 14 if you mean that"),
         (GLOBAL + "train: {batch_size: 1:04}\n", "FILE, line 2: 1:04 is 64 in YAML; write 64 if you mean that"),
         (GLOBAL + "dataset: {revision: 0012345}\n", "FILE, line 2: 0012345 is 5349 in YAML; write 5349 if you mean"),
+        (
+            GLOBAL + "train: {mixed_precision: no}\n",
+            "train.mixed_precision=false: not one of auto, no, bf16, fp16; in a ",
+        ),
+        (GLOBAL + "name: a${x}\n", "name: Interpolation key 'x' not found; in a value, ${name} stands for the value"),
+        (GLOBAL + "name: !!set {a}\n", "name: Value 'set' is not a supported primitive type"),
     ],
 )
 def test_what_a_file_says_and_nobody_meant(text: str, line: str, tmp_path: Path) -> None:

@@ -237,8 +237,10 @@ def upright(image: Image.Image) -> Image.Image:
     color = transparent_color(image)
     if image.format == "GIF" and not image.tell():
         gif.load_first(image)
-    if image.format == "TIFF" and not isinstance(image.info.get("xmp"), bytes):
-        image.info.pop("xmp", None)  # which Pillow would look for an orientation in
+    if image.format == "TIFF":
+        tiff.read_planes(image)
+        if not isinstance(image.info.get("xmp"), bytes):
+            image.info.pop("xmp", None)  # which Pillow would look for an orientation in
     image.load()  # damage to the pixels shows here
     correct_palette(image)
     with suppress(*DAMAGE):
