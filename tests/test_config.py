@@ -31,6 +31,7 @@ NEEDS = {
     "dataset=base": ["dataset.source=folder", "dataset.path=images"],
     "dataset=imagefolder": ["dataset.path=images"],
     "experiment=small_data": ["dataset.path=images"],
+    "dataset=arrays": ["dataset.path=images"],
     "dataset=hub": ["dataset.path=owner/name"],
 }
 RESOLUTIONS = {

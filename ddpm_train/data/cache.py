@@ -1,4 +1,4 @@
-"""Images prepared once: a memory-mapped file of uint8 pixels, keyed by content and transform.
+"""Images prepared once: a memory-mapped file of pixels, uint8 but for arrays, keyed by content and transform.
 
 A cache folder appears by one rename when it is complete, so a process killed in the middle leaves nothing that could
 be taken for a cache. A file lock makes a second process wait for the first instead of repeating its work.
@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from ddpm_train.data.decode_all import decode_all
 from ddpm_train.data.duplicates import pixel_hash
 from ddpm_train.data.formats import formats_of
 from ddpm_train.data.frames import MOST_FRAMES, frame_name
-from ddpm_train.data.sources import Source
+from ddpm_train.data.sources import Source, pixel_dtype
 from ddpm_train.system.files import file_lock, replace_folder
 
 _FORMAT = 7
@@ -41,13 +42,14 @@ class Prepared:
     broken: list[Broken]
     unused_frames: tuple[int, int]  # how many images have more frames than the first, if only that is used; how many
     overlong: int  # how many files have more than MOST_FRAMES frames; further ones are not counted
+    dtype: np.dtype[Any]  # of the pixels
 
     def __len__(self) -> int:
         return len(self.usable)
 
     def pixels(self) -> np.ndarray:
-        """All pixels as one flat, memory-mapped uint8 array; image i is [C, H_i, W_i] after those before it."""
-        return np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="r")
+        """All pixels as one flat, memory-mapped array; image i is [C, H_i, W_i] after those before it."""
+        return np.memmap(self.folder / "pixels.bin", dtype=self.dtype, mode="r")
 
     def hashes(self) -> np.ndarray:
         """A hash of each image's pixels and size, uint64 [N, 2]; read anew, for workers are sent the rest of this."""
@@ -78,16 +80,16 @@ def prepare(
     Raises:
         Mistakes: `cache_dir` cannot be written, a worker was killed, or the images changed meanwhile.
     """
-    fingerprint = source.fingerprint
+    fingerprint, dtype = source.fingerprint, pixel_dtype(source)  # which is part of it
     made_of = [_FORMAT, fingerprint, asdict(decoder), formats_of(b""), keep_pixels]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_dir / key
     try:
-        if (prepared := _open(folder)) is None:
+        if (prepared := _open(folder, dtype)) is None:
             cache_dir.mkdir(parents=True, exist_ok=True)
             with file_lock(cache_dir / f"{key}.lock"):
                 # Another process may have finished while this one waited.
-                if (prepared := _open(folder)) is None:
+                if (prepared := _open(folder, dtype)) is None:
                     with replace_folder(folder) as staging:
                         _build(staging, source, decoder, keep_pixels, num_workers, progress)
                         if source.fingerprint != fingerprint:
@@ -95,7 +97,7 @@ def prepare(
                                 "dataset.path: images changed while they were prepared; give the same command again "
                                 "when no program writes there any more"
                             )
-                    prepared = _open(folder)
+                    prepared = _open(folder, dtype)
         assert prepared is not None
         if keep_pixels and len(prepared):
             prepared.pixels()  # some file systems cannot map a file into memory
@@ -148,7 +150,7 @@ def _build(
     (staging / "meta.json").write_text(json.dumps(asdict(meta)))
 
 
-def _open(folder: Path) -> Prepared | None:
+def _open(folder: Path, dtype: np.dtype[Any]) -> Prepared | None:
     """The cache in a folder; None if there is none, or not all of it (cleaners of temporary files take single ones)."""
     from ddpm_train.config.foreign import (  # not above: workers import this module, and need no pydantic
         read_json,
@@ -165,7 +167,7 @@ def _open(folder: Path) -> Prepared | None:
     whole = whole and frames.shape == usable.shape and sizes.shape == hashes.shape == (*usable.shape, 2)
     if not whole or num_bytes != meta.num_bytes:
         return None
-    return Prepared(folder, usable, frames, sizes, meta.content, meta.broken, meta.unused_frames, meta.overlong)
+    return Prepared(folder, usable, frames, sizes, meta.content, meta.broken, meta.unused_frames, meta.overlong, dtype)
 
 
 def _load_array(path: Path) -> np.ndarray:

@@ -140,6 +140,25 @@ class Decoder:
         array = np.asarray(image)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
+    def from_array(self, array: np.ndarray) -> np.ndarray:
+        """The same for pixels of any type, [channels, height, width]: where they have the size, none is changed.
+
+        Raises:
+            BrokenImage: it is above `max_pixels`.
+        """
+        height, width = array.shape[1:]
+        if height * width > self.max_pixels:
+            raise BrokenImage(f"{height}x{width}, more than dataset.max_pixels={self.max_pixels}")
+        if max(self.resolution[0] / height, self.resolution[1] / width) == 1:
+            reach = [side * self._reach for side in self.resolution]
+            top, left = (max(0, size - most) // 2 for size, most in zip((height, width), reach, strict=True))
+            return np.ascontiguousarray(array[:, top : top + reach[0], left : left + reach[1]])
+        resized = np.stack([np.asarray(self._resize(Image.fromarray(plane.astype(np.float32)))) for plane in array])
+        if array.dtype.kind in "iu":
+            limits = np.iinfo(array.dtype)
+            resized = np.rint(resized).clip(limits.min, limits.max)
+        return resized.astype(array.dtype)
+
     def seek(self, image: Image.Image) -> None:
         """Turn an opened image to the frame, and compare its size with `max_pixels` before it is decoded.
 

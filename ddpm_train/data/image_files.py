@@ -6,7 +6,7 @@ these programs themselves have written, for `dataset.path=.` is a way to train, 
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,8 +82,11 @@ def _listed(kinds: Counter[str]) -> str:
     return ", ".join([*(f"{count:,} {kind}" for kind, count in shown), *([f"{rest:,} elsewhere"] if rest else [])])
 
 
-def find_images(root: Path) -> ImageFiles:
+def find_images(root: Path, arrays: Container[str] = ()) -> ImageFiles:
     """All images below a folder. Links are followed, but no folder is entered twice: they may lead in circles.
+
+    Args:
+        arrays: look for files of these endings instead, and leave pictures out.
 
     Raises:
         Mistakes: a folder that would belong to the dataset cannot be read.
@@ -115,14 +118,16 @@ def find_images(root: Path) -> ImageFiles:
         subfolders[:] = [name for name, path in paths.items() if reasons[path] is None or not os.path.islink(path)]
         if is_root and SAMPLING in files:  # ddpm-sample's: its images are in images/
             reason = "beside the images of ddpm-sample"
-        _sort_out(root, os.path.relpath(folder, root), files, reason, found)
+        _sort_out(root, os.path.relpath(folder, root), files, reason, found, arrays)
     found.paths.sort()
     found.metadata.sort()
     return found
 
 
-def _sort_out(root: Path, folder: str, files: list[str], reason: str | None, found: ImageFiles) -> None:
-    known = decodable()
+def _sort_out(
+    root: Path, folder: str, files: list[str], reason: str | None, found: ImageFiles, arrays: Container[str]
+) -> None:
+    known = arrays or decodable()
     for file in files:
         ending = os.path.splitext(file)[1].lower()
         if file in _METADATA and reason is None:
@@ -139,7 +144,7 @@ def _sort_out(root: Path, folder: str, files: list[str], reason: str | None, fou
             found.left_out[reason or "hidden"] += 1
         elif ending in known:
             found.paths.append(os.path.normpath(os.path.join(folder, file)))
-        else:
+        elif not arrays:
             found.unreadable[ending] += 1
 
 

@@ -10,23 +10,30 @@ import torch
 from torch import Tensor
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.pixels import PixelValues
 from ddpm_train.data.cache import Prepared
 from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
 from ddpm_train.data.frames import frame_name
 from ddpm_train.data.sources import Source
+from ddpm_train.diffusion.pixels import to_model
 
 _CHUNK_BYTES = 2**28  # copied to a device at once
 
 
 @dataclass
 class Images:
-    """A set of images, by number: decoded from the cache, or from the source when there is no cache."""
+    """A set of images, by number: decoded from the cache, or from the source when there is no cache.
+
+    Attributes:
+        values: what the numbers of arrays mean; None: they are pictures, of which a model sees uint8 as ever.
+    """
 
     source: Source
     decoder: Decoder
     prepared: Prepared
     rows: np.ndarray  # int64 [N]: each image's place in `prepared`
     cached: bool
+    values: PixelValues | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,22 +69,27 @@ class Images:
             crops: int64 [B, 2] in [0, 2**32), where each random crop lies; None takes the centre.
 
         Returns:
-            uint8 [B, C, H, W].
+            uint8 [B, C, H, W] in [0, 255]; of arrays that are no bytes float32 in [-1, 1].
         """
+        return seen(torch.from_numpy(self._stored(numbers, crops)), self.values)
+
+    def _stored(self, numbers: Sequence[int] | np.ndarray, crops: np.ndarray | None) -> np.ndarray:
         height, width = self.resolution
         if self.cached and self.decoder.crop == "center":
             grid = self._pixels.reshape(-1, self.decoder.channels, height, width)
-            return torch.from_numpy(grid[self.rows[numbers]])
-        batch = np.empty((len(numbers), self.decoder.channels, height, width), dtype=np.uint8)
+            return grid[self.rows[numbers]]
+        batch = np.empty((len(numbers), self.decoder.channels, height, width), dtype=self.prepared.dtype)
         for place, number in enumerate(numbers):
-            image = self._image(int(self.rows[number]))
+            image = self.stored(int(number))
             vertical, horizontal = (CENTRE, CENTRE) if crops is None else crops[place].tolist()
             top = crop_origin(vertical, image.shape[1], height)
             left = crop_origin(horizontal, image.shape[2], width)
             batch[place] = image[:, top : top + height, left : left + width]
-        return torch.from_numpy(batch)
+        return batch
 
-    def _image(self, row: int) -> np.ndarray:
+    def stored(self, number: int) -> np.ndarray:
+        """All that a crop may choose from, [C, H, W], as the source has it."""
+        row = int(self.rows[number])
         if self.cached:
             height, width = self.prepared.sizes[row]
             flat = self._pixels[self.offsets[row] : self.offsets[row + 1]]
@@ -100,6 +112,11 @@ class Images:
             raise Mistakes(f"{self.name(row)}: could be read at the start, but not now: {error}") from None
 
 
+def seen(stored: Tensor, values: PixelValues | None) -> Tensor:
+    """Pixels as `Images.load` returns them, [B, C, H, W]."""
+    return stored if values is None or values.is_bytes else to_model(values, stored)
+
+
 def fits(images: Images, device: torch.device) -> bool:
     """Whether `dataset.device_cache=auto` puts the images onto this device: a GPU with room for them."""
     if device.type == "cpu" or not images.cached:
@@ -111,13 +128,17 @@ def fits(images: Images, device: torch.device) -> bool:
 
 
 class DeviceImages:
-    """All images of a set, uint8, on a device, where a batch is one gather. They come from a cache on the disk."""
+    """All images of a set, as they are stored, on a device, where a batch is one gather. They come from a cache."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         pixels = images.prepared.pixels()
-        self._pixels = torch.empty(len(pixels), dtype=torch.uint8, device=device)
-        for start in range(0, len(pixels), _CHUNK_BYTES):
-            chunk = torch.tensor(pixels[start : start + _CHUNK_BYTES])
+        # Of uint16 the same bits: few operations know it.
+        self._is_uint16, self._values = pixels.dtype == np.uint16, images.values
+        pixels = pixels.view(np.int16) if self._is_uint16 else pixels
+        self._pixels = torch.empty(len(pixels), dtype=torch.tensor(pixels[:1]).dtype, device=device)
+        size = _CHUNK_BYTES // pixels.itemsize
+        for start in range(0, len(pixels), size):
+            chunk = torch.tensor(pixels[start : start + size])
             self._pixels[start : start + len(chunk)] = chunk.to(device)
         self._offsets = torch.from_numpy(images.offsets[images.rows]).to(device)
         self._sizes = torch.from_numpy(images.prepared.sizes[images.rows]).to(device, torch.int64)
@@ -136,4 +157,5 @@ class DeviceImages:
         columns = left[:, None] + self._columns
         planes = self._offsets[numbers][:, None] + self._channels * (height * width)[:, None]
         places = planes[:, :, None, None] + rows[:, None, :, None] + columns[:, None, None, :]
-        return self._pixels[places]
+        stored = self._pixels[places]
+        return seen(stored.view(torch.uint16) if self._is_uint16 else stored, self._values)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.pixels import PixelValues
 from ddpm_train.data.cache import Prepared, prepare
 from ddpm_train.data.decode import Broken, Decoder
 from ddpm_train.data.frames import MOST_FRAMES
@@ -20,6 +21,7 @@ from ddpm_train.data.images import DeviceImages, Images
 from ddpm_train.data.order import image_indices
 from ddpm_train.data.sources import Source, describe, open_source, reasons
 from ddpm_train.data.split import Selection, group_numbers, select
+from ddpm_train.data.values import check_types, find_values
 from ddpm_train.data.workers import Workers
 from ddpm_train.seeding import Purpose, bits
 from ddpm_train.system.console import counted
@@ -47,6 +49,7 @@ class Data:
     commit: str | None  # of the repository that they come from, if it is one on the Hub
     greys: Greys | None  # unless `dataset.value_range` says what is black and white
     selection: Selection
+    values: PixelValues | None = None  # what the numbers of arrays mean
 
     def warnings(self) -> Iterator[str]:
         """What of the dataset is not used, in lines for a person."""
@@ -59,7 +62,7 @@ class Data:
     @property
     def notes(self) -> dict[str, str]:
         """What the config's keys have come to with these images, in lines for a person, by a word for each."""
-        more = {"frames": self.frames_text, "values": str(self.greys) if self.greys else None}
+        more = {"frames": self.frames_text, "values": str(self.values or self.greys or "")}
         return self.selection.notes | {name: text for name, text in more.items() if text}
 
     @property
@@ -87,9 +90,9 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         Mistakes: see `open_source` and `prepare`; also when a split leaves no image.
     """
     of_config = (config.resolution, config.channels, config.background, config.crop, config.max_pixels)
-    decoder = Decoder(*of_config, config.value_range, frames=config.frames)
+    decoder = Decoder(*of_config, config.grey_range, frames=config.frames)
     source = open_source(config, config.split)
-    greys = find_greys(source, decoder) if config.value_range is None else None
+    greys = find_greys(source, decoder) if config.value_range is None and config.dtype is None else None
     decoder = replace(decoder, grey_white=greys.white if greys else None)
 
     def prepared(source: Source) -> Prepared:
@@ -105,8 +108,8 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         _check_broken(config, found)
         return found
 
-    def images(source: Source, all_of: Prepared, rows: np.ndarray) -> Images:
-        return Images(source, decoder, all_of, rows, cached=config.cache == "disk")
+    def images(source: Source, all_of: Prepared, rows: np.ndarray, values: PixelValues | None) -> Images:
+        return Images(source, decoder, all_of, rows, config.cache == "disk", values)
 
     groups = group_numbers(source, config)  # before what takes long: it may be mistaken
     train, held_out, held_out_source = prepared(source), None, source
@@ -117,15 +120,20 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         broken = broken + held_out.broken
         left_out = left_out + _left_out(held_out_source, held_out)
     chosen = select(config, groups, train, held_out)
+    values = None
+    if config.dtype is not None:
+        check_types(config, source, held_out_source)
+        values = find_values(config, images(source, train, np.arange(len(train)), None))
     return Data(
-        images(source, train, chosen.train),
-        images(held_out_source, held_out or train, chosen.held_out) if len(chosen.held_out) else None,
+        images(source, train, chosen.train, values),
+        images(held_out_source, held_out or train, chosen.held_out, values) if len(chosen.held_out) else None,
         train.content,
         broken,
         left_out,
         source.commit,
         greys,
         chosen,
+        values,
     )
 
 

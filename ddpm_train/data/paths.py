@@ -28,7 +28,8 @@ def is_parquet(path: Path) -> bool:
 # What else a file may be that is given for a dataset, by its ending, and what to do with it.
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx")
-_ARRAYS = (".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".pt", ".pth", ".tfrecord", ".tfrecords", ".mdb")
+_READ_ARRAYS = (".npz", ".npy")
+_ARRAYS = (".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".pt", ".pth", ".tfrecord", ".tfrecords", ".mdb")
 _USES = {
     **dict.fromkeys(_PACKED, "an archive; unpack it, and give the folder with dataset=imagefolder"),
     **dict.fromkeys(
@@ -36,9 +37,10 @@ _USES = {
         "a table without images; give the folder of the images: with dataset=imagefolder for all of them, with "
         "dataset=hub for those that a metadata.csv or metadata.jsonl there names in a column file_name",
     ),
+    **dict.fromkeys(_READ_ARRAYS, "arrays; give the folder that holds them, with dataset=arrays"),
     **dict.fromkeys(
         _ARRAYS,
-        "arrays, which are not read; write each image to a .png file, and give their folder with dataset=imagefolder",
+        "arrays, which are not read; write each image to a .npy file, and give their folder with dataset=arrays",
     ),
     ".parquet": "a parquet file; read it with dataset=hub",
     ".arrow": "a part of a dataset; give its folder with dataset=hub",
@@ -64,13 +66,15 @@ def _pattern(path: Path) -> str | None:
 def path_mistakes(config: "Dataset") -> list[str]:
     """Mistakes in `dataset.path` that the disk shows, without loading anything."""
     path = expanded(config.path)
-    one_split = config.source == "folder" or is_parquet(path) or (path / "state.json").exists()
+    one_split = config.source in ("folder", "arrays") or is_parquet(path) or (path / "state.json").exists()
     if (split := config.validation_split) is not None and one_split:
         # The same images would be trained on and held out.
         return [f"dataset.validation_split={split}: {config.path} has no splits; use dataset.validation_fraction"]
-    if config.source == "folder":
+    if config.source in ("folder", "arrays"):
         if not path.exists():
             return [f"dataset.path={config.path}: no such folder"]
+        if not path.is_dir() and config.source == "arrays":
+            return [f"dataset.path={config.path}: one file; give the folder that holds it"]
         if not path.is_dir():
             return [f"dataset.path={config.path}: {_file_use(path)}"]
     if config.source == "hub" and (irregular := _irregular(path)) is not None:
@@ -127,6 +131,8 @@ def _unused(config: "Dataset") -> tuple[str, tuple[str, ...]]:
     of_repositories = ("config_name", "revision")
     if config.source == "embedded":
         return "the images of this package", (*of_repositories, "image_column", "frames", "group_by")
+    if config.source == "arrays":
+        return "a folder of arrays", ("split", *of_repositories, "frames")
     if config.source == "folder":
         return "a folder of images", ("split", *of_repositories, "image_column")
     if config.source != "hub":

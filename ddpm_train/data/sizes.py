@@ -22,6 +22,10 @@ class _Probe(Decoder):
         self.found.append((image.height, image.width))
         return np.zeros((self.channels, *self.resolution), dtype=np.uint8)
 
+    def from_array(self, array: np.ndarray) -> np.ndarray:
+        self.found.append((array.shape[1], array.shape[2]))
+        return array
+
 
 def image_sizes(source: Source, max_pixels: int) -> list[Size]:
     """The sizes of some images, the same ones every time; broken ones are left out."""

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -36,7 +36,8 @@ class Source(Protocol):
     """A sequence of images that a worker process can be sent (it pickles small).
 
     It may have a method `groups(by) -> Sequence[Hashable]`: for each image what `dataset.group_by` names, where images
-    that belong together have the same.
+    that belong together have the same. It may have an attribute `dtype`, one of `config.pixels.DTYPES`: its pixels are
+    of that type, and not uint8.
     """
 
     @property
@@ -53,7 +54,7 @@ class Source(Protocol):
         """How a person finds the image again."""
 
     def load(self, index: int, decoder: Decoder) -> np.ndarray:
-        """The decoded image, or the frame of it that the decoder is for, uint8 [channels, height, width].
+        """The decoded image, or the frame of it that the decoder is for, [channels, height, width], uint8 or `dtype`.
 
         Raises:
             BrokenImage: it cannot be decoded.
@@ -128,27 +129,36 @@ class FolderSource:
         return self._paths[index]
 
     def groups(self, by: str) -> Sequence[Hashable]:
-        """The folder of each image, or what a regular expression finds in its path below the dataset's folder."""
-        names: dict[str, str] = {}  # of equal ones the first: a million would take a hundred MB
-        if by == "folder":
-            return [names.setdefault(folder, folder) for folder in map(os.path.dirname, self._paths)]
-        found, others = [], []
-        for path in self._paths:
-            if (match := re.search(by, path)) is None:
-                others.append(path)
-            else:
-                name = match[1] if match.re.groups and match[1] is not None else match[0]
-                found.append(names.setdefault(name, name))
-        if others:
-            matched = f"matches {len(found):,} of {counted(len(self._paths), 'image')}"
-            raise Mistakes(
-                f"dataset.group_by={by}: {matched}, and not {describe(others, 3)}; give folder, or a regular "
-                "expression that matches the path of every image"
-            )
-        return found
+        """See `path_groups`."""
+        return path_groups(self._paths, by)
 
     def load(self, index: int, decoder: Decoder) -> np.ndarray:
         return decoder(self._root / self._paths[index])
+
+
+def path_groups(paths: Sequence[str], by: str) -> Sequence[Hashable]:
+    """The folder of each file, or what a regular expression finds in its path below the dataset's folder.
+
+    Raises:
+        Mistakes: the expression does not match all of them.
+    """
+    names: dict[str, str] = {}  # of equal ones the first: a million would take a hundred MB
+    if by == "folder":
+        return [names.setdefault(folder, folder) for folder in map(os.path.dirname, paths)]
+    found, others = [], []
+    for path in paths:
+        if (match := re.search(by, path)) is None:
+            others.append(path)
+        else:
+            name = match[1] if match.re.groups and match[1] is not None else match[0]
+            found.append(names.setdefault(name, name))
+    if others:
+        matched = f"matches {len(found):,} of {counted(len(paths), 'image')}"
+        raise Mistakes(
+            f"dataset.group_by={by}: {matched}, and not {describe(others, 3)}; give folder, or a regular "
+            "expression that matches the path of every image"
+        )
+    return found
 
 
 class HubSource:
@@ -158,10 +168,14 @@ class HubSource:
         dataset, self.commit, self._files, self.left_out = load_dataset(config, split)
         self._folders = own_folders(config)
         self._cache_dir = cache_folder(config.cache_dir)
-        self._column = column = image_column(dataset, config, self._files)
+        self._column, self._dataset = self._choose_column(dataset, config)
         self._version = dataset._fingerprint
-        self._dataset = as_images(dataset, column)
         self._all_columns = dataset
+
+    def _choose_column(self, dataset: Any, config: "Dataset") -> tuple[str, Any]:
+        """The name of the column of images, and a dataset of it alone."""
+        column = image_column(dataset, config, self._files)
+        return column, as_images(dataset, column)
 
     @property
     def fingerprint(self) -> str:
@@ -224,6 +238,11 @@ class HubSource:
         if not os.path.isfile(file):
             raise BrokenImage(f"{printable(path)}: no such file, or not a regular one")
         return file
+
+
+def pixel_dtype(source: Source) -> np.dtype[Any]:
+    """The type of the pixels that a source loads."""
+    return np.dtype(getattr(source, "dtype", "uint8"))
 
 
 def open_source(config: "Dataset", split: str) -> Source:

@@ -44,7 +44,7 @@ class Workers:
     """Iterates over the batches at the given positions, in order, as workers load them.
 
     Args:
-        load: int64 [B] positions -> their images, uint8 [B, C, H, W]; it is pickled.
+        load: int64 [B] positions -> their images, [B, C, H, W]; it is pickled.
         positions: taken in other threads, as far ahead as there is room.
         device: where the images will go: for a GPU they lie in pinned memory.
         waiting: called about once a second while training waits, with the seconds so far; it may raise to end that.
@@ -141,11 +141,12 @@ class Workers:
             self._arrived.put(error)
 
     def _receive_images(self, channel: socket.socket) -> Tensor | Exception:
-        shape: tuple[int, ...] | Exception = pickle.loads(_receive(channel))
-        if isinstance(shape, Exception):
-            return shape
-        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        _fill(channel, memoryview(images.view(-1).numpy()))
+        header: tuple[torch.Size, torch.dtype] | Exception = pickle.loads(_receive(channel))
+        if isinstance(header, Exception):
+            return header
+        shape, dtype = header
+        images = torch.empty(shape, dtype=dtype, pin_memory=self._device.type == "cuda")
+        _fill(channel, _bytes(images))
         return images
 
     def _take(self, number: int) -> tuple[Tensor | None, Tensor | Exception]:
@@ -196,10 +197,14 @@ def _serve(channel: socket.socket) -> None:
             except Exception:
                 _send(channel, pickle.dumps(RuntimeError(f"in a worker that loads images:\n{traceback.format_exc()}")))
             else:
-                _send(channel, pickle.dumps(tuple(images.shape)))
-                channel.sendall(memoryview(images.view(-1).numpy()))
+                _send(channel, pickle.dumps((images.shape, images.dtype)))
+                channel.sendall(_bytes(images))
     except (EOFError, ConnectionError):
         pass
+
+
+def _bytes(images: Tensor) -> memoryview:
+    return memoryview(images.view(-1).numpy()).cast("B")
 
 
 def _send(channel: socket.socket, message: bytes) -> None:

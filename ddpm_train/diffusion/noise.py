@@ -33,12 +33,16 @@ def nearest(candidates: Tensor, images: Tensor) -> Tensor:
 
     Args:
         candidates: float32 [B, K, C, H, W].
-        images: uint8 [B, C, H, W].
+        images: uint8 [B, C, H, W], or float32 in [-1, 1].
 
     Returns:
         float32 [B, C, H, W].
     """
     noise = (candidates * 2**_ROUNDED_BITS).round().long()
-    x_0 = (2 * images.long() - 255) << _ROUNDED_BITS  # x_0 and noise, in units of 2^-12 / 255
+    # x_0 and noise, in units of 2^-12 / 255
+    if images.dtype == torch.uint8:
+        x_0 = (2 * images.long() - 255) << _ROUNDED_BITS
+    else:
+        x_0 = (images * (255 << _ROUNDED_BITS)).round().long()
     distances = (noise * (255 * noise - 2 * x_0[:, None])).flatten(2).sum(dim=2)  # |noise - x_0|^2 but for |x_0|^2
     return candidates[torch.arange(len(images), device=images.device), distances.argmin(dim=1)]

@@ -14,8 +14,8 @@ from ddpm_train.seeding import Purpose, bits_for_normal, draw, to_normal
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """uint8 [B, C, H, W] in [0, 255] -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    """uint8 [B, C, H, W] in [0, 255] -> float32 in [-1, 1]; what is that already stays, see `data.images.Images`."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 class Objective:
@@ -86,7 +86,7 @@ class Objective:
         """The noise to train these images with, and the noise that their x_t have, float32 [B, C, H, W] both.
 
         Args:
-            images: as they will be seen, uint8 [B, C, H, W].
+            images: as they will be seen, uint8 [B, C, H, W], or float32 in [-1, 1].
             noise: drawn for them, float32 [B, C, H, W].
             drawn: what was drawn for the purposes of `also`.
         """

@@ -216,7 +216,8 @@ class _Evaluation:
         say(*found.table())
         if (folder := self.config.ema.pipeline) is not None:
             best = models[found.best]
-            on_main(lambda: save_pipeline(expanded(folder), best.unet, best.noise_scheduler, best.step, best.weights))
+            parts = (best.unet, best.noise_scheduler, best.step, best.weights, best.values)
+            on_main(lambda: save_pipeline(expanded(folder), *parts))
             self.workers.console.table({"pipeline": folder})
         return found
 

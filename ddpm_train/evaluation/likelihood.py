@@ -52,6 +52,8 @@ def bits_per_dim(inputs: ModelInputs) -> Iterator[Result]:
 
 
 def why_no_bound(model: Model) -> str | None:
+    if model.values is not None and not model.values.is_bytes:
+        return "its pixels have other numbers than 0 to 255"
     try:
         BoundTerms(model.noise_scheduler, torch.device("cpu"))
     except ValueError as error:

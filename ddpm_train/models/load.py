@@ -15,9 +15,10 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
 from ddpm_train.config.ema import width_of
-from ddpm_train.config.foreign import BadFile, printable
+from ddpm_train.config.foreign import BadFile, printable, read_json
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.objective import Judging
+from ddpm_train.config.pixels import PixelValues
 from ddpm_train.hub.access import find_commit, into_cache, reason
 from ddpm_train.models.averages import average_of_width
 from ddpm_train.models.schedule import stored_scheduler
@@ -28,7 +29,7 @@ from ddpm_train.models.trial import config_refusal, refusal
 from ddpm_train.models.unet import Description, build_unet, unet_of
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
-from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, is_best, read_origin, read_part
+from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, PIXEL_VALUES, is_best, read_origin, read_part
 from ddpm_train.runs.state import read_state, verify
 from ddpm_train.system.failures import first_line
 from ddpm_train.system.files import expanded, lfs_mistakes
@@ -46,6 +47,7 @@ class Model:
     digest: str  # a hash of the weights and of both configs: what the images depend on, wherever it was loaded from
     step: int | None  # how long it was trained; None: not known
     weights: str | None  # "ema", "ema@0.1" or "unet"; None: not known
+    values: PixelValues | None = None  # what the numbers mean that it makes; None: it makes pictures of 8 bits
 
     @property
     def learned_variance(self) -> bool:
@@ -110,7 +112,7 @@ def _from_checkpoint(pipeline: str, path: Path, weights: str) -> Model:
         unet = build_unet(description.model, description.dataset, description.noise_scheduler)
         unet.load_state_dict(dict(tensors[chosen]) if width is None else average_of_width(path, width))
         known = {"step": read_state(path).step, "weights": chosen}
-        return _model(pipeline, unet, description.noise_scheduler.build(), known)
+        return _model(pipeline, unet, description.noise_scheduler.build(), known, description.dataset.values)
 
 
 def _read_part(pipeline: str, run: Path, part: type[P]) -> P:
@@ -168,7 +170,9 @@ def _from_diffusers(pipeline: str, folder: Path, weights: str) -> Model:
     if absent := {*info["missing_keys"], *(name for name, weight in unet.named_parameters() if weight.is_meta)}:
         raise Mistakes(f"pipeline={pipeline}: its weights lack {len(absent)} tensors, {sorted(absent)[0]} first")
     notes = (f"{variant} weights" if variant else "", assumed)
-    return _model(pipeline, unet.float(), scheduler, known, ", ".join(filter(None, notes)))
+    places = (each / PIXEL_VALUES for each in (folder, folder.parent))
+    values = next((read_json(place, PixelValues) for place in places if place.is_file()), None)
+    return _model(pipeline, unet.float(), scheduler, known, values, ", ".join(filter(None, notes)))
 
 
 @contextmanager
@@ -221,7 +225,12 @@ def _check_layout(pipeline: str, path: Path) -> None:
 
 
 def _model(
-    pipeline: str, unet: UNet2DModel, noise_scheduler: DDPMScheduler, known: Mapping[str, Any], notes: str = ""
+    pipeline: str,
+    unet: UNet2DModel,
+    noise_scheduler: DDPMScheduler,
+    known: Mapping[str, Any],
+    values: PixelValues | None,
+    notes: str = "",
 ) -> Model:
     """A model of which `step` and `weights` are known, or nothing."""
     kinds = {"unet": "raw weights", "ema": "EMA weights"}
@@ -230,9 +239,12 @@ def _model(
     )
     label = ", ".join(filter(None, (pipeline, which, notes)))
     _refuse_non_finite(pipeline, unet)
-    digest = _digest(unet, noise_scheduler)
+    if values is not None and len(values.low) != unet.config.in_channels:
+        channels = f"{len(values.low)} channels, its network of {unet.config.in_channels}"
+        raise Mistakes(f"pipeline={pipeline}: {PIXEL_VALUES} is of {channels}; keep each model's own file with it")
+    digest = _digest(unet, noise_scheduler, values)
     unet.eval().requires_grad_(False)
-    return Model(label, unet, noise_scheduler, digest, known.get("step"), known.get("weights"))
+    return Model(label, unet, noise_scheduler, digest, known.get("step"), known.get("weights"), values)
 
 
 def _refuse_non_finite(pipeline: str, unet: UNet2DModel) -> None:
@@ -245,8 +257,8 @@ def _refuse_non_finite(pipeline: str, unet: UNet2DModel) -> None:
         )
 
 
-def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> str:
-    digest = hashlib.sha256()
+def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler, values: PixelValues | None) -> str:
+    digest = hashlib.sha256(repr(values).encode() if values else b"")
     for part in (unet, noise_scheduler):
         kept = {key: value for key, value in sorted(part.config.items()) if not key.startswith("_")}
         digest.update(json.dumps(kept, sort_keys=True, default=str).encode())

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -11,15 +11,25 @@ from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.model import Model
 from ddpm_train.config.noise import NoiseScheduler
 from ddpm_train.config.parts import Resolution
+from ddpm_train.config.pixels import Dtype, PixelValues, Stretch, ValueRange, pixel_values
+from ddpm_train.runs.folder import PIXEL_VALUES
 from ddpm_train.seeding import Purpose, derived_seed
 
 
 @dataclass(frozen=True)
 class Images:
-    """What of a dataset shapes a network."""
+    """What of a dataset shapes a network, and what the numbers mean that it makes."""
 
     resolution: Resolution
     channels: int
+    dtype: Dtype | Literal["auto"] | None = None
+    value_range: ValueRange = None
+    stretch: Stretch = "linear"
+
+    @property
+    def values(self) -> PixelValues | None:
+        """What the numbers of a begun run's arrays mean; None: it is of pictures."""
+        return pixel_values(self.dtype, self.value_range, self.stretch)
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,13 @@ def unet_arguments(config: Model) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key != "pretrained"}
 
 
-def pipeline_files(unet: UNet2DModel, noise_scheduler: DDPMScheduler) -> dict[str, str]:
+def pipeline_files(
+    unet: UNet2DModel, noise_scheduler: DDPMScheduler, values: PixelValues | None = None
+) -> dict[str, str]:
     """Path -> text of a saved DDPMPipeline's files but for the weights, unet/diffusion_pytorch_model.safetensors."""
     pipeline = DDPMPipeline(unet=unet, scheduler=noise_scheduler)
     parts = {"model_index.json": pipeline, "unet/config.json": unet, "scheduler/scheduler_config.json": noise_scheduler}
-    files = {}
+    files = {} if values is None else {PIXEL_VALUES: json.dumps(asdict(values))}
     for name, part in parts.items():
         config = json.loads(part.to_json_string())
         config.pop("_name_or_path", None)  # where weights were loaded from: a path of this machine

@@ -6,7 +6,8 @@ environment.json   what has computed the run, see `environment.py`
 result.json        what the run has come to; there once it has ended
 checkpoints/       see `checkpoint.py`
 snapshots/         of the averages, see `snapshots.py`
-pipeline/          a DDPMPipeline; training.json in it says which weights these are
+pipeline/          a DDPMPipeline; training.json in it says which weights these are, pixel_values.json what the
+                   numbers of arrays mean
 samples/           the grids, step_NNNNNNNN.png
 evaluation/        step_NNNNNNNN.json of the evaluations in the run, scores.json of those after it
 tensorboard/  report.html  job.json (of a sweep)  .lock  .heartbeat
@@ -40,6 +41,7 @@ SNAPSHOTS = "snapshots"
 BEST = "best"  # RUN/checkpoints/best: no folder, but the one that is best by the run's records
 PIPELINE = "pipeline"
 ORIGIN = "training.json"
+PIXEL_VALUES = "pixel_values.json"
 SAMPLES = "samples"
 EVALUATION = "evaluation"
 SCORES = "scores.json"

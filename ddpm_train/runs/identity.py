@@ -21,6 +21,10 @@ MAY_CHANGE = (
     *(
         "dataset.max_broken_fraction",
         "dataset.value_range",
+        "dataset.dtype",
+        "dataset.stretch",
+        "dataset.no_data",
+        "dataset.fill",
         "dataset.frames",
         "dataset.group_by",
         "dataset.drop_duplicates",
@@ -46,18 +50,28 @@ _AS_EVER = {
     "noise.perturbation": 0.0,
     "noise.nearest_of": 1,
     "noise_scheduler.log_snr_shift": 0.0,
+    "dataset.dtype": None,
+    "dataset.stretch": "linear",
+    "dataset.no_data": None,
+    "dataset.fill": None,
 }
 # Where the run lies and how it was asked to start say nothing about it; what was chosen is told by its own keys.
 _UNMENTIONED = ("name", "output_dir", "resume", "allow_change", "dataset.chosen")
 
 
 def identity(
-    values: Mapping[str, Any], *, dataset_content: str, mixed_precision: str, dataset_split: str | None = None
+    values: Mapping[str, Any],
+    *,
+    dataset_content: str,
+    mixed_precision: str,
+    dataset_split: str | None = None,
+    pixel_values: str | None = None,
 ) -> dict[str, Any]:
     """The config as flat keys, with what the machine decided: the dataset's content and the precision.
 
     Args:
         dataset_split: a hash of which images are used where keys have changed that; see `data.split.Selection`.
+        pixel_values: what the numbers of arrays mean, see `config.pixels.PixelValues`; None: they are pictures.
     """
     flat = {key: list(value) if isinstance(value, tuple) else value for key, value in dotted_values(values)}
     flat = {key: value for key, value in flat.items() if key not in _AS_EVER or value != _AS_EVER[key]}
@@ -65,7 +79,8 @@ def identity(
     if pretrained and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", pretrained):
         # Only the name of a folder: it may lie elsewhere now.
         flat["model.pretrained"] = Path(pretrained).name
-    of_images = {"dataset content": dataset_content, **({"dataset split": dataset_split} if dataset_split else {})}
+    of_images = {"dataset content": dataset_content, "dataset split": dataset_split, "pixel values": pixel_values}
+    of_images = {key: value for key, value in of_images.items() if value}
     return {**flat, **of_images, "precision": mixed_precision}
 
 

@@ -70,7 +70,7 @@ class Recipe:
 def resolution_mistakes(model: Model, wanted: tuple[int, int] | None) -> Iterator[str]:
     """A line if the model cannot make pictures of this size, or does not say its own."""
     config = model.unet.config
-    if config.in_channels not in MODES:
+    if config.in_channels not in MODES and model.values is None:
         yield f"pipeline: a model of {config.in_channels} channels, which make no picture; give a model of 1, 3 or 4"
     resolution = wanted or model.sample_size
     factor = 2 ** (len(config.block_out_channels) - 1)

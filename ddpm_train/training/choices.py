@@ -120,7 +120,7 @@ def _named(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     name = named_after_images(path)
     named = {"name": name, "output_dir": f"outputs/{name}"}
     is_named = given & named.keys() or {key: values.get(key) for key in named} not in (_UNNAMED, named)
-    if is_named or not name or source not in ("folder", "hub") or path == "???":
+    if is_named or not name or source not in ("folder", "hub", "arrays") or path == "???":
         return {}
     with suppress(OSError, BadFile, KeyError, TypeError):
         began = read_config(Path(_UNNAMED["output_dir"], CONFIG))["dataset"]

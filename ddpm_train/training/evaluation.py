@@ -132,7 +132,7 @@ class Evaluation:
     def _results(self, unet: UNet2DModel) -> Iterator[Result]:
         run, data, config = self._run, self._run.data, self._run.config
         grid = self._sampled(unet, config.evaluation.num_images)
-        yield "samples", pictures.image_grid(grid.pixels().cpu())
+        yield "samples", pictures.image_grid(pictures.shown(grid.pixels().cpu(), self._run.data.values))
         training, held_out = RealImages(data.train, config.dataset, self._workers), None
         if data.validation is not None:
             held_out = RealImages(data.validation, config.dataset, self._workers, held_out=True)

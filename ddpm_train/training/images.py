@@ -15,16 +15,19 @@ from ddpm_train.training.choices import is_chosen
 
 
 def open_same_data(config: Config, values: dict[str, Any], console: Console) -> tuple[Config, dict[str, Any], Data]:
-    """The same dataset on all processes, and the config, typed and as plain values, with the dataset's commit."""
+    """The same dataset on all processes, and the config, typed and as plain values, with what was found of the dataset:
+    its commit, and what its numbers mean."""
     data = everywhere(lambda: _open_data(config, console))
     require_same(f"dataset.path={config.dataset.path}", data.identity(), _other_images)
     chosen = {key: value for key, value in dotted_values(values) if is_chosen(key, values)}
     require_same("dataset.chosen", chosen, lambda *_: "copy config.yaml of the run's folder to every machine")
-    if data.commit is not None:
-        # What was asked for, a branch or nothing, may mean other images tomorrow.
-        config = replace(config, dataset=replace(config.dataset, revision=data.commit))
-        values = {**values, "dataset": {**values["dataset"], "revision": data.commit}}
-    return config, values, data
+    # What was asked for, a branch or nothing, may mean other images tomorrow.
+    found: dict[str, Any] = {} if data.commit is None else {"revision": data.commit}
+    if data.values is not None:  # likewise
+        found |= {"dtype": data.values.dtype, "value_range": (data.values.low, data.values.high)}
+    config = replace(config, dataset=replace(config.dataset, **found))
+    written = {key: [[*each] for each in value] if key == "value_range" else value for key, value in found.items()}
+    return config, {**values, "dataset": {**values["dataset"], **written}}, data
 
 
 def _open_data(config: Config, console: Console) -> Data:

@@ -166,7 +166,13 @@ def _accept_run(config: Config, values: Mapping[str, Any]) -> None:
         return
     there = state.identity
     content, precision, split = (there.get(key) for key in ("dataset content", "precision", "dataset split"))
-    now = identity(values, dataset_content=str(content), dataset_split=split, mixed_precision=str(precision))
+    now = identity(
+        values,
+        dataset_content=str(content),
+        dataset_split=split,
+        pixel_values=there.get("pixel values"),
+        mixed_precision=str(precision),
+    )
     accept(there, now, allowed=config.allow_change, where=f"{published[-1]} (step {state.step:,})")
 
 

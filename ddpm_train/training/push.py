@@ -42,7 +42,7 @@ def open_push(run: Run, lock: RunLock) -> PushThread | None:
     if is_offline():
         run.console.warn(f"warning: HF_HUB_OFFLINE is set, so nothing is pushed; `{_by_hand(run)}` pushes it later")
         return None
-    files = pipeline_files(run.state.sampling_unet, run.objective.noise_scheduler)
+    files = pipeline_files(run.state.sampling_unet, run.objective.noise_scheduler, run.data.values)
     licence = functools.cache(lambda: dataset_licence(config.dataset))
     return PushThread(Shared(run.output_dir, run.values, config.hub, files, licence), run.console.warn, lock.check)
 
@@ -91,7 +91,7 @@ def push_run(run: Path, hub: Hub) -> None:
         raise Mistakes(*problems)
     described = read_part(run, Description)
     unet = build_unet(described.model, described.dataset, described.noise_scheduler)
-    files = pipeline_files(unet, described.noise_scheduler.build())
+    files = pipeline_files(unet, described.noise_scheduler.build(), described.dataset.values)
     dataset = read_part(run, _ItsDataset).dataset
     shared = Shared(run, read_config(run / CONFIG), hub, files, lambda: dataset_licence(dataset))
     for left in run.glob(f"{_BY_HAND}*"):  # by one that was killed: links keep what is pruned on the disk

@@ -132,8 +132,13 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What makes the run the run it is."""
         precision = self.accelerator.mixed_precision
-        content, split = self.data.content, self.data.selection.changed
-        return identity(self.values, dataset_content=content, dataset_split=split, mixed_precision=precision)
+        return identity(
+            self.values,
+            dataset_content=self.data.content,
+            dataset_split=self.data.selection.changed,
+            pixel_values=repr(self.data.values) if self.data.values else None,
+            mixed_precision=precision,
+        )
 
     def resumed_state(self) -> ResumedState:
         """What a checkpoint holds besides tensors."""

@@ -175,4 +175,4 @@ def _save_pipeline(run: Run) -> None:
     """A plain DDPMPipeline of the sampling weights."""
     state = run.state
     model = (state.sampling_unet, run.objective.noise_scheduler)
-    save_pipeline(run.output_dir / PIPELINE, *model, state.step, state.sampling_weights)
+    save_pipeline(run.output_dir / PIPELINE, *model, state.step, state.sampling_weights, run.data.values)

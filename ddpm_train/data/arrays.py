@@ -1,0 +1,281 @@
+"""Images of any channels and depth: arrays in files, or in a column of a dataset. Their numbers stay as they are."""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddpm_train.config.mistakes import Mistakes, did_you_mean, not_installed, one_of
+from ddpm_train.config.pixels import DTYPES, MOST_CHANNELS
+from ddpm_train.data.array_files import ARRAY_READERS, Header
+from ddpm_train.data.content import content_hash
+from ddpm_train.data.decode import DAMAGE, BrokenImage, Decoder
+from ddpm_train.data.sources import HubSource, describe, path_groups
+from ddpm_train.system.console import counted
+from ddpm_train.system.failures import first_line
+from ddpm_train.system.files import cache_folder, expanded
+
+if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
+    from ddpm_train.config.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class ToPixels:
+    """Turns arrays of a dataset into [channels, height, width] of one type."""
+
+    channels: int
+    dtype: str
+    no_data: float | None
+    fill: float | None
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """[H, W], [H, W, C] or [C, H, W] -> [C, H, W].
+
+        Raises:
+            BrokenImage: it has pixels without data and nothing to fill them, or numbers that the type does not hold.
+        """
+        if array.ndim == 2:
+            array = array[None]
+        elif array.shape[-1] == self.channels:
+            array = np.moveaxis(array, -1, 0)
+        array = self._filled(array)
+        limits = np.iinfo(self.dtype) if np.dtype(self.dtype).kind in "iu" else np.finfo(self.dtype)
+        if array.dtype != self.dtype and (array.min() < limits.min or array.max() > limits.max):
+            raise BrokenImage(f"holds numbers beyond those of dataset.dtype={self.dtype}")
+        return np.ascontiguousarray(array, dtype=self.dtype)
+
+    def _filled(self, array: np.ndarray) -> np.ndarray:
+        gaps = ~np.isfinite(array) if array.dtype.kind == "f" else np.zeros(array.shape, dtype=bool)
+        if self.no_data is not None:
+            gaps |= array == self.no_data
+        if not gaps.any():
+            return array
+        if self.fill is None:
+            raise BrokenImage("has pixels without data (NaN, infinity or dataset.no_data); give dataset.fill=NUMBER")
+        return np.where(gaps, self.fill, array)
+
+
+def num_images(shape: Sequence[int], channels: int) -> int | None:
+    """How many images an array of this shape holds along its first axis; None: it is one.
+
+    Raises:
+        ValueError: it is none, or of other channels.
+    """
+    if 0 in shape:
+        raise ValueError("empty")
+    if len(shape) == 2 and channels == 1:
+        return None
+    if len(shape) == 3:
+        if channels in (shape[0], shape[2]):
+            return None
+        # A narrow strip is rather an image of other channels.
+        if channels == 1 and not (shape[2] <= MOST_CHANNELS and 2 * shape[2] <= shape[1]):
+            return shape[0]
+    if len(shape) == 4 and channels in (shape[1], shape[3]):
+        return shape[0]
+    raise ValueError("of other channels")
+
+
+def dtype_of(config: "Dataset", found: Mapping[str, Counter[str] | int]) -> str:
+    """The type that all arrays of a dataset are read as.
+
+    Args:
+        found: how many arrays are of each type.
+
+    Raises:
+        Mistakes: they are of several types, or of one that is not known, and the config does not say what to do.
+    """
+    held = " and ".join(found)
+    if config.dtype is None or config.dtype == "auto":
+        if len(found) == 1 and held in DTYPES:
+            return held
+        why = f"are of type {held}" if len(found) == 1 else f"are of several types ({held})"
+        raise Mistakes(f"dataset.dtype=auto: the arrays {why}; give {one_of(DTYPES)}, which all are then read as")
+    kinds = "biuf" if config.dtype.startswith("float") else "biu"
+    if bad := [name for name in found if np.dtype(name).kind not in kinds]:
+        remedy = "give float32" if np.dtype(bad[0]).kind == "f" else "give arrays of numbers"
+        raise Mistakes(f"dataset.dtype={config.dtype}: does not hold the numbers of type {bad[0]}; {remedy}")
+    return config.dtype
+
+
+def _is_one(shape: Sequence[int], channels: int) -> bool:
+    """Whether an array of this shape is an image."""
+    try:
+        return num_images(shape, channels) is None
+    except ValueError:
+        return False
+
+
+class ArrayFolder:
+    """Files of arrays below a folder, in the order of their paths; a file may hold several images along its first axis.
+
+    Attributes:
+        dtype: of the pixels.
+        left_out: what of the folder is not used, in lines.
+    """
+
+    commit = None
+
+    def __init__(self, config: "Dataset", split: str) -> None:
+        from ddpm_train.data.image_files import find_images  # not above: its pydantic, too
+
+        root = expanded(config.path)
+        found = find_images(root, ARRAY_READERS)
+        self.left_out = list(found.lines())
+        if not found.paths:
+            reason = "; ".join(self.left_out) or f"no file below it ends in {one_of(list(ARRAY_READERS))}"
+            raise Mistakes(f"dataset.path={root}: no arrays in it ({reason}); give the folder that holds them")
+        self._root, self._paths, self._key = root, found.paths, config.image_column
+        self._cache_dir = cache_folder(config.cache_dir)
+        _check_packages(root, self._paths)
+        headers = [self._header(path) for path in self._paths]
+        counts = _counts(config, dict(zip(self._paths, headers, strict=True)))
+        types = Counter(header.dtype.name for header in headers if isinstance(header, Header))
+        self.dtype = dtype_of(config, types) if types else DTYPES[0]
+        self._damage = {number: each for number, each in enumerate(headers) if isinstance(each, str)}
+        self._starts = np.concatenate(([0], np.cumsum([count or 1 for count in counts])))
+        self._stacks = [count is not None for count in counts]
+        self._to_pixels = ToPixels(config.channels, self.dtype, config.no_data, config.fill)
+
+    def _header(self, path: str) -> Header | str:
+        """Or why the file cannot be read."""
+        try:
+            return ARRAY_READERS[Path(path).suffix.lower()].header(self._root / path, self._key)
+        except Mistakes:
+            raise
+        except Exception as error:  # readers refuse by many kinds
+            return first_line(error)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{content_hash(self._root, self._paths, self._cache_dir)} {self._key} {self._to_pixels}"
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _place(self, index: int) -> tuple[int, int | None]:
+        """The number of its file, and its own in that; None: it is the only one."""
+        file = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return file, index - int(self._starts[file]) if self._stacks[file] else None
+
+    def name(self, index: int) -> str:
+        file, item = self._place(index)
+        return self._paths[file] if item is None else f"{self._paths[file]}, image {item}"
+
+    def groups(self, by: str) -> Sequence[Hashable]:
+        """Those of the files, see `path_groups`."""
+        return np.repeat(np.array(path_groups(self._paths, by), dtype=object), np.diff(self._starts)).tolist()
+
+    def load(self, index: int, decoder: Decoder) -> np.ndarray:
+        file, item = self._place(index)
+        if file in self._damage:
+            raise BrokenImage(self._damage[file])
+        path = self._root / self._paths[file]
+        try:
+            array = ARRAY_READERS[path.suffix.lower()].item(path, self._key, item)
+        except (*DAMAGE, Mistakes) as error:
+            raise BrokenImage(first_line(error)) from None
+        return decoder.from_array(self._to_pixels(array))
+
+
+def _check_packages(root: Path, paths: Sequence[str]) -> None:
+    """Raises `Mistakes` if a package is missing that reads some of the files."""
+    endings = Counter(Path(path).suffix.lower() for path in paths)
+    needed = {ending: ARRAY_READERS[ending].package for ending in endings}
+    lines: dict[str, None] = {}
+    for ending, package in needed.items():
+        if package is not None:
+            files = counted(endings[ending], f"{ending} file")
+            lines |= dict.fromkeys(not_installed(f"dataset.path={root}: {files}", package, "scientific"))
+    if lines:
+        raise Mistakes(*lines)
+
+
+def _counts(config: "Dataset", headers: Mapping[str, Header | str]) -> list[int | None]:
+    """How many images each file holds, see `num_images`; raises `Mistakes` if files are of other channels."""
+    counts: list[int | None] = []
+    other: list[str] = []
+    for path, header in headers.items():
+        try:
+            counts.append(None if isinstance(header, str) else num_images(header.shape, config.channels))
+        except ValueError:
+            other.append(f"{path} {_shape_text(header)}")
+    if other:
+        of_all = f"{len(other):,} of {counted(len(headers), 'file')}"
+        raise Mistakes(
+            f"dataset.channels={config.channels}: {of_all} hold arrays of another shape ({describe(other, 3)}); an "
+            "image is height x width x channels, or channels x height x width; several in one file come first"
+        )
+    return counts
+
+
+def _shape_text(header: Header | str) -> str:
+    return header if isinstance(header, str) else "x".join(map(str, header.shape))
+
+
+class ArrayColumn(HubSource):
+    """A `datasets.Dataset` with a column of arrays: Array2D, Array3D, or lists of rows."""
+
+    def __init__(self, config: "Dataset", split: str) -> None:
+        super().__init__(config, split)
+        feature = self._dataset.features[self._column]
+        self._held = str(_number_type(feature))
+        if (shape := getattr(feature, "shape", None)) is not None and not _is_one(shape, config.channels):
+            held = "x".join(map(str, shape))
+            raise Mistakes(
+                f"dataset.channels={config.channels}: column {self._column} holds arrays of {held}; give "
+                "dataset.channels=… as they have it"
+            )
+        self.dtype = dtype_of(config, {self._held: 1})
+        self._to_pixels = ToPixels(config.channels, self.dtype, config.no_data, config.fill)
+
+    def _choose_column(self, dataset: Any, config: "Dataset") -> tuple[str, Any]:
+        found = [name for name, feature in dataset.features.items() if _number_type(feature) is not None]
+        column = config.image_column
+        if column is None and len(found) == 1:
+            column = found[0]
+        if column is None or column not in found:
+            known = one_of(found) if found else "another dataset: none of its columns holds arrays"
+            typo = did_you_mean(column, found) if column else ""
+            raise Mistakes(f"dataset.image_column={column or 'null'}: no column of arrays;{typo or f' give {known}'}")
+        return column, dataset.select_columns([column])
+
+    def _named_files(self) -> list[str]:
+        return []
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{super().fingerprint} {self._to_pixels}"
+
+    def load(self, index: int, decoder: Decoder) -> np.ndarray:
+        cell = self._dataset[index][self._column]
+        if cell is None:
+            raise BrokenImage("empty")
+        try:
+            array = np.array(cell, dtype=self._held)
+        except ValueError as error:
+            raise BrokenImage(first_line(error)) from None
+        if not _is_one(array.shape, self._to_pixels.channels):
+            raise BrokenImage(f"an array of {'x'.join(map(str, array.shape))}, which is no image of that many channels")
+        return decoder.from_array(self._to_pixels(array))
+
+
+def open_hub(config: "Dataset", split: str) -> HubSource:
+    """What the `datasets` library loads: pictures, or with `dataset.dtype` arrays."""
+    return HubSource(config, split) if config.dtype is None else ArrayColumn(config, split)
+
+
+def _number_type(feature: Any) -> str | None:
+    """The type of the numbers in a column of arrays of two or three axes; None: it is none."""
+    from datasets import Array2D, Array3D
+
+    if isinstance(feature, Array2D | Array3D):
+        return str(feature.dtype)
+    depth = 0
+    while (inner := getattr(feature, "feature", None)) is not None:
+        feature, depth = inner, depth + 1
+    held = str(getattr(feature, "dtype", ""))
+    return held if depth in (2, 3) and held.startswith(("uint", "int", "float")) else None

@@ -1,0 +1,247 @@
+"""Images of any channels and depth: their numbers reach the model by one transform, and come back by its inverse."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers.cli import TINY, Cli
+from helpers.images import dataset_config
+from helpers.runs import records
+from PIL import Image
+
+from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.pixels import PixelValues
+from ddpm_train.data.images import DeviceImages
+from ddpm_train.data.loader import Data, open_data
+from ddpm_train.diffusion.objective import to_model_range
+from ddpm_train.diffusion.pixels import to_model, to_physical
+from ddpm_train.models.load import load_model
+
+Write = Callable[..., Path]
+DATA = Path(__file__).parent.parent / "ddpm_train/data/fashion_tiny/train.png"
+
+
+def clothes(number: int, channels: int = 1) -> np.ndarray:
+    """Real images, uint8 [number, 28, 28, channels], whose bands are neighbouring ones."""
+    with Image.open(DATA) as mosaic:
+        pixels = np.asarray(mosaic)
+    tiles = pixels.reshape(-1, 28, pixels.shape[1] // 28, 28).transpose(0, 2, 1, 3).reshape(-1, 28, 28)
+    return np.moveaxis(tiles[: number * channels].reshape(number, channels, 28, 28), 1, -1)
+
+
+def opened(root: Path, **values: Any) -> Data:
+    settings = {"dtype": "auto", "channels": 1, "validation_fraction": 0.0, "resolution": 28, "num_workers": 0}
+    config = dataset_config("arrays", root, cache_dir=str(root.parent / "cache"), **{**settings, **values})
+    return open_data(config, progress=False)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A folder of .npy files."""
+
+    def write(*arrays: np.ndarray, name: str = "arrays") -> Path:
+        root = tmp_path / name
+        root.mkdir(exist_ok=True)
+        for number, array in enumerate(arrays):
+            np.save(root / f"{number:02}.npy", array)
+        return root
+
+    return write
+
+
+RANGES = {"uint8": (0, 255), "int16": (-1000, 3000), "uint16": (0, 65535), "float16": (-3, 8), "float32": (-1e-3, 0.7)}
+
+
+@pytest.mark.parametrize("stretch", ["linear", "log", "asinh"])
+@pytest.mark.parametrize("dtype", RANGES)
+def test_the_transform_has_an_inverse(dtype: Any, stretch: Any) -> None:
+    low, high = RANGES[dtype]
+    whole = np.dtype(dtype).kind in "iu"
+    numbers = np.arange(low, high + 1) if whole else np.linspace(low, high, 10_007)
+    images = numbers.astype(dtype).reshape(1, 1, 1, -1)
+    values = PixelValues(dtype, (float(low),), (float(high),), stretch)
+    x_0 = to_model(values, torch.from_numpy(images))
+    assert x_0.dtype == torch.float32
+    assert (x_0.min().item(), x_0.max().item()) == pytest.approx((-1, 1), abs=1e-6)
+    again = to_physical(values, x_0)
+    assert again.dtype == dtype
+    if whole:
+        assert np.array_equal(again, images)
+    else:
+        assert np.abs(again.astype(np.float64) - images).max() <= max(np.spacing(np.array(high, dtype)), 1e-6)
+    # What lies beyond is clipped.
+    assert to_model(values, torch.tensor([[[[low - 1.0, high + 1.0]]]])).flatten().tolist() == pytest.approx(
+        [-1, 1], abs=1e-6
+    )
+
+
+def test_bytes_are_what_photographs_are(write: Write) -> None:
+    bytes_ = clothes(3)
+    values = PixelValues("uint8", (0.0,), (255.0,))
+    stored = torch.from_numpy(bytes_).permute(0, 3, 1, 2)
+    assert torch.allclose(to_model(values, stored), to_model_range(stored), atol=1e-7)
+    data = opened(write(bytes_))
+    assert data.values == values and torch.equal(data.train.load(range(3)), stored)
+
+
+@pytest.mark.parametrize("cache", ["disk", "none"])
+@pytest.mark.parametrize(("dtype", "channels"), [("uint16", 13), ("int16", 1), ("float16", 2), ("float32", 5)])
+def test_numbers_stay_as_they_are(write: Write, dtype: Any, channels: int, cache: str) -> None:
+    arrays = (clothes(4, channels).astype(dtype) * 100 - (0 if dtype == "uint16" else 5000)).astype(dtype)
+    one, two, *rest = arrays
+    # An image each, whichever way round, and several in a file.
+    data = opened(write(one, np.moveaxis(two, -1, 0), np.stack(rest)), channels=channels, cache=cache)
+    images, first = data.train, np.moveaxis(arrays, -1, 1)
+    assert [images.source.name(index) for index in (0, 1, 2, 3)] == [
+        "00.npy",
+        "01.npy",
+        "02.npy, image 0",
+        "02.npy, image 1",
+    ]
+    assert images.prepared.dtype == dtype
+    assert np.array_equal([images.stored(index) for index in range(4)], first)
+    # Measured over all, of each channel.
+    assert data.values is not None and data.values.dtype == dtype
+    assert data.values.low == tuple(first.min(axis=(0, 2, 3)).astype(float).tolist())
+    assert data.values.high == tuple(first.max(axis=(0, 2, 3)).astype(float).tolist())
+    x_0 = images.load([3, 0])
+    assert x_0.dtype == torch.float32 and x_0.abs().max() <= 1
+    assert np.allclose(to_physical(data.values, x_0), first[[3, 0]], atol=0.01)
+    if cache == "disk":
+        resident = DeviceImages(images, torch.device("cpu"))
+        assert torch.equal(resident.load(torch.tensor([3, 0])), x_0)
+
+
+def test_ranges_are_given_or_measured(write: Write) -> None:
+    array = np.zeros((2, 100, 100, 2), dtype=np.float32)
+    array[0, 0, 0] = 1e6, -1e6
+    array[..., 50:, 0] = 10
+    root = write(array)
+    settings = {"channels": 2, "resolution": 100}
+    assert opened(root, **settings).values == PixelValues("float32", (0.0, -1e6), (1e6, 0.0))
+    # Of the second, a band of one value but for one pixel.
+    assert opened(root, **settings, value_range="percentile").values == PixelValues("float32", (0.0, 0.0), (10.0, 1.0))
+    given = opened(root, **settings, value_range=[[0, -1], 20], stretch="asinh").values
+    assert given == PixelValues("float32", (0.0, -1.0), (20.0, 20.0), "asinh")
+
+
+def test_pixels_without_data_are_told_or_filled(write: Write) -> None:
+    good, nan, nothing = (clothes(3)[..., 0].astype(np.float32) + np.float32(each) for each in (0, 1, 2))
+    nan[1, :5], nothing[2, 3] = np.nan, -9999
+    root = write(good[0], nan[1], nothing[2])
+    data = opened(root, no_data=-9999, max_broken_fraction=0.9)
+    reason = "has pixels without data (NaN, infinity or dataset.no_data); give dataset.fill=NUMBER"
+    assert data.broken == [("01.npy", reason), ("02.npy", reason)]
+    filled = opened(root, no_data=-9999, fill=-7)
+    assert filled.values is not None and filled.values.low == (-7.0,)
+    assert (filled.train.stored(1)[0, :5] == -7).all() and (filled.train.stored(2)[0, 3] == -7).all()
+    assert np.array_equal(filled.train.stored(1)[0, 5:], nan[1, 5:])
+
+
+def test_other_sizes_are_fitted_without_rounding_to_bytes(write: Write) -> None:
+    rising = np.arange(64 * 96, dtype=np.uint16).reshape(64, 96) * 10
+    flat = np.full((32, 32), 40_001, dtype=np.uint16)
+    data = opened(write(rising, flat), resolution=32)
+    found = data.train.stored(0)[0]
+    assert found.shape == (32, 32) and len(np.unique(found)) > 256 and (np.diff(found.astype(int)) > 0).all()
+    assert (data.train.stored(1) == 40_001).all()
+    # Only cropped, nothing changes: what is in the middle of the longer side.
+    assert np.array_equal(opened(write(rising, name="crop"), resolution=64).train.stored(0)[0], rising[:, 16:80])
+
+
+def test_a_column_of_arrays(tmp_path: Path) -> None:
+    images = np.moveaxis(clothes(3, 5).astype(np.uint16) * 257, -1, 1)
+    features = datasets.Features({"bands": datasets.Array3D((5, 28, 28), "uint16"), "label": datasets.Value("string")})
+    rows = {"bands": list(images), "label": ["a", "b", "c"]}
+    datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "saved")
+    settings = {"resolution": 28, "channels": 5, "dtype": "auto", "validation_fraction": 0, "num_workers": 0}
+    config = dataset_config("hub", tmp_path / "saved", cache_dir=str(tmp_path / "cache"), **settings)
+    data = open_data(config, progress=False)
+    assert data.train.prepared.dtype == np.uint16
+    assert np.array_equal([data.train.stored(index) for index in range(3)], images)
+
+
+def test_npz_by_name(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    images = clothes(2).astype(np.float32)
+    np.savez_compressed(tmp_path / "files/a.npz", image=images, mask=images[..., 0] > 0)
+    with pytest.raises(Mistakes, match=r"^dataset.image_column=null: a.npz holds image, mask; give image or mask$"):
+        opened(tmp_path / "files")
+    data = opened(tmp_path / "files", image_column="image")
+    assert np.array_equal(data.train.stored(1)[0], images[1, ..., 0])
+
+
+def test_tiff_of_many_bands(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="needs the extra scientific")
+    (tmp_path / "files").mkdir()
+    images = clothes(3, 13).astype(np.uint16) * 200
+    tifffile.imwrite(tmp_path / "files/0.tif", images[0], photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(
+        tmp_path / "files/1.tif", np.moveaxis(images[1], -1, 0), photometric="minisblack", compression="zlib"
+    )
+    tifffile.imwrite(tmp_path / "files/2.TIFF", np.moveaxis(images[2], -1, 0).astype(">u2"), photometric="minisblack")
+    data = opened(tmp_path / "files", channels=13)
+    assert np.array_equal([data.train.stored(index) for index in range(3)], np.moveaxis(images, -1, 1))
+
+
+def test_mistakes_are_told_in_a_line(write: Write, tmp_path: Path) -> None:
+    def mistake(root: Path, **values: Any) -> str:
+        with pytest.raises(Mistakes) as told:
+            opened(root, **values)
+        (line,) = told.value.lines
+        return line
+
+    floats, bands = np.zeros((8, 8), dtype=np.float32), np.zeros((8, 8, 4), dtype=np.float32)
+    assert mistake(write(floats, floats.astype(np.uint16), name="mixed")) == (
+        "dataset.dtype=auto: the arrays are of several types (float32 and uint16); give uint8, int16, uint16, float16 "
+        "or float32, which all are then read as"
+    )
+    assert opened(tmp_path / "mixed", dtype="float32").train.prepared.dtype == np.float32
+    assert mistake(tmp_path / "mixed", dtype="uint16") == (
+        "dataset.dtype=uint16: does not hold the numbers of type float32; give float32"
+    )
+    assert mistake(write(floats.astype(np.float64), name="double")).startswith(
+        "dataset.dtype=auto: the arrays are of type float64"
+    )
+    assert mistake(write(floats, bands, name="ragged")).startswith(
+        "dataset.channels=1: 1 of 2 files hold arrays of another shape (01.npy 8x8x4); an image is"
+    )
+    beyond = "holds numbers beyond those of dataset.dtype=uint8"
+    assert beyond in mistake(write(np.full((8, 8), 256), name="beyond"), dtype="uint8")
+    (tmp_path / "empty").mkdir()
+    assert mistake(tmp_path / "empty").endswith(
+        "no arrays in it (no file below it ends in .npy, .npz, .tif or .tiff); give the folder that holds them"
+    )
+    pickled = write(name="pickled")
+    np.save(pickled / "a.npy", np.array([{}], dtype=object))
+    assert "none of its 1 images can be read (a.npy: " in mistake(pickled)
+
+
+ARRAYS = (*TINY, "dataset=arrays", "dataset.path=scenes", "dataset.channels=5", "name=scenes", "model.dropout=0")
+
+
+def test_a_run_of_arrays(cli: Cli) -> None:
+    """Trains, goes on, and is another run with another range; its model knows what its numbers mean."""
+    (cli.folder / "scenes").mkdir()
+    np.save(cli.folder / "scenes/all.npy", clothes(64, 5).astype(np.float32) / 10 - 3)
+    keys = (*ARRAYS, "dataset.validation_fraction=0.25", "evaluation.first_step=null")
+    assert "  values     float32: (-" in cli.train(*keys, "train.max_steps=4")
+    assert "resumes at step 4" in cli.train(*keys)
+    said = cli.train(*keys, "train.max_steps=8", "dataset.value_range=percentile", expect=2)
+    assert "would make another run" in said and "pixel values" in said and "dataset.value_range" not in said
+    run = cli.folder / "outputs/scenes"
+    assert all("held_out_loss" in record for record in records(run) if record["step"] in (4, 6))
+    with Image.open(run / "samples/step_00000006.png") as grid:
+        assert grid.mode == "L"  # all bands, none of them left out
+    values = [load_model(str(path)).values for path in (run / "pipeline", run / "checkpoints/step_00000006")]
+    assert values[0] == values[1] and values[0] is not None and len(values[0].low) == 5
+    # By the recorded numbers it runs again, wherever the arrays are then.
+    config = yaml.safe_load((run / "config.yaml").read_text())["dataset"]
+    assert config["dtype"] == "float32" and config["value_range"] == [[*values[0].low], [*values[0].high]]
+    again = opened(cli.folder / "scenes", **{key: config[key] for key in ("dtype", "value_range", "channels")})
+    assert again.values == values[0]
