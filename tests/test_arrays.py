@@ -21,6 +21,8 @@ from ddpm_train.data.loader import Data, open_data
 from ddpm_train.diffusion.objective import to_model_range
 from ddpm_train.diffusion.pixels import to_model, to_physical
 from ddpm_train.models.load import load_model
+from ddpm_train.sampling.output import ImageFolder
+from ddpm_train.sampling.pipeline import load
 
 Write = Callable[..., Path]
 DATA = Path(__file__).parent.parent / "ddpm_train/data/fashion_tiny/train.png"
@@ -149,6 +151,7 @@ def test_other_sizes_are_fitted_without_rounding_to_bytes(write: Write) -> None:
     data = opened(write(rising, flat), resolution=32)
     found = data.train.stored(0)[0]
     assert found.shape == (32, 32) and len(np.unique(found)) > 256 and (np.diff(found.astype(int)) > 0).all()
+    assert found.max() <= rising.max()  # the filter overshoots at edges
     assert (data.train.stored(1) == 40_001).all()
     # Only cropped, nothing changes: what is in the middle of the longer side.
     assert np.array_equal(opened(write(rising, name="crop"), resolution=64).train.stored(0)[0], rising[:, 16:80])
@@ -225,12 +228,13 @@ def test_mistakes_are_told_in_a_line(write: Write, tmp_path: Path) -> None:
 ARRAYS = (*TINY, "dataset=arrays", "dataset.path=scenes", "dataset.channels=5", "name=scenes", "model.dropout=0")
 
 
+@pytest.mark.slow
 def test_a_run_of_arrays(cli: Cli) -> None:
     """Trains, goes on, and is another run with another range; its model knows what its numbers mean."""
     (cli.folder / "scenes").mkdir()
     np.save(cli.folder / "scenes/all.npy", clothes(64, 5).astype(np.float32) / 10 - 3)
     keys = (*ARRAYS, "dataset.validation_fraction=0.25", "evaluation.first_step=null")
-    assert "  values     float32: (-" in cli.train(*keys, "train.max_steps=4")
+    assert "  values     float32: -3 is -1 for the model, " in cli.train(*keys, "train.max_steps=4")
     assert "resumes at step 4" in cli.train(*keys)
     said = cli.train(*keys, "train.max_steps=8", "dataset.value_range=percentile", expect=2)
     assert "would make another run" in said and "pixel values" in said and "dataset.value_range" not in said
@@ -245,3 +249,47 @@ def test_a_run_of_arrays(cli: Cli) -> None:
     assert config["dtype"] == "float32" and config["value_range"] == [[*values[0].low], [*values[0].high]]
     again = opened(cli.folder / "scenes", **{key: config[key] for key in ("dtype", "value_range", "channels")})
     assert again.values == values[0]
+    assert _samples_come_back(cli, values[0])
+
+
+def _samples_come_back(cli: Cli, values: PixelValues) -> bool:
+    """In the units and the type of the training images, as files that can be trained on."""
+    keys = ("pipeline=outputs/scenes", "num_images=4", "num_inference_steps=2", "mixed_precision=no", "output=made")
+    assert f"  values     {values}\n" in cli.sample(*keys)
+    made = np.stack([np.load(cli.folder / f"made/images/{index:06}.npy") for index in range(4)])
+    assert made.dtype == np.float32 and made.shape == (4, 8, 8, 5)
+    pipeline = load(cli.folder / "outputs/scenes", mixed_precision="no")
+    assert np.array_equal(pipeline.sample(4, num_inference_steps=2, output="np"), made)
+    assert (made.min(axis=(0, 1, 2)) >= np.float32(values.low)).all()
+    assert (made.max(axis=(0, 1, 2)) <= np.float32(values.high)).all()
+    x_0 = to_model(values, torch.from_numpy(made).permute(0, 3, 1, 2))
+    assert np.allclose(np.moveaxis(pipeline.to_physical(x_0), 1, -1), made, atol=1e-5)
+    # Five bands and no sixth, of each of four images: two rows of three, 8 pixels wide, enlarged.
+    (picture, *_), (frame, *_) = pipeline.sample(1), pipeline.trajectory(1, num_inference_steps=2)
+    assert picture.mode == frame.mode == "L" and picture.size == (24, 16)
+    assert "format=png: holds pictures of 8 bits, and this model makes arrays of float32 in 5 channels" in cli.sample(
+        *keys, "format=png", expect=2
+    )
+    cli.sample(*keys, "format=npz")
+    with np.load(cli.folder / "made/images.npz") as archive:
+        assert np.array_equal(archive["arr_0"], made)
+    again = opened(cli.folder / "made/images", channels=5, resolution=8).train
+    return np.array_equal(again.stored(3), np.moveaxis(made[3], -1, 0))
+
+
+@pytest.mark.parametrize("ending", ["npy", "tiff", "png"])
+@pytest.mark.parametrize(("dtype", "channels"), [("uint16", 13), ("float32", 1), ("uint8", 3)])
+def test_files_of_samples(tmp_path: Path, ending: str, dtype: Any, channels: int) -> None:
+    if ending == "tiff":
+        pytest.importorskip("tifffile", reason="needs the extra scientific")
+    if ending == "png" and dtype != "uint8":
+        return
+    (tmp_path / "images").mkdir()
+    folder, pixels = ImageFolder(tmp_path, ending), clothes(1, channels)[0].astype(dtype)
+    folder.save(0, pixels)
+    again = folder.load(0)
+    assert again.dtype == dtype and np.array_equal(again, pixels)
+    assert folder.missing(2) == [1]
+    (file,) = (tmp_path / "images").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert folder.missing(1) == [0]  # torn

@@ -56,7 +56,7 @@ class SampleConfig(Section):
     num_inference_steps: Positive
     resolution: Resolution | None  # None: what the model was made for
     output: FilePath | None  # None: by what is sampled, see `default_folder`
-    format: Literal["png", "npz", "parquet"]
+    format: Literal["auto", "png", "npz", "parquet", "npy", "tiff"]
     mixed_precision: Literal["auto", "no", "bf16"]
     compile: bool
     animation: Literal["gif", "webp"]

@@ -153,11 +153,10 @@ class Decoder:
             reach = [side * self._reach for side in self.resolution]
             top, left = (max(0, size - most) // 2 for size, most in zip((height, width), reach, strict=True))
             return np.ascontiguousarray(array[:, top : top + reach[0], left : left + reach[1]])
-        resized = np.stack([np.asarray(self._resize(Image.fromarray(plane.astype(np.float32)))) for plane in array])
-        if array.dtype.kind in "iu":
-            limits = np.iinfo(array.dtype)
-            resized = np.rint(resized).clip(limits.min, limits.max)
-        return resized.astype(array.dtype)
+        planes = [np.asarray(self._resize(Image.fromarray(plane.astype(np.float32)))) for plane in array]
+        # The filter overshoots at edges, to numbers that the source may not know, such as less than none.
+        resized = np.stack([new.clip(old.min(), old.max()) for new, old in zip(planes, array, strict=True)])
+        return (np.rint(resized) if array.dtype.kind in "iu" else resized).astype(array.dtype)
 
     def seek(self, image: Image.Image) -> None:
         """Turn an opened image to the frame, and compare its size with `max_pixels` before it is decoded.

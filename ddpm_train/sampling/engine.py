@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
 from diffusers import UNet2DModel
@@ -13,6 +14,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.pixels import PixelValues
+from ddpm_train.diffusion.pixels import to_physical
 from ddpm_train.models.load import Model
 from ddpm_train.sampling.guidance import GuidedUNet, network_at
 from ddpm_train.sampling.inpainting import inpaint, visits
@@ -71,6 +74,21 @@ class Engine:
 
     def images(self, recipe: Recipe, indices: Sequence[int], *, observe: Observer = ignore) -> Tensor:
         """Images `indices` of the recipe, uint8 [B, C, H, W] on the device."""
+        return to_uint8(self.x_0(recipe, indices, observe=observe))
+
+    def pixels(
+        self, recipe: Recipe, indices: Sequence[int], values: PixelValues | None, *, observe: Observer = ignore
+    ) -> np.ndarray:
+        """The same as they are stored, [B, H, W, C]: uint8, or in the units and the type of arrays.
+
+        Args:
+            values: see `Model`.
+        """
+        x_0 = self.x_0(recipe, indices, observe=observe)
+        return np.moveaxis(to_uint8(x_0).cpu().numpy() if values is None else to_physical(values, x_0), 1, -1)
+
+    def x_0(self, recipe: Recipe, indices: Sequence[int], *, observe: Observer = ignore) -> Tensor:
+        """The same as the model has them, float32 [B, C, H, W], -1 to 1 but unclipped."""
         count = len(indices)
         if self.compute.compile:
             # Another batch size would be compiled anew.
@@ -78,7 +96,7 @@ class Engine:
         generators = image_generators(recipe.seed, indices)
         x_0 = self.denoised(recipe, self.noise(recipe, generators), generators, observe=observe)
         self._compiled_batch = len(indices)
-        return to_uint8(x_0)[:count]
+        return x_0[:count]
 
     def denoised(
         self, recipe: Recipe, noise: Tensor, generators: list[torch.Generator], *, observe: Observer = ignore

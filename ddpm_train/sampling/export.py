@@ -56,6 +56,10 @@ def export_onnx(model: Model, folder: Path, resolution: tuple[int, int] | None =
     """
     if lines := list(resolution_mistakes(model, resolution)):
         raise Mistakes(*lines)
+    if model.values is not None:
+        raise Mistakes(
+            "format=onnx: the sampler beside the network writes pictures of 8 bits, and this model makes arrays"
+        )
     shape = (model.unet.config.in_channels, *(resolution or model.sample_size or ()))
     network = _Prediction(model.unet)
     folder.mkdir(parents=True, exist_ok=True)

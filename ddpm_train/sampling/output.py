@@ -2,9 +2,9 @@
 
 OUTPUT/
   sampling.json       what these images are made of: model, seed, sampler, …
-  images/000000.png   image i
+  images/000000.png   image i; .npy or .tiff: in the units and the type of arrays
   grid.png            the first of them
-  images.npz          [N, H, W, C] uint8 under the key arr_0, if asked for
+  images.npz          [N, H, W, C], uint8 or the type of arrays, under the key arr_0, if asked for
   images.parquet      a column of images that `datasets` decodes, if asked for
 """
 
@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -24,9 +24,12 @@ from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.idle import own_values
 from ddpm_train.config.mistakes import Mistakes, as_written
 from ddpm_train.config.naming import folder_name
+from ddpm_train.config.pixels import PixelValues
 from ddpm_train.config.sample import SampleConfig
+from ddpm_train.data.array_files import ARRAY_READERS
 from ddpm_train.runs.checkpoint import step_name
 from ddpm_train.runs.folder import SAMPLING, run_of
+from ddpm_train.system.console import counted
 from ddpm_train.system.files import expanded, replace_file, write_atomic
 
 _ROW_GROUP = 1000
@@ -75,11 +78,35 @@ def _changes(config: SampleConfig) -> dict[str, str]:
     return of_sampler | config.guidance.changes | of_others
 
 
-class ImageFolder:
-    """Images of one model and recipe, by index."""
+def ending_of(config: SampleConfig, values: PixelValues | None) -> str:
+    """How the files of single images end.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        values: see `Model`.
+
+    Raises:
+        Mistakes: the format does not hold what the model makes.
+    """
+    if config.format in ("npy", "tiff"):
+        return config.format
+    if values is not None and config.format in ("png", "parquet"):
+        raise Mistakes(
+            f"format={config.format}: holds pictures of 8 bits, and this model makes arrays of {values.dtype} in "
+            f"{counted(len(values.low), 'channel')}; use npy, tiff or npz"
+        )
+    return "png" if values is None else "npy"
+
+
+class ImageFolder:
+    """Images of one model and recipe, by index.
+
+    Args:
+        ending: of their files: png, npy or tiff.
+    """
+
+    def __init__(self, path: Path, ending: str = "png") -> None:
         self.path = path
+        self._ending = ending
 
     def recorded(self) -> dict[str, Any]:
         """What the images that are here are made of; empty if nothing is here.
@@ -126,28 +153,43 @@ class ImageFolder:
         for torn in images.glob(".*"):  # what a killed process was writing
             torn.unlink(missing_ok=True)
         present = {path.name for path in images.iterdir()}
-        return [index for index in range(num_images) if not (_name(index) in present and self._whole(index))]
+        names = {index: f"{index:06}.{self._ending}" for index in range(num_images)}
+        return [index for index, name in names.items() if not (name in present and self._whole(index))]
+
+    def _file(self, index: int) -> Path:
+        return self.path / "images" / f"{index:06}.{self._ending}"
 
     def save(self, index: int, pixels: np.ndarray) -> None:
-        """Write image `index`, uint8 [H, W, C], whole or not at all."""
-        path = self.path / "images" / _name(index)
+        """Write image `index`, [H, W, C], whole or not at all."""
+        path = self._file(index)
         staging = path.with_name(f".{path.name}.{os.getpid()}")
         # Without the flush to the disk of `write_atomic`, which would cost more than small images do: what a lost
         # machine tears, `missing` finds.
-        to_picture(pixels).save(staging, format="png")
+        with open(staging, "wb") as file:
+            if self._ending == "npy":
+                np.save(file, pixels)
+            elif self._ending == "tiff":
+                _write_tiff(file, pixels)
+            else:
+                to_picture(pixels).save(file, format="png")
         os.replace(staging, path)
 
     def load(self, index: int) -> np.ndarray:
-        """Image `index`, uint8 [H, W, C]."""
-        with Image.open(self.path / "images" / _name(index)) as image:
-            pixels = np.asarray(image)
+        """Image `index`, [H, W, C]."""
+        path = self._file(index)
+        if self._ending == "png":
+            with Image.open(path) as image:
+                pixels = np.asarray(image)
+        else:
+            pixels = ARRAY_READERS[path.suffix].read(path, None)
         return pixels[..., None] if pixels.ndim == 2 else pixels
 
     def write_npz(self, num_images: int) -> Path:
         """images.npz as reference batches of ADM and EDM have it; one image in memory at a time."""
         path = self.path / "images.npz"
-        shape = (num_images, *self.load(0).shape)
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        first = self.load(0)
+        descr, shape = np.lib.format.dtype_to_descr(first.dtype), (num_images, *first.shape)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
         with (
             replace_file(path) as staging,
             zipfile.ZipFile(staging, "w") as archive,
@@ -170,7 +212,8 @@ class ImageFolder:
         with replace_file(path) as staging, pyarrow.parquet.ParquetWriter(staging, schema) as writer:
             for start in range(0, num_images, _ROW_GROUP):
                 rows = range(num_images)[start : start + _ROW_GROUP]
-                images = [{"bytes": (self.path / "images" / _name(i)).read_bytes(), "path": _name(i)} for i in rows]
+                files = map(self._file, rows)
+                images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
                 table = pyarrow.Table.from_pydict({"image": images, "index": list(rows)}, schema=schema)
                 writer.write_table(table)
         return path
@@ -178,9 +221,16 @@ class ImageFolder:
     def _whole(self, index: int) -> bool:
         try:
             self.load(index)
-        except (OSError, SyntaxError, ValueError):
+        except (OSError, SyntaxError, ValueError, EOFError):
             return False
         return True
+
+
+def _write_tiff(file: BinaryIO, pixels: np.ndarray) -> None:
+    from tifffile import imwrite
+
+    planes = {"photometric": "minisblack", "planarconfig": "contig"} if pixels.shape[-1] > 1 else {}
+    imwrite(file, pixels if planes else pixels[..., 0], **planes)
 
 
 def to_picture(pixels: np.ndarray) -> Image.Image:
@@ -200,7 +250,3 @@ def _difference(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> 
     if key in _PICTURES:
         return f"with another {_PICTURES[key]}, or none"
     return f"{key}={as_written(there.get(key))}, not {as_written(here.get(key))}"
-
-
-def _name(index: int) -> str:
-    return f"{index:06}.png"

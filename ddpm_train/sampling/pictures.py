@@ -56,11 +56,11 @@ def interpolation_frames(walks: Sequence[Tensor]) -> list[Image.Image]:
     return [image_grid(torch.stack(frames)) for frames in zip(*walks, strict=True)]
 
 
-def comparison_table(results: Sequence[Compared]) -> Image.Image:
+def comparison_table(results: Sequence[Compared], values: PixelValues | None) -> Image.Image:
     """A row for each sampler, a column for each number of steps, and in each cell all images under their label."""
     names = list(dict.fromkeys(result.sampler for result in results))
     columns = list(dict.fromkeys(result.num_inference_steps for result in results))
-    grids = [image_grid(result.images).convert("RGB") for result in results]
+    grids = [image_grid(shown(result.images, values)).convert("RGB") for result in results]
     distances = ("" if result.distance is None else f"  d={result.distance:.1f}" for result in results)
     labels = [f"{one.sampler} {one.num_inference_steps}{d}" for one, d in zip(results, distances, strict=True)]
     font = ImageFont.load_default()
@@ -87,20 +87,20 @@ def to_png(picture: Image.Image) -> bytes:
 
 
 def shown(images: Tensor, values: PixelValues | None) -> Tensor:
-    """What a person can look at, uint8 [N, 1, 3 or 4, H, W]: of arrays of other channels than 1 or 3 all bands in grey,
-    side by side, from the top left to the bottom right.
+    """What a person can look at, uint8 [..., 1, 3 or 4, H, W]: of arrays of other channels than 1 or 3 all bands, side
+    by side in grey, from the top left to the bottom right.
 
     Args:
-        images: uint8 [N, C, H, W].
+        images: uint8 [..., C, H, W].
         values: what the numbers mean; None: they are pictures, which may be transparent.
     """
-    channels = images.shape[1]
+    channels = images.shape[-3]
     if values is None or channels in (1, 3):
         return images
     columns = math.ceil(math.sqrt(channels))
     missing = -channels % columns
-    bands = functional.pad(images, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, columns))  # [N, rows, columns, H, W]
-    return bands.permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)[:, None]
+    bands = functional.pad(images, (0, 0, 0, 0, 0, missing)).unflatten(-3, (-1, columns))  # [..., rows, columns, H, W]
+    return bands.transpose(-3, -2).flatten(-2).flatten(-3, -2).unsqueeze(-3)
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:

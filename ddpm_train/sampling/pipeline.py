@@ -19,13 +19,16 @@ from ddpm_train.config.guidance import GuidanceChoice
 from ddpm_train.config.idle import own_values
 from ddpm_train.config.mistakes import Mistakes, as_written, no_such_choice, no_such_key
 from ddpm_train.config.overrides import secret_mistakes
+from ddpm_train.config.pixels import PixelValues
 from ddpm_train.config.sample import SAMPLING, SampleConfig
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.schema import dotted, dotted_values
+from ddpm_train.diffusion.pixels import to_physical
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.sampling import pictures, visualizations
 from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_engine
 from ddpm_train.sampling.guidance import load_guide
+from ddpm_train.sampling.loop import to_uint8
 from ddpm_train.sampling.output import to_picture
 from ddpm_train.sampling.preflight import loading_mistakes, making_mistakes
 from ddpm_train.sampling.recipe import Recipe, build_recipe
@@ -99,7 +102,7 @@ class Pipeline:
         """Images 0 … num_images-1 of the seed, each a function of (seed, its index) alone.
 
         Returns:
-            PIL images, or with output="np" uint8 [N, H, W, C].
+            PIL images; or with output="np" an array [N, H, W, C]: uint8, or of arrays their own units and type.
         """
         if output not in ("pil", "np"):
             raise Mistakes(f"output={as_written(output)}: not one of pil, np")
@@ -107,23 +110,35 @@ class Pipeline:
             raise Mistakes(*(f"{key}={as_written(keys[key])}: gives no images; call {key}(…)" for key in asked))
         engine, recipe, config = self._open(num_images, keys)
 
-        def make(batch: Sequence[int]) -> Tensor:
-            return engine.images(recipe, batch).permute(0, 2, 3, 1).cpu()
+        def make(batch: Sequence[int]) -> np.ndarray:
+            if output == "np":
+                return engine.pixels(recipe, batch, self.values)
+            return pictures.shown(engine.images(recipe, batch), self.values).permute(0, 2, 3, 1).cpu().numpy()
 
         made = [images for _, images in in_batches(range(num_images), make, config.batch_size, self._device)]
-        array: np.ndarray = torch.cat(made).numpy()
+        array = np.concatenate(made)
         return array if output == "np" else [to_picture(pixels) for pixels in array]
+
+    @property
+    def values(self) -> PixelValues | None:
+        """What the numbers of a model of arrays mean: their type, and the range that it sees as -1 to 1."""
+        return self.model.values
+
+    def to_physical(self, x_0: Tensor) -> np.ndarray:
+        """What the model sees, float [B, C, H, W] in [-1, 1], in the units and the type of its arrays; of pictures
+        uint8."""
+        return to_uint8(x_0).cpu().numpy() if self.values is None else to_physical(self.values, x_0)
 
     def trajectory(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
         """The frames of the loop: x_t on the left, the estimate of x_0 on the right, all images in each."""
         opened = self._open(num_images, {**keys, "trajectory": True})
-        return pictures.trajectory_frames(visualizations.trajectory(*opened))
+        return pictures.trajectory_frames(pictures.shown(visualizations.trajectory(*opened), self.values))
 
     def interpolate(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
         """The frames of a walk from the images of `seed` to those of `interpolate_seed`."""
         opened = self._open(num_images, {**keys, "interpolate": True})
         walks = [visualizations.interpolation(*opened, index) for index in range(num_images)]
-        return pictures.interpolation_frames(walks)
+        return pictures.interpolation_frames([pictures.shown(walk, self.values) for walk in walks])
 
     def compare(
         self, samplers: Sequence[str], steps: Sequence[int], num_images: int = 4, **keys: Any
@@ -131,7 +146,7 @@ class Pipeline:
         """Samplers at step counts from the same noise: a labelled picture, and the figures."""
         chosen = {"samplers": list(samplers), "steps": list(steps)}
         results, _ = visualizations.comparison(*self._open(num_images, {**keys, "compare": chosen}))
-        return pictures.comparison_table(results), results
+        return pictures.comparison_table(results, self.values), results
 
     def _open(self, num_images: int, keys: Mapping[str, Any]) -> tuple[Engine, Recipe, SampleConfig]:
         given = {key: value for key, value in keys.items() if isinstance(value, Image.Image)}

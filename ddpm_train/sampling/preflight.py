@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 
 from ddpm_train.config.guidance import GuidanceChoice
-from ddpm_train.config.mistakes import as_written, one_of
+from ddpm_train.config.mistakes import as_written, not_installed, one_of
 from ddpm_train.config.program import Program
 from ddpm_train.config.sample import SAMPLING, SampleConfig
 from ddpm_train.config.samplers import sampler_package_mistakes
@@ -37,6 +37,8 @@ def making_mistakes(config: SampleConfig, pictures: Collection[str] = ()) -> Ite
         path = getattr(config, key)
         if path is not None and key not in pictures and not expanded(path).is_file():
             yield f"{key}={path}: no such file"
+    if config.format == "tiff":
+        yield from not_installed("format=tiff", "tifffile", "scientific")
     yield from sampler_package_mistakes(config.sampler.name)
     yield from guide_mistakes(config.guidance)
     samplers = config.compare.samplers

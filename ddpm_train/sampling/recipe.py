@@ -159,6 +159,8 @@ def build_recipe(
         Mistakes: all that the model cannot do.
     """
     lines = [*resolution_mistakes(model, config.resolution), *_sampler_mistakes(config, model)]
+    if model.values is not None and config.from_image is not None:
+        lines.append(f"from_image={config.from_image}: a picture of 8 bits, and this model makes arrays; leave it out")
     if lines := [*lines, *guide_mistakes(config.guidance, guide, model)]:
         raise Mistakes(*lines)
     resolution = config.resolution or model.sample_size

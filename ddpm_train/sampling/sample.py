@@ -7,18 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
+from ddpm_train.config.pixels import PixelValues
 from ddpm_train.config.sample import SampleConfig
+from ddpm_train.diffusion.pixels import to_model
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.sampling import pictures, visualizations
 from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_engine
 from ddpm_train.sampling.guidance import load_guide
-from ddpm_train.sampling.loop import Observer
-from ddpm_train.sampling.output import ImageFolder, default_folder
+from ddpm_train.sampling.loop import Observer, to_uint8
+from ddpm_train.sampling.output import ImageFolder, default_folder, ending_of
 from ddpm_train.sampling.recipe import Recipe, build_recipe
 from ddpm_train.system.columns import columns
 from ddpm_train.system.compute import Compute, device_name, keep_memory
@@ -43,10 +46,12 @@ def sample_images(config: SampleConfig) -> None:
         )
         guide = everywhere(lambda: load_guide(config.guidance), fetches=True)
         recipe = build_recipe(config, model, guide=guide)
-        folder = ImageFolder(Path(config.output) if config.output else default_folder(config, model.step))
+        path = Path(config.output) if config.output else default_folder(config, model.step)
+        folder = ImageFolder(path, ending_of(config, model.values))
         compute = on_main(lambda: _claim(config, model, recipe, folder, state.device))
         engine = open_engine(model, state.device, replace(compute, compile=config.compile))
-        sampling = _Sampling(engine, recipe, config, folder, state, Console(state.is_main_process))
+        console = Console(state.is_main_process)
+        sampling = _Sampling(engine, recipe, config, folder, state, console, model.values)
         sampling.announce(model)
         if config.visualization is None:
             sampling.make_images()
@@ -80,6 +85,7 @@ class _Sampling:
     folder: ImageFolder
     state: PartialState
     console: Console
+    values: PixelValues | None  # see `Model`
 
     def announce(self, model: Model) -> None:
         config, recipe, state = self.config, self.recipe, self.state
@@ -88,6 +94,8 @@ class _Sampling:
         channels = model.unet.config.in_channels
         processes = f", {state.num_processes} processes" if state.num_processes > 1 else ""
         rows = {"model": f"{model.label}: {parameters:.2f}M parameters, {height}x{width}x{channels}"}
+        if self.values is not None:
+            rows["values"] = str(self.values)
         if config.visualization != "compare":
             rows["sampler"] = f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
         if recipe.guidance is not None:
@@ -112,7 +120,7 @@ class _Sampling:
             def show(number: int, *_: Tensor) -> None:
                 console.update(done + number * len(batch) // steps)
 
-            return self.engine.images(self.recipe, batch, observe=show).permute(0, 2, 3, 1).cpu().numpy()
+            return self.engine.pixels(self.recipe, batch, self.values, observe=show)
 
         def make_mine() -> None:
             nonlocal done
@@ -131,9 +139,12 @@ class _Sampling:
 
     def _write_results(self) -> dict[str, str]:
         folder, count = self.folder, self.config.num_images
-        first = [torch.from_numpy(folder.load(index).copy()) for index in range(min(count, _GRID_IMAGES))]
+        first = np.stack([folder.load(index) for index in range(min(count, _GRID_IMAGES))])
+        images = torch.from_numpy(first).permute(0, 3, 1, 2)
+        if self.values is not None:
+            images = to_uint8(to_model(self.values, images))
         grid = folder.path / "grid.png"
-        pictures.save(pictures.image_grid(torch.stack(first).permute(0, 3, 1, 2)), grid)
+        pictures.save(pictures.image_grid(pictures.shown(images, self.values)), grid)
         rows = {"images": str(folder.path / "images"), "grid": str(grid)}
         if self.config.format == "npz":
             rows["npz"] = str(folder.write_npz(count))
@@ -144,12 +155,14 @@ class _Sampling:
 
     def trajectory(self) -> None:
         frames = visualizations.trajectory(self.engine, self.recipe, self.config, self._count_steps(1))
+        frames = pictures.shown(frames, self.values)
         self._write_animation("trajectory", pictures.strip(frames), pictures.trajectory_frames(frames))
 
     def interpolate(self) -> None:
         observe = self._count_steps(self.config.num_images)
         made = (self.engine, self.recipe, self.config)
         walks = [visualizations.interpolation(*made, i, observe) for i in range(self.config.num_images)]
+        walks = [pictures.shown(walk, self.values) for walk in walks]
         frames = pictures.interpolation_frames(walks)
         self._write_animation("interpolation", pictures.rows(walks), [*frames, *frames[-2:0:-1]])
 
@@ -176,7 +189,7 @@ class _Sampling:
     def compare(self) -> None:
         config, output, say = self.config, self.folder.path, self.console.say
         results, reference = visualizations.comparison(self.engine, self.recipe, config)
-        pictures.save(pictures.comparison_table(results), output / "compare.png")
+        pictures.save(pictures.comparison_table(results, self.values), output / "compare.png")
         rows = [
             {
                 "sampler": result.sampler,
