@@ -1,5 +1,6 @@
 """Images of any channels and depth: their numbers reach the model by one transform, and come back by its inverse."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from ddpm_train.data.images import DeviceImages
 from ddpm_train.data.loader import Data, open_data
 from ddpm_train.diffusion.objective import to_model_range
 from ddpm_train.diffusion.pixels import to_model, to_physical
+from ddpm_train.evaluation.distribution import kid_between
+from ddpm_train.evaluation.features import PixelStatistics
 from ddpm_train.models.load import load_model
+from ddpm_train.sampling.loop import to_uint8
 from ddpm_train.sampling.output import ImageFolder
 from ddpm_train.sampling.pipeline import load
 
@@ -250,6 +254,12 @@ def test_a_run_of_arrays(cli: Cli) -> None:
     again = opened(cli.folder / "scenes", **{key: config[key] for key in ("dtype", "value_range", "channels")})
     assert again.values == values[0]
     assert _samples_come_back(cli, values[0])
+    scores = _scores(cli)
+    assert scores.keys() == {"kid_pixels_n16", "copy_rate_pixels_n16", "held_out_loss"}
+    assert scores["kid_pixels_n16"]["interval"][0] > 0  # of a model that has learned nothing yet
+    with Image.open(run / "evaluation/nearest.png") as nearest:
+        assert nearest.mode == "L"
+    assert "pixel statistics" in (run / "report.html").read_text()
 
 
 def _samples_come_back(cli: Cli, values: PixelValues) -> bool:
@@ -275,6 +285,37 @@ def _samples_come_back(cli: Cli, values: PixelValues) -> bool:
         assert np.array_equal(archive["arr_0"], made)
     again = opened(cli.folder / "made/images", channels=5, resolution=8).train
     return np.array_equal(again.stored(3), np.moveaxis(made[3], -1, 0))
+
+
+def _scores(cli: Cli) -> dict[str, Any]:
+    keys = ("pipeline=outputs/scenes", "num_images=16", "num_inference_steps=2", "mixed_precision=no", "batch_size=16")
+    metrics = "metrics=[kid,copy_rate,held_out_loss]"
+    assert "extractor.name=efficientnet_lite0: sees pictures of 8 bits in 3 channels, and these are arrays; use" in (
+        cli.evaluate(*keys, metrics, expect=2)
+    )
+    cli.evaluate(*keys, metrics, "extractor.name=pixels")
+    scores = json.loads((cli.folder / "outputs/scenes/evaluation/scores.json").read_text())["scores"]
+    return {score["name"]: score for score in scores}
+
+
+def test_statistics_of_pixels() -> None:
+    """They tell other textures and other numbers apart from what is only another choice of images."""
+    images = torch.from_numpy(clothes(120, 2)).permute(0, 3, 1, 2).double() / 127.5 - 1
+    real, unseen = images[:60].float(), images[60:].float()
+    extractor = PixelStatistics((2, 28, 28), torch.device("cpu"))
+    assert extractor(real).shape == (60, extractor.dimension)
+    # The same pixels, whether they come as bytes or not.
+    as_bytes = to_uint8(real)
+    assert torch.allclose(extractor(as_bytes), extractor(to_model_range(as_bytes)))
+
+    def kid(samples: torch.Tensor) -> Any:
+        return kid_between(extractor(samples), extractor(real))
+
+    blurred = torch.nn.functional.avg_pool2d(unseen, 3, stride=1, padding=1)
+    brighter = (unseen + 0.3).clamp(-1, 1)
+    same = kid(unseen)
+    for other in (kid(blurred), kid(brighter), kid(unseen.flip(1) * torch.tensor([1.0, -1.0])[:, None, None])):
+        assert other.interval[0] > same.interval[1], (other, same)
 
 
 @pytest.mark.parametrize("ending", ["npy", "tiff", "png"])

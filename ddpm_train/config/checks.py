@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ddpm_train.config.metrics import FEWEST_IMAGES, names_needing
+from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import as_written, resolution_text
 from ddpm_train.config.objective import objective_mistakes
 from ddpm_train.config.parts import Section
@@ -59,11 +59,8 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
             f"evaluation.num_samples={config.evaluation.num_samples}: too few for evaluation.metrics; "
             f"use at least {FEWEST_IMAGES}"
         )
-    if config.dataset.dtype is not None and (metrics := names_needing("features", config.evaluation.metrics)):
-        yield (
-            f"evaluation.metrics={as_written(config.evaluation.metrics)}: {', '.join(metrics)} compares features of "
-            "pictures of 8 bits, and not arrays; use evaluation.metrics=[]"
-        )
+    if config.dataset.dtype is not None and config.evaluation.metrics:
+        yield from config.evaluation.extractor.array_mistakes("evaluation.")
     yield from config.augmentation.channel_mistakes(config.dataset.channels)
     yield from objective_mistakes(config)
 

@@ -138,8 +138,11 @@ ExtractorName = Literal[
     "clip-rn50", "clip-rn101", "clip-rn50x4", "clip-rn50x16", "clip-rn50x64",
     "clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14", "clip-vit-l-14-336px",
     "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14", "dinov2-vit-g-14",
+    "pixels",
 ]  # fmt: skip
 EXTRACTORS: tuple[str, ...] = get_args(ExtractorName)
+# No network: the one that sees arrays of any channels and depth, too.
+OF_PIXELS = "pixels"
 # Only these end in classes, of which the Inception score is made.
 CLASSIFIERS = ("efficientnet_lite0", "inception-v3-compat")
 # The tenfold split of the Inception score and the neighbourhoods of precision and recall need as many.

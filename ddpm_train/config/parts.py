@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict
 
-from ddpm_train.config.metrics import CLASSIFIERS, METRICS, ExtractorName, names_needing, package_mistakes
+from ddpm_train.config.metrics import CLASSIFIERS, METRICS, OF_PIXELS, ExtractorName, names_needing, package_mistakes
 from ddpm_train.config.samplers import SAMPLERS, argument_mistakes
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -134,6 +134,14 @@ class ExtractorChoice(Section):
         if self.weights is not None and not os.path.isfile(os.path.expanduser(self.weights)):
             remedy = "give the extractor's weights, or null for those published"
             yield f"{section}extractor.weights={self.weights}: no such file; {remedy}"
+
+    def array_mistakes(self, section: str = "") -> Iterator[str]:
+        """A line if it cannot see arrays; `section` as above."""
+        if self.name != OF_PIXELS:
+            yield (
+                f"{section}extractor.name={self.name}: sees pictures of 8 bits in 3 channels, and these are arrays; "
+                f"use {section}extractor.name={OF_PIXELS}"
+            )
 
 
 def _name_alone(value: object) -> object:

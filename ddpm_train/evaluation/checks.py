@@ -58,6 +58,14 @@ def image_mistakes(config: EvaluateConfig, dataset: Dataset, data: Data, folder:
         )
 
 
+def values_mistakes(dataset: Dataset, data: Data, model: Model | None) -> Iterator[str]:
+    """A line if the numbers of the images mean something else than those of the model, or of a folder of pictures."""
+    made = None if model is None else model.values
+    if data.values != made:
+        here, there = (each or "pictures of 8 bits" for each in (data.values, made))
+        yield f"dataset.path={dataset.path}: {here}; what is scored: {there}; give images of the same kind and range"
+
+
 def model_mistakes(config: EvaluateConfig, dataset: Dataset, model: Model) -> Iterator[str]:
     """A line for each thing that this model cannot do, or that cannot be measured of it."""
     size = model.sample_size
@@ -72,6 +80,8 @@ def model_mistakes(config: EvaluateConfig, dataset: Dataset, model: Model) -> It
             f"dataset.channels={dataset.channels}: the model makes images of {model.unet.config.in_channels} channels; "
             f"use dataset.channels={model.unet.config.in_channels}"
         )
+    if model.values is not None and names_needing("features", config.all_metrics):
+        yield from config.extractor.array_mistakes()
     yield from resolution_mistakes(model, dataset.resolution)
     chosen: list[tuple[Sampler, int]] = []
     if names_needing("features", config.model_metrics):

@@ -17,7 +17,7 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.parts import Sampler
 from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data, open_data
-from ddpm_train.evaluation.checks import image_mistakes, measurable, model_mistakes
+from ddpm_train.evaluation.checks import image_mistakes, measurable, model_mistakes, values_mistakes
 from ddpm_train.evaluation.cost import Cost, CostRow
 from ddpm_train.evaluation.features import Extractor, open_extractor
 from ddpm_train.evaluation.held_out import objective_of
@@ -86,7 +86,7 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
             raise Mistakes(*mistakes)
     data = everywhere(lambda: open_data(dataset, progress=workers.console.live))
     config, left_out = measurable(config, data)
-    if mistakes := list(image_mistakes(config, dataset, data, images)):
+    if mistakes := [*image_mistakes(config, dataset, data, images), *values_mistakes(dataset, data, model)]:
         raise Mistakes(*mistakes)
     for line in [*(scored.warnings() if scored else ()), *data.warnings(), *left_out]:
         workers.console.warn(line)
@@ -150,7 +150,8 @@ class _Evaluation:
             self._announce()
         else:
             on_main(self._refuse_other_references)
-            extractor = open_extractor(config.extractor.name, config.extractor.weights, self.workers.device)
+            choice, shape = config.extractor, (self.dataset.channels, *self.dataset.resolution)
+            extractor = open_extractor(choice.name, choice.weights, self.workers.device, shape=shape)
             self._announce()
             if chosen := names_needing("features", config.metrics):
                 yield from self._compare(chosen, self.images, extractor)
@@ -284,6 +285,7 @@ class _Evaluation:
             config.batch_size,
             self.workers,
             DependsOn(step=model.step, weights=model.weights, versions=known),
+            model.values,
         )
 
     def _announce(self) -> None:

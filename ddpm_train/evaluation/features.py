@@ -17,11 +17,17 @@ from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP, build_mo
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from ddpm_train.config.metrics import OF_PIXELS
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.diffusion.objective import to_model_range
 from ddpm_train.evaluation.weights import dinov2_network, published_sha256, read_weights, weights_file
 from ddpm_train.evaluation.workers import BATCH_IMAGES
 from ddpm_train.system.files import sha256_file
 from ddpm_train.system.ranks import everywhere
+
+# Of statistics of pixels. Power below that of noise of half a level of 8 bits is nothing. The weight makes both kinds
+# of features about as large as KID's kernel, a cube of their product, needs them.
+_LEVELS, _LEAST_POWER, _WEIGHT = 32, (1 / 255) ** 2, 0.1
 
 
 class Extractor:
@@ -86,16 +92,68 @@ class EfficientNetLite0(nn.Module):
         return (self.network.extract_features(x).mean(dim=(2, 3)),)
 
 
-def open_extractor(name: str, weights: str | None, device: torch.device, *, key: str = "extractor") -> Extractor:
+class PixelStatistics(Extractor):
+    """Features that need no network, of images of any channels and depth: of each channel how strong each frequency is,
+    and how its numbers are distributed.
+
+    The strengths are logarithms of the power spectrum, averaged over rings of equal frequency (radially averaged power
+    spectrum); the distribution is the roots of the shares of `_LEVELS` equal parts of the range, whose distance is that
+    of Hellinger.
+
+    Args:
+        shape: of an image, (C, H, W).
+    """
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
+        channels, height, width = shape
+        self.name, self.weights_hash, self.warning = OF_PIXELS, f"{_LEVELS} levels", None
+        self._classify = None
+        frequencies = torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)
+        radius = torch.hypot(*torch.broadcast_tensors(*frequencies))
+        self._rings = (radius * min(height, width)).round().long().flatten().to(device)
+        self._num_rings = int(self._rings.max()) + 1
+        self.dimension = channels * (self._num_rings - 1 + _LEVELS)
+
+    @property
+    def device(self) -> torch.device:
+        return self._rings.device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W], or float32 in [-1, 1] -> float32 [N, dimension]."""
+        x = to_model_range(images.to(self.device))
+        power = torch.fft.fft2(x, norm="ortho").abs().square().flatten(2)
+        sums = torch.zeros(*power.shape[:2], self._num_rings, device=self.device)
+        sums = sums.index_add(2, self._rings, power) / torch.bincount(self._rings)
+        levels = ((x + 1) * (_LEVELS / 2)).long().clamp(0, _LEVELS - 1).flatten(2)
+        counts = torch.zeros(*power.shape[:2], _LEVELS, device=self.device)
+        counts = counts.scatter_add(2, levels, torch.ones_like(power)) / power.shape[2]
+        # Without the mean, which the distribution holds.
+        strengths = _WEIGHT * torch.log1p(sums[..., 1:] / _LEAST_POWER)
+        return torch.cat((strengths, counts.sqrt()), dim=2).flatten(1)
+
+
+def open_extractor(
+    name: str,
+    weights: str | None,
+    device: torch.device,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    key: str = "extractor",
+) -> Extractor:
     """An extractor by its name in `EXTRACTORS`. All processes do this together.
 
     Args:
         weights: a file; None: those published, which are fetched once to where torch.hub keeps weights.
+        shape: of an image, (C, H, W); only statistics of pixels depend on it.
         key: how the section of the config is called, for messages.
 
     Raises:
         Mistakes: the weights are not here and cannot be fetched, or they are not this extractor's.
     """
+    if name == OF_PIXELS:
+        assert shape is not None
+        return PixelStatistics(shape, device)
     return everywhere(lambda: _open_extractor(name, weights, device, key), fetches=True)
 
 

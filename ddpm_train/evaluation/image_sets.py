@@ -3,17 +3,20 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ddpm_train.config.pixels import PixelValues
 from ddpm_train.data.images import Images
 from ddpm_train.evaluation.image_folder import made_by
 from ddpm_train.evaluation.scores import DependsOn
 from ddpm_train.evaluation.workers import BATCH_IMAGES, Workers
 from ddpm_train.runs.environment import versions
 from ddpm_train.sampling.engine import Engine
+from ddpm_train.sampling.loop import Observer
 from ddpm_train.sampling.recipe import Recipe
 
 if TYPE_CHECKING:  # of an extra
@@ -26,6 +29,7 @@ class SampledImages:
 
     Attributes:
         known: what is known of the model.
+        values: see `Model`: of arrays `features` and `load` give what the model sees, as `Images.load` does.
         seconds_per_image: what sampling took this process, once `features` was called.
     """
 
@@ -35,6 +39,7 @@ class SampledImages:
     batch_size: int
     workers: Workers
     known: DependsOn
+    values: PixelValues | None = None
     seconds_per_image: float = float("nan")
 
     def __len__(self) -> int:
@@ -57,7 +62,7 @@ class SampledImages:
         shape = (self.num_images, self.engine.unet.config.in_channels, *self.recipe.resolution)
         return self.workers.fill(
             torch.zeros(shape, dtype=torch.uint8, device=self.engine.device),
-            self._make,
+            partial(self._make, self.engine.images),
             self.batch_size,
             polls_per_batch=self.engine.num_steps(self.recipe),
         )
@@ -76,7 +81,7 @@ class SampledImages:
         def compute(items: range, poll: Callable[[], None]) -> Tensor:
             nonlocal seconds, made
             started = time.perf_counter()
-            images = self._make(items, poll, size)
+            images = self._make(self._seen, items, poll, size)
             torch.get_device_module(images.device).synchronize()
             seconds += time.perf_counter() - started
             made += len(items)
@@ -94,13 +99,24 @@ class SampledImages:
 
     def load(self, numbers: Sequence[int]) -> Tensor:
         """Images by number, uint8 [B, C, H, W] on the CPU."""
-        return self._make(numbers, lambda: None, self.batch_size).cpu()
+        return self._make(self._seen, numbers, lambda: None, self.batch_size).cpu()
 
-    def _make(self, indices: Sequence[int], poll: Callable[[], None], batch_size: int | None = None) -> Tensor:
+    def _seen(self, recipe: Recipe, batch: Sequence[int], *, observe: Observer) -> Tensor:
+        if self.values is None or self.values.is_bytes:
+            return self.engine.images(recipe, batch, observe=observe)
+        return self.engine.x_0(recipe, batch, observe=observe).clamp(-1, 1)
+
+    def _make(
+        self,
+        images: Callable[..., Tensor],
+        indices: Sequence[int],
+        poll: Callable[[], None],
+        batch_size: int | None = None,
+    ) -> Tensor:
         """In batches of that size, or at once; polls at each call of the UNet."""
         size = batch_size or len(indices)
         batches = (indices[start : start + size] for start in range(0, len(indices), size))
-        return torch.cat([self.engine.images(self.recipe, batch, observe=lambda *_: poll()) for batch in batches])
+        return torch.cat([images(self.recipe, batch, observe=lambda *_: poll()) for batch in batches])
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ class RealImages:
         return self._features
 
     def _path(self, extractor: "Extractor") -> Path:
-        key = "\0".join((str(_FORMAT), self.described.hash, extractor.name, extractor.weights_hash))
+        parts = [str(_FORMAT), self.described.hash, extractor.name, extractor.weights_hash]
+        key = "\0".join([*parts, repr(self.images.values)] if self.images.values else parts)
         return (
             cache_folder(self.dataset.cache_dir) / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         )

@@ -14,6 +14,7 @@ _EXTRACTORS = {
     "efficientnet_lite0": "EfficientNet-Lite0",
     "dinov2": "DINOv2",
     "clip": "CLIP",
+    "pixels": "pixel statistics",
 }
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

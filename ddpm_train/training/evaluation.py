@@ -177,7 +177,8 @@ class Evaluation:
         steps = config.evaluation.num_inference_steps
         recipe = Recipe(config.seed, config.sampler, steps, config.dataset.resolution)
         depends_on = DependsOn(step=run.state.step, weights=run.state.sampling_weights, versions=versions())
-        return SampledImages(engine, recipe, num_images, config.evaluation.batch_size, self._workers, depends_on)
+        size, values = config.evaluation.batch_size, self._run.data.values
+        return SampledImages(engine, recipe, num_images, size, self._workers, depends_on, values)
 
     def _keep(self, found: Found) -> None:
         """Pictures, as files and in the trackers; and the numbers, with all that they depend on."""
@@ -232,8 +233,14 @@ def open_extractor(run: Run) -> "Extractor | None":
         )
     from ddpm_train.evaluation import features
 
-    choice = config.extractor
-    return features.open_extractor(choice.name, choice.weights, run.accelerator.device, key="evaluation.extractor")
+    choice, dataset = config.extractor, run.config.dataset
+    return features.open_extractor(
+        choice.name,
+        choice.weights,
+        run.accelerator.device,
+        shape=(dataset.channels, *dataset.resolution),
+        key="evaluation.extractor",
+    )
 
 
 @contextmanager
