@@ -131,7 +131,9 @@ class ExtractorChoice(Section):
                 f"{section}extractor.name={self.name}: the {METRICS[name].label} needs classes, which this has not; "
                 f"use {' or '.join(CLASSIFIERS)}, or leave {name} out"
             )
-        if self.weights is not None and not os.path.isfile(os.path.expanduser(self.weights)):
+        if self.weights is not None and self.name == OF_PIXELS:
+            yield f"{section}extractor.weights={self.weights}: statistics of pixels have none; leave it out"
+        elif self.weights is not None and not os.path.isfile(os.path.expanduser(self.weights)):
             remedy = "give the extractor's weights, or null for those published"
             yield f"{section}extractor.weights={self.weights}: no such file; {remedy}"
 
