@@ -1,8 +1,9 @@
 """A process that has paid for the imports and forks into programs: what `python ARGUMENTS` does, seconds sooner.
 
-`python -m helpers.fork_server FD` reads requests from that socket, one message each: a JSON object and the file
-descriptors of a status pipe, stdin, stdout and stderr. It writes to the status pipe a line with the number of the new
-process and, when that has ended, a line with its exit code. When the socket is closed, everything ends.
+`python -m helpers.fork_server FD` accepts connections to that socket and reads requests from them, one message each: a
+JSON object and the file descriptors of a status pipe, stdin, stdout and stderr. It writes to the status pipe a line
+with the number of the new process and, when that has ended, a line with its exit code. When a connection is closed,
+what was forked for it ends, and with the last one the server.
 
 With $FORK_CHILDREN a program also forks what it would start as `python …` with `subprocess`: its own children, with
 their own numbers, sessions and signals, as ever.
@@ -41,36 +42,55 @@ READ_THE_ENVIRONMENT = ("huggingface_hub.constants", "datasets.config")
 PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
-def serve(channel: socket.socket) -> None:
-    """Fork for each request, and report the ends, until the other end of the channel is closed."""
+def serve(listening: socket.socket) -> None:
+    """Fork for each request of those who connect, and report the ends, until all of them have left.
+
+    Who leaves ends what was forked for it.
+    """
     waiting = selectors.DefaultSelector()
-    waiting.register(channel, selectors.EVENT_READ)
-    children: dict[int, tuple[int, int]] = {}  # a descriptor of the process: its number, and its status pipe
+    waiting.register(listening, selectors.EVENT_READ)
+    channels: dict[int, socket.socket] = {}
+    children: dict[int, tuple[int, int, int]] = {}  # a process's descriptor: its number, status pipe and channel
     while True:
         for key, _ in waiting.select():
-            if key.fd != channel.fileno():
+            if key.fd == listening.fileno():
+                channel, _ = listening.accept()
+                channels[channel.fileno()] = channel
+                waiting.register(channel, selectors.EVENT_READ)
+            elif key.fd in channels:
+                if not take_request(channels[key.fd], waiting, children):
+                    for pid in (pid for pid, _, asked_by in children.values() if asked_by == key.fd):
+                        os.kill(pid, signal.SIGKILL)
+                    waiting.unregister(key.fd)
+                    channels.pop(key.fd).close()
+                    if not channels:
+                        return
+            else:
                 waiting.unregister(key.fd)
-                pid, status = children.pop(key.fd)
+                pid, status, _ = children.pop(key.fd)
                 report(status, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
                 os.close(status)
                 os.close(key.fd)
-                continue
-            message, descriptors = received(channel)
-            if not message:
-                for pid, _ in children.values():
-                    os.kill(pid, signal.SIGKILL)
-                return
-            status, *streams = descriptors
-            pid = os.fork()
-            if pid == 0:
-                channel.close()
-                become(json.loads(message), streams)
-            report(status, pid)
-            for stream in streams:
-                os.close(stream)
-            process = os.pidfd_open(pid)
-            children[process] = (pid, status)
-            waiting.register(process, selectors.EVENT_READ)
+
+
+def take_request(
+    channel: socket.socket, waiting: selectors.BaseSelector, children: dict[int, tuple[int, int, int]]
+) -> bool:
+    """Fork as the next message asks; False if there is none any more."""
+    message, descriptors = received(channel)
+    if not message:
+        return False
+    status, *streams = descriptors
+    pid = os.fork()
+    if pid == 0:
+        become(json.loads(message), streams)
+    report(status, pid)
+    for stream in streams:
+        os.close(stream)
+    process = os.pidfd_open(pid)
+    children[process] = (pid, status, channel.fileno())
+    waiting.register(process, selectors.EVENT_READ)
+    return True
 
 
 def received(channel: socket.socket) -> tuple[bytes, list[int]]:
@@ -256,6 +276,6 @@ def use_once() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    listening = socket.socket(fileno=int(sys.argv[1]))
     preload()
-    serve(channel)
+    serve(listening)

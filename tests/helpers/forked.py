@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -20,19 +21,32 @@ TESTS = Path(__file__).resolve().parent.parent
 
 @cache
 def server() -> socket.socket:
-    """The way to this process's fork server, which is started now; it ends with this process."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """A way to the fork server, which all workers of pytest share; it ends with the last of them."""
+    name = "\0ddpm-train tests " + os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening, suppress(OSError):  # it is there
+            listening.bind(name)
+            listening.listen()
+            start_server(listening.fileno())
+        ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours.connect(name)
+        except ConnectionRefusedError:  # another worker has its name, and does not listen yet
+            ours.close()
+        else:
+            atexit.register(ours.close)  # runs before the wait for the server
+            return ours
+
+
+def start_server(listening: int) -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "ACCELERATE_"))}
     process = subprocess.Popen(
-        [sys.executable, "-m", "helpers.fork_server", str(theirs.fileno())],
+        [sys.executable, "-m", "helpers.fork_server", str(listening)],
         env={**kept, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
-        pass_fds=[theirs.fileno()],
+        pass_fds=[listening],
         stdin=subprocess.DEVNULL,
     )
-    theirs.close()
     atexit.register(process.wait)
-    atexit.register(ours.close)  # runs before that wait
-    return ours
 
 
 class Fork:
