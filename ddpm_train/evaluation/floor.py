@@ -28,7 +28,7 @@ from ddpm_train.seeding import Purpose, integers
 NUM_NOISED = 2048
 # The most held-out images at whose noise it is measured, and numbers in the images that it knows.
 _MOST_HELD_OUT, _MOST_VALUES = 2048, 2**26
-_BATCH_VALUES = 2**24  # weights of images that are held at once
+_BATCH_VALUES = 2**22  # weights of images that are held at once
 _PARTS = 10  # of the schedule, in which the losses are told
 
 
@@ -159,7 +159,9 @@ class _Denoiser:
         """float32 [B], as of a model; x_0 and noise float32 [B, C, H, W], timesteps int64 [B]."""
 
         def estimate(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-            logits = (alpha * (x @ self._centred.T) - alpha**2 * self._squares / 2) / sigma**2
+            # In place, since this is what takes memory.
+            logits = (alpha / sigma**2 * x) @ self._centred.T
+            logits.addcmul_((alpha / sigma) ** 2, self._squares, value=-0.5)
             return logits.softmax(dim=1) @ self._centred
 
         return self._losses(estimate, x_0, noise, timesteps)

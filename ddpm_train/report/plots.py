@@ -5,7 +5,7 @@ Importing this module takes a third of a second: import it only where something 
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib import style, ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
@@ -26,6 +27,9 @@ CURVES = [COLOURS[f"curve-{place}"] for place in range(4)]
 WIDTH, HEIGHT = 340, 215  # of a chart, in points: about the pixels that a phone has for it
 MAX_POINTS = 100
 _PNG_DPI = 170
+# What surrounds the axes of a chart, in points: its margins, the labels of the axes and the space between these.
+_SIDE, _ABOVE, _BELOW, _TICK_PAD, _LEGEND_PAD = 3, 19, 38, 4, 5
+_DIGIT, _NARROW = 7.0, 3.5  # of a digit, and of a comma, in that size of the font
 _FONT = "DejaVu Sans"  # comes with matplotlib, so that a chart looks the same everywhere
 _LEGEND_CHARACTERS = 60  # that fit into one line, five of them for the line before a label
 _STYLE = {
@@ -66,6 +70,7 @@ class Chart:
     def picture(self) -> Image.Image:
         """On white paper, with the title in it."""
         figure = _add_legend(self.axes, above=False)
+        figure.set_layout_engine("constrained")
         figure.suptitle(self.title, x=0.01, ha="left")
         return Image.open(io.BytesIO(to_png(figure)))
 
@@ -79,6 +84,7 @@ class Chart:
         file = io.StringIO()
         with style.context({"svg.hashsalt": name}):
             figure = _add_legend(self.axes, above=True)
+            _place(self.axes)
             for patch in (figure.patch, self.axes.patch):
                 patch.set(facecolor="none", edgecolor="none")
             # Not by `savefig`, which draws everything twice.
@@ -97,7 +103,7 @@ class Chart:
 
 def new_axes(x_label: str, y_label: str, *, log_x: bool = False, log_y: bool = False) -> Axes:
     """The axes of an empty chart."""
-    axes = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=_PNG_DPI, layout="constrained").add_subplot()
+    axes = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=_PNG_DPI).add_subplot()
     label_axes(axes, f"{x_label} (logarithmic)" if log_x else x_label, f"{y_label} (logarithmic)" if log_y else y_label)
     for log, scale, axis in ((log_x, axes.set_xscale, axes.xaxis), (log_y, axes.set_yscale, axes.yaxis)):
         if log:
@@ -152,3 +158,33 @@ def _add_legend(axes: Axes, *, above: bool) -> Figure:
         columns = max(1, _LEGEND_CHARACTERS // (5 + max(map(len, labels))))
         figure.legend(loc="outside upper left" if above else "outside lower left", ncols=columns)
     return figure
+
+
+def _place(axes: Axes) -> None:
+    """Give the axes what labels and a legend leave of the figure, by how long these are.
+
+    Matplotlib's own layouts measure every text, several times: that takes as long as to draw the chart.
+    """
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    left = _SIDE + _TICK_PAD + max((_width(label) for _, label in _ticks(axes.yaxis)), default=0)
+    right = float(_SIDE)
+    for place, label in _ticks(axes.xaxis):  # one at the end is half beside it
+        right = max(right, _SIDE + _width(label) / 2 - (1 - place) * (WIDTH - left - _SIDE))
+    legends = sum(legend.get_window_extent().height * 72 / figure.dpi + _LEGEND_PAD for legend in figure.legends)
+    size = (WIDTH - left - right, HEIGHT - _BELOW - _ABOVE - legends)
+    axes.set_position((left / WIDTH, _BELOW / HEIGHT, size[0] / WIDTH, size[1] / HEIGHT))
+
+
+def _ticks(axis: Axis) -> Iterator[tuple[float, str]]:
+    """Where those stand that are seen, from 0 to 1 along the axis, and their labels."""
+    locations = axis.get_majorticklocs()
+    low, high, *scaled = axis.get_transform().transform(np.array([*axis.get_view_interval(), *locations]))
+    for place, location in zip((np.array(scaled) - low) / (high - low), locations, strict=True):
+        if -1e-6 < place < 1 + 1e-6:
+            yield place, tick(location)
+
+
+def _width(label: str) -> float:
+    """In points, of a label of numbers."""
+    return sum(_NARROW if character in ",. " else _DIGIT for character in label)
