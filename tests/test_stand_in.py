@@ -2,6 +2,8 @@
 
 import ast
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch.utils.backend_registration
@@ -14,6 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 COPIED = "copies to the device"
 AUGMENTED = ("dataset.channels=3", "augmentation=edm", "augmentation.hue=20", "loss.learned_uncertainty=true")
+FEW = ("dataset=imagefolder", "dataset.path=garments", "dataset.channels=1", "dataset.validation_fraction=0.25")
 # Tiny versions of conf/model: resolution, channels of each level, and what else is particular.
 LAYOUTS = {
     "unet_tiny": ("[8,4]", "[8,8,16]", ("noise.perturbation=0.1", "noise.nearest_of=3")),
@@ -36,15 +39,18 @@ def noted(said: str, function: str) -> list[dict[str, int]]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_trains_and_samples_without_waiting(cli: Cli, layout: str) -> None:
+def test_every_layout_trains_and_samples_without_waiting(
+    cli: Cli, write_images: Callable[[Path, int], Path], layout: str
+) -> None:
     """Crops, flips, micro-batches and channels_last; images that lie on the device, as `auto` has them there."""
     resolution, channels, others = LAYOUTS[layout]
+    write_images(cli.folder / "garments", 80)
     said = on_stand_in(
         cli,
         "train",
         *(f"model={layout}", f"model.block_out_channels={channels}", "model.norm_num_groups=4"),
         *("model.attention_head_dim=4", "model.layers_per_block=1", "train.mixed_precision=no"),
-        *("train.compile=false", "tracker=none"),
+        *("train.compile=false", "tracker=none", *FEW),
         *(f"dataset.resolution={resolution}", "dataset.crop=random", "dataset.random_flip=true"),
         *("train.batch_size=4", "train.micro_batch_size=2", "train.channels_last=true", "train.max_steps=2"),
         *("evaluation.num_images=2", "evaluation.num_inference_steps=2", *others),
@@ -72,9 +78,10 @@ def test_a_run_on_a_device_is_the_run_of_the_cpu(cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_auto_measures_and_evaluates_on_a_device(cli: Cli) -> None:
+def test_auto_measures_and_evaluates_on_a_device(cli: Cli, write_images: Callable[[Path, int], Path]) -> None:
+    write_images(cli.folder / "garments", 80)
     auto = ("train.channels_last=auto", "train.attention=auto", "train.micro_batch_size=auto", "tracker=none")
-    said = on_stand_in(cli, "train", *TINY, *auto, "name=device")
+    said = on_stand_in(cli, "train", *TINY, *FEW, *auto, "name=device")
     assert "fp32 + channels_last" in said and "16 = 16 x 1 process x 1 accumulated" in said
     metrics = "metrics=[held_out_loss,bits_per_dim,kid]"
     evaluated = ("pipeline=outputs/device", metrics, "num_images=40", "num_reference_images=40")
