@@ -24,8 +24,15 @@ endif
 demo: .venv/trains
 	$(BIN)/ddpm-train
 
-test: lint
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+# The types are checked beside the tests, by mypy on one core; what it finds is printed after them.
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/mypy > .venv/mypy.log 2>&1 & mypy=$$!; \
+	echo "$(BIN)/pytest -n $(WORKERS) --dist worksteal"; \
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal; tests=$$?; \
+	wait $$mypy; types=$$?; echo "$(BIN)/mypy"; cat .venv/mypy.log; \
+	exit $$((tests + types))
 
 test-fast: .venv/installed
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m fast

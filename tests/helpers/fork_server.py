@@ -34,7 +34,7 @@ PRELOADED = (
     *("ddpm_train.training.train", "ddpm_train.sampling.sample", "ddpm_train.evaluation.evaluate"),
     *("ddpm_train.hub.push", "diffusers.DDPMPipeline", "diffusers.UNet2DModel", "matplotlib.pyplot"),
     *("torch.utils.tensorboard", "tensorboard.plugins.hparams.api_pb2", "tensorboard.plugins.hparams.metadata"),
-    *("torch_fidelity", "ddpm_train.system.shutdown"),
+    *("torch_fidelity", "torch._inductor.compile_fx", "ddpm_train.system.shutdown"),
     *("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_submitit_launcher.submitit_launcher"),
 )
 # These have read their settings from the environment of this process.
