@@ -535,6 +535,21 @@ def test_axes_have_a_few_labels_within_the_plot(low: float, high: float, log: bo
     assert len({label for _, label in places}) == len(places)
 
 
+@pytest.mark.parametrize("legend", [False, True])
+@pytest.mark.parametrize(("last", "scale"), [(6, 1.0), (1_400, 1e-4), (20_000, 2e-7), (1_500_000, 1e5)])
+def test_a_chart_is_filled_and_nothing_of_it_is_cut_off(last: int, scale: float, legend: bool) -> None:
+    axes = new_axes("step", "loss")
+    axes.plot([1, last], [0.1 * scale, 0.9 * scale], label="training" if legend else None)
+    axes.set_xlim(1, last)
+    Chart("", "", axes).svg("one")
+    points = 72 / axes.figure.dpi
+    legends = [drawn.get_window_extent().y0 * points for drawn in axes.figure.legends]
+    assert len(legends) == legend
+    (left, bottom), (right, top) = axes.get_tightbbox().get_points() * points
+    ceiling = legends[0] if legends else HEIGHT
+    assert -1 < left < 8 and -1 < bottom < 8 and WIDTH - 20 < right < WIDTH + 1 and ceiling - 8 < top < ceiling + 1
+
+
 def test_numbers_have_sensible_digits_and_units() -> None:
     assert [number(value) for value in (0, 0.071249, 38.4123, 89600.4, 2.1e-7, 0.99999)] == [
         *("0", "0.0712", "38.4", "89,600", "2.10 × 10⁻⁷", "1.00"),
