@@ -14,7 +14,7 @@ from helpers.inputs import noise_schedule
 from torch import Tensor
 
 from ddpm_train.config.parts import Sampler
-from ddpm_train.config.samplers import SAMPLERS, SamplerClass, argument_mistakes, arguments
+from ddpm_train.config.samplers import FITTED, SAMPLERS, SamplerClass, argument_mistakes, arguments
 from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.inpainting import Inpainting, inpaint, visits
 from ddpm_train.sampling.loop import build_sampler, image_generators, image_seed, noised, step_arguments, to_uint8
@@ -26,6 +26,8 @@ from ddpm_train.sampling.schedule import Schedule
 LINEAR: Mapping[str, Any] = {}
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+
+OF_DIFFUSERS = [name for name in SAMPLERS if name != FITTED]
 
 
 def skip_without_package(name: str) -> None:
@@ -90,7 +92,7 @@ def documented_loop(unet: UNet2DModel, name: str, config: Mapping[str, Any], ste
     return image
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_DIFFUSERS)
 @pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
 def test_same_bits_as_the_documented_loop(unet: UNet2DModel, name: str, schedule: dict[str, Any]) -> None:
     skip_without_package(name)
@@ -148,7 +150,7 @@ def test_the_models_own_schedule_is_used(name: str) -> None:
         assert torch.equal(build_sampler(name, noise_scheduler).alphas_cumprod, noise_scheduler.alphas_cumprod)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_DIFFUSERS)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_an_image_does_not_depend_on_its_batch(unet: UNet2DModel, name: str, prediction_type: str) -> None:
     skip_without_package(name)
@@ -186,12 +188,12 @@ def test_who_can_sample_what(name: str) -> None:
     no_x_0 = {"pndm", "euler_ancestral", "kdpm2", "kdpm2_ancestral"}
     reason = why(name, prediction_type="sample")
     assert (reason is not None and "prediction_type" in reason) if name in no_x_0 else reason is None
-    knows = {"ddpm", "ddim", "dpm_solver", "unipc", "euler", "euler_ancestral"}
+    knows = {"ddpm", "ddim", "dpm_solver", "unipc", "euler", "euler_ancestral", FITTED}
     assert (why(name, **ZERO_SNR) is None) == (name in knows)
     assert (why(name, learned=True, variance_type="learned_range") is None) == (
-        name in {"ddpm", "dpm_solver", "dpm_solver_singlestep"}
+        name in {"ddpm", "dpm_solver", "dpm_solver_singlestep", FITTED}
     )
-    assert (why(name, strength=0.6) is None) == (name != "pndm")
+    assert (why(name, strength=0.6) is None) == (name not in {"pndm", FITTED})
 
 
 def test_too_few_steps_for_a_sampler() -> None:
@@ -263,7 +265,8 @@ def test_arguments_are_those_of_diffusers() -> None:
     """What is read from the source is what the classes say when they are imported."""
     import inspect
 
-    for name, sampler in SAMPLERS.items():
+    for name in OF_DIFFUSERS:
+        sampler = SAMPLERS[name]
         if sampler.package and importlib.util.find_spec(sampler.package) is None:
             continue
         signature = inspect.signature(sampler.load().__init__).parameters

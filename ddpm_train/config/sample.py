@@ -24,6 +24,7 @@ from ddpm_train.config.parts import (
     Section,
     Seed,
 )
+from ddpm_train.config.samplers import FITTED
 from ddpm_train.config.schema import Schema
 
 # Between two of its steps it must stand at x_t = alpha x_0 + sigma noise, with no memory of the steps before.
@@ -114,6 +115,8 @@ def cross_field_mistakes(config: SampleConfig) -> Iterator[str]:
             f"sampler={config.sampler.name}: cannot inpaint, since it remembers or looks ahead; "
             f"use sampler={' or '.join(INPAINTING_SAMPLERS)}"
         )
+    if config.from_image and config.sampler.name == FITTED:
+        yield f"sampler={FITTED}: its steps begin with noise, and from_image with a picture; leave one of them out"
     yield from idle_mistakes(config, "sample", _idle(config))
 
 

@@ -81,6 +81,15 @@ SAMPLERS: Registry[SamplerClass] = Registry(
         for name, (target, meaning) in _DIFFUSERS.items()
     },
 )
+# Made for each model, and for each number of steps.
+FITTED = "fitted"
+SAMPLERS.add(
+    FITTED,
+    SamplerClass(
+        "ddpm_train.sampling.fitted_sampler:FittedSampler",
+        "steps fitted to this model before the first image, and kept; good from 5 steps on",
+    ),
+)
 # The model was trained with these; a sampler takes them over.
 OF_THE_MODEL = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
@@ -125,7 +134,7 @@ def argument_mistakes(name: str, given: Mapping[str, Any]) -> Iterator[str]:
         if key in OF_THE_MODEL:
             yield f"sampler.{key}={as_written(value)}: decided by the model, which was trained with it; leave it out"
         elif key not in free:
-            remedy = did_you_mean(key, free) or f" it takes {', '.join(sorted(free))}"
+            remedy = did_you_mean(key, free) or f" it takes {', '.join(sorted(free)) or 'none'}"
             yield f"sampler.{key}={as_written(value)}: no argument of {SAMPLERS[name].class_name};{remedy}"
 
 

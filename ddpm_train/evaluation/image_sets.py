@@ -77,6 +77,7 @@ class SampledImages:
         size = size if size < BATCH_IMAGES else size // BATCH_IMAGES * BATCH_IMAGES
         group_size = max(size, BATCH_IMAGES)
         seconds, made = 0.0, 0
+        self.engine.num_calls(self.recipe)  # fits steps that are to be fitted, which is no part of sampling
 
         def compute(items: range, poll: Callable[[], None]) -> Tensor:
             nonlocal seconds, made

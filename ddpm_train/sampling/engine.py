@@ -4,6 +4,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.pixels import PixelValues
+from ddpm_train.config.samplers import FITTED
 from ddpm_train.diffusion.pixels import to_physical
 from ddpm_train.models.load import Model
+from ddpm_train.sampling import fitting
+from ddpm_train.sampling.fitted_sampler import FittedSteps
 from ddpm_train.sampling.guidance import GuidedUNet, network_at
 from ddpm_train.sampling.inpainting import inpaint, visits
 from ddpm_train.sampling.loop import (
@@ -30,6 +34,7 @@ from ddpm_train.sampling.loop import (
     to_uint8,
 )
 from ddpm_train.sampling.recipe import Recipe
+from ddpm_train.sampling.sampler_check import refusal
 from ddpm_train.sampling.schedule import Schedule, embedded
 from ddpm_train.system.compute import PLAIN, Compute, Stopwatch, choose, multiplies_in_bf16, out_of_memory
 
@@ -50,12 +55,17 @@ class Engine:
             weights may be bfloat16, while x_t and the sampler stay in float32. A compiled UNet works for one batch
             size: smaller batches are filled up to that of the first.
         noise_scheduler: the diffusers scheduler with which it was trained.
+        digest: of the model; by it fitted steps are kept. None: they are fitted anew.
     """
 
-    def __init__(self, unet: UNet2DModel, noise_scheduler: Any, compute: Compute = PLAIN) -> None:
+    def __init__(
+        self, unet: UNet2DModel, noise_scheduler: Any, compute: Compute = PLAIN, digest: str | None = None
+    ) -> None:
         self.unet = unet
         self.noise_scheduler = noise_scheduler
         self.compute = compute
+        self._digest = digest
+        self._fitted: dict[Path, FittedSteps] = {}
         self._compiled_batch = 0
         self._guides: dict[str, UNet2DModel] = {}  # by the model's hash, as the UNet is laid out
 
@@ -122,7 +132,7 @@ class Engine:
 
     def num_steps(self, recipe: Recipe) -> int:
         """How often the loop calls the UNet for a batch, and tells the observer."""
-        sampler = self._sampler(recipe)
+        sampler = self._sampler(recipe, fitted=False)
         if recipe.inpainting is not None:
             jumps = visits(len(sampler.timesteps), recipe.inpainting.jump_steps, recipe.inpainting.repeats)
             return sum(there < here for here, there in jumps)
@@ -143,15 +153,64 @@ class Engine:
             guide = self._guides[guidance.model.digest] = _prepared(guidance.model.unet, self.device, self.compute)
         return GuidedUNet(self.unet, guide, guidance, Schedule(self.noise_scheduler))
 
-    def _sampler(self, recipe: Recipe) -> Any:
+    def _sampler(self, recipe: Recipe, *, fitted: bool = True) -> Any:
+        """Args: fitted: whether it must be those timesteps, and not only so many."""
         sampler = build_sampler(recipe.sampler.name, self.noise_scheduler, recipe.sampler.arguments)
         sampler.set_timesteps(recipe.num_inference_steps)
+        if fitted and recipe.sampler.name == FITTED:
+            sampler.set_steps(self.fitted_steps(recipe))
+        return sampler
+
+    @torch.no_grad()
+    def fitted_steps(self, recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> FittedSteps:
+        """Those of this model, its guidance and so many steps, whatever the seed: kept, or fitted now.
+
+        Args:
+            say: is told what takes time.
+        """
+        guidance = None if recipe.guidance is None else recipe.guidance.identity()
+        computed = {"precision": str(self.compute), "resolution": list(recipe.resolution)}
+        count = recipe.num_inference_steps
+        place = fitting.kept_at({"model": self._digest, "guidance": guidance, "steps": count, **computed})
+        steps = self._fitted.get(place) or (fitting.read_steps(place) if self._digest else None)
+        if steps is None:
+            say(
+                f"fitting {count} steps to this model: the network is called {fitting.GRID_STEPS + count} times with "
+                f"{fitting.FIT_IMAGES} images"
+            )
+            steps = self._fit(recipe)
+            if self._digest:
+                fitting.write_steps(place, steps)
+        self._fitted[place] = steps
+        return steps
+
+    def _fit(self, recipe: Recipe) -> FittedSteps:
+        network, trajectory = self._network(recipe), fitting.Trajectory(Schedule(self.noise_scheduler))
+        generators = image_generators(fitting.FIT_SEED, range(fitting.FIT_IMAGES))
+        noise = self.noise(recipe, generators)
+        sampler = self._many_steps()
+
+        def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
+            called = network_at(network, timestep)
+            prediction = called(x_t.to(network.dtype), embedded(network, timestep).to(x_t.device)).sample.float()
+            return prediction[:, : x_t.shape[1]]
+
+        with self.compute.attention_kernels():
+            trajectory.ends_at(denoise(network, sampler, noise, generators, arguments={}, observe=trajectory.observe))
+            return fitting.fit_steps(trajectory, noise, predict, recipe.num_inference_steps)
+
+    def _many_steps(self) -> Any:
+        """A sampler that draws no noise, at many steps."""
+        steps = min(fitting.GRID_STEPS, self.noise_scheduler.config.num_train_timesteps)
+        able = not refusal("dpm_solver", self.noise_scheduler, steps, {}, learned_variance=self.learned_variance)
+        sampler = build_sampler("dpm_solver" if able else "ddim", self.noise_scheduler)
+        sampler.set_timesteps(steps)
         return sampler
 
 
 def open_engine(model: Model, device: torch.device, compute: Compute = PLAIN) -> Engine:
     """The model on a device; what computes in another than the plain way is a copy of it."""
-    return Engine(_prepared(model.unet, device, compute), model.noise_scheduler, compute)
+    return Engine(_prepared(model.unet, device, compute), model.noise_scheduler, compute, model.digest)
 
 
 def _prepared(unet: UNet2DModel, device: torch.device, compute: Compute) -> UNet2DModel:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ddpm_train.config.pixels import PixelValues
 from ddpm_train.config.sample import SampleConfig
+from ddpm_train.config.samplers import FITTED
 from ddpm_train.diffusion.pixels import to_model
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.sampling import pictures, visualizations
 from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_engine
+from ddpm_train.sampling.fitting import write_steps
 from ddpm_train.sampling.guidance import load_guide
 from ddpm_train.sampling.loop import Observer, to_uint8
 from ddpm_train.sampling.output import ImageFolder, default_folder, ending_of
@@ -53,6 +55,9 @@ def sample_images(config: SampleConfig) -> None:
         console = Console(state.is_main_process)
         sampling = _Sampling(engine, recipe, config, folder, state, console, model.values)
         sampling.announce(model)
+        if recipe.sampler.name == FITTED and config.visualization != "compare":
+            steps = engine.fitted_steps(recipe, sampling.console.say)
+            on_main(lambda: write_steps(folder.path / "steps.json", steps))
         if config.visualization is None:
             sampling.make_images()
         else:

@@ -118,11 +118,12 @@ def comparison(engine: Engine, recipe: Recipe, config: SampleConfig) -> tuple[li
         stochastic = is_stochastic(name, sampler.arguments)
         for count in config.compare.steps:
             tried = replace(recipe, sampler=sampler, num_inference_steps=count)
+            calls = engine.num_calls(tried)  # also fits steps that are to be fitted, which is no part of sampling
             started = time.perf_counter()
             images = engine.images(tried, indices).cpu()
             seconds = time.perf_counter() - started
             distance = None if stochastic else (images.float() - many_steps).square().mean().sqrt().item()
-            results.append(Compared(name, count, images, engine.num_calls(tried), seconds, distance))
+            results.append(Compared(name, count, images, calls, seconds, distance))
     return results, f"{reference.sampler.name} at {reference.num_inference_steps} steps"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ddpm_train.config.checks import TRAINING
 from ddpm_train.config.mistakes import Mistakes, not_installed, one_of
 from ddpm_train.config.program import Program
-from ddpm_train.config.samplers import sampler_package_mistakes
+from ddpm_train.config.samplers import FITTED, sampler_package_mistakes
 from ddpm_train.config.train import Config, Evaluation
 from ddpm_train.data.paths import path_mistakes, unused_mistakes
 from ddpm_train.hub.preflight import SCHEME, is_offline, name_mistakes, parse_uri, push_mistakes
@@ -85,6 +85,8 @@ def _precision_mistakes(configured: str) -> Iterator[str]:
 def _extras_mistakes(config: Config) -> Iterator[str]:
     """Choices that need a package which is not installed."""
     yield from sampler_package_mistakes(config.sampler.name)
+    if config.sampler.name == FITTED:
+        yield f"sampler={FITTED}: is fitted to a finished model; use another, and this one with ddpm-sample"
     for tracker in ("wandb", "trackio"):
         if getattr(config.tracker, tracker) is not None:
             yield from not_installed(f"tracker={tracker}", tracker, tracker)
