@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm_train.sampling.schedule import Schedule
 
-# A fit of more is no nearer to the many-step result than any sampler is.
+# With more, the grid of the fit would be hardly finer than they are.
 MOST_STEPS = 50
 
 
