@@ -10,7 +10,8 @@ from helpers.images import encoded, png_bomb
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
+from ddpm_train.data.crops import CENTRE, crop_origin
+from ddpm_train.data.decode import BrokenImage, Decoder
 
 WHITE = (255, 255, 255)
 EXIF_ORIENTATION = 0x0112

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddpm_train.config.losses import MSE
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data import loader
-from ddpm_train.data.loader import Batches, Data, MicroBatch, micro_batches, num_workers, open_data
+from ddpm_train.data.loader import Batches, Data, MicroBatch, micro_batches, open_data
+from ddpm_train.data.workers import num_workers
 from ddpm_train.diffusion.objective import Objective
 
 ONE_STEP = ("train.max_steps=1", "evaluation=none", "tracker=none")

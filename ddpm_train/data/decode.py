@@ -296,14 +296,3 @@ def to_mode(image: Image.Image, channels: int, background: tuple[int, int, int])
         backdrop = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(backdrop, image).convert("RGB")
     return image.convert(MODES[channels])
-
-
-CENTRE = 2**31  # the random number that crops at the centre
-
-
-def crop_origin(bits: Any, size: Any, crop: int) -> Any:
-    """Where a random crop starts: one of the size - crop + 1 places, for random integers in [0, 2**32).
-
-    Numbers, arrays and tensors alike.
-    """
-    return (bits * (size - crop + 1)) >> 32

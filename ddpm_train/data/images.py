@@ -12,7 +12,8 @@ from torch import Tensor
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.pixels import PixelValues
 from ddpm_train.data.cache import Prepared
-from ddpm_train.data.decode import CENTRE, BrokenImage, Decoder, crop_origin
+from ddpm_train.data.crops import CENTRE, crop_origin
+from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.frames import frame_name
 from ddpm_train.data.sources import Source
 from ddpm_train.diffusion.pixels import to_model

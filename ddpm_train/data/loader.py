@@ -1,6 +1,5 @@
 """Positions of a run -> batches of images. The only state is the position."""
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -31,9 +30,6 @@ from ddpm_train.system.launch import num_cores
 if TYPE_CHECKING:  # workers import this module, and diffusers takes them seconds
     from ddpm_train.diffusion.objective import Objective
 
-# By default no process has more workers than this, each of which takes memory and seconds to start. Prepared images
-# are only gathered, which few can do for any GPU; without a cache they are decoded.
-_MOST_WORKERS = {"disk": 8, "none": 32}
 DataIdentity: TypeAlias = tuple[tuple[str, int], ...]
 
 
@@ -161,14 +157,6 @@ def _check_broken(config: Dataset, prepared: Prepared) -> None:
             f"dataset.max_broken_fraction={config.max_broken_fraction}: {len(prepared.broken)} of {total} images "
             f"cannot be read ({listed}); repair or remove them, or allow more"
         )
-
-
-def num_workers(config: Dataset) -> int:
-    """Workers for each training process: by default they share the machine's cores, up to a number."""
-    if config.num_workers is not None:
-        return config.num_workers
-    cores = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(cores, _MOST_WORKERS[config.cache]))
 
 
 @dataclass

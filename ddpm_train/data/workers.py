@@ -5,6 +5,7 @@ Shared memory is none of it: containers have 64 MB, and a queue in it has locks,
 
 import itertools
 import multiprocessing
+import os
 import pickle
 import queue
 import signal
@@ -20,10 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_train.config.dataset import Dataset
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.decode_all import starting_workers
 from ddpm_train.system.exit_codes import CannotGoOn
+from ddpm_train.system.launch import num_cores
 
+# By default no process has more workers than this, each of which takes memory and seconds to start. Prepared images
+# are only gathered, which few can do for any GPU; without a cache they are decoded.
+_MOST_WORKERS = {"disk": 8, "none": 32}
 # For each worker, also while training does something else.
 _BATCHES_AHEAD = 4
 _LOOKS_EVERY_SECONDS = 1.0
@@ -38,6 +44,14 @@ class LoadingFailed(CannotGoOn):
     """A worker has died, or no batch has come for a long time."""
 
     everywhere = False
+
+
+def num_workers(config: Dataset) -> int:
+    """Workers for each training process: by default they share the machine's cores, up to a number."""
+    if config.num_workers is not None:
+        return config.num_workers
+    cores = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(cores, _MOST_WORKERS[config.cache]))
 
 
 class Workers:

@@ -1,7 +1,5 @@
 """`pipeline=…`: a run, a checkpoint, a folder that diffusers saved, or a Hub repository -> UNet and noise schedule."""
 
-import hashlib
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import logging
 
@@ -27,6 +24,7 @@ from ddpm_train.models.source import INDEX, path_mistakes
 from ddpm_train.models.stored import UNET, Kind, Parts, check_weights, read
 from ddpm_train.models.trial import config_refusal, refusal
 from ddpm_train.models.unet import Description, build_unet, unet_of
+from ddpm_train.models.weights import digest_of, refuse_non_finite
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.best import read_selection
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, PIPELINE, PIXEL_VALUES, is_best, read_origin, read_part
@@ -238,34 +236,13 @@ def _model(
         f"step {known['step']:,}, {kinds.get(known['weights'], 'EMA weights, ' + known['weights'])}" if known else ""
     )
     label = ", ".join(filter(None, (pipeline, which, notes)))
-    _refuse_non_finite(pipeline, unet)
+    refuse_non_finite(pipeline, unet)
     if values is not None and len(values.low) != unet.config.in_channels:
         channels = f"{len(values.low)} channels, its network of {unet.config.in_channels}"
         raise Mistakes(f"pipeline={pipeline}: {PIXEL_VALUES} is of {channels}; keep each model's own file with it")
-    digest = _digest(unet, noise_scheduler, values)
+    digest = digest_of(unet, noise_scheduler, values)
     unet.eval().requires_grad_(False)
     return Model(label, unet, noise_scheduler, digest, known.get("step"), known.get("weights"), values)
-
-
-def _refuse_non_finite(pipeline: str, unet: UNet2DModel) -> None:
-    """Of a training that diverged, or a damaged file: images of it would be black, and scores not numbers."""
-    bad = [name for name, tensor in unet.state_dict().items() if not bool(tensor.isfinite().all())]
-    if bad:
-        raise Mistakes(
-            f"pipeline={pipeline}: its weights are no numbers: {len(bad)} of {len(unet.state_dict())} tensors hold NaN "
-            f"or infinity, {bad[0]} first; give an earlier checkpoint or another model"
-        )
-
-
-def _digest(unet: UNet2DModel, noise_scheduler: DDPMScheduler, values: PixelValues | None) -> str:
-    digest = hashlib.sha256(repr(values).encode() if values else b"")
-    for part in (unet, noise_scheduler):
-        kept = {key: value for key, value in sorted(part.config.items()) if not key.startswith("_")}
-        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
 
 
 def _download(pipeline: str, revision: str | None) -> Path:

@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import Config, Train
 from ddpm_train.data.images import fits
-from ddpm_train.data.loader import Batches, Data, MicroBatch, micro_batches, num_workers
+from ddpm_train.data.loader import Batches, Data, MicroBatch, micro_batches
 from ddpm_train.data.spectrum import power_spectrum
+from ddpm_train.data.workers import num_workers
 from ddpm_train.diffusion.objective import Objective
 from ddpm_train.diffusion.timesteps import Timesteps, timestep_edges
 from ddpm_train.models.denoiser import Denoiser
