@@ -68,8 +68,8 @@ def test_all_mistakes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ddpm_train.Mistakes) as caught:
         ddpm_train.train("outputs/x", {"optimizer.lr": -1}, dataset="fashion_tyny", train={"max_step": 3})
     assert caught.value.lines == (
-        "dataset=fashion_tyny: no such config; did you mean 'fashion_tiny'? (one of base, cifar10, fashion_mnist, "
-        "fashion_tiny, flowers102, hub, imagefolder)",
+        "dataset=fashion_tyny: no such config; did you mean 'fashion_tiny'? (one of arrays, base, cifar10, "
+        "fashion_mnist, fashion_tiny, flowers102, hub, imagefolder)",
         "train.max_step=3: no such key; did you mean 'train.max_steps'?",
         "optimizer.lr=-1: must be greater than 0",
     )

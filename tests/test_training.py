@@ -174,6 +174,7 @@ def test_parity_with_the_tutorial_loop(cli: Cli, perturbation: float) -> None:
         attention_head_dim=8,
     )
     config = yaml.safe_load((cli.output() / "config.yaml").read_text())
+    assert config["noise_scheduler"].pop("log_snr_shift") == 0  # the one key that is no argument of diffusers'
     noise_scheduler = DDPMScheduler(**config["noise_scheduler"])
     settings = config["optimizer"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=settings["betas"], eps=settings["eps"],
