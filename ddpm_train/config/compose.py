@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import filterfalse
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -28,10 +27,8 @@ from ddpm_train.config.grammar import SEVERAL_AT_ONCE, parse
 from ddpm_train.config.mistakes import Mistakes, no_such_choice, no_such_key
 from ddpm_train.config.overrides import is_hydra, is_open, opened
 from ddpm_train.config.parts import CONF
-from ddpm_train.config.registry import Group
-from ddpm_train.config.samplers import SAMPLERS
+from ddpm_train.config.registered import Registered
 from ddpm_train.config.schema import dotted
-from ddpm_train.config.train import Config
 
 # A name that no file can have, a group that is given a list, and a nested value too deep come as Python's own errors.
 NOT_COMPOSED = (
@@ -60,15 +57,12 @@ class Composition:
 @contextmanager
 def open_configs(path: Path = CONF, config_dir: Path | None = None) -> Iterator[None]:
     """Let Hydra find configs in these folders. Afterwards it is as it was, for whoever else uses it."""
-    for plugin in (Choices, RunConfig, _Folders):  # which also brings the choices of Hydra's plugins
+    for plugin in (Choices, RunConfig, Registered, _Folders):  # which also brings the choices of Hydra's plugins
         Plugins.instance().register(plugin)
     hydra, config, store = GlobalHydra.instance(), HydraConfig.instance(), ConfigStore.instance()
     base = VersionBase.instance()
-    before = hydra.hydra, config.cfg, deepcopy(store.repo), base.version_base
+    before = hydra.hydra, config.cfg, _shelves(store.repo), base.version_base
     hydra.clear()
-    for group, name, defaults in _registered():
-        if not any((folder / group / f"{name}.yaml").is_file() for folder in (path, config_dir or path)):
-            store.store(group=group, name=name, node={**defaults, "name": name}, provider="ddpm-train")
     _Folders.opened = path.resolve(), config_dir
     try:
         with initialize_config_dir(str(path.resolve()), version_base="1.3"):
@@ -78,16 +72,9 @@ def open_configs(path: Path = CONF, config_dir: Path | None = None) -> Iterator[
         GlobalHydra.instance().hydra, config.cfg, store.repo, base.version_base = before
 
 
-def _registered() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Choices that need no file: of each the group, the name, and the keys whose values its class gives."""
-    for sampler in SAMPLERS:
-        yield "sampler", sampler, {}
-    for section, hint in get_type_hints(Config, include_extras=True).items():
-        for group in (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Group)):
-            for name, choice in group.items():
-                given = {key.name: key.default for key in fields(choice) if key.default is not MISSING}
-                made = {key.name: key.default_factory() for key in fields(choice) if callable(key.default_factory)}
-                yield section, name, {**given, **made}
+def _shelves(stored: dict[str, Any]) -> dict[str, Any]:
+    """A copy of what Hydra's store keeps where, of which the configs themselves are the same."""
+    return {name: _shelves(kept) if isinstance(kept, dict) else kept for name, kept in stored.items()}
 
 
 class _Folders(SearchPathPlugin):
@@ -104,6 +91,7 @@ class _Folders(SearchPathPlugin):
                 element.path = f"{RunConfig.scheme()}://{path}"
         if config_dir is not None:
             search_path.append("command-line", f"{Choices.scheme()}://{config_dir.resolve()}")
+        search_path.append("ddpm-train", f"{Registered.scheme()}://")
 
 
 def options(group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:

@@ -61,45 +61,47 @@ def parse(text: str) -> Override:
     Raises:
         HydraException, ValueError, RecursionError: it is none.
     """
-    return _parse(text, _keys(Registry.additions))
+    return _parse(text, _keys(Registry.additions))[0]
 
 
 @cache
-def _parse(text: str, keys: _Keys) -> Override:
+def _parse(text: str, keys: _Keys) -> tuple[Override, bool]:
+    """The override, and whether it certainly is what Hydra reads."""
     assignment = _ASSIGNMENT.fullmatch(text)
-    override = _read_assignment(assignment, keys) if assignment else _read(text, keys)
+    override, is_hydras = _read_assignment(assignment, keys) if assignment else _read(text, keys)
     override.input_line = text
-    return override
+    return override, is_hydras
 
 
-def _read_assignment(assignment: re.Match[str], keys: _Keys) -> Override:
+def _read_assignment(assignment: re.Match[str], keys: _Keys) -> tuple[Override, bool]:
     text, _, key, written = assignment[0], *assignment.groups()
     try:
-        override = _read(text, keys)
+        override, is_hydras = _read(text, keys)
     except HydraException:
-        return _read(_in_quotes(assignment), keys)
+        return _read(_in_quotes(assignment), keys)[0], False
     except (ValueError, RecursionError):
         if key not in keys.free:
             raise
-        return _read(_in_quotes(assignment), keys)
+        return _read(_in_quotes(assignment), keys)[0], False
     value = override._value
     if override.is_sweep_override() or value is None:
-        return override
+        return override, is_hydras
     if key in keys.free and not written.lstrip().startswith(("'", '"')):
-        return _read(_in_quotes(assignment), keys)
+        return _read(_in_quotes(assignment), keys)[0], False
     if key in keys.lists and not isinstance(value, list | dict) and "${" not in written:
         override._value = [value]
-    return override
+        return override, False
+    return override, is_hydras
 
 
-def _read(text: str, keys: _Keys) -> Override:
+def _read(text: str, keys: _Keys) -> tuple[Override, bool]:
     lexer = OverrideLexer(InputStream(text))
     parser = OverrideParser(CommonTokenStream(lexer))
     for part in (lexer, parser):
         part.removeErrorListeners()
         part.addErrorListener(HydraErrorListener())
-    override: Override = _Visitor(keys.texts).visit(parser.override())
-    return override
+    visitor = _Visitor(keys.texts)
+    return visitor.visit(parser.override()), visitor.is_hydras
 
 
 def _in_quotes(assignment: re.Match[str]) -> str:
@@ -162,8 +164,8 @@ def is_ambiguous(override: Override) -> bool:
 
 def as_hydra_reads(text: str) -> str:
     """The override, of one value, as Hydra's own parser reads the same: with quotes where it would see another."""
-    override = parse(text)
-    if override.is_delete():
+    override, is_hydras = _parse(text, _keys(Registry.additions))
+    if is_hydras or override.is_delete():
         return text
     try:
         if override.value() == OverridesParser.create().parse_override(text).value():
@@ -176,6 +178,7 @@ def as_hydra_reads(text: str) -> str:
 class _Visitor(HydraOverrideVisitor):
     def __init__(self, texts: frozenset[str]) -> None:
         super().__init__(create_functions())
+        self.is_hydras = True  # it has read all as Hydra does
         self._texts = texts
         self._key: list[str] = []  # and those of the mappings that it is in
         self._lists = True
@@ -202,10 +205,13 @@ class _Visitor(HydraOverrideVisitor):
         if not self._lists or ".".join(self._key) not in self._texts:
             return value
         if isinstance(value, int | float):
-            return QuotedString(text, Quote.single)
-        if isinstance(value, str) and value != text:  # without its escapes, which it has no more when it is read again
-            return QuotedString(value, Quote.single)
-        return value
+            read = text
+        elif isinstance(value, str) and value != text:  # without escapes, which it has no more when it is read again
+            read = value
+        else:
+            return value
+        self.is_hydras = False
+        return QuotedString(read, Quote.single)
 
 
 @cache
