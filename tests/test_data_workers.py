@@ -36,20 +36,18 @@ def children(process: Process) -> list[psutil.Process]:
 
 
 def test_a_run_needs_no_shared_memory(cli: Cli) -> None:
-    """Containers have 64 MB of it by default; a batch here is larger than what there is."""
+    """Containers have 64 MB of it by default; here there is not even room for a lock, which workers that prepare images
+    would need."""
     if os.geteuid() != 0:
         pytest.skip("mounting a tmpfs needs root")
     small = ("train.max_steps=2", "evaluation=none", "tracker=none")
     small = (*TINY, *small, "dataset.resolution=32", "dataset.cache=none")
-    said = cli.python("-c", NO_SHARED_MEMORY + "main()", *small)
+    said = cli.python("-c", NO_SHARED_MEMORY + WORKERS_AT_ONCE + "main()", *small)
     assert "done: step 2" in said
-    # The pool that prepares images has locks in it.
-    unprepared = ("dataset.cache_dir=own", "name=other")
-    said = cli.python("-c", NO_SHARED_MEMORY + WORKERS_AT_ONCE + "main()", *small, *unprepared, expect=2)
-    assert said == (
-        "error: dataset.num_workers=2: workers to prepare images cannot be started (No space left on device); "
-        "make room in /dev/shm, or use dataset.num_workers=0\n"
-    )
+    assert (
+        "warning: no worker to prepare images can be started (No space left on device); they would be prepared sooner "
+        "with room in /dev/shm\n"
+    ) in said
 
 
 def test_a_run_whose_worker_is_killed_saves_and_says_so(cli: Cli) -> None:

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.decode import BrokenImage, Decoder, LastFrame
 from ddpm_train.data.frames import MOST_FRAMES, FrameReader
 from ddpm_train.data.sources import Source
@@ -158,14 +157,18 @@ def decode_all(source: Source, decoder: Decoder, num_workers: int, scratch: Path
         while index < len(source) and not ready.done():
             yield from _decode(source, reader, index)
             index += 1
-        yield from _decode_beside(pool, source, reader, num_workers, index)
+        if pool is not None:
+            yield from _decode_beside(pool, source, reader, num_workers, index)
 
 
 @contextmanager
 def _workers(
     source: Source, decoder: Decoder, num_workers: int, scratch: Path
-) -> Iterator[tuple[ProcessPoolExecutor, "Future[Any]"]]:
-    """Starts workers without waiting for them; the future is done when the first one is there."""
+) -> Iterator[tuple[ProcessPoolExecutor | None, "Future[Any]"]]:
+    """Starts workers without waiting for them; the future is done when the first one is there.
+
+    There are none, and never will be, where their locks find no room in shared memory.
+    """
     # Forking a process that runs torch's threads can deadlock; spawned workers import no torch.
     context = multiprocessing.get_context("spawn")
     others = multiprocessing.active_children()
@@ -175,11 +178,11 @@ def _workers(
         work.flush()
         try:
             pool = ProcessPoolExecutor(num_workers, context, _start_worker, (work.name,))
-        except OSError as error:  # its locks lie in shared memory
-            raise Mistakes(
-                f"dataset.num_workers={num_workers}: workers to prepare images cannot be started ({error.strerror}); "
-                "make room in /dev/shm, or use dataset.num_workers=0"
-            ) from None
+        except OSError as error:
+            reason = f"no worker to prepare images can be started ({error.strerror})"
+            print(f"warning: {reason}; they would be prepared sooner with room in /dev/shm", file=sys.stderr)
+            yield None, Future()
+            return
         try:
             # A pool starts a worker for each task that finds none idle.
             ready = [_submit(pool, range(0)) for _ in range(num_workers)]
