@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,10 +68,12 @@ def test_a_disk_that_turns_read_only_under_a_run(cli: Cli, disk: Path) -> None:
     """As a file system does after an error of its device; once it is mended, the same command goes on."""
     run = disk / "run"
     long = (f"output_dir={run}", "tracker=none", "evaluation=none", "train.max_steps=100000", "checkpoint.keep_last=1")
-    process = cli.start_training(*long, "checkpoint.every_steps=200")
+    process = cli.start_training(*long, "checkpoint.every_steps=20")
     wait_for(lambda: steps_written(run) >= 10, process)
+    process.send_signal(signal.SIGSTOP)  # where a file is open for writing, nothing can be made read-only
     subprocess.run(["mount", "--bind", run, run], check=True)
     subprocess.run(["mount", "-o", "remount,ro,bind", run], check=True)
+    process.send_signal(signal.SIGCONT)
     try:
         out, err = process.communicate(timeout=120)
     finally:
