@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.cli import ROOT, Cli
+from helpers.cli import ROOT, Cli, Process
 from helpers.forked import free_port
 
 from ddpm_train.config.metrics import EXTRACTORS
-from ddpm_train.config.mistakes import not_installed
+from ddpm_train.config.mistakes import Mistakes, not_installed
+from ddpm_train.config.program import compose_configs
 from ddpm_train.system import launch
+from ddpm_train.training.preflight import PROGRAM
 
 BLOCKS = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D"
 
@@ -43,34 +45,32 @@ def told(cli: Cli, err: str) -> list[str]:
 # Command line -> the lines. Where keys are independent of each other, one command holds several mistakes.
 TABLE = {
     # Names.
-    "trainn.max_steps=3": ["trainn.max_steps=3: no such key; did you mean 'train.max_steps'?"],
-    "max_steps=8": ["max_steps=8: no such key; did you mean 'train.max_steps'?"],
-    "train.batchsize=8": ["train.batchsize=8: no such key; did you mean 'train.batch_size'?"],
-    "modle=unet_32": ["modle=unet_32: no such key; did you mean 'model'?"],
-    "xyz=3 ~xyz ++xyz.a=1": [
+    "trainn.max_steps=3 max_steps=8 train.batchsize=8 modle=unet_32 xyz=3 ~xyz ++xyz.a=1": [
+        "trainn.max_steps=3: no such key; did you mean 'train.max_steps'?",
+        "max_steps=8: no such key; did you mean 'train.max_steps'?",
+        "train.batchsize=8: no such key; did you mean 'train.batch_size'?",
+        "modle=unet_32: no such key; did you mean 'model'?",
         "xyz=3: no such key; see --cfg job",
         "~xyz: no such key; see --cfg job",
         "++xyz.a=1: no such key; see --cfg job",
     ],
-    "+train.max_step=3": ["train.max_step=3: no such key; did you mean 'train.max_steps'?"],
-    "+xyz=3": ["xyz=3: no such key; see --cfg job"],
-    "model=unet_x loss=xyz model=null": [
+    "+train.max_step=3 +xyz=3": [
+        "train.max_step=3: no such key; did you mean 'train.max_steps'?",
+        "xyz=3: no such key; see --cfg job",
+    ],
+    "model=unet_x loss=xyz model=null tracker=[tensorboard,wandbb] dataset=[cifar10,flowers102] optimizer.name=sgd": [
         f"model=unet_x: no such config; did you mean 'unet_64'? (one of {options('model')})",
         f"loss=xyz: no such config; (one of {options('loss')})",
         f"model=null: no such config; (one of {options('model')})",
-    ],
-    "tracker=[tensorboard,wandbb]": [
-        f"tracker=wandbb: no such config; did you mean 'wandb'? (one of {options('tracker')})"
-    ],
-    "dataset=[cifar10,flowers102]": [
-        "dataset=[cifar10,flowers102]: takes one choice, not a list; write dataset=cifar10"
+        f"tracker=wandbb: no such config; did you mean 'wandb'? (one of {options('tracker')})",
+        "dataset=[cifar10,flowers102]: takes one choice, not a list; write dataset=cifar10",
+        "optimizer.name=sgd: chosen with its group; write optimizer=sgd",
     ],
     "+model=unet_32": ["+model=unet_32: chosen already; leave out the +"],
     "~model ~train.epochs": [
         "~model: every run needs one; choose another with model=…",
         "~train.epochs: every run needs this key; give it a value",
     ],
-    "optimizer.name=sgd": ["optimizer.name=sgd: chosen with its group; write optimizer=sgd"],
     # Form.
     "train.max_steps =3": [
         "train.max_steps: not of the form key=value",
@@ -439,14 +439,19 @@ def test_what_is_wrong_is_told_in_one_line(cli: Cli, command: str) -> None:
     assert mistakes(cli, *command.split(), CUDA_VISIBLE_DEVICES="") == TABLE[command]
 
 
+def test_the_batch_divides_over_the_processes(cli: Cli) -> None:
+    assert mistakes_of_several(cli, 3, "train.batch_size=64") == [
+        "train.batch_size=64: not divisible by 3 processes; use 1, 2, 4, 8, 16, 32 or 64 processes or a multiple of 3"
+    ]
+    assert mistakes_of_several(cli, 3, "--multirun", "seed=1,2", "name=run_${seed}", "train.batch_size=12") == [
+        "--multirun: each of 3 processes would sweep; start it without a launcher with hydra/launcher=accelerate "
+        "hydra.launcher.num_processes=3"
+    ]
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (
-            ["train.batch_size=64"],
-            "train.batch_size=64: not divisible by 3 processes; use 1, 2, 4, 8, 16, 32 or 64 processes "
-            "or a multiple of 3",
-        ),
         (  # found without a look at each number up to it
             ["train.batch_size=100000000000"],
             "train.batch_size=100000000000: not divisible by 3 processes; use 1, 2, 4, 5, 8, 10, 16, 20, 25, 32, 40, "
@@ -460,15 +465,14 @@ def test_what_is_wrong_is_told_in_one_line(cli: Cli, command: str) -> None:
             ["train.batch_size=12", "train.micro_batch_size=6"],
             "train.micro_batch_size=6: 2 micro-batches do not divide over 3 processes; use a divisor of 4",
         ),
-        (
-            ["--multirun", "seed=1,2", "name=run_${seed}", "train.batch_size=12"],
-            "--multirun: each of 3 processes would sweep; start it without a launcher with hydra/launcher=accelerate "
-            "hydra.launcher.num_processes=3",
-        ),
     ],
 )
-def test_the_batch_divides_over_the_processes(cli: Cli, overrides: list[str], line: str) -> None:
-    assert mistakes_of_several(cli, 3, *overrides) == [line]
+def test_numbers_of_processes_that_divide(monkeypatch: pytest.MonkeyPatch, overrides: list[str], line: str) -> None:
+    for name, value in {**FIRST_OF_TWO, "WORLD_SIZE": "3", "MASTER_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Mistakes) as raised:
+        compose_configs(PROGRAM, overrides)
+    assert raised.value.lines == (line,)
 
 
 def test_a_search_space_in_a_file_is_checked(cli: Cli) -> None:
@@ -585,12 +589,14 @@ def test_a_port_that_is_taken(cli: Cli, launcher: str) -> None:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         port = listening.getsockname()[1]
-        command, started = [sys.executable], {**FIRST_OF_TWO, "MASTER_PORT": str(port)}
+        process: Process
+        train = (str(ROOT / "train.py"), "train.max_steps=-1")
         if launcher == "accelerate":
             command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_machines", "1"]
             command += ["--num_processes", "2", "--main_process_port", str(port), "--mixed_precision", "fp16"]
-            started = {}
-        process = cli.start([*command, str(ROOT / "train.py"), "train.max_steps=-1"], **started)
+            process = cli.start([*command, *train])
+        else:
+            process = cli.fork(*train, **FIRST_OF_TWO, MASTER_PORT=str(port))
         _, err = process.communicate(timeout=60)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert process.returncode != 0 and lines == [
