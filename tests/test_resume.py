@@ -69,7 +69,7 @@ def test_n_and_n_steps_are_2n(cli: Cli, write_images: Callable[[Path, int], Path
 
 
 LONG = (
-    *("train.max_steps=100", "checkpoint.every_steps=10", "evaluation.every_steps=25", "train.log_every_steps=10"),
+    *("train.max_steps=60", "checkpoint.every_steps=10", "evaluation.every_steps=15", "train.log_every_steps=5"),
     *("model.dropout=0.1", "dataset.random_flip=true", "train.micro_batch_size=8"),
 )
 
@@ -86,18 +86,18 @@ def test_sigkill_at_random_moments(cli: Cli, undisturbed: Path) -> None:
     moments = random.Random(0)
     for _ in range(5):
         process = cli.start_training(*LONG)
-        goal = min(95, steps_written(cli.output()) + moments.randrange(1, 25))
+        goal = min(55, steps_written(cli.output()) + moments.randrange(1, 15))
         wait_for(lambda goal=goal: steps_written(cli.output()) >= goal, process)  # type: ignore[misc]
         time.sleep(moments.random() * 0.05)
         process.kill()
         process.communicate()
     cli.train(*LONG)
-    same_run(cli.output(), undisturbed, 100)
-    assert [record["step"] for record in records(cli.output())] == list(range(1, 101))
+    same_run(cli.output(), undisturbed, 60)
+    assert [record["step"] for record in records(cli.output())] == list(range(1, 61))
     events = EventAccumulator(str(cli.output() / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 101))
-    assert [event.step for event in events.Images("samples")] == [25, 50, 75, 100]
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 61))
+    assert [event.step for event in events.Images("samples")] == [15, 30, 45, 60]
     assert not list((cli.output() / "checkpoints").glob(".*"))
 
 
@@ -116,7 +116,7 @@ def test_a_signal_saves_and_asks_to_be_requeued(cli: Cli, undisturbed: Path, num
     if number == signal.SIGTERM:  # what is saved does not depend on it
         said = cli.train(*LONG)
         assert f"resumes at step {int(saved.removeprefix('step_'))}" in said
-        same_run(cli.output(), undisturbed, 100)
+        same_run(cli.output(), undisturbed, 60)
 
 
 @pytest.mark.slow
