@@ -42,8 +42,8 @@ class Node:
         self.log.touch()
         torchrun = ["torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1"]
         torchrun += ["--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
-        # One that may still come is waited for so many seconds; by default 30. Who is silent for 15 s has vanished, which
-        # is the default: a launcher may have to wait long for a processor.
+        # One that may still come is waited for so many seconds; by default 30. Who is silent for 15 s has vanished,
+        # which is the default: a launcher may have to wait long for a processor.
         torchrun += ["--rdzv-conf=last_call_timeout=3", "--local-addr=127.0.0.1", "--monitor-interval=0.2"]
         command = [*torchrun, str(ROOT / "train.py"), *TINY, *RUN]
         self.launcher = cli.fork("-c", INTO_A_FILE, str(self.log), *command, session=True, **ELASTIC)

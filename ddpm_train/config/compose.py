@@ -26,8 +26,8 @@ from ddpm_train.config.elsewhere import Choices, RunConfig
 from ddpm_train.config.grammar import SEVERAL_AT_ONCE, parse
 from ddpm_train.config.mistakes import Mistakes, no_such_choice, no_such_key
 from ddpm_train.config.overrides import is_hydra, is_open, opened
+from ddpm_train.config.own import Own, Registered
 from ddpm_train.config.parts import CONF
-from ddpm_train.config.registered import Registered
 from ddpm_train.config.schema import dotted
 
 # A name that no file can have, a group that is given a list, and a nested value too deep come as Python's own errors.
@@ -57,7 +57,7 @@ class Composition:
 @contextmanager
 def open_configs(path: Path = CONF, config_dir: Path | None = None) -> Iterator[None]:
     """Let Hydra find configs in these folders. Afterwards it is as it was, for whoever else uses it."""
-    for plugin in (Choices, RunConfig, Registered, _Folders):  # which also brings the choices of Hydra's plugins
+    for plugin in (Own, Choices, RunConfig, Registered, _Folders):  # which also brings the choices of Hydra's plugins
         Plugins.instance().register(plugin)
     hydra, config, store = GlobalHydra.instance(), HydraConfig.instance(), ConfigStore.instance()
     base = VersionBase.instance()
@@ -87,8 +87,8 @@ class _Folders(SearchPathPlugin):
             return
         path, config_dir = self.opened
         for element in search_path.get_path():
-            if element.provider == "main" and path != CONF.resolve():
-                element.path = f"{RunConfig.scheme()}://{path}"
+            if element.provider == "main":
+                element.path = f"{(Own if path == CONF.resolve() else RunConfig).scheme()}://{path}"
         if config_dir is not None:
             search_path.append("command-line", f"{Choices.scheme()}://{config_dir.resolve()}")
         search_path.append("ddpm-train", f"{Registered.scheme()}://")

@@ -1,12 +1,15 @@
-"""Choices that need no file: of each the keys whose values its class gives."""
+"""Where Hydra finds what is this package's own: its folder of configs, and choices that need no file there."""
 
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
+from hydra._internal.core_plugins.file_config_source import FileConfigSource  # there is no public one of files
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
+from ddpm_train.config.foreign import parse_yaml
 from ddpm_train.config.registry import Group
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.train import Config
@@ -15,8 +18,22 @@ _SECTIONS = get_type_hints(Config, include_extras=True)
 _Names = list[str]
 
 
+class Own(FileConfigSource):
+    """The folder, read by libyaml; Hydra takes ten times as long."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "own"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = Path(self.path, self._normalize_file_name(config_path))
+        text = file.read_text("utf-8")
+        config = OmegaConf.create(parse_yaml(text, str(file)) or {})
+        return ConfigResult(self.provider, self.full_path(), config, self._get_header_dict(text))
+
+
 class Registered(ConfigSource):
-    """These choices, for Hydra, where no folder of configs before it has a file of that name.
+    """The choices, of each the keys whose values its class gives, where no folder has a file of that name.
 
     Hydra's own store would do, but that is copied, with all that is in it, whenever a config is composed.
     """
