@@ -146,7 +146,9 @@ def test_auto_measures_once_says_so_and_is_kept(cli: Cli) -> None:
 
 
 def test_a_launcher_decides_the_precision(cli: Cli) -> None:
-    said = cli.train("train.mixed_precision=auto", "tracker=none", ACCELERATE_MIXED_PRECISION="bf16")
+    said = cli.train(
+        "train.mixed_precision=auto", "train.max_steps=1", "evaluation=none", ACCELERATE_MIXED_PRECISION="bf16"
+    )
     assert "compute    bf16 on cpu" in said
 
 
@@ -170,9 +172,10 @@ def test_every_fast_path_resumes_to_the_bit(cli: Cli, ema: str) -> None:
 
 
 def test_layout_attention_and_images_on_the_device_change_rounding_only(cli: Cli) -> None:
-    cli.train("name=plain", "tracker=none")
+    plain = ("tracker=none", "evaluation=none")
+    cli.train("name=plain", *plain)
     fast = ("train.channels_last=true", "train.attention=math", "dataset.device_cache=true")
-    cli.train("name=fast", "tracker=none", *fast)
+    cli.train("name=fast", *plain, *fast)
     plain, other = (weights(cli.output(name)) for name in ("plain", "fast"))
     assert 0 < relative_difference(plain, other) < 1e-5
 

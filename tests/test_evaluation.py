@@ -159,7 +159,7 @@ def test_bins_that_hold_nothing() -> None:
 def test_the_same_for_one_and_two_processes(full: tuple[Cli, str], tmp_path: Path) -> None:
     """From equal weights, every number of the evaluation is equal to the bit."""
     before, images = full
-    cli = Cli(tmp_path)
+    cli = Cli(tmp_path, before.folder / "cache/ddpm-train")
     same = (
         *(*FULL, "dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1", "train.max_steps=7"),
         *(f"resume={before.output('full')}/checkpoints/step_00000006", "evaluation.batch_size=3"),
@@ -176,7 +176,7 @@ def test_a_signal_while_scores_are_measured(cli: Cli, write_images: Callable[[Pa
     images = write_images(cli.folder / "images", 40)
     slow = (
         *(*FULL, "dataset=imagefolder", f"dataset.path={images}", "dataset.channels=1", "evaluation.metrics=[kid]"),
-        *("evaluation.num_inference_steps=100", "evaluation.num_samples=32", "evaluation.batch_size=8"),
+        *("evaluation.num_inference_steps=50", "evaluation.num_samples=16", "evaluation.batch_size=4"),
         *("evaluation.every_steps=null", "name=default"),
     )
     process = cli.start_training(*slow)
@@ -191,7 +191,7 @@ def test_a_signal_while_scores_are_measured(cli: Cli, write_images: Callable[[Pa
     assert not (cli.output() / "evaluation").exists() and "held_out_loss" not in cli.metrics()[-1]
     cli.train(*slow)
     record = cli.metrics()[-1]
-    assert record["step"] == 6 and "kid_efficientnet_lite0_n32" in record and "held_out_loss" in record
+    assert record["step"] == 6 and "kid_efficientnet_lite0_n16" in record and "held_out_loss" in record
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ HARD = (
     "dataset.random_flip=true",
     "evaluation.every_steps=4",
     "checkpoint.keep_last=null",
+    "tracker=none",
     "lr_scheduler=constant",  # another length must not change the steps before it
 )
 

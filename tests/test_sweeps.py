@@ -188,7 +188,7 @@ def test_a_folder_that_holds_another_run_is_told_before_anything_starts(swept: t
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     """Its jobs differ in precision, which one process could not change."""
-    command = ["train.max_steps=100", "tracker=none"]
+    command = ["train.max_steps=50", "tracker=none"]
     command += ["--multirun", "train.mixed_precision=no,bf16", "evaluation.every_steps=null"]
     first, second = (cli.folder / f"sweeps/default/train.mixed_precision={choice}" for choice in ("no", "bf16"))
     process = cli.start_training(*command, **FORK_CHILDREN)
@@ -198,13 +198,13 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(cli: Cli) -> None:
     assert process.returncode == 75, said
     assert "stopping (SIGTERM): the jobs save" in said and "the same command continues" in said
     saved = [int(path.name.removeprefix("step_")) for path in (first / "checkpoints").iterdir()]
-    assert len(saved) == 1 and 0 < saved[0] < 100
+    assert len(saved) == 1 and 0 < saved[0] < 50
     assert [line["status"] for line in table(cli.folder / "sweeps/default").values()] == ["stopped", "waiting"]
 
     said = cli.train(*command, **FORK_CHILDREN)
     assert f"resumes at step {saved[0]}" in (first / "job.log").read_text()
     assert "bf16 on cpu" in (second / "job.log").read_text() and "fp32 on cpu" in (first / "job.log").read_text()
-    assert [result(job)["step"] for job in (first, second)] == [100, 100]
+    assert [result(job)["step"] for job in (first, second)] == [50, 50]
     lines = table(cli.folder / "sweeps/default")
     assert [line["status"] for line in lines.values()] == ["finished", "finished"]
     assert [float(line["objective"]) for line in lines.values()] == sorted(
