@@ -31,6 +31,7 @@ from ddpm_train.config.program import Program, compose_configs
 from ddpm_train.config.push import PUSHING
 from ddpm_train.config.schema import dotted
 from ddpm_train.evaluation.preflight import PROGRAM as EVALUATE
+from ddpm_train.evaluation.refine_preflight import PROGRAM as REFINE
 from ddpm_train.sampling.preflight import PROGRAM as SAMPLE
 from ddpm_train.training import api
 from ddpm_train.training.preflight import PROGRAM as TRAIN
@@ -78,6 +79,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, trained: Path, write_images:
     for name in ("default", "cats"):
         shutil.copytree(trained, place / "outputs" / name)
     (place / "outputs/cats/checkpoints/best").symlink_to("step_00000006")
+    recipe = {"sampler": {"name": "unipc"}, "num_inference_steps": 8, "guidance_scale": None}
+    (place / "outputs/cats/refined").mkdir()
+    (place / "outputs/cats/refined/refine.json").write_text(json.dumps({"recipe": recipe}))
     for page in PAGES:
         for checkpoint in re.findall(r"outputs/\w+/checkpoints/step_\d+", page.read_text()):
             (place / checkpoint).parent.mkdir(parents=True, exist_ok=True)
@@ -200,6 +204,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "ddpm-data": partial(composed, data.PROGRAM),
     "ddpm-push": partial(composed, PUSH),
     "ddpm-export": partial(composed, EXPORT),
+    "ddpm-refine": partial(composed, REFINE),
     "ddpm-reproduce": reproduced,
     "python": python,
     "accelerate": accelerate,

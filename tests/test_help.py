@@ -34,7 +34,7 @@ def test_help_names_only_keys_that_exist(cli: Cli) -> None:
 def test_each_program_says_which_it_is(cli: Cli) -> None:
     programs = {
         f"ddpm-{name}": f"ddpm_train.cli.{name}"
-        for name in ("train", "sample", "evaluate", "data", "push", "export", "reproduce")
+        for name in ("train", "sample", "evaluate", "data", "push", "export", "refine", "reproduce")
     }
     said = {name: cli.python("-m", module, "--version") for name, module in programs.items()}
     assert said == {name: f"{name} {ddpm_train.__version__}\n" for name in programs}

@@ -17,6 +17,9 @@ from torch import Tensor
 import ddpm_train
 from ddpm_train.config.ema import WIDEST, exponent, power_decay
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.config.program import compose_configs
+from ddpm_train.evaluation.refine_preflight import PROGRAM as REFINE
+from ddpm_train.evaluation.variants import Variant, candidates_of
 from ddpm_train.models.averages import FARTHEST, average_of_width, dot, fit
 from ddpm_train.models.load import load_model
 from ddpm_train.runs import checkpoint, snapshots
@@ -172,6 +175,14 @@ def test_evaluate_finds_the_best_width(tracked: tuple[Cli, Path]) -> None:
     said = cli.evaluate(f"pipeline={run}", "metrics=[]", widths, "ema.metric=kid", f"ema.pipeline={run}", expect=2)
     assert "error: ema.metric=kid: would choose by the training images; add reference=held_out" in said
     assert f"error: ema.pipeline={run}: holds something else than a pipeline; give a new folder" in said
+
+
+def test_refine_tries_widths(tracked: tuple[Cli, Path]) -> None:
+    _, run = tracked
+    ((config, _),) = compose_configs(REFINE, [f"pipeline={run}", "widths=[0.1,0.2]"])
+    candidates, _ = candidates_of("average", config, Variant(load_model(str(run)), config.sampler))
+    assert list(candidates) == ["ema@0.1", "ema@0.2"]
+    assert candidates["ema@0.2"]().model.digest == load_model(str(run), weights="ema@0.2").digest
 
 
 def test_killed_and_resumed(cli: Cli, tracked: tuple[Cli, Path]) -> None:

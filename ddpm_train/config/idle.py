@@ -28,5 +28,6 @@ def idle_mistakes(config: object, program: str, idle: Iterable[tuple[str, str]])
         idle: the keys that do nothing in this config, each with "without …" or "with …".
     """
     for key, why in idle:
-        if (value := getattr(config, key)) != own_values(program)[key]:
+        value = getattr(config, key)
+        if (list(value) if isinstance(value, tuple) else value) != own_values(program)[key]:
             yield f"{key}={as_written(value)}: does nothing {why}; leave it out"

@@ -66,23 +66,30 @@ def values_mistakes(dataset: Dataset, data: Data, model: Model | None) -> Iterat
         yield f"dataset.path={dataset.path}: {here}; what is scored: {there}; give images of the same kind and range"
 
 
-def model_mistakes(config: EvaluateConfig, dataset: Dataset, model: Model) -> Iterator[str]:
-    """A line for each thing that this model cannot do, or that cannot be measured of it."""
-    size = model.sample_size
+def shape_mistakes(dataset: Dataset, model: Model) -> Iterator[str]:
+    """A line if the images are of another size or of other channels than those that the model makes."""
+    size, channels = model.sample_size, model.unet.config.in_channels
     if size is not None and size != dataset.resolution:
         yield (
             f"dataset.resolution={resolution_text(dataset.resolution)}: the model makes images of {size[0]}x{size[1]}; "
             f"use dataset.resolution={resolution_text(size)}"
         )
         return
-    if dataset.channels != model.unet.config.in_channels:
+    if dataset.channels != channels:
         yield (
-            f"dataset.channels={dataset.channels}: the model makes images of {model.unet.config.in_channels} channels; "
-            f"use dataset.channels={model.unet.config.in_channels}"
+            f"dataset.channels={dataset.channels}: the model makes images of {channels} channels; "
+            f"use dataset.channels={channels}"
         )
+    yield from resolution_mistakes(model, dataset.resolution)
+
+
+def model_mistakes(config: EvaluateConfig, dataset: Dataset, model: Model) -> Iterator[str]:
+    """A line for each thing that this model cannot do, or that cannot be measured of it."""
+    yield from shape_mistakes(dataset, model)
+    if model.sample_size not in (None, dataset.resolution):
+        return
     if model.values is not None and names_needing("features", config.all_metrics):
         yield from config.extractor.array_mistakes()
-    yield from resolution_mistakes(model, dataset.resolution)
     chosen: list[tuple[Sampler, int]] = []
     if names_needing("features", config.model_metrics):
         chosen.append((config.sampler, config.num_inference_steps))

@@ -24,7 +24,12 @@ _PRC_BATCH = 10_000
 
 
 def fid(inputs: ImageInputs) -> Iterator[Result]:
-    generated, real, dimension = inputs.generated, inputs.reference, inputs.extractor.dimension
+    yield "fid", fid_between(inputs.generated, inputs.reference)
+
+
+def fid_between(generated: Tensor, real: Tensor) -> Measured:
+    """Of two sets of features, float32 [N, D] and [M, D] on the CPU."""
+    dimension = generated.shape[1]
     statistics = (fid_features_to_statistics(features) for features in (generated, real))
     value = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
     warning = (
@@ -33,7 +38,7 @@ def fid(inputs: ImageInputs) -> Iterator[Result]:
     )
     singular = min(len(generated), len(real)) <= dimension
     interval = bootstrap.around(value, bootstrap.fid(generated, real, bootstrap.new_rng()))
-    yield "fid", Measured(value, interval=interval, warning=warning if singular else None)
+    return Measured(value, interval=interval, warning=warning if singular else None)
 
 
 def kid(inputs: ImageInputs) -> Iterator[Result]:

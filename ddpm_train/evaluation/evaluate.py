@@ -44,7 +44,7 @@ def evaluate(config: EvaluateConfig, stop: StopRequest) -> list[Score]:
 
 
 def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
-    dataset = dataset_of(config)
+    dataset = dataset_of(config.dataset, config.pipeline)
     folder = image_folder(config.pipeline)
     scored = images = model = guide = None
     of_width = {}

@@ -17,6 +17,7 @@ from ddpm_train.data.image_files import ImageFiles, find_images
 from ddpm_train.data.sources import describe, reasons
 from ddpm_train.runs.checkpoint import MANIFEST
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, SAMPLING
+from ddpm_train.sampling.refined import is_refined
 from ddpm_train.system.files import expanded
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _OF_A_MODEL = ("model_index.json", "config.json", CONFIG, MANIFEST, CHECKPOINTS,
 def image_folder(pipeline: str) -> Path | None:
     """The folder of images that `pipeline` means, or None: a model."""
     folder = expanded(pipeline)
-    if not folder.is_dir() or any((folder / name).exists() for name in _OF_A_MODEL):
+    if not folder.is_dir() or is_refined(pipeline) or any((folder / name).exists() for name in _OF_A_MODEL):
         return None
     if (folder / SAMPLING).exists():  # whose grid is a picture of the images, and none of them
         folder = folder / "images"

@@ -19,6 +19,7 @@ from ddpm_train.models.source import INDEX, path_mistakes
 from ddpm_train.runs.folder import EVALUATION as FOLDER
 from ddpm_train.runs.folder import read_part, run_of
 from ddpm_train.sampling.preflight import guide_mistakes, precision_mistakes
+from ddpm_train.sampling.refined import with_recipe
 from ddpm_train.system.files import expanded, output_mistakes
 from ddpm_train.system.launch import launch_mistakes
 
@@ -46,7 +47,7 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
     samplers = config.cost.samplers
     yield from sampler_package_mistakes(*samplers, given=f"cost.samplers={as_written(samplers)}")
     try:
-        dataset = dataset_of(config)
+        dataset = dataset_of(config.dataset, config.pipeline)
     except Mistakes as mistakes:
         yield from mistakes.lines
     else:
@@ -55,15 +56,15 @@ def preflight(config: EvaluateConfig) -> Iterator[str]:
         yield from unused_mistakes(config.dataset)
 
 
-def dataset_of(config: EvaluateConfig) -> Dataset:
+def dataset_of(dataset: Dataset | None, pipeline: str) -> Dataset:
     """The dataset to compare with: the run's own unless the command names one.
 
     Raises:
         Mistakes: there is none.
     """
-    if config.dataset is not None:
-        return config.dataset
-    run = run_of(config.pipeline)
+    if dataset is not None:
+        return dataset
+    run = run_of(pipeline)
     if run is None:
         raise Mistakes("dataset=null: compare with which images? give dataset=cifar10, dataset=imagefolder, …")
     return read_part(run, _Trained).dataset
@@ -103,4 +104,4 @@ def _model_mistakes(config: EvaluateConfig) -> Iterator[str]:
     yield from idle_mistakes(config, "evaluate", [(key, f"where {place}") for key in of_a_model])
 
 
-PROGRAM = Program("ddpm-evaluate", "evaluate", "output", "output='evaluation/{}'", EVALUATION, preflight)
+PROGRAM = Program("ddpm-evaluate", "evaluate", "output", "output='evaluation/{}'", EVALUATION, preflight, with_recipe)

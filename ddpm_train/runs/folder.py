@@ -9,6 +9,7 @@ snapshots/         of the averages, see `snapshots.py`
 pipeline/          a DDPMPipeline; training.json in it says which weights these are, pixel_values.json what the
                    numbers of arrays mean
 samples/           the grids, step_NNNNNNNN.png
+refined/           what ddpm-refine leaves, see `sampling/refined.py`
 evaluation/        step_NNNNNNNN.json of the evaluations in the run, scores.json of those after it
 tensorboard/  report.html  job.json (of a sweep)  .lock  .heartbeat
 """

@@ -29,6 +29,7 @@ from ddpm_train.config.sample import SampleConfig
 from ddpm_train.data.array_files import ARRAY_READERS
 from ddpm_train.runs.checkpoint import step_name
 from ddpm_train.runs.folder import SAMPLING, run_of
+from ddpm_train.sampling.refined import is_refined
 from ddpm_train.system.console import counted
 from ddpm_train.system.files import expanded, replace_file, write_atomic
 
@@ -65,6 +66,8 @@ def model_folder(pipeline: str, step: int | None) -> Path:
     """RUN/step_NNNNNNNN, or the name of what is no run; see `default_folder`."""
     folder = expanded(pipeline)
     name = (run_of(pipeline) or folder).absolute().name if folder.exists() else pipeline
+    if is_refined(pipeline) and (run := run_of(str(folder.parent))) is not None:  # many are called so
+        name = f"{run.absolute().name}_{name}"
     return Path(name) if step is None else Path(name, step_name(step))
 
 

@@ -9,6 +9,7 @@ from ddpm_train.config.program import Program
 from ddpm_train.config.sample import SAMPLING, SampleConfig
 from ddpm_train.config.samplers import sampler_package_mistakes
 from ddpm_train.models.source import path_mistakes
+from ddpm_train.sampling.refined import with_recipe
 from ddpm_train.system.files import expanded, output_mistakes
 from ddpm_train.system.launch import launch_mistakes
 
@@ -70,4 +71,4 @@ def precision_mistakes(key: str, mixed_precision: str, choices: Sequence[str]) -
         yield f"{key}=bf16: {torch.cuda.get_device_name()} has none; use {others}"
 
 
-PROGRAM = Program("ddpm-sample", "sample", "output", "output='samples/{}'", SAMPLING, preflight)
+PROGRAM = Program("ddpm-sample", "sample", "output", "output='samples/{}'", SAMPLING, preflight, with_recipe)

@@ -25,6 +25,7 @@ from ddpm_train.sampling.guidance import load_guide
 from ddpm_train.sampling.loop import Observer, to_uint8
 from ddpm_train.sampling.output import ImageFolder, default_folder, ending_of
 from ddpm_train.sampling.recipe import Recipe, build_recipe
+from ddpm_train.sampling.refined import REFINED, is_refined
 from ddpm_train.system.columns import columns
 from ddpm_train.system.compute import Compute, device_name, keep_memory
 from ddpm_train.system.console import Console
@@ -101,6 +102,8 @@ class _Sampling:
         rows = {"model": f"{model.label}: {parameters:.2f}M parameters, {height}x{width}x{channels}"}
         if self.values is not None:
             rows["values"] = str(self.values)
+        if is_refined(config.pipeline):
+            rows["refined"] = f"the sampler, steps and guidance of its {REFINED}, where the command names no others"
         if config.visualization != "compare":
             rows["sampler"] = f"{recipe.sampler_text}, {recipe.num_inference_steps} steps, seed {recipe.seed}"
         if recipe.guidance is not None:
