@@ -1,6 +1,8 @@
 """Images of any channels and depth: their numbers reach the model by one transform, and come back by its inverse."""
 
 import json
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from ddpm_train.models.load import load_model
 from ddpm_train.sampling.loop import to_uint8
 from ddpm_train.sampling.output import ImageFolder
 from ddpm_train.sampling.pipeline import load
+from ddpm_train.system.files import LFS_POINTER
 
 Write = Callable[..., Path]
 DATA = Path(__file__).parent.parent / "ddpm_train/data/fashion_tiny/train.png"
@@ -220,6 +223,15 @@ def test_mistakes_are_told_in_a_line(write: Write, tmp_path: Path) -> None:
     )
     beyond = "holds numbers beyond those of dataset.dtype=uint8"
     assert beyond in mistake(write(np.full((8, 8), 256), name="beyond"), dtype="uint8")
+    for number, odd in enumerate(([("r", "u1")], "complex64", "U1", "M8[s]")):
+        for dtype in ("auto", "float32"):
+            assert "are no images; give arrays of numbers" in mistake(
+                write(np.zeros((8, 8), odd), name=f"odd{number}"), dtype=dtype
+            )
+    for fill in (-1, 0.5, 256):
+        assert f"dataset.fill={float(fill)}: no number of type uint8" in mistake(
+            tmp_path / "beyond", dtype="uint8", fill=fill
+        )
     (tmp_path / "empty").mkdir()
     assert mistake(tmp_path / "empty").endswith(
         "no arrays in it (no file below it ends in .npy, .npz, .tif or .tiff); give the folder that holds them"
@@ -227,6 +239,70 @@ def test_mistakes_are_told_in_a_line(write: Write, tmp_path: Path) -> None:
     pickled = write(name="pickled")
     np.save(pickled / "a.npy", np.array([{}], dtype=object))
     assert "none of its 1 images can be read (a.npy: " in mistake(pickled)
+
+
+def test_odd_files_are_named_and_the_others_used(write: Write) -> None:
+    """None is waited for, and none ends the run."""
+    images = clothes(3)[..., 0].astype(np.uint16)
+    root = write(images)
+    os.mkfifo(root / "b.npy")
+    (root / "c.npy").write_bytes(LFS_POINTER)
+    np.save(root / "d.npy", images)
+    os.truncate(root / "d.npy", 300)
+    np.savez(root / "e.npz", images)
+    flipped = bytearray((root / "e.npz").read_bytes())
+    flipped[500] ^= 1
+    (root / "e.npz").write_bytes(flipped)
+    data = opened(root, max_broken_fraction=0.9)
+    assert len(data.train) == 3 and data.broken == [
+        ("b.npy", "not a regular file"),
+        ("c.npy", "a Git LFS pointer (git lfs pull)"),
+        ("d.npy", "mmap length is greater than file size"),
+        *((f"e.npz, image {number}", "Bad CRC-32 for file 'arr_0.npy'") for number in range(3)),
+    ]
+
+
+def test_an_archive_is_read_anew_and_by_exact_names(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    for more in range(2):  # in one process, as in a notebook
+        images = clothes(2)[..., 0] // 2 + more
+        np.savez(tmp_path / "files/a.npz", **{"x": images + 9, "x.npy": images})
+        with zipfile.ZipFile(tmp_path / "files/a.npz", "a") as archive:
+            archive.writestr("about.txt", "")
+        data = opened(tmp_path / "files", image_column="x.npy", cache="none")
+        assert np.array_equal(data.train.stored(1)[0], images[1])
+
+
+def test_one_value_all_over_is_no_mistake(write: Write) -> None:
+    for number, (value, expected) in enumerate({-3e38: (-3e38, 0), 1e30: (0, 1e30), 0: (0, 1)}.items()):
+        values = opened(write(np.full((28, 28), value, dtype=np.float32), name=f"{number}")).values
+        assert values is not None and (*values.low, *values.high) == pytest.approx(expected)
+
+
+def test_what_a_tiff_file_says_of_its_pages(tmp_path: Path) -> None:
+    """The number for no data is GDAL's; a thumbnail is no image; what tifffile gives as zeros is not there."""
+    tifffile = pytest.importorskip("tifffile", reason="needs the extra scientific")
+    root = tmp_path / "files"
+    root.mkdir()
+    images = clothes(3)[..., 0].astype(np.float32)
+    images[0, 0, :5] = -9999
+    gdal = [(42113, "s", 0, "-9999", True)]
+    with tifffile.TiffWriter(root / "a.tif") as file:
+        file.write(images[1, ::2, ::2], photometric="minisblack", subfiletype=1)
+        file.write(images[0], photometric="minisblack", extratags=gdal)
+        file.write(images[2, :20], photometric="minisblack")
+    tifffile.imwrite(root / "b.ome.tif", images, photometric="minisblack", metadata={"axes": "TYX"})
+    (root / "b.ome.tif").write_bytes((root / "b.ome.tif").read_bytes().replace(b'SizeT="3"', b'SizeT="9"'))
+    data = opened(root, fill=7, max_broken_fraction=0.9)
+    assert len(data.train) == 1 and (data.train.stored(0)[0, 0, :5] == 7).all()
+    assert np.array_equal(data.train.stored(0)[0, 1:], images[0, 1:])
+    ((name, reason),) = data.broken
+    assert name == "b.ome.tif" and reason.startswith("damaged: OME series is missing 6 frames")
+    assert data.left_out == [
+        "left out: 1 further series of pages in .tif files (the first of each file is used); write each into a file of "
+        "its own",
+        "no data: -9999, which 1 file call so; dataset.no_data names another number",
+    ]
 
 
 ARRAYS = (*TINY, "dataset=arrays", "dataset.path=scenes", "dataset.channels=5", "name=scenes", "model.dropout=0")

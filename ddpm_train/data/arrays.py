@@ -1,8 +1,8 @@
 """Images of any channels and depth: arrays in files, or in a column of a dataset. Their numbers stay as they are."""
 
+import os
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from ddpm_train.config.mistakes import Mistakes, did_you_mean, not_installed, one_of
 from ddpm_train.config.pixels import DTYPES, MOST_CHANNELS
 from ddpm_train.data.array_files import ARRAY_READERS, Header
+from ddpm_train.data.array_pixels import ToPixels, dtype_of
 from ddpm_train.data.content import content_hash
 from ddpm_train.data.decode import DAMAGE, BrokenImage, Decoder
 from ddpm_train.data.sources import HubSource, describe, path_groups
@@ -20,42 +21,6 @@ from ddpm_train.system.files import cache_folder, expanded
 
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
-
-
-@dataclass(frozen=True)
-class ToPixels:
-    """Turns arrays of a dataset into [channels, height, width] of one type."""
-
-    channels: int
-    dtype: str
-    no_data: float | None
-    fill: float | None
-
-    def __call__(self, array: np.ndarray) -> np.ndarray:
-        """[H, W], [H, W, C] or [C, H, W] -> [C, H, W].
-
-        Raises:
-            BrokenImage: it has pixels without data and nothing to fill them, or numbers that the type does not hold.
-        """
-        if array.ndim == 2:
-            array = array[None]
-        elif array.shape[-1] == self.channels:
-            array = np.moveaxis(array, -1, 0)
-        array = self._filled(array)
-        limits = np.iinfo(self.dtype) if np.dtype(self.dtype).kind in "iu" else np.finfo(self.dtype)
-        if array.dtype != self.dtype and (array.min() < limits.min or array.max() > limits.max):
-            raise BrokenImage(f"holds numbers beyond those of dataset.dtype={self.dtype}")
-        return np.ascontiguousarray(array, dtype=self.dtype)
-
-    def _filled(self, array: np.ndarray) -> np.ndarray:
-        gaps = ~np.isfinite(array) if array.dtype.kind == "f" else np.zeros(array.shape, dtype=bool)
-        if self.no_data is not None:
-            gaps |= array == self.no_data
-        if not gaps.any():
-            return array
-        if self.fill is None:
-            raise BrokenImage("has pixels without data (NaN, infinity or dataset.no_data); give dataset.fill=NUMBER")
-        return np.where(gaps, self.fill, array)
 
 
 def num_images(shape: Sequence[int], channels: int) -> int | None:
@@ -77,28 +42,6 @@ def num_images(shape: Sequence[int], channels: int) -> int | None:
     if len(shape) == 4 and channels in (shape[1], shape[3]):
         return shape[0]
     raise ValueError("of other channels")
-
-
-def dtype_of(config: "Dataset", found: Mapping[str, Counter[str] | int]) -> str:
-    """The type that all arrays of a dataset are read as.
-
-    Args:
-        found: how many arrays are of each type.
-
-    Raises:
-        Mistakes: they are of several types, or of one that is not known, and the config does not say what to do.
-    """
-    held = " and ".join(found)
-    if config.dtype is None or config.dtype == "auto":
-        if len(found) == 1 and held in DTYPES:
-            return held
-        why = f"are of type {held}" if len(found) == 1 else f"are of several types ({held})"
-        raise Mistakes(f"dataset.dtype=auto: the arrays {why}; give {one_of(DTYPES)}, which all are then read as")
-    kinds = "biuf" if config.dtype.startswith("float") else "biu"
-    if bad := [name for name in found if np.dtype(name).kind not in kinds]:
-        remedy = "give float32" if np.dtype(bad[0]).kind == "f" else "give arrays of numbers"
-        raise Mistakes(f"dataset.dtype={config.dtype}: does not hold the numbers of type {bad[0]}; {remedy}")
-    return config.dtype
 
 
 def _is_one(shape: Sequence[int], channels: int) -> bool:
@@ -138,10 +81,14 @@ class ArrayFolder:
         self._damage = {number: each for number, each in enumerate(headers) if isinstance(each, str)}
         self._starts = np.concatenate(([0], np.cumsum([count or 1 for count in counts])))
         self._stacks = [count is not None for count in counts]
-        self._to_pixels = ToPixels(config.channels, self.dtype, config.no_data, config.fill)
+        self._no_data = [header.no_data if isinstance(header, Header) else None for header in headers]
+        self._to_pixels = ToPixels.of(config, self.dtype)
+        self.left_out += _notes([header for header in headers if isinstance(header, Header)], config)
 
     def _header(self, path: str) -> Header | str:
         """Or why the file cannot be read."""
+        if not os.path.isfile(self._root / path):
+            return "not a regular file"  # opening a pipe would wait for ever
         try:
             return ARRAY_READERS[Path(path).suffix.lower()].header(self._root / path, self._key)
         except Mistakes:
@@ -176,9 +123,21 @@ class ArrayFolder:
         path = self._root / self._paths[file]
         try:
             array = ARRAY_READERS[path.suffix.lower()].item(path, self._key, item)
-        except (*DAMAGE, Mistakes) as error:
+        except Exception as error:  # as above
             raise BrokenImage(first_line(error)) from None
-        return decoder.from_array(self._to_pixels(array))
+        return decoder.from_array(self._to_pixels(array, self._no_data[file]))
+
+
+def _notes(headers: Sequence[Header], config: "Dataset") -> Iterator[str]:
+    """What is not used of files that say more than their array, in lines."""
+    if unused := sum(header.unused for header in headers):
+        yield (
+            f"left out: {unused:,} further series of pages in .tif files (the first of each file is used); write each "
+            "into a file of its own"
+        )
+    named = Counter(header.no_data for header in headers if header.no_data is not None)
+    for number, files in named.items() if config.no_data is None else ():
+        yield f"no data: {number:g}, which {counted(files, 'file')} call so; dataset.no_data names another number"
 
 
 def _check_packages(root: Path, paths: Sequence[str]) -> None:
@@ -213,7 +172,7 @@ def _counts(config: "Dataset", headers: Mapping[str, Header | str]) -> list[int 
 
 
 def _shape_text(header: Header | str) -> str:
-    return header if isinstance(header, str) else "x".join(map(str, header.shape))
+    return header if isinstance(header, str) else "x".join(map(str, header.shape)) or "a single number"
 
 
 class ArrayColumn(HubSource):
@@ -223,14 +182,15 @@ class ArrayColumn(HubSource):
         super().__init__(config, split)
         feature = self._dataset.features[self._column]
         self._held = str(_number_type(feature))
-        if (shape := getattr(feature, "shape", None)) is not None and not _is_one(shape, config.channels):
+        shape: Any = getattr(feature, "shape", None) or (None,)  # None: of any length, which each array tells
+        if None not in shape and not _is_one(shape, config.channels):
             held = "x".join(map(str, shape))
             raise Mistakes(
                 f"dataset.channels={config.channels}: column {self._column} holds arrays of {held}; give "
                 "dataset.channels=… as they have it"
             )
         self.dtype = dtype_of(config, {self._held: 1})
-        self._to_pixels = ToPixels(config.channels, self.dtype, config.no_data, config.fill)
+        self._to_pixels = ToPixels.of(config, self.dtype)
 
     def _choose_column(self, dataset: Any, config: "Dataset") -> tuple[str, Any]:
         found = [name for name, feature in dataset.features.items() if _number_type(feature) is not None]
@@ -256,7 +216,7 @@ class ArrayColumn(HubSource):
             raise BrokenImage("empty")
         try:
             array = np.array(cell, dtype=self._held)
-        except ValueError as error:
+        except DAMAGE as error:  # ragged, or with cells that are empty
             raise BrokenImage(first_line(error)) from None
         if not _is_one(array.shape, self._to_pixels.channels):
             raise BrokenImage(f"an array of {'x'.join(map(str, array.shape))}, which is no image of that many channels")

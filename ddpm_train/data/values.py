@@ -36,8 +36,9 @@ def find_values(config: Dataset, images: Images) -> PixelValues:
         low, high = _measured(images, percentile=value_range == "percentile")
     else:
         low, high = (np.broadcast_to(np.array(each, dtype=np.float64), config.channels) for each in value_range)
-    # Of a channel of one value any range shows as much.
-    high = np.where(low < high, high, low + 1)
+    # Of a channel of one value any range shows as much; that from 0 to it fits into every type.
+    flat = low >= high
+    low, high = np.where(flat, np.minimum(low, 0), low), np.where(flat, np.maximum(high, low == 0), high)
     return PixelValues(dtype, tuple(low.tolist()), tuple(high.tolist()), config.stretch)  # type: ignore[arg-type]
 
 
