@@ -187,3 +187,33 @@ def test_a_system_of_odd_names_and_without_proc(tmp_path: Path) -> None:
         pytest.skip("needs root")
     assert code == 0 and (tmp_path / "file").read_bytes() == b"whole"
     assert (tmp_path / "said").read_text().startswith("/proc: not mounted")
+
+
+def test_a_folder_that_cannot_be_removed_is_stepped_round(tmp_path: Path) -> None:
+    """NFS keeps what another process has open; here something is mounted there, which the system refuses as well."""
+    left, new = tmp_path / ".pipeline.old", tmp_path / "pipeline"
+    for folder in (left, new):
+        folder.mkdir()
+        (folder / "weights").write_text("old")
+    child = os.fork()
+    if child == 0:
+        try:
+            libc = ctypes.CDLL(None)
+            if libc.unshare(0x20000):  # CLONE_NEWNS
+                os._exit(77)
+            held = str(left / "weights").encode()
+            if libc.mount(None, b"/", None, 0x44000, None) or libc.mount(held, held, None, 0x1000, None):
+                os._exit(77)
+            for text in ("new", "newer"):
+                with replace_folder(new) as staging:
+                    (staging / "weights").write_text(text)
+            os._exit(0 if (left / "weights").exists() else 1)
+        except BaseException:
+            os._exit(2)
+    _, status = os.waitpid(child, 0)
+    if (code := os.waitstatus_to_exitcode(status)) == 77:
+        pytest.skip("needs a mount namespace of its own")
+    assert code == 0 and (new / "weights").read_text() == "newer"
+    with replace_folder(new):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]

@@ -24,7 +24,7 @@ from annotated_types import Ge, Lt
 
 from ddpm_train.config.foreign import BadFile, printable, read_json
 from ddpm_train.system.failures import is_refused_by_disk, one_line
-from ddpm_train.system.files import fsync_path, move_or_remove, sha256_file
+from ddpm_train.system.files import cleared, fsync_path, move_or_remove, sha256_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,8 +94,7 @@ def save(
 
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / step_name(step)
-    staging = directory / f".{path.name}.staging"
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = cleared(directory / f".{path.name}.staging")
     staging.mkdir()
     files: dict[str, File] = {}
     try:
@@ -280,7 +279,6 @@ def prune(directory: Path, retention: Retention) -> None:
     """Remove what retention lets go. The newest checkpoint must have verified."""
     for step in retention.to_prune([step_of(path) for path in published(directory)]):
         # Renamed first: a checkpoint that is half removed must not look like one.
-        doomed = directory / f".{step_name(step)}.staging"
-        shutil.rmtree(doomed, ignore_errors=True)
+        doomed = cleared(directory / f".{step_name(step)}.staging")
         move_or_remove(directory / step_name(step), doomed)
         shutil.rmtree(doomed, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ddpm_train.runs import checkpoint
 from ddpm_train.runs.folder import SNAPSHOTS
-from ddpm_train.system.files import link_or_copy, move_or_remove, replace_folder
+from ddpm_train.system.files import cleared, link_or_copy, move_or_remove, replace_folder
 
 _LEFT_OUT = ("unet.safetensors", "optimizer.safetensors", "helpers.safetensors")
 
@@ -61,8 +61,6 @@ def remove(run: Path, after: int) -> None:
     """Remove the snapshots after a step, and what killed programs have left."""
     doomed = [path for step, path in checkpoint.by_step(run / SNAPSHOTS).items() if step > after]
     for path in doomed:  # renamed first: one that is half removed must not look like one
-        left = path.with_name(f".{path.name}.old")
-        shutil.rmtree(left, ignore_errors=True)
-        move_or_remove(path, left)
+        move_or_remove(path, cleared(path.with_name(f".{path.name}.old")))
     for left in (run / SNAPSHOTS).glob(".step_*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -119,20 +119,30 @@ def _is_running(pid: str) -> bool:
     return pid.isdecimal() and psutil.pid_exists(int(pid))
 
 
+def cleared(path: Path) -> Path:
+    """Remove what stands at this path; returns it, or another that is free where something cannot be removed.
+
+    NFS keeps a file that another process has open, and its folder with it, until that closes it.
+    """
+    for left in (path, *path.parent.glob(f"{glob.escape(path.name)}-*")):
+        shutil.rmtree(left, ignore_errors=True)
+    while os.path.lexists(path):
+        path = path.with_name(f"{path.name}-")
+    return path
+
+
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Fill the yielded staging folder; on leaving without an error it takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.staging")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = cleared(path.with_name(f".{path.name}.staging"))
     staging.mkdir()
     try:
         yield staging
         for entry in [*staging.rglob("*"), staging]:
             fsync_path(entry)
         # A folder cannot be replaced in one call on every file system; the old one steps aside first.
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+        old = cleared(path.with_name(f".{path.name}.old"))
         if path.exists():
             move_or_remove(path, old)
         os.rename(staging, path)
