@@ -50,6 +50,10 @@ def test_the_file_and_its_sampler(cli: Cli, trained: Path) -> None:
         (blocked / name / "__init__.py").write_text("raise ImportError")
     script = [sys.executable, str(folder / "sample.py"), "3", "4"]
     cli.run(script, PYTHONPATH=str(blocked))
+    assert "steps must be above 0" in cli.run([*script[:3], "0"], expect=2, PYTHONPATH=str(blocked))
+    assert np.array_equal(
+        sampler["sample"](session, noise.numpy()[:1], 5000), sampler["sample"](session, noise.numpy()[:1], 1000)
+    )
     (blocked / "onnxruntime.py").write_text("import os; raise ImportError(os.environ['ORT_DISABLE_TELEMETRY'])")
     assert "ImportError: 1" in cli.run(script, expect=1, PYTHONPATH=str(blocked))
     images = [np.asarray(Image.open(cli.folder / f"00000{index}.png")) for index in range(3)]

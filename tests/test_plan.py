@@ -57,6 +57,7 @@ def test_it_is_told_and_nothing_begins(cli: Cli) -> None:
     keys = ("dataset=hub", "dataset.path=nobody/nothing", "dataset.resolution=64", "dataset.channels=3")
     command = ("-m", "ddpm_train.cli.train", "--plan", *keys, "model=unet_small", "train.batch_size=64")
     said = cli.python(*command, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "error: RANK=1" in cli.python(*command, expect=2, RANK="1")
     assert "images     64x64x3\n" in said and "model      UNet2DModel, 13.21M parameters\n" in said
     assert re.search(r"\n  64 +7\.5 GB +4\.7 GB +4\.4 GB +3\.2 GB\n", said)
     (work,) = re.findall(r"work       ([\d.]+) GFLOP", said)

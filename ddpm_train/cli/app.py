@@ -76,6 +76,7 @@ def main(
 
 def _plan(program: Program[C], plan: Callable[[C], None], arguments: Arguments) -> None:
     # What images that must be loaded first would decide is left as it is.
+    _check_launch()
     program = replace(program, settle=lambda config, values, overrides: values)
     ((config, _),) = compose_configs(
         program,
@@ -86,6 +87,12 @@ def _plan(program: Program[C], plan: Callable[[C], None], arguments: Arguments) 
     )
     if exit_codes.is_first_process():
         plan(config)
+
+
+def _check_launch() -> None:
+    """Every process tells what does not fit in its variables, which say which one is the first."""
+    if unfit := list(launch.variable_mistakes()):
+        tell(Mistakes(*unfit), everyone=True)
 
 
 def _work(
@@ -108,8 +115,8 @@ def _work(
         launch.follow_launchers()
         return configs
 
-    if not alone and (unfit := list(launch.variable_mistakes())):
-        tell(Mistakes(*unfit), everyone=True)
+    if not alone:
+        _check_launch()
     if arguments.multirun and sweep:
         sweep(arguments)
         return

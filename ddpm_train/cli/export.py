@@ -1,6 +1,7 @@
 """`ddpm-export`: a trained model for places where there is no torch."""
 
 import importlib.util
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,11 @@ def job(config: ExportConfig, values: dict[str, Any]) -> None:
     model = load_model(config.pipeline, revision=config.revision, weights=config.weights)
     folder = Path(config.output) if config.output else Path("exports", model_folder(config.pipeline, model.step))
     difference = export_onnx(model, folder, config.resolution)
-    rows = {"model": model.label, "onnx": str(folder / "model.onnx"), "sampler": f"python {folder / 'sample.py'} 16"}
+    rows = {
+        "model": model.label,
+        "onnx": str(folder / "model.onnx"),
+        "sampler": f"python {shlex.quote(str(folder / 'sample.py'))} 16",
+    }
     console.table(rows | {"checked": f"differs from the pipeline by at most {difference:.1e}"})
 
 

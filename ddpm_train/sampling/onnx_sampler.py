@@ -1,9 +1,9 @@
 """Writes images of model.onnx beside this file: python sample.py [COUNT] [STEPS] [SEED]; needs numpy, onnxruntime."""
 
+import argparse
 import json
 import os
 import struct
-import sys
 import zlib
 from pathlib import Path
 
@@ -17,6 +17,7 @@ def sample(session: onnxruntime.InferenceSession, x: np.ndarray, steps: int) -> 
     """DDIM (Song et al. 2021) from noise x, float32 [B, C, H, W]; uint8 of the same shape."""
     about = json.loads(session.get_modelmeta().custom_metadata_map["ddpm"])
     signal = np.array([*about["alphas_cumprod"], 1.0], np.float32)  # the last, number -1: without noise
+    steps = min(steps, len(signal) - 1)  # there are no more timesteps
     times = np.arange(len(signal) - 1, 0, -(len(signal) - 1) / steps).round().astype(int) - 1
     for now, then in zip(times, [*times[1:], -1], strict=True):
         alpha, sigma = np.sqrt(signal[now]), np.sqrt(1 - signal[now])
@@ -41,7 +42,13 @@ def png(image: np.ndarray) -> bytes:
 
 
 if __name__ == "__main__":
-    count, steps, seed = (int(text) for text in [*sys.argv[1:], *("16", "50", "0")[len(sys.argv) - 1 :]])
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, least, default in (("count", 1, 16), ("steps", 1, 50), ("seed", 0, 0)):
+        parser.add_argument(name, nargs="?", type=int, default=default, help=f"{least} or more; {default} by default")
+    given = parser.parse_args()
+    count, steps, seed = given.count, given.steps, given.seed
+    if count < 1 or steps < 1 or seed < 0:
+        parser.error("count and steps must be above 0, and seed not below 0")
     here = Path(__file__).resolve().parent
     network = onnxruntime.InferenceSession(here / "model.onnx", providers=onnxruntime.get_available_providers())
     shape = (count, *network.get_inputs()[0].shape[1:])
