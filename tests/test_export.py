@@ -16,10 +16,10 @@ from PIL import Image
 from ddpm_train.cli.export import preflight
 from ddpm_train.config.export import ExportConfig
 from ddpm_train.config.parts import Sampler
+from ddpm_train.diffusion.pixels import to_uint8
 from ddpm_train.models.load import load_model
 from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.export import TOLERANCE, _difference, _Prediction
-from ddpm_train.sampling.loop import to_uint8
 from ddpm_train.sampling.recipe import Recipe
 
 

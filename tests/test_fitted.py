@@ -13,9 +13,10 @@ from PIL import Image
 import ddpm_train
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.program import compose_configs
+from ddpm_train.diffusion.pixels import to_uint8
 from ddpm_train.sampling.fitted_sampler import FittedSteps
 from ddpm_train.sampling.fitting import read_steps, write_steps
-from ddpm_train.sampling.loop import image_generators, to_uint8
+from ddpm_train.sampling.loop import image_generators
 from ddpm_train.training.preflight import PROGRAM as TRAIN
 
 FAST = ("sampler=fitted", "num_inference_steps=6", "mixed_precision=no")

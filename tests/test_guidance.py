@@ -13,11 +13,12 @@ from PIL import Image
 
 import ddpm_train
 from ddpm_train.config.mistakes import Mistakes
+from ddpm_train.diffusion.pixels import to_uint8
 from ddpm_train.evaluation.image_folder import made_by
 from ddpm_train.models.load import load_model
 from ddpm_train.report.formatting import circumstances
 from ddpm_train.report.stored import Score
-from ddpm_train.sampling.loop import image_generators, to_uint8
+from ddpm_train.sampling.loop import image_generators
 
 STEPS, SCALE = 6, 1.7
 FAST = ("num_images=3", f"num_inference_steps={STEPS}", "sampler=ddim", "mixed_precision=no")

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ddpm_train.config.parts import Sampler
 from ddpm_train.config.samplers import FITTED, SAMPLERS, SamplerClass, argument_mistakes, arguments
+from ddpm_train.diffusion.pixels import to_uint8
 from ddpm_train.sampling.engine import Engine
 from ddpm_train.sampling.inpainting import Inpainting, inpaint, visits
-from ddpm_train.sampling.loop import build_sampler, image_generators, image_seed, noised, step_arguments, to_uint8
+from ddpm_train.sampling.loop import build_sampler, image_generators, image_seed, noised, step_arguments
 from ddpm_train.sampling.recipe import Recipe
 from ddpm_train.sampling.sampler_check import is_stochastic, refusal
 from ddpm_train.sampling.schedule import Schedule

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ddpm_train.config.pixels import PixelValues
 
@@ -43,3 +44,25 @@ def to_physical(values: PixelValues, x_0: Tensor) -> np.ndarray:
         limits = np.iinfo(dtype)
         physical = np.rint(physical).clip(limits.min, limits.max)
     return physical.astype(dtype)
+
+
+def to_uint8(x_0: Tensor) -> Tensor:
+    """[-1, 1] -> uint8 in [0, 255], rounded as DDPMPipeline does; uint8 stays as it is."""
+    return x_0 if x_0.dtype == torch.uint8 else ((x_0 / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def shown(images: Tensor, values: PixelValues | None) -> Tensor:
+    """What a person can look at, uint8 [..., 1, 3 or 4, H, W]: of arrays of other channels than 1 or 3 all bands, side
+    by side in grey, from the top left to the bottom right.
+
+    Args:
+        images: uint8 [..., C, H, W].
+        values: what the numbers mean; None: they are pictures, which may be transparent.
+    """
+    channels = images.shape[-3]
+    if values is None or channels in (1, 3):
+        return images
+    columns = math.ceil(math.sqrt(channels))
+    missing = -channels % columns
+    bands = functional.pad(images, (0, 0, 0, 0, 0, missing)).unflatten(-3, (-1, columns))  # [..., rows, columns, H, W]
+    return bands.transpose(-3, -2).flatten(-2).flatten(-3, -2).unsqueeze(-3)

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_train.diffusion.pixels import shown, to_uint8
 from ddpm_train.evaluation import bootstrap
 from ddpm_train.evaluation.measure import ImageInputs, Result
 from ddpm_train.evaluation.scores import Measured
 from ddpm_train.sampling import pictures
-from ddpm_train.sampling.loop import to_uint8
 
 # As near to a training image as the nearest held-out images, this share of them, or nearer: counts as a copy.
 QUANTILE = 0.01
@@ -85,14 +85,10 @@ def copy_rate(inputs: ImageInputs) -> Iterator[Result]:
     yield "copying", rates | made_of | rests_on
     # A row for each sample: the sample, a gap, its nearest training images from the nearest on.
     values = inputs.training_images.values
-    samples, *neighbours = (pictures.shown(_as_bytes(each), values) for each in (samples, *neighbours))
+    samples, *neighbours = (shown(to_uint8(each), values) for each in (samples, *neighbours))
     gap = torch.full_like(samples[:1], 255)
     rows = [torch.cat((sample[None], gap, own)) for sample, own in zip(samples, neighbours, strict=True)]
     yield "nearest", pictures.rows(rows)
-
-
-def _as_bytes(images: Tensor) -> Tensor:
-    return images if images.dtype == torch.uint8 else to_uint8(images)
 
 
 def measure_copying(generated: Tensor, training: Tensor, held_out: Tensor) -> Copying:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.pixels import PixelValues
 from ddpm_train.config.samplers import FITTED
-from ddpm_train.diffusion.pixels import to_physical
+from ddpm_train.diffusion.pixels import to_physical, to_uint8
 from ddpm_train.models.load import Model
 from ddpm_train.sampling import fitting
 from ddpm_train.sampling.fitted_sampler import FittedSteps
@@ -31,7 +31,6 @@ from ddpm_train.sampling.loop import (
     ignore,
     image_generators,
     noised,
-    to_uint8,
 )
 from ddpm_train.sampling.recipe import Recipe
 from ddpm_train.sampling.sampler_check import refusal

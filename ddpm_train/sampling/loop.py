@@ -116,8 +116,3 @@ def noised(sampler: Any, x_0: Tensor, noise: Tensor, strength: float) -> tuple[T
     if hasattr(sampler, "set_begin_index"):
         sampler.set_begin_index(start)
     return sampler.add_noise(x_0.expand_as(noise), noise, sampler.timesteps[start : start + 1]), start
-
-
-def to_uint8(x_0: Tensor) -> Tensor:
-    """[-1, 1] -> uint8 in [0, 255], rounded as DDPMPipeline does."""
-    return ((x_0 / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn import functional
 from torchvision.utils import make_grid
 
 from ddpm_train.config.pixels import PixelValues
+from ddpm_train.diffusion.pixels import shown
 from ddpm_train.sampling.output import to_picture
 from ddpm_train.sampling.visualizations import Compared
 from ddpm_train.system.files import write_atomic
@@ -84,23 +84,6 @@ def to_png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="png", optimize=True)
     return file.getvalue()
-
-
-def shown(images: Tensor, values: PixelValues | None) -> Tensor:
-    """What a person can look at, uint8 [..., 1, 3 or 4, H, W]: of arrays of other channels than 1 or 3 all bands, side
-    by side in grey, from the top left to the bottom right.
-
-    Args:
-        images: uint8 [..., C, H, W].
-        values: what the numbers mean; None: they are pictures, which may be transparent.
-    """
-    channels = images.shape[-3]
-    if values is None or channels in (1, 3):
-        return images
-    columns = math.ceil(math.sqrt(channels))
-    missing = -channels % columns
-    bands = functional.pad(images, (0, 0, 0, 0, 0, missing)).unflatten(-3, (-1, columns))  # [..., rows, columns, H, W]
-    return bands.transpose(-3, -2).flatten(-2).flatten(-3, -2).unsqueeze(-3)
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:

@@ -23,12 +23,11 @@ from ddpm_train.config.pixels import PixelValues
 from ddpm_train.config.sample import SAMPLING, SampleConfig
 from ddpm_train.config.samplers import SAMPLERS
 from ddpm_train.config.schema import dotted, dotted_values
-from ddpm_train.diffusion.pixels import to_physical
+from ddpm_train.diffusion.pixels import shown, to_physical, to_uint8
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.sampling import pictures, visualizations
 from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_engine
 from ddpm_train.sampling.guidance import load_guide
-from ddpm_train.sampling.loop import to_uint8
 from ddpm_train.sampling.output import to_picture
 from ddpm_train.sampling.preflight import loading_mistakes, making_mistakes
 from ddpm_train.sampling.recipe import Recipe, build_recipe
@@ -113,7 +112,7 @@ class Pipeline:
         def make(batch: Sequence[int]) -> np.ndarray:
             if output == "np":
                 return engine.pixels(recipe, batch, self.values)
-            return pictures.shown(engine.images(recipe, batch), self.values).permute(0, 2, 3, 1).cpu().numpy()
+            return shown(engine.images(recipe, batch), self.values).permute(0, 2, 3, 1).cpu().numpy()
 
         made = [images for _, images in in_batches(range(num_images), make, config.batch_size, self._device)]
         array = np.concatenate(made)
@@ -132,13 +131,13 @@ class Pipeline:
     def trajectory(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
         """The frames of the loop: x_t on the left, the estimate of x_0 on the right, all images in each."""
         opened = self._open(num_images, {**keys, "trajectory": True})
-        return pictures.trajectory_frames(pictures.shown(visualizations.trajectory(*opened), self.values))
+        return pictures.trajectory_frames(shown(visualizations.trajectory(*opened), self.values))
 
     def interpolate(self, num_images: int = 1, **keys: Any) -> list[Image.Image]:
         """The frames of a walk from the images of `seed` to those of `interpolate_seed`."""
         opened = self._open(num_images, {**keys, "interpolate": True})
         walks = [visualizations.interpolation(*opened, index) for index in range(num_images)]
-        return pictures.interpolation_frames([pictures.shown(walk, self.values) for walk in walks])
+        return pictures.interpolation_frames([shown(walk, self.values) for walk in walks])
 
     def compare(
         self, samplers: Sequence[str], steps: Sequence[int], num_images: int = 4, **keys: Any

@@ -16,13 +16,13 @@ from torch import Tensor
 from ddpm_train.config.pixels import PixelValues
 from ddpm_train.config.sample import SampleConfig
 from ddpm_train.config.samplers import FITTED
-from ddpm_train.diffusion.pixels import to_model
+from ddpm_train.diffusion.pixels import shown, to_model, to_uint8
 from ddpm_train.models.load import Model, load_model
 from ddpm_train.sampling import pictures, visualizations
 from ddpm_train.sampling.engine import Engine, choose_compute, in_batches, open_engine
 from ddpm_train.sampling.fitting import write_steps
 from ddpm_train.sampling.guidance import load_guide
-from ddpm_train.sampling.loop import Observer, to_uint8
+from ddpm_train.sampling.loop import Observer
 from ddpm_train.sampling.output import ImageFolder, default_folder, ending_of
 from ddpm_train.sampling.recipe import Recipe, build_recipe
 from ddpm_train.sampling.refined import REFINED, is_refined
@@ -152,7 +152,7 @@ class _Sampling:
         if self.values is not None:
             images = to_uint8(to_model(self.values, images))
         grid = folder.path / "grid.png"
-        pictures.save(pictures.image_grid(pictures.shown(images, self.values)), grid)
+        pictures.save(pictures.image_grid(shown(images, self.values)), grid)
         rows = {"images": str(folder.path / "images"), "grid": str(grid)}
         if self.config.format == "npz":
             rows["npz"] = str(folder.write_npz(count))
@@ -163,14 +163,14 @@ class _Sampling:
 
     def trajectory(self) -> None:
         frames = visualizations.trajectory(self.engine, self.recipe, self.config, self._count_steps(1))
-        frames = pictures.shown(frames, self.values)
+        frames = shown(frames, self.values)
         self._write_animation("trajectory", pictures.strip(frames), pictures.trajectory_frames(frames))
 
     def interpolate(self) -> None:
         observe = self._count_steps(self.config.num_images)
         made = (self.engine, self.recipe, self.config)
         walks = [visualizations.interpolation(*made, i, observe) for i in range(self.config.num_images)]
-        walks = [pictures.shown(walk, self.values) for walk in walks]
+        walks = [shown(walk, self.values) for walk in walks]
         frames = pictures.interpolation_frames(walks)
         self._write_animation("interpolation", pictures.rows(walks), [*frames, *frames[-2:0:-1]])
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ddpm_train.config.parts import Sampler
 from ddpm_train.config.sample import SampleConfig
+from ddpm_train.diffusion.pixels import to_uint8
 from ddpm_train.sampling.engine import Engine, in_batches
-from ddpm_train.sampling.loop import Observer, ignore, image_generators, to_uint8
+from ddpm_train.sampling.loop import Observer, ignore, image_generators
 from ddpm_train.sampling.recipe import Recipe, compared
 from ddpm_train.sampling.sampler_check import is_stochastic, refusal
 from ddpm_train.sampling.schedule import Schedule

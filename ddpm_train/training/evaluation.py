@@ -16,6 +16,7 @@ from ddpm_train.config.metrics import FEWEST_IMAGES
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.train import Config
 from ddpm_train.diffusion.objective import Objective
+from ddpm_train.diffusion.pixels import shown
 from ddpm_train.evaluation.floor import Floor, has_floor, measure_floor
 from ddpm_train.evaluation.held_out import held_out_losses, over_timesteps
 from ddpm_train.evaluation.image_sets import SampledImages
@@ -132,7 +133,7 @@ class Evaluation:
     def _results(self, unet: UNet2DModel) -> Iterator[Result]:
         run, data, config = self._run, self._run.data, self._run.config
         grid = self._sampled(unet, config.evaluation.num_images)
-        yield "samples", pictures.image_grid(pictures.shown(grid.pixels().cpu(), self._run.data.values))
+        yield "samples", pictures.image_grid(shown(grid.pixels().cpu(), self._run.data.values))
         training, held_out = RealImages(data.train, config.dataset, self._workers), None
         if data.validation is not None:
             held_out = RealImages(data.validation, config.dataset, self._workers, held_out=True)
