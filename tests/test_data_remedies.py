@@ -195,8 +195,8 @@ def test_single_files(tmp_path: Path, garments: list[Image.Image]) -> None:
         "a.csv a.jsonl a.json": "a table without images; give the folder of the images: with "
         "dataset=imagefolder for all of them, with dataset=hub for those that a metadata.csv or metadata.jsonl "
         "there names in a column file_name",
-        "a.npz a.npy": "arrays; give the folder that holds them, with dataset=arrays",
-        "a.h5 a.pt": "arrays, which are not read; write each image to a .npy file, and give their folder with "
+        "a.npz a.npy a.h5 a.nii.gz a.dcm": "arrays; read them with dataset=arrays",
+        "a.mat a.pt": "arrays, which are not read; write each image to a .npy file, and give their folder with "
         "dataset=arrays",
         "a.PNG a.heic": "one image; give the folder that holds all of them, with dataset=imagefolder",
         "a.arrow": "a part of a dataset; give its folder with dataset=hub",

@@ -79,7 +79,7 @@ class Dataset(Section):
 
     def mistakes(self) -> Iterator[str]:
         yield from self._array_mistakes() if self.dtype is not None else self._picture_mistakes()
-        if self.source == "folder" and self.group_by is not None:
+        if self.source in ("folder", "arrays") and self.group_by is not None:
             try:
                 re.compile(self.group_by)
             except re.error as error:

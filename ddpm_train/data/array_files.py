@@ -16,11 +16,13 @@ import numpy as np
 
 from ddpm_train.config.mistakes import Mistakes, one_of
 from ddpm_train.data.formats import what_it_is
+from ddpm_train.data.paths import ending_of
 
 _GDAL_NODATA = 42113  # a tag of GeoTIFF: a text
 _NPY = np.lib.format.MAGIC_PREFIX
 # Of what tifffile logs about a file, giving zeros or fewer images: some of it is not there.
 _LOST = ("missing", "invalid page offset", "corrupted", "failed to reshape")
+_MOST_NAMED = 8  # arrays of a file, in a message
 
 
 class Header(NamedTuple):
@@ -42,20 +44,26 @@ class ArrayReader:
     """Reads one kind of file.
 
     Attributes:
-        header: of the array of this name in a file; None: of the only one.
-        read: the array, mapped into memory where that can be.
+        read: the array of this name in a file; None: the only one. Where it can be, its pixels are read when asked for.
+        header: of that array; None: as `read` has it, which then reads no pixels.
         package: that must be installed.
     """
 
-    header: Callable[[Path, str | None], Header]
     read: Callable[[Path, str | None], np.ndarray]
+    header: Callable[[Path, str | None], Header] | None = None
     package: str | None = None
 
-    def item(self, path: Path, key: str | None, number: int | None) -> np.ndarray:
-        """The image of that number in a file; None: all of the file is one."""
+    def header_of(self, path: Path, key: str | None) -> Header:
+        if self.header is not None:
+            return self.header(path, key)
+        array = self.read(path, key)
+        return Header(array.shape, array.dtype)
+
+    def item(self, path: Path, key: str | None, place: tuple[int, ...]) -> np.ndarray:
+        """The image at that place in the leading axes of a file's array; (): all of it is one."""
         status = os.stat(path)  # a file may be replaced while the process lives
-        array = _whole(self.read, path, key, (status.st_ino, status.st_size, status.st_mtime_ns))
-        return array if number is None else array[number]
+        image: np.ndarray = _whole(self.read, path, key, (status.st_ino, status.st_mtime_ns, status.st_size))[place]
+        return image
 
 
 @lru_cache(maxsize=1)  # the next image is mostly one of the same file
@@ -71,11 +79,6 @@ def _read_npy(path: Path, key: str | None) -> np.ndarray:
             raise ValueError(what_it_is(path))
     array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     return array
-
-
-def _npy_header(path: Path, key: str | None) -> Header:
-    array = _read_npy(path, key)
-    return Header(array.shape, array.dtype)
 
 
 def _npz_header(path: Path, key: str | None) -> Header:
@@ -94,19 +97,24 @@ def _read_npz(path: Path, key: str | None) -> np.ndarray:
 
 
 def _member(path: Path, key: str | None, archive: zipfile.ZipFile) -> str:
-    """The member of an archive that is meant.
+    """The member of an archive that is meant."""
+    names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    return f"{_only(path, key, names)}.npy"
+
+
+def _only(path: Path, key: str | None, names: list[str]) -> str:
+    """The name of the array that is meant.
 
     Raises:
-        Mistakes: it holds several arrays, or none of that name.
+        Mistakes: there are several, or none of that name.
     """
-    names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     if key is None and len(names) == 1:
-        return f"{names[0]}.npy"
-    if key not in names:
-        held = f"{path.name} holds {', '.join(names) or 'no array'}"
-        remedy = one_of(names) if names else "another file"
-        raise Mistakes(f"dataset.image_column={key or 'null'}: {held}; give {remedy}")
-    return f"{key}.npy"
+        return names[0]
+    if key is None or key not in names:
+        held = ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
+        remedy = one_of(names[:_MOST_NAMED]) if names else "another file"
+        raise Mistakes(f"dataset.image_column={key or 'null'}: {path.name} holds {held or 'no array'}; give {remedy}")
+    return key
 
 
 @contextmanager
@@ -159,10 +167,128 @@ def _read_tiff(path: Path, key: str | None) -> np.ndarray:
     return array
 
 
-_TIFF = ArrayReader(_tiff_header, _read_tiff, "tifffile")
+def _read_hdf5(path: Path, key: str | None) -> Any:
+    import h5py
+
+    arrays: dict[str, Any] = {}
+
+    def note(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and _is_array(item):
+            arrays[name] = item
+
+    # It stays open for as long as an array of it is used; some file systems know no locks.
+    h5py.File(path, "r", locking=False).visititems(note)
+    return arrays[_only(path, key, list(arrays))]
+
+
+def _read_zarr(path: Path, key: str | None) -> Any:
+    import zarr
+
+    found = zarr.open(path, mode="r")
+    if isinstance(found, zarr.Array):
+        return found
+    members = sorted(found.members(max_depth=None))
+    arrays = {name: item for name, item in members if isinstance(item, zarr.Array) and _is_array(item)}
+    return arrays[_only(path, key, list(arrays))]
+
+
+def _is_array(item: Any) -> bool:
+    """Whether these may be images, and not labels or names."""
+    return len(item.shape) >= 2 and item.dtype.kind in "biuf"
+
+
+@contextmanager
+def _fits_image(path: Path, key: str | None) -> Iterator[Any]:
+    """The image of that name in a FITS file; one without a name is called by its number."""
+    from astropy.io import fits
+
+    with fits.open(path) as file:
+        images: dict[str, Any] = {}
+        for number, unit in enumerate(file):
+            if unit.is_image and len(unit.shape) >= 2:
+                images.setdefault(unit.name or str(number), unit)
+        yield images[_only(path, key, list(images))]
+
+
+def _fits_header(path: Path, key: str | None) -> Header:
+    with _fits_image(path, key) as image:
+        one = image.section[(slice(0, 1),) * len(image.shape)]  # several keywords make its type
+        return Header(image.shape, one.dtype)
+
+
+def _read_fits(path: Path, key: str | None) -> np.ndarray:
+    with _fits_image(path, key) as image:
+        array: np.ndarray = image.data
+    return array
+
+
+def _nifti_header(path: Path, key: str | None) -> Header:
+    import nibabel
+
+    held = nibabel.load(path).dataobj
+    return Header(held.shape[::-1], _scaled_type(held.dtype, held.slope, held.inter))
+
+
+def _read_nifti(path: Path, key: str | None) -> np.ndarray:
+    """[time, z, y, x] of what the format has as x, y, z, time: an image is a slice."""
+    import nibabel
+
+    held = nibabel.load(path).dataobj
+    return _scaled(held.get_unscaled(), held.slope, held.inter).T
+
+
+def _dicom_header(path: Path, key: str | None) -> Header:
+    from pydicom import dcmread
+
+    dicom = dcmread(path, stop_before_pixels=True)
+    frames, samples = int(dicom.get("NumberOfFrames") or 1), int(dicom.SamplesPerPixel)
+    shape = [frames] * (frames > 1) + [dicom.Rows, dicom.Columns] + [samples] * (samples > 1)
+    stored = np.dtype(f"{'i' if dicom.PixelRepresentation else 'u'}{max(1, dicom.BitsAllocated // 8)}")
+    return Header(tuple(shape), _scaled_type(stored, *_rescale(dicom)))
+
+
+def _read_dicom(path: Path, key: str | None) -> np.ndarray:
+    from pydicom import dcmread
+    from pydicom.pixels import pixel_array
+
+    dicom = dcmread(path)
+    return _scaled(pixel_array(dicom), *_rescale(dicom))
+
+
+def _rescale(dicom: Any) -> tuple[float, float]:
+    """Slope and intercept from what a scanner stores to its units: of CT, those of Hounsfield."""
+    return float(dicom.get("RescaleSlope", 1)), float(dicom.get("RescaleIntercept", 0))
+
+
+def _scaled_type(stored: np.dtype[Any], slope: float, intercept: float) -> np.dtype[Any]:
+    """Of whole numbers int16, as Hounsfield units are. An image with larger ones is then broken, with that reason."""
+    if (slope, intercept) == (1, 0):
+        return stored
+    are_whole = stored.kind in "iu" and float(slope).is_integer() and float(intercept).is_integer()
+    return np.dtype(np.int16 if are_whole else np.float32)
+
+
+def _scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    return stored if (slope, intercept) == (1, 0) else stored * float(slope) + float(intercept)
+
+
+_TIFF = ArrayReader(_read_tiff, _tiff_header, "tifffile")
+_HDF5 = ArrayReader(_read_hdf5, package="h5py")
+_FITS = ArrayReader(_read_fits, _fits_header, "astropy")
+_NIFTI = ArrayReader(_read_nifti, _nifti_header, "nibabel")
+_DICOM = ArrayReader(_read_dicom, _dicom_header, "pydicom")
 ARRAY_READERS: dict[str, ArrayReader] = {
-    ".npy": ArrayReader(_npy_header, _read_npy),
-    ".npz": ArrayReader(_npz_header, _read_npz),
-    ".tif": _TIFF,
-    ".tiff": _TIFF,
+    ".npy": ArrayReader(_read_npy),
+    ".npz": ArrayReader(_read_npz, _npz_header),
+    **dict.fromkeys((".tif", ".tiff"), _TIFF),
+    **dict.fromkeys((".h5", ".hdf5"), _HDF5),
+    ".zarr": ArrayReader(_read_zarr, package="zarr"),
+    **dict.fromkeys((".fits", ".fits.gz", ".fit"), _FITS),
+    **dict.fromkeys((".nii", ".nii.gz"), _NIFTI),
+    ".dcm": _DICOM,
 }
+
+
+def reader_of(path: Path | str) -> ArrayReader:
+    """Of a file with one of these endings."""
+    return ARRAY_READERS[ending_of(path)]

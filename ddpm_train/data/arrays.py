@@ -1,5 +1,6 @@
 """Images of any channels and depth: arrays in files, or in a column of a dataset. Their numbers stay as they are."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -10,10 +11,11 @@ import numpy as np
 
 from ddpm_train.config.mistakes import Mistakes, did_you_mean, not_installed, one_of
 from ddpm_train.config.pixels import DTYPES, MOST_CHANNELS
-from ddpm_train.data.array_files import ARRAY_READERS, Header
+from ddpm_train.data.array_files import ARRAY_READERS, Header, reader_of
 from ddpm_train.data.array_pixels import ToPixels, dtype_of
 from ddpm_train.data.content import content_hash
 from ddpm_train.data.decode import DAMAGE, BrokenImage, Decoder
+from ddpm_train.data.paths import ARRAY_ENDINGS, ZARR, ending_of
 from ddpm_train.data.sources import HubSource, describe, path_groups
 from ddpm_train.system.console import counted
 from ddpm_train.system.failures import first_line
@@ -23,37 +25,34 @@ if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
 
 
-def num_images(shape: Sequence[int], channels: int) -> int | None:
-    """How many images an array of this shape holds along its first axis; None: it is one.
+def num_leading(shape: Sequence[int], channels: int) -> int:
+    """How many axes of an array of this shape count its images; 0: it is one image.
 
     Raises:
         ValueError: it is none, or of other channels.
     """
-    if 0 in shape:
-        raise ValueError("empty")
-    if len(shape) == 2 and channels == 1:
-        return None
-    if len(shape) == 3:
-        if channels in (shape[0], shape[2]):
-            return None
-        # A narrow strip is rather an image of other channels.
-        if channels == 1 and not (shape[2] <= MOST_CHANNELS and 2 * shape[2] <= shape[1]):
-            return shape[0]
-    if len(shape) == 4 and channels in (shape[1], shape[3]):
-        return shape[0]
+    if 0 in shape or len(shape) < 2:
+        raise ValueError("no image")
+    *_, height, width = shape
+    if len(shape) > 2 and channels in (shape[-3], width):
+        return len(shape) - 3
+    # A narrow strip is rather an image of other channels.
+    is_strip = len(shape) > 2 and width <= MOST_CHANNELS and 2 * width <= height
+    if channels == 1 and not is_strip:
+        return len(shape) - 2
     raise ValueError("of other channels")
 
 
 def _is_one(shape: Sequence[int], channels: int) -> bool:
     """Whether an array of this shape is an image."""
     try:
-        return num_images(shape, channels) is None
+        return num_leading(shape, channels) == 0
     except ValueError:
         return False
 
 
 class ArrayFolder:
-    """Files of arrays below a folder, in the order of their paths; a file may hold several images along its first axis.
+    """Files of arrays below a folder, in the order of their paths, or one file; each may hold several images.
 
     Attributes:
         dtype: of the pixels.
@@ -66,31 +65,32 @@ class ArrayFolder:
         from ddpm_train.data.image_files import find_images  # not above: its pydantic, too
 
         root = expanded(config.path)
-        found = find_images(root, ARRAY_READERS)
-        self.left_out = list(found.lines())
-        if not found.paths:
-            reason = "; ".join(self.left_out) or f"no file below it ends in {one_of(list(ARRAY_READERS))}"
+        if ending_of(root) in ARRAY_ENDINGS and (root.is_file() or ending_of(root) == ZARR):
+            self._root, self._paths, self.left_out = root.parent, [root.name], []
+        else:
+            found = find_images(root, ARRAY_ENDINGS)
+            self._root, self._paths, self.left_out = root, found.paths, list(found.lines())
+        if not self._paths:
+            reason = "; ".join(self.left_out) or f"no file below it ends in {one_of(ARRAY_ENDINGS)}"
             raise Mistakes(f"dataset.path={root}: no arrays in it ({reason}); give the folder that holds them")
-        self._root, self._paths, self._key = root, found.paths, config.image_column
-        self._cache_dir = cache_folder(config.cache_dir)
+        self._key, self._cache_dir = config.image_column, cache_folder(config.cache_dir)
         _check_packages(root, self._paths)
         headers = [self._header(path) for path in self._paths]
-        counts = _counts(config, dict(zip(self._paths, headers, strict=True)))
+        self._leading = _leading_axes(config, dict(zip(self._paths, headers, strict=True)))
         types = Counter(header.dtype.name for header in headers if isinstance(header, Header))
         self.dtype = dtype_of(config, types) if types else DTYPES[0]
         self._damage = {number: each for number, each in enumerate(headers) if isinstance(each, str)}
-        self._starts = np.concatenate(([0], np.cumsum([count or 1 for count in counts])))
-        self._stacks = [count is not None for count in counts]
+        self._starts = np.concatenate(([0], np.cumsum([math.prod(axes) for axes in self._leading])))
         self._no_data = [header.no_data if isinstance(header, Header) else None for header in headers]
         self._to_pixels = ToPixels.of(config, self.dtype)
         self.left_out += _notes([header for header in headers if isinstance(header, Header)], config)
 
     def _header(self, path: str) -> Header | str:
         """Or why the file cannot be read."""
-        if not os.path.isfile(self._root / path):
+        if not os.path.isfile(self._root / path) and ending_of(path) != ZARR:
             return "not a regular file"  # opening a pipe would wait for ever
         try:
-            return ARRAY_READERS[Path(path).suffix.lower()].header(self._root / path, self._key)
+            return reader_of(path).header_of(self._root / path, self._key)
         except Mistakes:
             raise
         except Exception as error:  # readers refuse by many kinds
@@ -98,31 +98,41 @@ class ArrayFolder:
 
     @property
     def fingerprint(self) -> str:
-        return f"{content_hash(self._root, self._paths, self._cache_dir)} {self._key} {self._to_pixels}"
+        return f"{content_hash(self._root, [*self._files()], self._cache_dir)} {self._key} {self._to_pixels}"
+
+    def _files(self) -> Iterator[str]:
+        """All that holds pixels, relative to the folder: a Zarr store has many files."""
+        for path in self._paths:
+            if ending_of(path) != ZARR:
+                yield path
+                continue
+            for folder, subfolders, files in os.walk(self._root / path):
+                subfolders.sort()
+                yield from (os.path.relpath(os.path.join(folder, file), self._root) for file in sorted(files))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _place(self, index: int) -> tuple[int, int | None]:
-        """The number of its file, and its own in that; None: it is the only one."""
+    def _place(self, index: int) -> tuple[int, tuple[int, ...]]:
+        """The number of its file, and where it is in the leading axes of that; (): it is the only one."""
         file = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return file, index - int(self._starts[file]) if self._stacks[file] else None
+        return file, tuple(map(int, np.unravel_index(index - int(self._starts[file]), self._leading[file])))
 
     def name(self, index: int) -> str:
-        file, item = self._place(index)
-        return self._paths[file] if item is None else f"{self._paths[file]}, image {item}"
+        file, place = self._place(index)
+        return f"{self._paths[file]}, image {','.join(map(str, place))}" if place else self._paths[file]
 
     def groups(self, by: str) -> Sequence[Hashable]:
         """Those of the files, see `path_groups`."""
         return np.repeat(np.array(path_groups(self._paths, by), dtype=object), np.diff(self._starts)).tolist()
 
     def load(self, index: int, decoder: Decoder) -> np.ndarray:
-        file, item = self._place(index)
+        file, place = self._place(index)
         if file in self._damage:
             raise BrokenImage(self._damage[file])
         path = self._root / self._paths[file]
         try:
-            array = ARRAY_READERS[path.suffix.lower()].item(path, self._key, item)
+            array = reader_of(path).item(path, self._key, place)
         except Exception as error:  # as above
             raise BrokenImage(first_line(error)) from None
         return decoder.from_array(self._to_pixels(array, self._no_data[file]))
@@ -142,7 +152,7 @@ def _notes(headers: Sequence[Header], config: "Dataset") -> Iterator[str]:
 
 def _check_packages(root: Path, paths: Sequence[str]) -> None:
     """Raises `Mistakes` if a package is missing that reads some of the files."""
-    endings = Counter(Path(path).suffix.lower() for path in paths)
+    endings = Counter(map(ending_of, paths))
     needed = {ending: ARRAY_READERS[ending].package for ending in endings}
     lines: dict[str, None] = {}
     for ending, package in needed.items():
@@ -153,26 +163,29 @@ def _check_packages(root: Path, paths: Sequence[str]) -> None:
         raise Mistakes(*lines)
 
 
-def _counts(config: "Dataset", headers: Mapping[str, Header | str]) -> list[int | None]:
-    """How many images each file holds, see `num_images`; raises `Mistakes` if files are of other channels."""
-    counts: list[int | None] = []
+def _leading_axes(config: "Dataset", headers: Mapping[str, Header | str]) -> list[tuple[int, ...]]:
+    """The axes of each file that count its images; raises `Mistakes` if files are of other channels."""
+    axes: list[tuple[int, ...]] = []
     other: list[str] = []
     for path, header in headers.items():
+        if isinstance(header, str):  # a file that cannot be read counts as one broken image
+            axes.append(())
+            continue
         try:
-            counts.append(None if isinstance(header, str) else num_images(header.shape, config.channels))
+            axes.append(header.shape[: num_leading(header.shape, config.channels)])
         except ValueError:
-            other.append(f"{path} {_shape_text(header)}")
+            other.append(f"{path} {_shape_text(header.shape)}")
     if other:
         of_all = f"{len(other):,} of {counted(len(headers), 'file')}"
         raise Mistakes(
             f"dataset.channels={config.channels}: {of_all} hold arrays of another shape ({describe(other, 3)}); an "
             "image is height x width x channels, or channels x height x width; several in one file come first"
         )
-    return counts
+    return axes
 
 
-def _shape_text(header: Header | str) -> str:
-    return header if isinstance(header, str) else "x".join(map(str, header.shape)) or "a single number"
+def _shape_text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
 
 
 class ArrayColumn(HubSource):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.formats import REMEDIES, begins_like_image, decodable
+from ddpm_train.data.paths import ZARR, ending_of
 from ddpm_train.runs.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -108,6 +109,10 @@ def find_images(root: Path, arrays: Container[str] = ()) -> ImageFiles:
                 subfolders.clear()
                 continue
             entered.add((status.st_dev, status.st_ino))
+        if ZARR in arrays:
+            stores = [name for name in subfolders if ending_of(name) == ZARR]
+            subfolders[:] = [name for name in subfolders if name not in stores]
+            files = [*files, *stores]
         subfolders.sort()
         own = _OF_A_RUN if _is_run(subfolders, files) else ()
         for name in subfolders:
@@ -129,7 +134,7 @@ def _sort_out(
 ) -> None:
     known = arrays or decodable()
     for file in files:
-        ending = os.path.splitext(file)[1].lower()
+        ending = ending_of(file)
         if file in _METADATA and reason is None:
             found.metadata.append(os.path.normpath(os.path.join(folder, file)))
         if ending not in known and ending not in REMEDIES:

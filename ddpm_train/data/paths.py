@@ -10,6 +10,22 @@ from ddpm_train.system.files import expanded
 if TYPE_CHECKING:  # its pydantic is a third of what a worker would import
     from ddpm_train.config.dataset import Dataset
 
+# Of files of arrays: those that `data.array_files` reads.
+ZARR = ".zarr"  # a folder that stands for a file
+ARRAY_ENDINGS = (
+    *(".npy", ".npz", ".tif", ".tiff", ".h5", ".hdf5", ZARR),
+    *(".fits", ".fits.gz", ".fit", ".nii", ".nii.gz", ".dcm"),
+)
+
+
+def ending_of(path: Path | str) -> str:
+    """How a file's name ends, in small letters; with the ending before it where that tells more than `.gz`."""
+    stem, ending = os.path.splitext(str(path).lower())
+    if ending != ".gz":
+        return ending
+    both = os.path.splitext(stem)[1] + ending
+    return both if both in ARRAY_ENDINGS else ending
+
 
 def _irregular(root: Path) -> str | None:
     """What is neither a file nor a folder, at that path or below it: who opens a pipe waits for its other end."""
@@ -28,8 +44,7 @@ def is_parquet(path: Path) -> bool:
 # What else a file may be that is given for a dataset, by its ending, and what to do with it.
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx")
-_READ_ARRAYS = (".npz", ".npy")
-_ARRAYS = (".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".pt", ".pth", ".tfrecord", ".tfrecords", ".mdb")
+_OTHER_ARRAYS = (".mat", ".pkl", ".pickle", ".pt", ".pth", ".tfrecord", ".tfrecords", ".mdb")
 _USES = {
     **dict.fromkeys(_PACKED, "an archive; unpack it, and give the folder with dataset=imagefolder"),
     **dict.fromkeys(
@@ -37,9 +52,9 @@ _USES = {
         "a table without images; give the folder of the images: with dataset=imagefolder for all of them, with "
         "dataset=hub for those that a metadata.csv or metadata.jsonl there names in a column file_name",
     ),
-    **dict.fromkeys(_READ_ARRAYS, "arrays; give the folder that holds them, with dataset=arrays"),
+    **dict.fromkeys(ARRAY_ENDINGS, "arrays; read them with dataset=arrays"),
     **dict.fromkeys(
-        _ARRAYS,
+        _OTHER_ARRAYS,
         "arrays, which are not read; write each image to a .npy file, and give their folder with dataset=arrays",
     ),
     ".parquet": "a parquet file; read it with dataset=hub",
@@ -51,7 +66,8 @@ def _file_use(path: Path) -> str:
     """What a file is that is no dataset, and what to do."""
     from ddpm_train.data.formats import REMEDIES, decodable  # not above: most datasets are no single files
 
-    if (ending := path.suffix.lower()) in decodable() | REMEDIES:
+    ending = ending_of(path)
+    if ending in decodable() or (ending in REMEDIES and ending not in ARRAY_ENDINGS):
         return "one image; give the folder that holds all of them, with dataset=imagefolder"
     return _USES.get(ending, "a file of no kind that is read; give a folder, or a parquet file with dataset=hub")
 
@@ -73,9 +89,8 @@ def path_mistakes(config: "Dataset") -> list[str]:
     if config.source in ("folder", "arrays"):
         if not path.exists():
             return [f"dataset.path={config.path}: no such folder"]
-        if not path.is_dir() and config.source == "arrays":
-            return [f"dataset.path={config.path}: one file; give the folder that holds it"]
-        if not path.is_dir():
+        is_array = config.source == "arrays" and path.is_file() and ending_of(path) in ARRAY_ENDINGS
+        if not path.is_dir() and not is_array:
             return [f"dataset.path={config.path}: {_file_use(path)}"]
     if config.source == "hub" and (irregular := _irregular(path)) is not None:
         return [f"dataset.path={config.path}: {irregular} is not a regular file; remove it"]
