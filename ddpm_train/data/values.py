@@ -1,12 +1,17 @@
 """What the numbers of a dataset's arrays mean for a model: given, of the type, or measured once over all of them."""
 
+import json
+from contextlib import suppress
+
 import numpy as np
 
 from ddpm_train.config.dataset import Dataset
+from ddpm_train.config.foreign import BadFile, read_json
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.config.pixels import PixelValues
+from ddpm_train.config.pixels import Bounds, PixelValues
 from ddpm_train.data.images import Images
 from ddpm_train.data.sources import Source, pixel_dtype
+from ddpm_train.system.files import write_atomic
 
 # With `percentile`: the share of the pixels that is clipped at either end, and of how many it is measured.
 _CLIPPED_SHARE = 0.001
@@ -33,13 +38,24 @@ def find_values(config: Dataset, images: Images) -> PixelValues:
     if value_range is None and dtype == "uint8":
         value_range = (0.0, 255.0)
     if value_range is None or isinstance(value_range, str):
-        low, high = _measured(images, percentile=value_range == "percentile")
+        low, high = map(np.array, _kept(images, percentile=value_range == "percentile"))
     else:
         low, high = (np.broadcast_to(np.array(each, dtype=np.float64), config.channels) for each in value_range)
     # Of a channel of one value any range shows as much; that from 0 to it fits into every type.
     flat = low >= high
     low, high = np.where(flat, np.minimum(low, 0), low), np.where(flat, np.maximum(high, low == 0), high)
     return PixelValues(dtype, tuple(low.tolist()), tuple(high.tolist()), config.stretch)  # type: ignore[arg-type]
+
+
+def _kept(images: Images, *, percentile: bool) -> tuple[Bounds, Bounds]:
+    """What was measured when the images were prepared: to read all of them again takes long."""
+    path = images.prepared.folder / ("percentiles.json" if percentile else "extremes.json")
+    with suppress(OSError, BadFile):
+        return read_json(path, tuple[Bounds, Bounds])
+    low, high = (tuple(bounds.tolist()) for bounds in _measured(images, percentile=percentile))
+    with suppress(OSError):  # of another user, who may only read it
+        write_atomic(path, json.dumps((low, high)).encode())
+    return low, high
 
 
 def _measured(images: Images, *, percentile: bool) -> tuple[np.ndarray, np.ndarray]:
