@@ -21,12 +21,15 @@ from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.config.pixels import PixelValues
 from ddpm_train.data.images import DeviceImages
 from ddpm_train.data.loader import Data, open_data
+from ddpm_train.data.overview import look_at
+from ddpm_train.data.split import hold_out
 from ddpm_train.diffusion.objective import to_model_range
-from ddpm_train.diffusion.pixels import to_model, to_physical
+from ddpm_train.diffusion.pixels import to_model, to_physical, to_uint8
 from ddpm_train.evaluation.distribution import kid_between
 from ddpm_train.evaluation.features import PixelStatistics
 from ddpm_train.models.load import load_model
-from ddpm_train.sampling.loop import to_uint8
+from ddpm_train.report.dataset import render
+from ddpm_train.sampling.export import export_onnx
 from ddpm_train.sampling.output import ImageFolder
 from ddpm_train.sampling.pipeline import load
 from ddpm_train.system.files import LFS_POINTER
@@ -139,6 +142,47 @@ def test_ranges_are_given_or_measured(write: Write) -> None:
     assert given == PixelValues("float32", (0.0, -1.0), (20.0, 20.0), "asinh")
 
 
+def test_what_was_measured_is_kept_with_the_cache(write: Write, tmp_path: Path) -> None:
+    root = write(clothes(3).astype(np.uint16))
+    measured = opened(root).values
+    (kept,) = (tmp_path / "cache").glob("*/extremes.json")
+    kept.write_text("[[3.0], [4.0]]")
+    assert opened(root).values == PixelValues("uint16", (3.0,), (4.0,))
+    kept.write_text("[[3.0]")
+    assert opened(root).values == measured and json.loads(kept.read_text())[0] == [*measured.low]
+    opened(root, value_range="percentile")
+    assert len([*(tmp_path / "cache").glob("*/percentiles.json")]) == 1
+
+
+def test_what_ddpm_data_shows_of_arrays(write: Write, tmp_path: Path) -> None:
+    """The numbers of each channel in their own units, by the range, and pictures of all channels."""
+    arrays = clothes(24, 2).astype(np.float32) * 10 + 1e6
+    arrays[3, :5, :5, 0] = np.nan
+    settings = {"channels": 2, "dtype": "auto", "resolution": 28, "num_workers": 0, "validation_fraction": 0.2}
+    settings |= {"value_range": [1e6, 1e6 + 2000], "cache_dir": str(tmp_path / "cache")}
+    overview = look_at(dataset_config("arrays", write(*arrays), **settings), progress=False)
+    facts, good = overview.facts, np.delete(arrays, 3, axis=0).astype(np.float64)
+    assert [name for name, _ in facts.broken] == ["03.npy"] and facts.kinds == {"arrays of float32": 23}
+    assert facts.chroma is None and facts.sizes == {"28": 23}
+    for channel, found in enumerate(facts.numbers):
+        own = good[..., channel]
+        assert (found.least, found.most) == (own.min(), own.max())
+        assert (found.mean, found.std) == pytest.approx((own.mean(), own.std()), rel=1e-9)
+        assert found.clipped == pytest.approx((own > 1e6 + 2000).mean()) and found.clipped > 0
+        assert sum(found.counts) == (own <= 1e6 + 2000).sum()
+    x_0 = np.moveaxis(np.clip((good - 1e6) / 1000 - 1, -1, 1), -1, 1)
+    kept = [number for number in range(23) if number not in _held_out(23, 0.2)]
+    assert facts.mean == pytest.approx(x_0[kept].mean(axis=(0, 2, 3)), abs=1e-6)
+    assert facts.std == pytest.approx(x_0[kept].std(axis=(0, 2, 3)), abs=1e-6)
+    assert overview.transform[0].pictures[0].size == (56, 28)
+    page = render(overview)
+    assert "Channel 1" in page and "% beyond the range" in page and "Before and after" not in page
+
+
+def _held_out(count: int, fraction: float) -> list[int]:
+    return hold_out(np.arange(count), fraction).held_out.tolist()
+
+
 def test_pixels_without_data_are_told_or_filled(write: Write) -> None:
     good, nan, nothing = (clothes(3)[..., 0].astype(np.float32) + np.float32(each) for each in (0, 1, 2))
     nan[1, :5], nothing[2, 3] = np.nan, -9999
@@ -234,8 +278,10 @@ def test_mistakes_are_told_in_a_line(write: Write, tmp_path: Path) -> None:
         )
     (tmp_path / "empty").mkdir()
     assert mistake(tmp_path / "empty").endswith(
-        "no arrays in it (no file below it ends in .npy, .npz, .tif or .tiff); give the folder that holds them"
+        ".fits, .fits.gz, .fit, .nii, .nii.gz or .dcm); give the folder that holds them"
     )
+    (line,) = dataset_config("arrays", tmp_path, dtype="auto", group_by="(").mistakes()
+    assert line.startswith("dataset.group_by=(: no regular expression")
     pickled = write(name="pickled")
     np.save(pickled / "a.npy", np.array([{}], dtype=object))
     assert "none of its 1 images can be read (a.npy: " in mistake(pickled)
@@ -346,6 +392,10 @@ def _samples_come_back(cli: Cli, values: PixelValues) -> bool:
     assert made.dtype == np.float32 and made.shape == (4, 8, 8, 5)
     pipeline = load(cli.folder / "outputs/scenes", mixed_precision="no")
     assert np.array_equal(pipeline.sample(4, num_inference_steps=2, output="np"), made)
+    with pytest.raises(Mistakes, match=r"^from_image=.*this model makes arrays; leave it out$"):
+        pipeline.sample(1, from_image=Image.new("RGB", (8, 8)), strength=0.5)
+    with pytest.raises(Mistakes, match=r"^format=onnx: .*, and this model makes arrays$"):
+        export_onnx(pipeline.model, cli.folder / "onnx")
     assert (made.min(axis=(0, 1, 2)) >= np.float32(values.low)).all()
     assert (made.max(axis=(0, 1, 2)) <= np.float32(values.high)).all()
     x_0 = to_model(values, torch.from_numpy(made).permute(0, 3, 1, 2))

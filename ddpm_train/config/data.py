@@ -23,8 +23,6 @@ def cross_field_mistakes(config: DataConfig) -> Iterator[str]:
         yield "dataset=null: which images? give dataset=imagefolder dataset.path=FOLDER, dataset=cifar10, …"
     else:
         yield from config.dataset.mistakes()
-        if config.dataset.dtype is not None:
-            yield f"dataset.dtype={config.dataset.dtype}: ddpm-data is for pictures of 8 bits; ddpm-train checks arrays"
 
 
 DATA = Schema(DataConfig, cross_field_mistakes)

@@ -22,12 +22,15 @@ from ddpm_train.data.decode import BrokenImage, Decoder
 from ddpm_train.data.duplicates import duplicates, near_duplicates
 from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data, open_data
+from ddpm_train.data.numbers import read_numbers
 from ddpm_train.data.pixels import Pixels, read_pixels, robust_scores
 from ddpm_train.data.spectrum import log_snr_shifts
 from ddpm_train.data.split import group_numbers
+from ddpm_train.diffusion.pixels import shown, to_uint8
 from ddpm_train.report.dataset import (
     FAR,
     Advice,
+    Channel,
     Distribution,
     Duplicates,
     Facts,
@@ -59,9 +62,9 @@ def look_at(config: Dataset, *, progress: bool) -> Overview:
     data = open_data(replace(config, max_broken_fraction=1.0), progress=progress)
     sets = [images for images in (data.train, data.validation) if images is not None]
     headers = _read_headers(sets, progress)
-    return _Gathered(
-        config, data, sets, headers, [read_pixels(images, progress=progress) for images in sets]
-    ).overview()
+    pixels = [read_pixels(images, progress=progress) for images in sets]
+    numbers = [] if data.values is None else read_numbers(sets, data.values, progress=progress)
+    return _Gathered(config, data, sets, headers, pixels, numbers).overview()
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ class _Header(Decoder):
         exif = image.getexif() if "exif" in image.info or image.format == "TIFF" else {}
         self.sides.extend((width, height) if exif.get(_ORIENTATION) in _SWAPPED else (height, width))
         return np.zeros((self.channels, *self.resolution), dtype=np.uint8)
+
+    def from_array(self, array: np.ndarray) -> np.ndarray:
+        self.kinds[f"arrays of {array.dtype}"] += 1
+        self.sides.extend(array.shape[1:])
+        return array
 
 
 @dataclass(frozen=True)
@@ -111,13 +119,14 @@ class _Gathered:
     sets: list[Images]
     headers: _Header
     pixels: list[Pixels]  # of each of `sets`
+    numbers: list[Channel]  # of each channel of arrays
 
     def overview(self) -> Overview:
         brightness, chroma = self._joined("brightness"), self._joined("chroma")
         alike = near_duplicates(self._joined("look"))
         facts = self._facts(brightness, chroma, alike)
         outliers = []
-        for what, values in (("brightness", brightness), ("chroma", chroma)):
+        for what, values in (("brightness", brightness), *([] if self.numbers else [("chroma", chroma)])):
             for number in _most_extreme(values):
                 caption = f"{self._name(number)}: {what} {values[number]:.3f}"
                 outliers.append(Shown(caption, [self._seen(number)]))
@@ -159,7 +168,8 @@ class _Gathered:
             equal=equal,
             alike=self._duplicates(not_equal),
             brightness=self._distribution(brightness),
-            chroma=self._distribution(chroma),
+            chroma=None if self.numbers else self._distribution(chroma),
+            numbers=self.numbers,
             mean=self.pixels[0].mean,
             std=self.pixels[0].std,
             schedule_shift=self._schedule_shift(),
@@ -223,13 +233,15 @@ class _Gathered:
     def _seen(self, number: int) -> Image.Image:
         """The image as the model sees it."""
         images, place = self._place(number)
-        return _picture(images.load([place])[0].numpy())
+        return _picture(shown(to_uint8(images.load([place])), images.values)[0].numpy())
 
     def _spread(self) -> list[int]:
         return np.unique(np.linspace(0, len(self.sets[0]) - 1, _SHOWN).astype(int)).tolist()
 
     def _before_and_after(self, number: int) -> Shown:
         images, place = self._place(number)
+        if images.values is not None:
+            return Shown(self._name(number), [self._seen(number)])
         original = _Thumbnail(**{**vars(images.decoder), "channels": max(3, images.decoder.channels)})
         before = images.decode(int(images.rows[place]), original)
         return Shown(self._name(number), [_picture(before), self._seen(number)])

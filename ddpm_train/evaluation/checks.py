@@ -8,6 +8,7 @@ from ddpm_train.config.evaluate import EvaluateConfig
 from ddpm_train.config.metrics import FEWEST_IMAGES, METRICS, names_needing
 from ddpm_train.config.mistakes import as_written, resolution_text
 from ddpm_train.config.parts import Sampler
+from ddpm_train.config.pixels import PixelValues
 from ddpm_train.config.registry import resolve
 from ddpm_train.data.images import Images
 from ddpm_train.data.loader import Data
@@ -58,12 +59,17 @@ def image_mistakes(config: EvaluateConfig, dataset: Dataset, data: Data, folder:
         )
 
 
-def values_mistakes(dataset: Dataset, data: Data, model: Model | None) -> Iterator[str]:
-    """A line if the numbers of the images mean something else than those of the model, or of a folder of pictures."""
-    made = None if model is None else model.values
+def values_mistakes(dataset: Dataset, data: Data, made: PixelValues | None) -> Iterator[str]:
+    """A line if the numbers of the images mean something else than those of what is scored."""
     if data.values != made:
         here, there = (each or "pictures of 8 bits" for each in (data.values, made))
         yield f"dataset.path={dataset.path}: {here}; what is scored: {there}; give images of the same kind and range"
+
+
+def folder_mistakes(config: EvaluateConfig, dataset: Dataset) -> Iterator[str]:
+    """A line if a folder of arrays cannot be measured so."""
+    if dataset.dtype is not None and names_needing("features", config.all_metrics):
+        yield from config.extractor.array_mistakes()
 
 
 def shape_mistakes(dataset: Dataset, model: Model) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """`ddpm-evaluate`: opens and checks what it is asked to compare, and carries out the evaluation."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from accelerate.state import AcceleratorState
 from ddpm_train.config.evaluate import EvaluateConfig
 from ddpm_train.config.mistakes import Mistakes
 from ddpm_train.data.loader import open_data
-from ddpm_train.evaluation.checks import image_mistakes, measurable, model_mistakes, values_mistakes
+from ddpm_train.evaluation.checks import folder_mistakes, image_mistakes, measurable, model_mistakes, values_mistakes
 from ddpm_train.evaluation.evaluation import Evaluation
 from ddpm_train.evaluation.image_folder import image_folder, open_images
 from ddpm_train.evaluation.preflight import dataset_of
@@ -49,6 +50,8 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
     scored = images = model = guide = None
     of_width = {}
     if folder is not None:
+        if mistakes := [*folder_mistakes(config, dataset)]:
+            raise Mistakes(*mistakes)
         scored = everywhere(lambda: open_images(folder, dataset, progress=workers.console.live))
         images = scored.train
     else:
@@ -60,8 +63,11 @@ def _evaluate(config: EvaluateConfig, workers: Workers) -> list[Score]:
         if mistakes := [*model_mistakes(config, dataset, model), *guide_mistakes(config.guidance, guide, model)]:
             raise Mistakes(*mistakes)
     data = everywhere(lambda: open_data(dataset, progress=workers.console.live))
+    if images is not None and images.values is not None:
+        images = replace(images, values=data.values)
     config, left_out = measurable(config, data)
-    if mistakes := [*image_mistakes(config, dataset, data, images), *values_mistakes(dataset, data, model)]:
+    made = images.values if images is not None else model.values if model is not None else None
+    if mistakes := [*image_mistakes(config, dataset, data, images), *values_mistakes(dataset, data, made)]:
         raise Mistakes(*mistakes)
     for line in [*(scored.warnings() if scored else ()), *data.warnings(), *left_out]:
         workers.console.warn(line)

@@ -14,6 +14,7 @@ from ddpm_train.config.mistakes import Mistakes, resolution_text
 from ddpm_train.data.formats import formats_of
 from ddpm_train.data.frames import sizes
 from ddpm_train.data.image_files import ImageFiles, find_images
+from ddpm_train.data.paths import ARRAY_ENDINGS
 from ddpm_train.data.sources import describe, reasons
 from ddpm_train.runs.checkpoint import MANIFEST
 from ddpm_train.runs.folder import CHECKPOINTS, CONFIG, SAMPLING
@@ -34,22 +35,27 @@ def image_folder(pipeline: str) -> Path | None:
         return None
     if (folder / SAMPLING).exists():  # whose grid is a picture of the images, and none of them
         folder = folder / "images"
-    return folder if find_images(folder).total else None
+    return folder if find_images(folder).total or find_images(folder, ARRAY_ENDINGS).paths else None
 
 
 def open_images(folder: Path, dataset: "Dataset", *, progress: bool) -> "Data":
-    """The images as the dataset's are decoded.
+    """The images as the dataset's are decoded; arrays have no range yet, which is the dataset's.
 
     Raises:
         Mistakes: they are not all of the dataset's size, or some cannot be read.
     """
     from ddpm_train.data.loader import open_data
 
-    if lines := list(_mistakes(folder, find_images(folder), dataset)):
-        raise Mistakes(*lines)
     all_of_it: dict[str, Any] = {"validation_split": None, "validation_fraction": 0.0, "max_broken_fraction": 1.0}
-    all_of_it |= {"group_by": None, "drop_duplicates": False}
-    as_dataset = replace(dataset, source="folder", path=str(folder), crop="center", cache="disk", **all_of_it)
+    all_of_it |= {"group_by": None, "drop_duplicates": False, "crop": "center", "cache": "disk"}
+    as_dataset = replace(dataset, source="folder", path=str(folder), **all_of_it)
+    if dataset.dtype is None:
+        lines = list(_mistakes(folder, find_images(folder), dataset))
+    else:
+        as_dataset = replace(as_dataset, source="arrays", image_column=None, value_range=(0.0, 1.0))
+        lines = list(_array_mistakes(folder, as_dataset))
+    if lines:
+        raise Mistakes(*lines)
     data = open_data(as_dataset, progress=progress)
     if data.broken:
         listed = describe(reasons(data.broken), separator="; ")
@@ -89,8 +95,17 @@ def made_by(pipeline: str) -> dict[str, Any]:
     }
 
 
+def _array_mistakes(folder: Path, dataset: "Dataset") -> Iterator[str]:
+    from ddpm_train.data.sizes import image_sizes
+    from ddpm_train.data.sources import open_source
+
+    yield from _size_mistakes(folder, Counter(image_sizes(open_source(dataset, ""), dataset.max_pixels)), dataset)
+
+
 def _mistakes(folder: Path, found: ImageFiles, dataset: "Dataset") -> Iterator[str]:
     """By the headers alone. What has none is named later, with what else cannot be read."""
+    if not found.total:
+        yield f"pipeline={folder}: arrays, and {dataset.path} holds pictures; give the arrays to compare with"
     if found.unreadable:
         yield f"pipeline={folder}: {found.unreadable_text}; make them anew or remove them"
     counts: Counter[tuple[int, int]] = Counter()
@@ -102,6 +117,10 @@ def _mistakes(folder: Path, found: ImageFiles, dataset: "Dataset") -> Iterator[s
                 counts.update(sizes(image, dataset.frames))
         except OSError:
             continue
+    yield from _size_mistakes(folder, counts, dataset)
+
+
+def _size_mistakes(folder: Path, counts: Counter[tuple[int, int]], dataset: "Dataset") -> Iterator[str]:
     if len(counts) > 1:
         shown = ", ".join(f"{count} of {height}x{width}" for (height, width), count in counts.most_common(3))
         yield f"pipeline={folder}: images of {len(counts)} sizes ({shown}); scores need one size"

@@ -61,7 +61,7 @@ def _open(config: RefineConfig, workers: Workers) -> Refinement:
     if lines:
         raise Mistakes(*lines)
     data = open_data(dataset, progress=workers.console.live)
-    lines = [*values_mistakes(dataset, data, model)]
+    lines = [*values_mistakes(dataset, data, model.values)]
     held_out = data.validation
     if held_out is None or len(held_out) < 2 * FEWEST_IMAGES:
         raise Mistakes(*lines, held_out_mistake(config, dataset, 0 if held_out is None else len(held_out)))

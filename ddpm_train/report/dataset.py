@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from matplotlib.axes import Axes
 from PIL import Image
 
 from ddpm_train.report.formatting import count, number
@@ -14,7 +15,8 @@ from ddpm_train.system.console import counted
 
 FAR = 3.5  # from which on a robust score is that of an outlier; Iglewicz and Hoaglin (1993)
 _TILE_SIDE = 112  # pixels
-_MOST_KINDS = 6  # of files, in the table
+_MOST_KINDS = 6  # of files and of channels, in the table
+_MOST_CHARTS = 16  # of channels
 
 T = TypeVar("T")
 
@@ -39,6 +41,19 @@ class Distribution:
     edges: list[float]  # of the bins that `counts` are of
     num_outliers: int
     outliers: list[Outlier]  # the most extreme
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The numbers of one channel of all arrays, in their own units."""
+
+    least: float
+    most: float
+    mean: float
+    std: float
+    clipped: float  # the share of them that lies beyond the range
+    counts: list[int]
+    edges: list[float]  # of the bins that `counts` are of, from the low end of the range to its high end
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,8 @@ class Facts:
     equal: Duplicates
     alike: Duplicates  # groups in which not all are equal
     brightness: Distribution
-    chroma: Distribution
+    chroma: Distribution | None  # None: they are arrays
+    numbers: list[Channel]  # of each channel of arrays
     mean: list[float]  # of each channel of the training images, in [-1, 1]
     std: list[float]
     schedule_shift: ScheduleShift | None  # None: there is nothing to suggest
@@ -137,7 +153,9 @@ def rows(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "equal", _duplicates(facts.equal)
     yield "alike", _duplicates(facts.alike)
     yield "brightness", _distribution(facts.brightness)
-    yield "chroma", _distribution(facts.chroma)
+    if facts.chroma:
+        yield "chroma", _distribution(facts.chroma)
+    yield from ((f"channel {place}", _numbers(channel)) for place, channel in enumerate(_first(facts.numbers)))
     yield "mean", ", ".join(f"{value:.3f}" for value in facts.mean) + " in [-1, 1], of each channel"
     yield "spread", ", ".join(f"{value:.3f}" for value in facts.std) + " (standard deviation)"
     if shift := facts.schedule_shift:
@@ -164,6 +182,14 @@ def _distribution(found: Distribution) -> str:
     names = ", ".join(outlier.name for outlier in found.outliers[:3])
     far = f"{counted(found.num_outliers, 'image')} far from it ({names})" if names else "no image far from it"
     return f"median {number(found.median)}; {far}"
+
+
+def _numbers(channel: Channel) -> str:
+    clipped = f"; {number(100 * channel.clipped, 2)} % beyond the range" if channel.clipped else ""
+    return (
+        f"{number(channel.least)} to {number(channel.most)}, mean {number(channel.mean)}, "
+        f"spread {number(channel.std)}{clipped}"
+    )
 
 
 def render(overview: Overview) -> str:
@@ -198,19 +224,25 @@ def _tile(picture: Image.Image) -> Image.Image:
 
 @styled
 def _charts(facts: Facts) -> list[Chart]:
-    charts = [
-        _chart("Brightness", "mean luma", facts.brightness),
-        _chart("Colourfulness", "mean chroma; 0 is grey", facts.chroma),
-    ]
+    charts = [_chart("Brightness", "mean of all channels, 0 to 1" if facts.numbers else "mean luma", facts.brightness)]
+    if facts.chroma:
+        charts.append(_chart("Colourfulness", "mean chroma; 0 is grey", facts.chroma))
     if facts.shorter_side:
         charts.append(_chart("Shorter side", "pixels", facts.shorter_side))
         charts[-1].axes.axvline(min(facts.resolution), color=COLOURS["quiet"], linestyle=(0, (4, 4)), linewidth=1)
+    for place, channel in enumerate(facts.numbers[:_MOST_CHARTS]):
+        axes = _histogram("in the units of the files", "pixels", channel)
+        charts.append(Chart(f"Channel {place}", f"{_numbers(channel)}.", axes))
     return charts
 
 
 def _chart(title: str, x_label: str, found: Distribution) -> Chart:
-    axes = new_axes(x_label, "images")
+    description = f"Half of the images lie below {number(found.median)}."
+    return Chart(title, description, _histogram(x_label, "images", found))
+
+
+def _histogram(x_label: str, y_label: str, found: Distribution | Channel) -> Axes:
+    axes = new_axes(x_label, y_label)
     axes.stairs(np.array(found.counts), found.edges, fill=True, color=CURVES[0], alpha=0.6)
     axes.set_ylim(0)
-    description = f"Half of the images lie below {number(found.median)}."
-    return Chart(title, description, axes)
+    return axes

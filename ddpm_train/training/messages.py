@@ -24,7 +24,7 @@ from ddpm_train.training.decisions import read_choice
 from ddpm_train.training.run import Run
 
 # What a dataset of each source is built on, and the keys that `ddpm-data` has no use for.
-_CHOICES = {"embedded": "fashion_tiny", "folder": "imagefolder", "hub": "hub"}
+_CHOICES = {"embedded": "fashion_tiny", "folder": "imagefolder", "hub": "hub", "arrays": "arrays"}
 _NOT_OF_IMAGES = ("chosen", "random_flip", "device_cache", "num_workers")
 
 
