@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_train.config.losses import MSE
 from ddpm_train.config.mistakes import Mistakes
-from ddpm_train.data import workers
 from ddpm_train.data.loader import Batches, Data, MicroBatch, micro_batches, open_data
 from ddpm_train.data.workers import num_workers
 from ddpm_train.diffusion.objective import Objective
@@ -165,7 +164,7 @@ def test_the_held_out_part_does_not_depend_on_the_cache_and_overlaps_nothing(wid
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataset_config("folder", "anywhere")
     for cores, processes, prepared, decoded in ((2, 1, 2, 2), (192, 1, 8, 32), (192, 8, 8, 24), (4, 8, 1, 1)):
-        monkeypatch.setattr(workers, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("ddpm_train.data.workers.num_cores", lambda cores=cores: cores)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         assert num_workers(config) == prepared
         assert num_workers(dataset_config("folder", "anywhere", cache="none")) == decoded

@@ -181,8 +181,8 @@ def test_a_fid_of_too_few_images_says_so(features: dict[str, Tensor], scored: Sc
     count = SET_SIZE + 1  # those of the extractor would take seconds
     fid = scored(few(features["second"], count), few(features["first"], count), "fid")["fid"]
     assert fid.warning == (
-        f"{SET_SIZE} images against {SET_SIZE} are too few for a covariance of {count} features: this FID is mostly bias; "
-        "take more images, or metrics=kid"
+        f"{SET_SIZE} images against {SET_SIZE} are too few for a covariance of {count} features: this FID is mostly "
+        "bias; take more images, or metrics=kid"
     )
     assert fid.name == f"fid_efficientnet_lite0_n{SET_SIZE}"
 
