@@ -33,17 +33,7 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
             "dataset.device_cache=true: needs prepared images, and dataset.cache=none keeps none; use "
             "dataset.cache=disk or dataset.device_cache=auto"
         )
-    if noise.rescale_betas_zero_snr and noise.prediction_type == "epsilon":
-        reason = "min-SNR weighs it 0/0" if config.loss.name == "min_snr" else "pure noise says nothing of x_0"
-        yield (
-            "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
-            f"({reason}); use noise_scheduler.prediction_type=v_prediction"
-        )
-    if config.loss.name == "edm" and noise.prediction_type == "epsilon":
-        yield (
-            "loss=edm: with noise_scheduler.prediction_type=epsilon the weight of pure noise has no bound; "
-            "use noise_scheduler.prediction_type=v_prediction"
-        )
+    yield from _prediction_mistakes(config)
     if train.channels_last is True and config.optimizer.is_contiguous:
         yield (
             f"train.channels_last=true: optimizer={config.optimizer.name} lays the weights out contiguously; "
@@ -63,6 +53,22 @@ def cross_field_mistakes(config: Config) -> Iterator[str]:
         yield from config.evaluation.extractor.array_mistakes("evaluation.")
     yield from config.augmentation.channel_mistakes(config.dataset.channels)
     yield from objective_mistakes(config)
+
+
+def _prediction_mistakes(config: Config) -> Iterator[str]:
+    """Where the noise cannot be predicted, or cannot be weighed so."""
+    noise = config.noise_scheduler
+    if noise.rescale_betas_zero_snr and noise.prediction_type == "epsilon":
+        reason = "min-SNR weighs it 0/0" if config.loss.name == "min_snr" else "pure noise says nothing of x_0"
+        yield (
+            "noise_scheduler.prediction_type=epsilon: with zero terminal SNR the last timestep cannot be learned "
+            f"({reason}); use noise_scheduler.prediction_type=v_prediction"
+        )
+    if config.loss.name == "edm" and noise.prediction_type == "epsilon":
+        yield (
+            "loss=edm: with noise_scheduler.prediction_type=epsilon the weight of pure noise has no bound; "
+            "use noise_scheduler.prediction_type=v_prediction"
+        )
 
 
 def _model_mistakes(config: Config) -> Iterator[str]:

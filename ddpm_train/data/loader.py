@@ -85,11 +85,8 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
     Raises:
         Mistakes: see `open_source` and `prepare`; also when a split leaves no image.
     """
-    of_config = (config.resolution, config.channels, config.background, config.crop, config.max_pixels)
-    decoder = Decoder(*of_config, config.grey_range, frames=config.frames)
     source = open_source(config, config.split)
-    greys = find_greys(source, decoder) if config.value_range is None and config.dtype is None else None
-    decoder = replace(decoder, grey_white=greys.white if greys else None)
+    decoder, greys = _decoder(config, source)
 
     def prepared(source: Source) -> Prepared:
         found = prepare(
@@ -131,6 +128,14 @@ def open_data(config: Dataset, *, progress: bool) -> Data:
         chosen,
         values,
     )
+
+
+def _decoder(config: Dataset, source: Source) -> tuple[Decoder, Greys | None]:
+    """What makes pixels of an image, and what the greys of the source were found to mean where nobody says."""
+    of_config = (config.resolution, config.channels, config.background, config.crop, config.max_pixels)
+    decoder = Decoder(*of_config, config.grey_range, frames=config.frames)
+    greys = find_greys(source, decoder) if config.value_range is None and config.dtype is None else None
+    return replace(decoder, grey_white=greys.white if greys else None), greys
 
 
 def _left_out(source: Source, prepared: Prepared) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_train.config.mistakes import Mistakes, as_written, resolution_text
-from ddpm_train.config.parts import Sampler
+from ddpm_train.config.parts import Resolution, Sampler
 from ddpm_train.config.sample import SampleConfig
 from ddpm_train.config.samplers import SAMPLERS, sampler_package_mistakes
 from ddpm_train.data.decode import MODES, BrokenImage, Decoder
@@ -165,30 +165,12 @@ def build_recipe(
         raise Mistakes(*lines)
     resolution = config.resolution or model.sample_size
     assert resolution is not None  # resolution_mistakes sees to it
-
-    def decoded(key: str, decoder: Decoder) -> Tensor:
-        path, image = getattr(config, key), (pictures or {}).get(key)
-        try:
-            array = decoder(expanded(path)) if image is None else decoder.from_image(image)
-        except BrokenImage as error:
-            raise Mistakes(f"{key}={path}: {error}; give a picture") from None
-        return torch.tensor(array).float()[None]
-
-    # As the model sees images: resized to cover, cropped at the centre, in [-1, 1].
-    as_model = ((255, 255, 255), "center", 10**9)
     picture = inpainting = None
     if config.from_image is not None:
-        picture = decoded("from_image", Decoder(resolution, model.unet.config.in_channels, *as_model)) / 127.5 - 1
+        decoder = Decoder(resolution, model.unet.config.in_channels, *_AS_MODEL)
+        picture = _decoded(config, "from_image", decoder, pictures or {}) / 127.5 - 1
     if config.inpaint is not None:
-        for_mask = MaskDecoder(resolution, 1, *as_model)
-        mask = decoded("inpaint", for_mask) > 127.5
-        if not bool(mask.any()):
-            raise Mistakes(
-                f"inpaint={config.inpaint}: nothing in this mask is white, and only white parts are painted anew; "
-                "give another mask"
-            )
-        repaint = (config.inpaint_jump_steps, config.inpaint_repeats)
-        inpainting = Inpainting(mask.float(), *repaint, for_mask.of_opacity)
+        inpainting = _inpainting(config, resolution, pictures or {})
     return Recipe(
         seed=config.seed,
         sampler=config.sampler,
@@ -199,6 +181,32 @@ def build_recipe(
         inpainting=inpainting,
         guidance=guidance_of(config.guidance, guide),
     )
+
+
+# As the model sees images: resized to cover, cropped at the centre, in [-1, 1].
+_AS_MODEL = ((255, 255, 255), "center", 10**9)
+
+
+def _inpainting(config: SampleConfig, resolution: Resolution, pictures: Mapping[str, Image.Image]) -> Inpainting:
+    """What the mask of `inpaint` asks for; raises `Mistakes` if it is none."""
+    decoder = MaskDecoder(resolution, 1, *_AS_MODEL)
+    mask = _decoded(config, "inpaint", decoder, pictures) > 127.5
+    if not bool(mask.any()):
+        raise Mistakes(
+            f"inpaint={config.inpaint}: nothing in this mask is white, and only white parts are painted anew; "
+            "give another mask"
+        )
+    return Inpainting(mask.float(), config.inpaint_jump_steps, config.inpaint_repeats, decoder.of_opacity)
+
+
+def _decoded(config: SampleConfig, key: str, decoder: Decoder, pictures: Mapping[str, Image.Image]) -> Tensor:
+    """The picture that a key names, float32 [1, C, H, W] in [0, 255]."""
+    path, image = getattr(config, key), pictures.get(key)
+    try:
+        array = decoder(expanded(path)) if image is None else decoder.from_image(image)
+    except BrokenImage as error:
+        raise Mistakes(f"{key}={path}: {error}; give a picture") from None
+    return torch.tensor(array).float()[None]
 
 
 def _sampler_mistakes(config: SampleConfig, model: Model) -> Iterator[str]:

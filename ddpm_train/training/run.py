@@ -173,11 +173,7 @@ def build_run(
     config, values, data = open_same_data(config, values, console)
     set_backends(config.train)
     objective = _objective(config, data, device)
-    unet = build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed).to(device)
-    if config.train.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if config.model.pretrained is not None and resumed is None:
-        on_main(lambda: _take_weights(unet, config, console))
+    unet = _network(config, device, console, is_new=resumed is None)
     max_steps = config.train.max_steps or _steps_of_epochs(config.train, len(data.train))
     if lines := list(config.lr_scheduler.length_mistakes(max_steps)):
         raise Mistakes(*lines)
@@ -212,6 +208,16 @@ def build_run(
         selection=on_main(lambda: read_selection(output_dir, config, resumed.step if resumed else 0)),
         clock=on_main(lambda: read_clock(output_dir, resumed.step if resumed else 0)),
     )
+
+
+def _network(config: Config, device: torch.device, console: Console, *, is_new: bool) -> UNet2DModel:
+    """The network of a run at its beginning; the weights of one that goes on come with its checkpoint."""
+    unet = build_unet(config.model, config.dataset, config.noise_scheduler, seed=config.seed).to(device)
+    if config.train.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.model.pretrained is not None and is_new:
+        on_main(lambda: _take_weights(unet, config, console))
+    return unet
 
 
 def _objective(config: Config, data: Data, device: torch.device) -> Objective:
